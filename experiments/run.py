@@ -1,0 +1,137 @@
+"""Trains a class-incremental model and reports its accuracy after every state.
+
+  python experiments/run.py                                   # scanned digits, SS-IL
+  python experiments/run.py --flagfile=quickstart.cfg --method=ft
+  python experiments/run.py --flagfile=imagenet.cfg --data_dir=DIR
+
+A flag file is looked up as given, then beside this script; later flags win. The same
+command line again continues a run that was interrupted.
+"""
+
+import dataclasses
+import pathlib
+import sys
+import textwrap
+from collections.abc import Sequence
+from typing import Any
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # so that it runs without being installed
+
+from absl import flags
+from rich.console import Console
+
+from ssil_jax import config as config_lib
+from ssil_jax import loop, parallel, report
+from ssil_jax.data import check_dataset_name
+from ssil_jax.errors import ConfigError, UserError
+from ssil_jax.methods import get_method
+
+_INTERRUPTED = 130  # what a shell reports after Ctrl-C
+
+
+def define_flags(flag_values: flags.FlagValues) -> None:
+  """A flag for each field of Config, None where it was not given."""
+  for field in dataclasses.fields(config_lib.Config):
+    define = {
+      str: flags.DEFINE_string,
+      int: flags.DEFINE_integer,
+      float: flags.DEFINE_float,
+      bool: flags.DEFINE_boolean,
+    }.get(field.type, flags.DEFINE_list)
+    define(field.name, None, field.metadata["help"], flag_values=flag_values)
+
+
+def help_text() -> str:
+  """All flags with their defaults."""
+  lines = [__doc__, "Flags:"]
+  for field in dataclasses.fields(config_lib.Config):
+    text = field.metadata["help"]
+    if field.name in config_lib.DEFAULTS and "(default" not in text:
+      default = config_lib.DEFAULTS[field.name]
+      text += f" (default: {default if default != '' else 'none'})"
+    lines += [f"  --{field.name}", textwrap.indent(textwrap.fill(text, 76), " " * 6)]
+  return "\n".join(lines)
+
+
+def find_flagfiles(argv: Sequence[str]) -> list[str]:
+  """Completes the path of each --flagfile; raises ConfigError for one not found."""
+  found, arguments = [argv[0]], iter(argv[1:])
+  for argument in arguments:
+    option, equals, name = argument.partition("=")
+    if option.lstrip("-") == "flagfile":
+      name = name if equals else next(arguments, "")
+      places = [pathlib.Path(name), ROOT / "experiments" / name]
+      path = next((place for place in places if place.is_file()), None)
+      if path is None:
+        known = sorted(p.name for p in (ROOT / "experiments").glob("*.cfg"))
+        raise ConfigError(
+          f"--flagfile={name} was not found, neither here nor in experiments/, which "
+          f"has: {', '.join(known)}"
+        )
+      argument = f"--flagfile={path}"
+    found.append(argument)
+  return found
+
+
+def parse(argv: Sequence[str]) -> config_lib.Config:
+  """The command line as a Config; raises ConfigError."""
+  flag_values = flags.FlagValues()
+  define_flags(flag_values)
+  try:
+    rest = flag_values(find_flagfiles(argv))
+  except flags.Error as error:
+    raise ConfigError(str(error)) from error
+  if len(rest) > 1:
+    raise ConfigError(f"{rest[1]!r} is not a flag: flags are written --name=value")
+  values: dict[str, Any] = flag_values.flag_values_dict()
+  values = {
+    field.name: values[field.name] for field in dataclasses.fields(config_lib.Config)
+  }
+  for name in ("milestones_first", "milestones"):
+    values[name] = _whole_numbers(name, values[name])
+  method = get_method(values["method"] or config_lib.DEFAULTS["method"])
+  config = config_lib.make_config(values, method.defaults)
+  check_dataset_name(config.dataset)
+  return config
+
+
+def _whole_numbers(name: str, items: list[str] | None) -> tuple[int, ...] | None:
+  if items is None:
+    return None
+  try:
+    return tuple(int(item) for item in items)
+  except ValueError as error:
+    raise ConfigError(
+      f"--{name}={','.join(items)} must be whole numbers with commas between"
+    ) from error
+
+
+def main(argv: Sequence[str]) -> int:
+  if any(argument.lstrip("-") in ("help", "h", "?") for argument in argv[1:]):
+    print(help_text())
+    return 0
+  console = Console(highlight=False)
+  try:
+    config = parse(argv)
+    parallel.prepare_cpu_devices(config)
+    results = loop.run(config, console)
+    workdir = config_lib.workdir_path(config)
+    page = report.write_report([workdir], workdir / "report.html")
+  except UserError as error:
+    for line in str(error).splitlines():
+      print(f"error: {line}", file=sys.stderr)
+    return error.exit_code
+  except KeyboardInterrupt:
+    print(
+      "interrupted: every finished state is saved; the same command continues",
+      file=sys.stderr,
+    )
+    return _INTERRUPTED
+  console.print(report.format_table(results))
+  console.print(f"report: {page}")
+  return 0
+
+
+if __name__ == "__main__":
+  sys.exit(main(sys.argv))

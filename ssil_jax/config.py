@@ -1,0 +1,297 @@
+"""One frozen Config of a run: the flags, their defaults, and what can be wrong with them.
+
+Every field of `Config` is a flag of `experiments/run.py` under the same name. Nothing
+below this file reads a flag; whatever a run depends on is a field here, and is saved in
+`WORKDIR/config.json`.
+"""
+
+import dataclasses
+import math
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from ssil_jax.errors import ConfigError
+
+PRECISIONS = ("float32", "bfloat16")
+SELECTIONS = ("ring",)
+AUGMENTS = ("auto", "none", "crop", "crop_flip")
+RESUMES = ("auto", "never")
+
+
+def _flag(help_text: str, *, identity: bool = True):
+  """A field with its help text; `identity=False`: may change when a run is resumed."""
+  return dataclasses.field(metadata={"help": help_text, "identity": identity})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+  """All settings of one class-incremental run; build it with `make_config`."""
+
+  dataset: str = _flag("data set: digits (embedded) or image_folder")
+  data_dir: str = _flag(
+    "folder of the data set; image_folder reads DIR/train/CLASS/* and "
+    "DIR/test/CLASS/* (or DIR/val)",
+    identity=False,
+  )
+  workdir: str = _flag(
+    "where results, plots and checkpoints go (default: runs/DATASET-METHOD)",
+    identity=False,
+  )
+  resume: str = _flag(
+    "auto: continue the run found in --workdir; never: refuse such a directory",
+    identity=False,
+  )
+  method: str = _flag("ssil (separated softmax + ratio-preserving batches) or ft")
+  num_classes: int = _flag("use only the first classes of the class order (0: all)")
+  num_states: int = _flag("number of incremental states T, the first one included")
+  initial_classes: int = _flag(
+    "classes of the first state; the others share the rest equally (0: equal states)"
+  )
+  class_order_seed: int = _flag(
+    "classes are learnt in the order numpy.random.RandomState(SEED).permutation(C)"
+  )
+  memory_size: int = _flag("exemplars kept in all, |M|: floor(M / seen) of each class")
+  selection: str = _flag("which exemplars are kept; ring: a random, balanced subset")
+  batch_size_new: int = _flag("new-class samples of a batch, N_D (ft: the whole batch)")
+  batch_size_memory: int = _flag(
+    "exemplars of a ratio-preserving batch, N_M (default: 16/32/64 for T = 20/10/5, "
+    "that is N_D divided by 8/4/2)"
+  )
+  batch_size_test: int = _flag("images of a test batch", identity=False)
+  epochs_first: int = _flag("epochs of the first state")
+  epochs: int = _flag("epochs of every later state (default: ssil 20, ft 25)")
+  milestones_first: tuple[int, ...] = _flag(
+    "epochs of the first state after which the learning rate drops tenfold "
+    "(default: at 40% and 80%)"
+  )
+  milestones: tuple[int, ...] = _flag(
+    "the same for every later state (default: at 40% and 80%)"
+  )
+  learning_rate: float = _flag(
+    "learning rate of state 1; state t starts with 1/t of it"
+  )
+  momentum: float = _flag("Nesterov momentum")
+  reset_momentum: bool = _flag("start every state with zero momentum")
+  weight_decay: float = _flag("weight decay, added to the gradient of every parameter")
+  width: int = _flag("channels of ResNet-18's first stage")
+  precision: str = _flag("what the network computes in: float32 or bfloat16")
+  image_size: int = _flag(
+    "side of the square network input in pixels (0: the data set's own). Up to 64, "
+    "images stay on the device and the network starts with a 3x3 convolution; above, "
+    "they are streamed and it starts with 7x7/2 and a max-pool"
+  )
+  augment: str = _flag(
+    "training images: none, crop, crop_flip, or auto (crop for digits, else crop_flip)"
+  )
+  seed: int = _flag("initial weights, batches, augmentation and exemplars")
+  num_devices: int = _flag(
+    "devices to train on (0: every accelerator, or as many virtual CPU devices as "
+    "there are cores and the batch sizes allow)",
+    identity=False,
+  )
+  log_every: int = _flag("steps between two lines of metrics.jsonl")
+
+
+# What the paper uses for every data set and method (section 6.2), or what it leaves to us.
+# A field that is absent here follows another one: see `make_config`.
+DEFAULTS: Mapping[str, Any] = {
+  "dataset": "digits",
+  "data_dir": "",
+  "resume": "auto",
+  "method": "ssil",
+  "num_classes": 0,
+  "num_states": 10,
+  "initial_classes": 0,
+  "class_order_seed": 0,
+  "memory_size": 10_000,
+  "selection": "ring",
+  "batch_size_new": 128,
+  "batch_size_test": 256,
+  "epochs_first": 100,
+  "learning_rate": 0.1,
+  "momentum": 0.9,
+  "reset_momentum": True,
+  "weight_decay": 1e-4,
+  "width": 64,
+  "precision": "float32",
+  "image_size": 0,
+  "augment": "auto",
+  "seed": 0,
+  "num_devices": 0,
+  "log_every": 50,
+}
+
+
+def paper_milestones(epochs: int) -> tuple[int, ...]:
+  """Epochs after which the rate drops: 40 and 80 of 100, 8 and 16 of 20, 10 and 20 of 25."""
+  return tuple(dict.fromkeys(e for e in (epochs * 2 // 5, epochs * 4 // 5) if e > 0))
+
+
+def paper_batch_size_memory(batch_size_new: int, num_states: int) -> int:
+  """N_M by N_D and T: N_D / 8, 4, 2 for T = 20, 10, 5 (section 6.2), between for others."""
+  ratio = min(8.0, max(2.0, 0.4 * num_states))
+  return max(1, round(batch_size_new / ratio))
+
+
+def make_config(
+  values: Mapping[str, Any], method_defaults: Mapping[str, Any]
+) -> Config:
+  """Fills in what was not given and checks the whole.
+
+  Args:
+    values: field name -> value, None where the default is wanted.
+    method_defaults: the hyperparameters that the paper ties to the method.
+
+  Returns:
+    The complete Config.
+
+  Raises:
+    ConfigError: with one line for every mistake that shows without looking at data.
+  """
+  given = {name: value for name, value in values.items() if value is not None}
+  full = {**DEFAULTS, **method_defaults, **given}
+  full.setdefault("workdir", f"runs/{full['dataset']}-{full['method']}")
+  full.setdefault("milestones_first", paper_milestones(full["epochs_first"]))
+  full.setdefault("milestones", paper_milestones(full["epochs"]))
+  full.setdefault(
+    "batch_size_memory",
+    paper_batch_size_memory(full["batch_size_new"], full["num_states"]),
+  )
+  config = Config(**full)
+  validate(config)
+  return config
+
+
+def validate(config: Config) -> None:
+  """Raises ConfigError, a line for each mistake that shows in the values alone."""
+  mistakes = [
+    *_number_mistakes(config),
+    *_choice_mistakes(config),
+    *_milestone_mistakes(config, "milestones_first", "epochs_first"),
+    *_milestone_mistakes(config, "milestones", "epochs"),
+  ]
+  if config.initial_classes and config.num_states == 1:
+    mistakes.append(
+      "--initial_classes needs --num_states of 2 or more; with one state, leave it at 0"
+    )
+  if mistakes:
+    raise ConfigError("\n".join(mistakes))
+
+
+def validate_with_data(config: Config, new_records_by_state: Mapping[int, int]) -> None:
+  """Checks what needs the data set, still before any training.
+
+  Args:
+    config: a valid Config whose classes were dealt out to states.
+    new_records_by_state: state (1..T) -> training images of its new classes.
+
+  Raises:
+    ConfigError: a state has too few images to fill one batch.
+  """
+  for state, records in new_records_by_state.items():
+    if records < config.batch_size_new:
+      raise ConfigError(
+        f"state {state} has {records} new training images, fewer than one batch of "
+        f"--batch_size_new={config.batch_size_new}: lower it, or use fewer states"
+      )
+
+
+def validate_with_devices(config: Config, num_devices: int) -> None:
+  """Raises ConfigError unless every device can get the same share of a batch."""
+  mistakes = [
+    f"--{name}={getattr(config, name)} cannot be shared equally by {num_devices} "
+    f"devices: use a multiple of {num_devices}, or set --num_devices"
+    for name in ("batch_size_new", "batch_size_memory")
+    if getattr(config, name) % num_devices
+  ]
+  if mistakes:
+    raise ConfigError("\n".join(mistakes))
+
+
+_AT_LEAST = {
+  "num_classes": 0,
+  "num_states": 1,
+  "initial_classes": 0,
+  "class_order_seed": 0,
+  "memory_size": 1,
+  "batch_size_new": 1,
+  "batch_size_memory": 1,
+  "batch_size_test": 1,
+  "epochs_first": 1,
+  "epochs": 1,
+  "momentum": 0,
+  "weight_decay": 0,
+  "width": 1,
+  "image_size": 0,
+  "seed": 0,
+  "num_devices": 0,
+  "log_every": 1,
+}
+
+
+def _number_mistakes(config: Config) -> list[str]:
+  mistakes = []
+  for name, least in _AT_LEAST.items():
+    value = getattr(config, name)
+    if not math.isfinite(value) or value < least:
+      mistakes.append(f"--{name}={value} must be {least} or more")
+  if not math.isfinite(config.learning_rate) or config.learning_rate <= 0:
+    mistakes.append(f"--learning_rate={config.learning_rate} must be above 0")
+  if config.momentum >= 1:
+    mistakes.append(f"--momentum={config.momentum} must be below 1")
+  if 0 < config.image_size < 8:
+    mistakes.append(
+      f"--image_size={config.image_size} is too small: use 8 or more, or 0 for the "
+      "data set's own"
+    )
+  for name in ("class_order_seed", "seed"):
+    if getattr(config, name) >= 2**32:
+      mistakes.append(f"--{name}={getattr(config, name)} must be below 2**32")
+  return mistakes
+
+
+def _choice_mistakes(config: Config) -> list[str]:
+  choices = {
+    "precision": PRECISIONS,
+    "selection": SELECTIONS,
+    "augment": AUGMENTS,
+    "resume": RESUMES,
+  }
+  return [
+    f"--{name}={getattr(config, name)} is unknown; choose from: {', '.join(known)}"
+    for name, known in choices.items()
+    if getattr(config, name) not in known
+  ]
+
+
+def _milestone_mistakes(config: Config, name: str, epochs_name: str) -> list[str]:
+  milestones, epochs = getattr(config, name), getattr(config, epochs_name)
+  rising = all(a < b for a, b in zip(milestones, milestones[1:], strict=False))
+  if rising and all(0 < m < epochs for m in milestones):
+    return []
+  shown = ",".join(map(str, milestones))
+  return [f"--{name}={shown} must rise and lie between 0 and --{epochs_name}={epochs}"]
+
+
+def to_json(config: Config) -> dict[str, Any]:
+  """The Config as JSON types, for `WORKDIR/config.json`."""
+  return {
+    name: list(value) if isinstance(value, tuple) else value
+    for name, value in dataclasses.asdict(config).items()
+  }
+
+
+def differences(config: Config, saved: Mapping[str, Any]) -> list[str]:
+  """What in a saved config.json makes it another run: one line per differing field."""
+  now = to_json(config)
+  return [
+    f"--{field.name}: {saved.get(field.name)!r} there, {now[field.name]!r} now"
+    for field in dataclasses.fields(Config)
+    if field.metadata["identity"] and saved.get(field.name) != now[field.name]
+  ]
+
+
+def workdir_path(config: Config) -> pathlib.Path:
+  """The work directory as an absolute path (orbax takes no relative ones)."""
+  return pathlib.Path(config.workdir).expanduser().resolve()

@@ -1,0 +1,51 @@
+"""Augmentation on the device: uint8 images to the network's input.
+
+Every example's randomness follows from its position in the global batch, so that any
+number of devices sees the same images.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class Augmentation(NamedTuple):
+  """What happens to a training image on the device."""
+
+  max_shift: int  # pixels of zero padding on each side, from which a random crop is cut
+  flip: bool  # mirror every second image
+
+
+def to_float(images: jax.Array) -> jax.Array:
+  """uint8 [B, S, S, 3] to float32 in [0, 1]."""
+  return images.astype(jnp.float32) / 255.0
+
+
+def augment(
+  images: jax.Array, key: jax.Array, positions: jax.Array, augmentation: Augmentation
+) -> jax.Array:
+  """Random shift and flip.
+
+  Args:
+    images: uint8 [B, S, S, 3].
+    key: of the step.
+    positions: int32 [B], of the examples in the global batch.
+    augmentation: what to do.
+
+  Returns:
+    uint8 [B, S, S, 3].
+  """
+  pad, size = augmentation.max_shift, images.shape[1]
+
+  def one(image, position):
+    shift_key, flip_key = jax.random.split(jax.random.fold_in(key, position))
+    if pad:
+      image = jnp.pad(image, ((pad, pad), (pad, pad), (0, 0)))
+      top, left = jax.random.randint(shift_key, (2,), 0, 2 * pad + 1)
+      image = jax.lax.dynamic_slice(image, (top, left, 0), (size, size, 3))
+    if augmentation.flip:
+      image = jnp.where(jax.random.bernoulli(flip_key), image[:, ::-1], image)
+    return image
+
+  return jax.vmap(one)(images, positions)

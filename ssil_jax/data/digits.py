@@ -1,0 +1,33 @@
+"""The embedded data set: 1,797 scanned digits of 8x8 pixels that ship with scikit-learn.
+
+E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI Machine Learning
+Repository, 1998 (https://doi.org/10.24432/C50P49).
+"""
+
+import numpy as np
+import sklearn.datasets
+
+from ssil_jax.config import Config
+from ssil_jax.data.dataset import Source, Split
+
+
+def open_digits(config: Config) -> Source:
+  """Every fifth image of each digit is held out for testing: 1,434 train, 363 test."""
+  del config  # embedded: there is no folder to look in
+  digits = sklearn.datasets.load_digits()
+  gray = np.round(digits.images * (255 / 16)).astype(np.uint8)  # 0..16 as scanned
+  images = np.repeat(gray[..., None], 3, axis=-1)
+  labels = digits.target.astype(np.int32)
+  place_in_class = np.zeros(len(labels), np.int64)
+  for digit in range(10):
+    of_digit = labels == digit
+    place_in_class[of_digit] = np.arange(of_digit.sum())
+  test = place_in_class % 5 == 0
+  return Source(
+    class_names=tuple(str(name) for name in digits.target_names),
+    train=Split(images[~test], labels[~test]),
+    test=Split(images[test], labels[test]),
+    image_size=8,
+    flip=False,
+    ignored_files=0,
+  )

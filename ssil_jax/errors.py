@@ -1,0 +1,25 @@
+"""Errors that a user can act on. `experiments/run.py` prints them as one line each."""
+
+
+class UserError(Exception):
+  """Something to be mended by whoever started the run; each line stands alone."""
+
+  exit_code = 2
+
+
+class ConfigError(UserError):
+  """A flag, or several flags together, ask for what cannot be done."""
+
+
+class DataError(UserError):
+  """A file or folder of the data set is missing, empty or unreadable."""
+
+
+class WorkdirError(UserError):
+  """The work directory holds another run, or one that cannot be continued."""
+
+
+class DivergedError(UserError):
+  """The loss is no longer a finite number."""
+
+  exit_code = 3

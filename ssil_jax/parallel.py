@@ -1,0 +1,101 @@
+"""Devices: the only file that maps a step over them, or moves arrays to and from them.
+
+Everything on the devices has a leading axis over them: one copy a device of parameters,
+images and scalars, one share a device of a batch. `jax.pmap` with that one layout works
+with donation on one host and on many.
+"""
+
+import functools
+import math
+import os
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from ssil_jax import step as step_lib
+from ssil_jax.config import Config, validate_with_devices
+from ssil_jax.errors import ConfigError
+
+
+def prepare_cpu_devices(config: Config) -> None:
+  """Splits a CPU into virtual devices; call it before anything else touches jax.
+
+  XLA runs much of a training step on one thread per device, so several devices use a CPU
+  better than one (benchmarks/README.md). Without --num_devices it is one a core, or fewer
+  if the batch sizes are not multiples of that. Accelerators are not affected.
+  """
+  cores = len(os.sched_getaffinity(0))
+  shared = math.gcd(config.batch_size_new, config.batch_size_memory)
+  automatic = max(n for n in range(1, cores + 1) if shared % n == 0)
+  jax.config.update("jax_num_cpu_devices", config.num_devices or automatic)
+
+
+def choose_devices(config: Config) -> Mesh:
+  """The devices to train on, as a mesh of one axis.
+
+  Raises:
+    ConfigError: there are fewer devices than asked for, or the batch sizes cannot be
+      shared equally.
+  """
+  available = jax.devices()
+  if config.num_devices > len(available):
+    raise ConfigError(
+      f"--num_devices={config.num_devices}, but there are only {len(available)} "
+      f"{available[0].platform} devices"
+    )
+  devices = available[: config.num_devices or len(available)]
+  validate_with_devices(config, len(devices))
+  return Mesh(np.asarray(devices), (step_lib.AXIS,))
+
+
+def replicate(tree: Any, mesh: Mesh) -> Any:
+  """A copy of every host array for each device: leaves become [num_devices, ...]."""
+  return shard(
+    jax.tree.map(lambda x: np.broadcast_to(x, (mesh.size, *np.shape(x))), tree), mesh
+  )
+
+
+def shard(tree: Any, mesh: Mesh) -> Any:
+  """Puts host arrays [num_devices, ...] on the devices, without waiting for it."""
+  return jax.device_put(tree, NamedSharding(mesh, PartitionSpec(step_lib.AXIS)))
+
+
+def fetch(tree: Any) -> Any:
+  """Host copies of arrays that are the same on every device; waits for them."""
+  # Indexing a mapped array would gather it from all devices first.
+  one_device = jax.tree.map(lambda x: x.addressable_shards[0].data, tree)
+  return jax.tree.map(lambda x: x[0], jax.device_get(one_device))
+
+
+def map_train_step(model: step_lib.Model, mesh: Mesh) -> Callable:
+  """`step.train_step` over all devices; the old state's buffers are donated."""
+  return jax.pmap(
+    functools.partial(step_lib.train_step, model=model),
+    axis_name=step_lib.AXIS,
+    devices=list(mesh.devices),
+    donate_argnums=0,
+  )
+
+
+def map_eval_step(model: step_lib.Model, mesh: Mesh) -> Callable:
+  """`step.eval_step` over all devices."""
+  return jax.pmap(
+    functools.partial(step_lib.eval_step, model=model),
+    axis_name=step_lib.AXIS,
+    devices=list(mesh.devices),
+  )
+
+
+def describe(mesh: Mesh) -> dict[str, Any]:
+  """The hardware and versions of a run, for results.json."""
+  first = mesh.devices[0]
+  return {
+    "device": first.device_kind,
+    "platform": first.platform,
+    "num_devices": mesh.size,
+    "num_processes": jax.process_count(),
+    "jax": jax.__version__,
+  }

@@ -1,0 +1,112 @@
+"""ResNet-18 in Flax linen (He et al. 2016, https://arxiv.org/abs/1512.03385, table 1).
+
+Two stems: 7x7/2 and a 3x3/2 max-pool for large images, a single 3x3/1 convolution for
+images of up to 64 pixels, as is usual for CIFAR. Padding, initial values and BatchNorm
+settings are those of torchvision, the framework of the reference runs; one thing differs:
+Flax keeps the biased batch variance in its running statistics.
+"""
+
+import functools
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+SMALL_IMAGE = 64  # pixels; up to here, the small stem and images on the device
+
+_conv_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+# U(-1/sqrt(fan_in), 1/sqrt(fan_in)), whose variance is 1 / (3 fan_in).
+_head_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+
+class Outputs(NamedTuple):
+  """What the network says of a batch."""
+
+  features: jax.Array  # float32 [B, 8 * width], the input of the head
+  logits: jax.Array  # float32 [B, num_classes]
+
+
+class ResNet18(nn.Module):
+  """ResNet-18 with a linear head over all classes there will ever be.
+
+  Attributes:
+    num_classes: columns of the head.
+    width: channels of the first stage; each later stage has twice as many.
+    small_images: 3x3 stem without max-pool.
+    dtype: of the computation; parameters and BatchNorm statistics are float32.
+    axis_name: devices over which BatchNorm takes its batch statistics, None for one.
+  """
+
+  num_classes: int
+  width: int = 64
+  small_images: bool = False
+  dtype: jnp.dtype = jnp.float32
+  axis_name: str | None = None
+
+  @nn.compact
+  def __call__(self, images: jax.Array, *, train: bool) -> Outputs:
+    """Args: images: float [B, S, S, 3]; train: use and update batch statistics."""
+    conv = functools.partial(
+      nn.Conv, use_bias=False, kernel_init=_conv_init, dtype=self.dtype
+    )
+    norm = functools.partial(
+      nn.BatchNorm,
+      use_running_average=not train,
+      momentum=0.9,
+      epsilon=1e-5,
+      dtype=self.dtype,
+      axis_name=self.axis_name if train else None,
+    )
+    x = images.astype(self.dtype)
+    if self.small_images:
+      x = conv(self.width, (3, 3), padding=1, name="stem_conv")(x)
+      x = nn.relu(norm(name="stem_norm")(x))
+    else:
+      x = conv(self.width, (7, 7), strides=2, padding=3, name="stem_conv")(x)
+      x = nn.relu(norm(name="stem_norm")(x))
+      x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+    for stage in range(4):
+      for block in range(2):
+        x = BasicBlock(
+          channels=self.width * 2**stage,
+          strides=2 if stage > 0 and block == 0 else 1,
+          conv=conv,
+          norm=norm,
+          name=f"stage{stage + 1}_block{block + 1}",
+        )(x)
+    features = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
+    logits = nn.Dense(
+      self.num_classes,
+      kernel_init=_head_init,
+      bias_init=_head_bias_init(features.shape[-1]),
+      name="head",
+    )(features)
+    return Outputs(features, logits)
+
+
+class BasicBlock(nn.Module):
+  """Two 3x3 convolutions and a shortcut, projected where the shape changes."""
+
+  channels: int
+  strides: int
+  conv: functools.partial
+  norm: functools.partial
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    y = self.conv(self.channels, (3, 3), strides=self.strides, padding=1, name="conv1")(
+      x
+    )
+    y = nn.relu(self.norm(name="norm1")(y))
+    y = self.conv(self.channels, (3, 3), padding=1, name="conv2")(y)
+    y = self.norm(name="norm2")(y)
+    if x.shape != y.shape:
+      x = self.conv(self.channels, (1, 1), strides=self.strides, name="project_conv")(x)
+      x = self.norm(name="project_norm")(x)
+    return nn.relu(x + y)
+
+
+def _head_bias_init(fan_in: int):
+  bound = fan_in**-0.5
+  return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound)

@@ -1,0 +1,120 @@
+"""The incremental states: which classes each one adds and how it is trained. Pure.
+
+Classes are intervals: labels are mapped to their place in the class order when data is
+read, so that in any state the old classes are `[0, num_old)` and the new ones
+`[num_old, num_seen)`.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from ssil_jax.config import Config
+from ssil_jax.errors import ConfigError
+from ssil_jax.sampling import Sampling
+
+
+class Phase(NamedTuple):
+  """A stretch of training with one way to draw batches and one learning-rate schedule."""
+
+  sampling: Sampling
+  epochs: int
+  learning_rate: float
+  milestones: tuple[int, ...]  # epochs done when the rate is multiplied by `drop`
+  drop: float
+
+  def learning_rate_at(self, epoch: int) -> float:
+    """The learning rate of an epoch, counted from 0."""
+    return self.learning_rate * self.drop ** sum(epoch >= m for m in self.milestones)
+
+
+class IncrementalState(NamedTuple):
+  """State t of T: its class ranges and its training phases."""
+
+  index: int  # t, from 1
+  num_old: int  # classes [0, num_old) were learnt in earlier states
+  num_seen: int  # classes [num_old, num_seen) are new in this one
+  phases: tuple[Phase, ...]
+
+
+def class_order(num_available: int, *, num_classes: int, seed: int) -> np.ndarray:
+  """The order in which classes are learnt.
+
+  Args:
+    num_available: classes of the data set.
+    num_classes: how many of them to use, 0 for all.
+    seed: of `numpy.random.RandomState`, whose `permutation` other CIL code uses as well.
+
+  Returns:
+    int64 [num_classes]: the data set's own class numbers in the order of learning.
+
+  Raises:
+    ConfigError: the data set has fewer classes.
+  """
+  if num_classes > num_available:
+    raise ConfigError(
+      f"--num_classes={num_classes}, but the data set has only {num_available} classes"
+    )
+  order = np.random.RandomState(seed).permutation(num_available)
+  return order[: num_classes or num_available]
+
+
+def class_boundaries(
+  num_classes: int, *, num_states: int, initial_classes: int
+) -> tuple[int, ...]:
+  """The classes seen before state 1, after state 1, ..., after state T.
+
+  Raises:
+    ConfigError: the classes cannot be dealt out equally.
+  """
+  if not initial_classes:
+    if num_classes % num_states:
+      raise ConfigError(
+        f"{num_classes} classes cannot be divided into --num_states={num_states} equal "
+        "states: change it, or give --initial_classes or --num_classes"
+      )
+    step = num_classes // num_states
+    return tuple(range(0, num_classes + 1, step))
+  rest, later = num_classes - initial_classes, num_states - 1
+  if rest < later or rest % later:
+    raise ConfigError(
+      f"--initial_classes={initial_classes} of {num_classes} classes leaves {rest}, which "
+      f"cannot be divided into {later} equal later states (--num_states={num_states})"
+    )
+  return (0, *range(initial_classes, num_classes + 1, rest // later))
+
+
+def schedule(
+  config: Config,
+  num_classes: int,
+  phases: Callable[[Config, int], tuple[Phase, ...]],
+) -> tuple[IncrementalState, ...]:
+  """Deals the classes out to T states, each with the phases of the method.
+
+  Args:
+    config: the run's settings.
+    num_classes: classes in use.
+    phases: (config, t) -> the phases of state t.
+
+  Raises:
+    ConfigError: the classes cannot be dealt out, or the memory is too small for them.
+  """
+  if config.memory_size < num_classes:
+    raise ConfigError(
+      f"--memory_size={config.memory_size} cannot hold one exemplar of each of the "
+      f"{num_classes} classes: use {num_classes} or more"
+    )
+  bounds = class_boundaries(
+    num_classes, num_states=config.num_states, initial_classes=config.initial_classes
+  )
+  return tuple(
+    IncrementalState(t, bounds[t - 1], bounds[t], phases(config, t))
+    for t in range(1, config.num_states + 1)
+  )
+
+
+def state_of_class(states: tuple[IncrementalState, ...]) -> np.ndarray:
+  """int32 [num_classes]: the position (from 0) of the state that introduced each class."""
+  sizes = [state.num_seen - state.num_old for state in states]
+  return np.repeat(np.arange(len(states), dtype=np.int32), sizes)
