@@ -245,23 +245,24 @@ def _train_phase(
   steps_per_epoch = phase.sampling.steps_per_epoch(pool, config.batch_size_new)
   num_steps = phase.epochs * steps_per_epoch
   first_step = int(parallel.fetch(train_state.step))
-  pending, window_started = [], time.monotonic()
+  pending, reported, window_started = [], 0, time.monotonic()
 
-  def close_window(steps_in_phase: int) -> None:
-    """Reports the oldest `log_every` steps, or all that are left."""
-    nonlocal window_started
-    window = parallel.fetch(pending[: config.log_every])
-    del pending[: config.log_every]
+  def close_window(num_steps: int) -> None:
+    """Reports the oldest pending steps."""
+    nonlocal window_started, reported
+    window = parallel.fetch(pending[:num_steps])
+    del pending[:num_steps]
+    reported += num_steps
     now = time.monotonic()
     images = len(window) * math.prod(batch.labels.shape)
     record = {
       "state": state.index,
       "phase": phase_index,
-      "epoch": -(-steps_in_phase // steps_per_epoch),
-      "step": first_step + steps_in_phase,
+      "epoch": -(-reported // steps_per_epoch),
+      "step": first_step + reported,
       "loss": float(np.mean([m["loss"] for m in window])),
       "top1": float(np.mean([m["top1"] for m in window])),
-      "learning_rate": phase.learning_rate_at((steps_in_phase - 1) // steps_per_epoch),
+      "learning_rate": phase.learning_rate_at((reported - 1) // steps_per_epoch),
       "images_per_second": images / (now - window_started),
     }
     window_started = now
@@ -280,7 +281,6 @@ def _train_phase(
       images_per_second=record["images_per_second"],
     )
 
-  reported = 0
   for index, batch in enumerate(feed.prefetched(make_batch, num_steps)):
     epoch, place = divmod(index, steps_per_epoch)
     if place == 0:
@@ -296,11 +296,8 @@ def _train_phase(
     pending.append(step_metrics)
     # One window behind, so that reading it does not wait for the step just sent.
     if len(pending) == 2 * config.log_every:
-      reported += config.log_every
-      close_window(reported)
-  while pending:
-    reported += len(pending[: config.log_every])
-    close_window(reported)
+      close_window(config.log_every)
+  close_window(len(pending))
   return train_state
 
 
