@@ -1,4 +1,4 @@
-"""Compares finished runs: a table on the terminal and a page with figures.
+"""Compares runs: a table on the terminal and a page with figures.
 
 Example:
   python experiments/compare.py --workdir=runs/digits-ft --workdir=runs/digits-ssil
@@ -6,65 +6,62 @@ Example:
 
 import pathlib
 import sys
+from collections.abc import Sequence
 
-from absl import app, flags
+import command_line
+from absl import flags
 from rich.console import Console
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+from ssil_jax import report, tables
+from ssil_jax.errors import ConfigError, UserError
+from ssil_jax.results import load_run
 
-from ssil_jax import report
-from ssil_jax.errors import UserError
-
-_WORKDIR = flags.DEFINE_multi_string(
-  "workdir", None, "work directory of a run; give the flag once for every run"
-)
-_OUTPUT = flags.DEFINE_string(
-  "output",
-  "report.html",
+_WORKDIR_HELP = "work directory of a run; give the flag once for every run"
+_OUTPUT_HELP = (
   "where to write the page: a file ending in .html, or a folder that gets report.html; "
-  "figures are also saved as PNG files in the folder figures beside it",
+  "figures are also saved as PNG files in the folder figures beside it "
+  "(default: report.html)"
 )
 
 
-def main(argv: list[str]) -> int:
+def help_text() -> str:
+  """All flags."""
+  helps = {"workdir": _WORKDIR_HELP, "output": _OUTPUT_HELP}
+  flags_help = [command_line.flag_help(name, text) for name, text in helps.items()]
+  return "\n".join([__doc__, "Flags:", *flags_help])
+
+
+def parse(argv: Sequence[str]) -> tuple[list[pathlib.Path], pathlib.Path]:
+  """The work directories and the page from the command line; raises ConfigError."""
+  flag_values = flags.FlagValues()
+  flags.DEFINE_multi_string("workdir", [], _WORKDIR_HELP, flag_values=flag_values)
+  flags.DEFINE_string("output", "report.html", _OUTPUT_HELP, flag_values=flag_values)
+  command_line.read_flags(flag_values, argv)
+  if not flag_values.workdir:
+    raise ConfigError("--workdir is missing: give it once for every run to compare")
+  workdirs = [pathlib.Path(workdir).expanduser() for workdir in flag_values.workdir]
+  output = pathlib.Path(flag_values.output).expanduser()
+  return workdirs, output if output.suffix == ".html" else output / "report.html"
+
+
+def main(argv: Sequence[str]) -> int:
   """Returns the exit code."""
+  if command_line.wants_help(argv):
+    print(help_text())
+    return 0
   try:
-    output = _output_path(argv)
-    workdirs = [pathlib.Path(workdir).expanduser() for workdir in _WORKDIR.value]
-    runs = [report.load_run(workdir) for workdir in workdirs]
+    workdirs, output = parse(argv)
+    runs = [load_run(workdir) for workdir in workdirs]
     report.write_report(workdirs, output)
   except UserError as error:
-    return _fail(str(error), error.exit_code)
+    return command_line.print_error(error)
   console = Console()
-  console.print(report.comparison_table(runs))
-  for line in (report.comparability_note(runs), f"report: {output.resolve()}"):
+  console.print(tables.comparison_table(runs))
+  for line in (tables.comparability_note(runs), f"report: {output.resolve()}"):
     if line:
       console.print(line, markup=False, highlight=False, soft_wrap=True)
   return 0
 
 
-def _output_path(argv: list[str]) -> pathlib.Path:
-  """The page's path from the flags; raises UserError for what flags cannot say."""
-  if argv[1:]:
-    raise UserError(f"unexpected argument {argv[1]!r}: put --workdir= before a folder")
-  if not _WORKDIR.value:
-    raise UserError("--workdir is missing: give it once for every run to compare")
-  output = pathlib.Path(_OUTPUT.value).expanduser()
-  return output if output.suffix == ".html" else output / "report.html"
-
-
-def _fail(message: str, exit_code: int) -> int:
-  for line in message.splitlines():
-    print(f"error: {line}", file=sys.stderr)
-  return exit_code
-
-
-def _parse_flags(argv: list[str]) -> list[str]:
-  try:
-    return flags.FLAGS(argv)
-  except flags.Error as error:
-    sys.exit(_fail(" ".join(str(error).split()), UserError.exit_code))
-
-
 if __name__ == "__main__":
-  app.run(main, flags_parser=_parse_flags)
+  sys.exit(main(sys.argv))

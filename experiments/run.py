@@ -1,7 +1,7 @@
 """Trains a class-incremental model and reports its accuracy after every state.
 
-  python experiments/run.py                                   # scanned digits, SS-IL
   python experiments/run.py --flagfile=quickstart.cfg --method=ft
+  python experiments/run.py --flagfile=cifar100.cfg --dataset=image_folder --data_dir=DIR
   python experiments/run.py --flagfile=imagenet.cfg --data_dir=DIR
 
 A flag file is looked up as given, then beside this script; later flags win. The same
@@ -11,22 +11,20 @@ command line again continues a run that was interrupted.
 import dataclasses
 import pathlib
 import sys
-import textwrap
 from collections.abc import Sequence
 from typing import Any
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # so that it runs without being installed
-
+import command_line
 from absl import flags
 from rich.console import Console
 
 from ssil_jax import config as config_lib
-from ssil_jax import loop, parallel, report
+from ssil_jax import loop, parallel, report, tables
 from ssil_jax.data import check_dataset_name
 from ssil_jax.errors import ConfigError, UserError
 from ssil_jax.methods import get_method
 
+_FLAGFILES = pathlib.Path(__file__).resolve().parent
 _INTERRUPTED = 130  # what a shell reports after Ctrl-C
 
 
@@ -50,7 +48,7 @@ def help_text() -> str:
     if field.name in config_lib.DEFAULTS and "(default" not in text:
       default = config_lib.DEFAULTS[field.name]
       text += f" (default: {default if default != '' else 'none'})"
-    lines += [f"  --{field.name}", textwrap.indent(textwrap.fill(text, 76), " " * 6)]
+    lines.append(command_line.flag_help(field.name, text))
   return "\n".join(lines)
 
 
@@ -61,10 +59,10 @@ def find_flagfiles(argv: Sequence[str]) -> list[str]:
     option, equals, name = argument.partition("=")
     if option.lstrip("-") == "flagfile":
       name = name if equals else next(arguments, "")
-      places = [pathlib.Path(name), ROOT / "experiments" / name]
+      places = [pathlib.Path(name), _FLAGFILES / name]
       path = next((place for place in places if place.is_file()), None)
       if path is None:
-        known = sorted(p.name for p in (ROOT / "experiments").glob("*.cfg"))
+        known = sorted(p.name for p in _FLAGFILES.glob("*.cfg"))
         raise ConfigError(
           f"--flagfile={name} was not found, neither here nor in experiments/, which "
           f"has: {', '.join(known)}"
@@ -78,12 +76,7 @@ def parse(argv: Sequence[str]) -> config_lib.Config:
   """The command line as a Config; raises ConfigError."""
   flag_values = flags.FlagValues()
   define_flags(flag_values)
-  try:
-    rest = flag_values(find_flagfiles(argv))
-  except flags.Error as error:
-    raise ConfigError(str(error)) from error
-  if len(rest) > 1:
-    raise ConfigError(f"{rest[1]!r} is not a flag: flags are written --name=value")
+  command_line.read_flags(flag_values, find_flagfiles(argv))
   values: dict[str, Any] = flag_values.flag_values_dict()
   values = {
     field.name: values[field.name] for field in dataclasses.fields(config_lib.Config)
@@ -108,10 +101,11 @@ def _whole_numbers(name: str, items: list[str] | None) -> tuple[int, ...] | None
 
 
 def main(argv: Sequence[str]) -> int:
-  if any(argument.lstrip("-") in ("help", "h", "?") for argument in argv[1:]):
+  if command_line.wants_help(argv):
     print(help_text())
     return 0
-  console = Console(highlight=False)
+  # A file or pipe has no width to fit into: let the tables keep their lines.
+  console = Console(highlight=False, width=None if sys.stdout.isatty() else 100)
   try:
     config = parse(argv)
     parallel.prepare_cpu_devices(config)
@@ -119,16 +113,14 @@ def main(argv: Sequence[str]) -> int:
     workdir = config_lib.workdir_path(config)
     page = report.write_report([workdir], workdir / "report.html")
   except UserError as error:
-    for line in str(error).splitlines():
-      print(f"error: {line}", file=sys.stderr)
-    return error.exit_code
+    return command_line.print_error(error)
   except KeyboardInterrupt:
     print(
       "interrupted: every finished state is saved; the same command continues",
       file=sys.stderr,
     )
     return _INTERRUPTED
-  console.print(report.format_table(results))
+  console.print(tables.format_table(results))
   console.print(f"report: {page}")
   return 0
 

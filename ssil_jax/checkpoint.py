@@ -8,7 +8,6 @@ one before intact.
 import pathlib
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
@@ -43,11 +42,6 @@ class Checkpoints:
   def __exit__(self, *exc_info) -> None:
     self._manager.close()
 
-  @property
-  def latest_state(self) -> int | None:
-    """The last incremental state (1..T) that was saved."""
-    return self._manager.latest_step()
-
   def save(self, progress: Progress) -> None:
     """Saves the run after its latest state, which is `len(progress.results)`."""
     self._manager.save(
@@ -59,16 +53,18 @@ class Checkpoints:
       ),
     )
 
-  def restore(self, train_state: TrainState) -> Progress:
-    """The latest checkpoint; `train_state` gives the structure, as host arrays."""
-    like = jax.tree.map(lambda x: np.asarray(x), train_state)
+  def latest(self, *, otherwise: Progress) -> Progress:
+    """The run as it was last saved, or `otherwise`, which also gives its structure."""
+    number = self._manager.latest_step()
+    if number is None:
+      return otherwise
     saved = self._manager.restore(
-      self.latest_state,
+      number,
       args=ocp.args.Composite(
-        train_state=ocp.args.StandardRestore(like),
+        train_state=ocp.args.StandardRestore(otherwise.train_state),
         memory=ocp.args.StandardRestore(),
         results=ocp.args.JsonRestore(),
       ),
     )
-    memory = Memory(**{name: np.asarray(x) for name, x in saved.memory.items()})
-    return Progress(saved.train_state, memory, saved.results)
+    exemplars = Memory(**{name: np.asarray(x) for name, x in saved.memory.items()})
+    return Progress(saved.train_state, exemplars, saved.results)

@@ -68,9 +68,7 @@ class Config:
   milestones: tuple[int, ...] = _flag(
     "the same for every later state (default: at 40% and 80%)"
   )
-  learning_rate: float = _flag(
-    "learning rate of state 1; state t starts with 1/t of it"
-  )
+  learning_rate: float = _flag("learning rate of state 1; state t starts with 1/t of it")
   momentum: float = _flag("Nesterov momentum")
   reset_momentum: bool = _flag("start every state with zero momentum")
   weight_decay: float = _flag("weight decay, added to the gradient of every parameter")
@@ -101,7 +99,7 @@ DEFAULTS: Mapping[str, Any] = {
   "resume": "auto",
   "method": "ssil",
   "num_classes": 0,
-  "num_states": 10,
+  "num_states": 5,
   "initial_classes": 0,
   "class_order_seed": 0,
   "memory_size": 10_000,
@@ -124,7 +122,7 @@ DEFAULTS: Mapping[str, Any] = {
 
 
 def paper_milestones(epochs: int) -> tuple[int, ...]:
-  """Epochs after which the rate drops: 40 and 80 of 100, 8 and 16 of 20, 10 and 20 of 25."""
+  """Epochs after which the rate drops: 40, 80 of 100; 8, 16 of 20; 10, 20 of 25."""
   return tuple(dict.fromkeys(e for e in (epochs * 2 // 5, epochs * 4 // 5) if e > 0))
 
 
@@ -134,9 +132,7 @@ def paper_batch_size_memory(batch_size_new: int, num_states: int) -> int:
   return max(1, round(batch_size_new / ratio))
 
 
-def make_config(
-  values: Mapping[str, Any], method_defaults: Mapping[str, Any]
-) -> Config:
+def make_config(values: Mapping[str, Any], method_defaults: Mapping[str, Any]) -> Config:
   """Fills in what was not given and checks the whole.
 
   Args:
@@ -177,24 +173,6 @@ def validate(config: Config) -> None:
     )
   if mistakes:
     raise ConfigError("\n".join(mistakes))
-
-
-def validate_with_data(config: Config, new_records_by_state: Mapping[int, int]) -> None:
-  """Checks what needs the data set, still before any training.
-
-  Args:
-    config: a valid Config whose classes were dealt out to states.
-    new_records_by_state: state (1..T) -> training images of its new classes.
-
-  Raises:
-    ConfigError: a state has too few images to fill one batch.
-  """
-  for state, records in new_records_by_state.items():
-    if records < config.batch_size_new:
-      raise ConfigError(
-        f"state {state} has {records} new training images, fewer than one batch of "
-        f"--batch_size_new={config.batch_size_new}: lower it, or use fewer states"
-      )
 
 
 def validate_with_devices(config: Config, num_devices: int) -> None:

@@ -3,9 +3,8 @@
 It knows states, phases and the `Method` contract; no method's and no data set's name.
 """
 
-import math
-import pathlib
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -13,84 +12,37 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from rich.console import Console
-from rich.table import Table
 
 from ssil_jax import data, memory, metrics, parallel, step, workdir
 from ssil_jax.checkpoint import Checkpoints, Progress
-from ssil_jax.config import Config, validate_with_data
+from ssil_jax.config import Config
 from ssil_jax.data import feed
-from ssil_jax.errors import DivergedError
 from ssil_jax.journal import Journal
-from ssil_jax.methods import Method, SeenClasses, get_method
+from ssil_jax.meter import Meter
+from ssil_jax.methods import SeenClasses
+from ssil_jax.plan import (
+  PhasePlan,
+  Plan,
+  make_plan,
+  phase_plans,
+  schedule_rows,
+  schedule_table,
+)
 from ssil_jax.progress import ProgressDisplay
 from ssil_jax.resnet import SMALL_IMAGE, ResNet18
 from ssil_jax.sampling import Key, Pool
-from ssil_jax.states import IncrementalState, Phase, schedule, state_of_class
+from ssil_jax.states import IncrementalState, state_of_class
 
 
-class Plan(NamedTuple):
-  """All that is settled before a device is used."""
-
-  config: Config
-  method: Method
-  dataset: data.Dataset
-  states: tuple[IncrementalState, ...]
-
-
-class Devices(NamedTuple):
-  """What a run holds on the devices and does there."""
+class Trainer(NamedTuple):
+  """What a run holds on the devices, and does there."""
 
   mesh: Mesh
-  train_step: Any
-  eval_step: Any
+  train_step: Callable
+  eval_step: Callable
   initial: step.TrainState  # on the host
   train_images: jax.Array | None  # [num_devices, N, S, S, 3] if images live there
   test_images: jax.Array | None
-
-
-def make_plan(config: Config) -> Plan:
-  """Opens the data and deals the classes out.
-
-  Raises:
-    UserError: flags and data do not go together; nothing was trained or written.
-  """
-  method = get_method(config.method)
-  dataset = data.open_dataset(config)
-  states = schedule(config, len(dataset.class_names), method.phases)
-  validate_with_data(
-    config,
-    {s.index: len(_pool(dataset, s, memory.empty()).new) for s in states},
-  )
-  return Plan(config, method, dataset, states)
-
-
-def schedule_rows(plan: Plan) -> list[dict[str, Any]]:
-  """The schedule, a row for each phase of each state, for schedule.json and the eye."""
-  config, rows = plan.config, []
-  for state in plan.states:
-    exemplars = _exemplars_at(plan, state)
-    pool = Pool(_pool(plan.dataset, state, memory.empty()).new, np.arange(exemplars))
-    for phase in state.phases:
-      steps = phase.sampling.steps_per_epoch(pool, config.batch_size_new)
-      sizes = phase.sampling.group_sizes(
-        pool, config.batch_size_new, config.batch_size_memory
-      )
-      rows.append(
-        {
-          "state": state.index,
-          "old classes": state.num_old,
-          "new classes": state.num_seen - state.num_old,
-          "new images": len(pool.new),
-          "exemplars": exemplars,
-          "batches": phase.sampling.name,
-          "batch size": " + ".join(map(str, sizes)),
-          "epochs": phase.epochs,
-          "steps": phase.epochs * steps,
-          "learning rate": float(f"{phase.learning_rate:.4g}"),
-          "drops after": ", ".join(map(str, phase.milestones)) or "-",
-        }
-      )
-  return rows
 
 
 def run(config: Config, console: Console) -> dict[str, Any]:
@@ -104,90 +56,74 @@ def run(config: Config, console: Console) -> dict[str, Any]:
     The contents of results.json.
 
   Raises:
-    UserError: bad input, named; or DivergedError when the loss is no longer finite.
+    UserError: bad input, named, before any training; or DivergedError.
   """
   plan = make_plan(config)
   mesh = parallel.choose_devices(config)
   folder = workdir.claim(config)
-  rows = schedule_rows(plan)
-  workdir.write_json(folder / "schedule.json", rows)
-  console.print(_schedule_table(plan, rows))
+  workdir.write_json(folder / "schedule.json", schedule_rows(plan))
+  console.print(schedule_table(plan))
+  trainer = make_trainer(plan, mesh)
+
   with Checkpoints(folder) as checkpoints:
-    return _run_states(plan, mesh, rows, folder, checkpoints, console)
+    progress = checkpoints.latest(otherwise=start(trainer))
+    done = len(progress.results)
+    if done:
+      console.print(f"states 1 to {done} are done already, in {folder}")
+    workdir.write_json(folder / "results.json", _results(plan, mesh, progress.results))
+    train_state = parallel.replicate(progress.train_state, mesh)
+    phases = [p for p in phase_plans(plan) if p.state.index > done]
+    with (
+      Journal(
+        folder, states_done=done, steps_done=int(progress.train_state.step)
+      ) as journal,
+      ProgressDisplay(
+        console,
+        num_states=len(plan.states),
+        num_images=sum(p.num_images for p in phases),
+      ) as display,
+    ):
+      for state in plan.states[done:]:
+        started = time.monotonic()
+        if config.reset_momentum:
+          fresh = parallel.replicate(trainer.initial.opt_state, mesh)
+          train_state = train_state.replace(opt_state=fresh)
+        pool = plan.pool(state, progress.memory)
+        for index, phase in enumerate(p for p in phases if p.state is state):
+          meter = Meter(
+            phase,
+            phase=index,
+            first_step=int(parallel.fetch(train_state.step)),
+            log_every=config.log_every,
+            journal=journal,
+            display=display,
+          )
+          train_state = train_phase(
+            plan, trainer, train_state, phase, pool, phase_index=index, meter=meter
+          )
+        train_seconds = time.monotonic() - started
 
-
-def _run_states(
-  plan: Plan,
-  mesh: Mesh,
-  rows: list[dict[str, Any]],
-  folder: pathlib.Path,
-  checkpoints: Checkpoints,
-  console: Console,
-) -> dict[str, Any]:
-  devices = _set_up(plan, mesh)
-  progress = Progress(devices.initial, memory.empty(), [])
-  if checkpoints.latest_state is not None:
-    progress = checkpoints.restore(devices.initial)
-    console.print(f"resuming after state {checkpoints.latest_state}, from {folder}")
-  done = len(progress.results)
-  results = _results(plan, devices, progress.results)
-  workdir.write_json(folder / "results.json", results)
-
-  train_state = parallel.replicate(progress.train_state, mesh)
-  exemplars = progress.memory
-  images_left = sum(
-    row["steps"] * _batch_size(row) for row in rows if row["state"] > done
-  )
-  with (
-    Journal(
-      folder, states_done=done, steps_done=int(progress.train_state.step)
-    ) as journal,
-    ProgressDisplay(
-      console, num_states=len(plan.states), total_images=images_left
-    ) as display,
-  ):
-    for state in plan.states[done:]:
-      started = time.monotonic()
-      if plan.config.reset_momentum:
-        train_state = train_state.replace(
-          opt_state=parallel.replicate(devices.initial.opt_state, mesh)
+        result = {
+          "state": state.index,
+          "num_old": state.num_old,
+          "num_seen": state.num_seen,
+          **evaluate(plan, trainer, train_state, state),
+          "train_seconds": round(train_seconds, 3),
+        }
+        progress = Progress(
+          parallel.fetch(train_state),
+          update_memory(plan, state, pool, progress.memory),
+          [*progress.results, result],
         )
-      classes = _classes(state, mesh)
-      pool = _pool(plan.dataset, state, exemplars)
-      for phase_index, phase in enumerate(state.phases):
-        train_state = _train_phase(
-          plan,
-          devices,
-          train_state,
-          state,
-          phase_index,
-          phase,
-          pool,
-          classes,
-          journal=journal,
-          display=display,
-        )
-      host_state = parallel.fetch(train_state)
-      train_seconds = time.monotonic() - started
-
-      exemplars = _update_memory(plan, state, pool.new, exemplars)
-      counts = evaluate(plan, devices, train_state, state)
-      result = {
-        "state": state.index,
-        "num_old": state.num_old,
-        "num_seen": state.num_seen,
-        **metrics.summarize(counts, state=state.index),
-        "train_seconds": round(train_seconds, 3),
-      }
-      results = _results(plan, devices, [*results["states"], result])
-      checkpoints.save(Progress(host_state, exemplars, results["states"]))
-      workdir.write_json(folder / "results.json", results)
-      journal.evaluation(result, step=int(host_state.step))
-      display.print(_one_line(result, len(plan.states)))
-  return results
+        checkpoints.save(progress)
+        workdir.write_json(folder / "results.json", _results(plan, mesh, progress.results))
+        journal.evaluation(result, step=int(progress.train_state.step))
+        display.print(_one_line(result, len(plan.states)))
+  return _results(plan, mesh, progress.results)
 
 
-def _set_up(plan: Plan, mesh: Mesh) -> Devices:
+def make_trainer(plan: Plan, mesh: Mesh) -> Trainer:
+  """The network's initial state on the host, the steps, and small images in place."""
   config, dataset = plan.config, plan.dataset
   model = step.Model(
     network=ResNet18(
@@ -209,156 +145,99 @@ def _set_up(plan: Plan, mesh: Mesh) -> Devices:
     parallel.replicate(split.images, mesh) if split.on_device else None
     for split in (dataset.train, dataset.test)
   )
-  return Devices(
+  return Trainer(
     mesh=mesh,
     train_step=parallel.map_train_step(model, mesh),
     eval_step=parallel.map_eval_step(model, mesh),
-    initial=jax.device_get(step.create_train_state(model, dataset.image_size)),
+    initial=parallel.initial_train_state(model, dataset.image_size),
     train_images=train_images,
     test_images=test_images,
   )
 
 
-def _train_phase(
+def start(trainer: Trainer) -> Progress:
+  """A run that has done nothing yet."""
+  return Progress(trainer.initial, memory.empty(), [])
+
+
+def train_phase(
   plan: Plan,
-  devices: Devices,
+  trainer: Trainer,
   train_state: step.TrainState,
-  state: IncrementalState,
-  phase_index: int,
-  phase: Phase,
+  phase: PhasePlan,
   pool: Pool,
-  classes: SeenClasses,
   *,
-  journal: Journal,
-  display: ProgressDisplay,
+  phase_index: int,
+  meter: Meter,
 ) -> step.TrainState:
-  config, mesh = plan.config, devices.mesh
+  """All steps of a phase; `train_state` is on the devices, and is used up."""
   make_batch = feed.train_batch_maker(
     plan.dataset,
     pool,
-    phase.sampling,
-    Key(config.seed, state.index, phase_index),
-    batch_size_new=config.batch_size_new,
-    batch_size_memory=config.batch_size_memory,
-    num_devices=mesh.size,
+    phase.phase.sampling,
+    Key(plan.config.seed, phase.state.index, phase_index),
+    batch_size_new=plan.config.batch_size_new,
+    batch_size_memory=plan.config.batch_size_memory,
+    num_devices=trainer.mesh.size,
   )
-  steps_per_epoch = phase.sampling.steps_per_epoch(pool, config.batch_size_new)
-  num_steps = phase.epochs * steps_per_epoch
-  first_step = int(parallel.fetch(train_state.step))
-  pending, reported, window_started = [], 0, time.monotonic()
-
-  def close_window(num_steps: int) -> None:
-    """Reports the oldest pending steps."""
-    nonlocal window_started, reported
-    window = parallel.fetch(pending[:num_steps])
-    del pending[:num_steps]
-    reported += num_steps
-    now = time.monotonic()
-    images = len(window) * math.prod(batch.labels.shape)
-    record = {
-      "state": state.index,
-      "phase": phase_index,
-      "epoch": -(-reported // steps_per_epoch),
-      "step": first_step + reported,
-      "loss": float(np.mean([m["loss"] for m in window])),
-      "top1": float(np.mean([m["top1"] for m in window])),
-      "learning_rate": phase.learning_rate_at((reported - 1) // steps_per_epoch),
-      "images_per_second": images / (now - window_started),
-    }
-    window_started = now
-    if not math.isfinite(record["loss"]):
-      raise DivergedError(
-        f"the loss is {record['loss']} in state {state.index}, epoch {record['epoch']}, "
-        f"step {record['step']}: lower --learning_rate; the states before are saved"
-      )
-    journal.train(record)
-    display.update(
-      state=state.index,
-      epoch=record["epoch"],
-      epochs=phase.epochs,
-      loss=record["loss"],
-      images=images,
-      images_per_second=record["images_per_second"],
-    )
-
-  for index, batch in enumerate(feed.prefetched(make_batch, num_steps)):
-    epoch, place = divmod(index, steps_per_epoch)
+  classes = _seen_classes(phase.state, trainer.mesh)
+  for number, batch in enumerate(feed.prefetched(make_batch, phase.num_steps)):
+    epoch, place = divmod(number, phase.steps_per_epoch)
     if place == 0:
-      rate = np.float32(phase.learning_rate_at(epoch))
-      learning_rate = parallel.replicate(rate, mesh)
-    train_state, step_metrics = devices.train_step(
+      rate = np.float32(phase.phase.learning_rate_at(epoch))
+      learning_rate = parallel.replicate(rate, trainer.mesh)
+    train_state, step_metrics = trainer.train_step(
       train_state,
-      parallel.shard(batch, mesh),
+      parallel.shard(batch, trainer.mesh),
       classes,
       learning_rate,
-      devices.train_images,
+      trainer.train_images,
     )
-    pending.append(step_metrics)
-    # One window behind, so that reading it does not wait for the step just sent.
-    if len(pending) == 2 * config.log_every:
-      close_window(config.log_every)
-  close_window(len(pending))
+    meter.add(step_metrics)
+  meter.finish()
   return train_state
 
 
 def evaluate(
-  plan: Plan, devices: Devices, train_state: step.TrainState, state: IncrementalState
-) -> metrics.Counts:
-  """Counts over every test image of the classes seen."""
-  records = data.records_of(plan.dataset.test.labels, 0, state.num_seen)
+  plan: Plan, trainer: Trainer, train_state: step.TrainState, state: IncrementalState
+) -> dict[str, Any]:
+  """The scores over every test image of the classes seen; see `metrics.summarize`."""
   make_batch, num_batches = feed.eval_batch_maker(
     plan.dataset,
-    records,
+    data.records_of(plan.dataset.test.labels, 0, state.num_seen),
     batch_size=plan.config.batch_size_test,
-    num_devices=devices.mesh.size,
+    num_devices=trainer.mesh.size,
   )
-  classes = _classes(state, devices.mesh)
+  classes = _seen_classes(state, trainer.mesh)
   counts = [
-    devices.eval_step(
-      train_state, parallel.shard(batch, devices.mesh), classes, devices.test_images
+    trainer.eval_step(
+      train_state, parallel.shard(batch, trainer.mesh), classes, trainer.test_images
     )
     for batch in feed.prefetched(make_batch, num_batches)
   ]
-  return metrics.add(parallel.fetch(counts))
+  return metrics.summarize(metrics.add(parallel.fetch(counts)), state=state.index)
 
 
-def _classes(state: IncrementalState, mesh: Mesh) -> SeenClasses:
-  split = SeenClasses(np.int32(state.num_old), np.int32(state.num_seen))
-  return parallel.replicate(split, mesh)
-
-
-def _pool(
-  dataset: data.Dataset, state: IncrementalState, exemplars: memory.Memory
-) -> Pool:
-  new = data.records_of(dataset.train.labels, state.num_old, state.num_seen)
-  return Pool(new=new, memory=exemplars.records)
-
-
-def _update_memory(
-  plan: Plan, state: IncrementalState, records: np.ndarray, exemplars: memory.Memory
+def update_memory(
+  plan: Plan, state: IncrementalState, pool: Pool, exemplars: memory.Memory
 ) -> memory.Memory:
+  """The exemplars after a state."""
   return memory.update(
     exemplars,
-    records,
-    plan.dataset.train.labels[records],
-    memory.random_order(len(records), seed=plan.config.seed, state=state.index),
+    pool.new,
+    plan.dataset.train.labels[pool.new],
+    memory.random_order(len(pool.new), seed=plan.config.seed, state=state.index),
     memory_size=plan.config.memory_size,
     num_seen=state.num_seen,
   )
 
 
-def _exemplars_at(plan: Plan, state: IncrementalState) -> int:
-  """Size of the memory that a state replays."""
-  if not state.num_old:
-    return 0
-  sizes = np.bincount(plan.dataset.train.labels, minlength=state.num_old)
-  quota = memory.quota(plan.config.memory_size, state.num_old)
-  return int(np.minimum(sizes[: state.num_old], quota).sum())
+def _seen_classes(state: IncrementalState, mesh: Mesh) -> SeenClasses:
+  numbers = SeenClasses(np.int32(state.num_old), np.int32(state.num_seen))
+  return parallel.replicate(numbers, mesh)
 
 
-def _results(
-  plan: Plan, devices: Devices, states: list[dict[str, Any]]
-) -> dict[str, Any]:
+def _results(plan: Plan, mesh: Mesh, states: list[dict[str, Any]]) -> dict[str, Any]:
   return {
     "dataset": plan.config.dataset,
     "method": plan.config.method,
@@ -368,33 +247,19 @@ def _results(
     "memory_size": plan.config.memory_size,
     "seed": plan.config.seed,
     "ignored_files": plan.dataset.ignored_files,
-    "environment": parallel.describe(devices.mesh),
+    "environment": parallel.describe(mesh),
     "states": states,
     "average": metrics.average(states),
   }
 
 
-def _schedule_table(plan: Plan, rows: list[dict[str, Any]]) -> Table:
-  table = Table(title=f"{plan.method.title} on {plan.config.dataset}")
-  for name in rows[0]:
-    table.add_column(name, justify="right")
-  for row in rows:
-    table.add_row(*map(str, row.values()))
-  return table
-
-
-def _batch_size(row: dict[str, Any]) -> int:
-  return sum(map(int, row["batch size"].split(" + ")))
-
-
 def _one_line(result: dict[str, Any], num_states: int) -> str:
-  balance = ""
+  errors = ""
   if result["imbalance"] is not None:
-    balance = (
-      f"  e(p,n) {result['error_old_as_new']:.1%}"
-      f"  e(n,p) {result['error_new_as_old']:.1%}"
+    errors = (
+      f"e(p,n) {result['error_old_as_new']:.1%}  e(n,p) {result['error_new_as_old']:.1%}  "
     )
   return (
-    f"state {result['state']}/{num_states} done: {result['num_seen']} classes  "
-    f"top-1 {result['top1']:.1%}{balance}  {result['train_seconds']:.0f} s"
+    f"state {result['state']}/{num_states} done  {result['num_seen']} classes  "
+    f"top-1 {result['top1']:.1%}  {errors}{result['train_seconds']:.0f} s"
   )

@@ -40,9 +40,7 @@ def random_order(num_records: int, *, seed: int, state: int) -> np.ndarray:
   Returns:
     float64 [n], uniform: a random subset of every class is kept (section 6.1).
   """
-  return np.random.default_rng((seed, int(Purpose.EXEMPLARS), state)).random(
-    num_records
-  )
+  return np.random.default_rng((seed, int(Purpose.EXEMPLARS), state)).random(num_records)
 
 
 def update(
@@ -73,10 +71,7 @@ def update(
   keep_old = memory.ranks < quota(memory_size, num_seen)
   keep_new = new.ranks < quota(memory_size, num_seen)
   both = Memory(
-    *(
-      np.concatenate([a[keep_old], b[keep_new]])
-      for a, b in zip(memory, new, strict=True)
-    )
+    *(np.concatenate([a[keep_old], b[keep_new]]) for a, b in zip(memory, new, strict=True))
   )
   by_class = np.lexsort((both.ranks, both.labels))
   return Memory(*(field[by_class] for field in both))

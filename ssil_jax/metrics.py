@@ -20,9 +20,7 @@ class Counts(NamedTuple):
   confusion: jax.Array  # int [T, T], column: the state of the predicted class
   top1: jax.Array  # int [T], predicted class is the true one
   top5: jax.Array  # int [T], true class is among the five best
-  state_specific: (
-    jax.Array
-  )  # int [T], best class of the true class's state is the true one
+  state_specific: jax.Array  # int [T], best class of the true class's state is the true one
   score_old: jax.Array  # float [T], mean logit of the old classes, summed over images
   score_new: jax.Array  # float [T], the same for the new classes
 
@@ -111,14 +109,10 @@ def summarize(counts: Counts, *, state: int) -> dict[str, Any]:
   images_by_state = confusion.sum(axis=1)
   images, old = images_by_state.sum(), images_by_state[:-1].sum()
   error_old_as_new = _ratio(confusion[:-1, -1].sum(), old)
-  error_new_as_old = (
-    _ratio(confusion[-1, :-1].sum(), images_by_state[-1]) if old else None
-  )
+  error_new_as_old = _ratio(confusion[-1, :-1].sum(), images_by_state[-1]) if old else None
   state_specific = [
     _ratio(correct, size)
-    for correct, size in zip(
-      counts.state_specific[:state], images_by_state, strict=True
-    )
+    for correct, size in zip(counts.state_specific[:state], images_by_state, strict=True)
   ]
   return {
     "top1": _ratio(counts.top1.sum(), images),

@@ -70,6 +70,22 @@ def fetch(tree: Any) -> Any:
   return jax.tree.map(lambda x: x[0], jax.device_get(one_device))
 
 
+def initial_train_state(model: step_lib.Model, image_size: int) -> step_lib.TrainState:
+  """`step.create_train_state` as host arrays."""
+  options = None
+  if jax.default_backend() == "cpu":
+    # The program runs once, and optimizing its random numbers takes ten seconds.
+    options = {
+      "xla_backend_optimization_level": 0,
+      "xla_llvm_disable_expensive_passes": True,
+    }
+  create = jax.jit(
+    functools.partial(step_lib.create_train_state, model, image_size),
+    compiler_options=options,
+  )
+  return jax.device_get(create())
+
+
 def map_train_step(model: step_lib.Model, mesh: Mesh) -> Callable:
   """`step.train_step` over all devices; the old state's buffers are donated."""
   return jax.pmap(

@@ -1,6 +1,7 @@
 """How far a run is: a bar on a terminal, a line now and then elsewhere."""
 
 import time
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
@@ -11,10 +12,11 @@ _SECONDS_BETWEEN_LINES = 10.0
 class ProgressDisplay:
   """Shows state, epoch, loss, images/s and time left; a context manager."""
 
-  def __init__(self, console: Console, *, num_states: int, total_images: int):
+  def __init__(self, console: Console, *, num_states: int, num_images: int):
+    """`num_images`: to be trained on until the run ends."""
     self._console = console
     self._num_states = num_states
-    self._images_left = total_images
+    self._images_left = num_images
     self._next_line = 0.0
     self._bar = Progress(
       TextColumn("{task.description}"),
@@ -25,7 +27,7 @@ class ProgressDisplay:
       transient=True,
       disable=not console.is_terminal,
     )
-    self._task = self._bar.add_task("starting", total=total_images)
+    self._task = self._bar.add_task("compiling", total=num_images)
 
   def __enter__(self) -> "ProgressDisplay":
     self._bar.start()
@@ -34,26 +36,18 @@ class ProgressDisplay:
   def __exit__(self, *exc_info) -> None:
     self._bar.stop()
 
-  def print(self, *objects) -> None:
-    """Prints something lasting above the bar."""
-    self._console.print(*objects)
+  def print(self, text: str) -> None:
+    """Prints a line that stays, above the bar."""
+    self._console.print(text)
 
-  def update(
-    self,
-    *,
-    state: int,
-    epoch: int,
-    epochs: int,
-    loss: float,
-    images: int,
-    images_per_second: float,
-  ) -> None:
-    """`images` more were trained on since the last update."""
+  def update(self, record: dict[str, Any], *, epochs: int, images: int) -> None:
+    """Shows a record of metrics.jsonl, in which `images` more were trained on."""
     self._images_left -= images
+    speed = record["images_per_second"]
     text = (
-      f"state {state}/{self._num_states}  epoch {epoch}/{epochs}  loss {loss:.3f}  "
-      f"{images_per_second:,.0f} img/s  "
-      f"{_duration(self._images_left / images_per_second)} left"
+      f"state {record['state']}/{self._num_states}  "
+      f"epoch {record['epoch']}/{epochs}  loss {record['loss']:.3f}  "
+      f"{speed:,.0f} img/s  {_duration(self._images_left / speed)} left"
     )
     self._bar.update(self._task, description=text, advance=images)
     if not self._console.is_terminal and time.monotonic() >= self._next_line:

@@ -95,9 +95,7 @@ class BasicBlock(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    y = self.conv(self.channels, (3, 3), strides=self.strides, padding=1, name="conv1")(
-      x
-    )
+    y = self.conv(self.channels, (3, 3), strides=self.strides, padding=1, name="conv1")(x)
     y = nn.relu(self.norm(name="norm1")(y))
     y = self.conv(self.channels, (3, 3), padding=1, name="conv2")(y)
     y = self.norm(name="norm2")(y)

@@ -67,9 +67,7 @@ def _ratio_preserving_batch(
   new = _draw_from_epoch(pool.new, key, step, batch_size_new)
   if not len(pool.memory):
     return new
-  drawn = key.rng(Purpose.REPLAY, step).integers(
-    len(pool.memory), size=batch_size_memory
-  )
+  drawn = key.rng(Purpose.REPLAY, step).integers(len(pool.memory), size=batch_size_memory)
   return np.concatenate([new, pool.memory[drawn]])
 
 

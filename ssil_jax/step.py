@@ -49,9 +49,7 @@ class Model(NamedTuple):
   state_of_class: tuple[int, ...]  # state (from 0) that introduced each class
 
 
-def make_optimizer(
-  *, momentum: float, weight_decay: float
-) -> optax.GradientTransformation:
+def make_optimizer(*, momentum: float, weight_decay: float) -> optax.GradientTransformation:
   """SGD with Nesterov momentum and coupled weight decay (section 6.2), as in PyTorch.
 
   The learning rate is applied outside the momentum buffer, by `train_step`, so that it may

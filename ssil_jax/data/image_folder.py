@@ -74,9 +74,7 @@ def _check_same_classes(train_dir, train_names, test_dir, test_names) -> None:
       )
 
 
-def _list_split(
-  folder: pathlib.Path, class_names: tuple[str, ...]
-) -> tuple[Split, int]:
+def _list_split(folder: pathlib.Path, class_names: tuple[str, ...]) -> tuple[Split, int]:
   """The split's file names and labels, and how many files were not taken for images."""
   paths, counts, ignored = [], [], 0
   for name in class_names:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from ssil_jax.errors import ConfigError
-from ssil_jax.methods.base import SeenClasses, Method
+from ssil_jax.methods.base import Method, SeenClasses
 from ssil_jax.methods.ft import FT
 from ssil_jax.methods.ssil import SSIL
 

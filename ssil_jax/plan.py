@@ -1,0 +1,130 @@
+"""What a run will do, settled from flags and data before a device is used."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from rich.table import Table
+
+from ssil_jax import data, memory
+from ssil_jax.config import Config
+from ssil_jax.errors import ConfigError
+from ssil_jax.methods import Method, get_method
+from ssil_jax.sampling import Pool
+from ssil_jax.states import IncrementalState, Phase, schedule
+
+
+class Plan(NamedTuple):
+  """A run's settings, method, data and states, found to go together."""
+
+  config: Config
+  method: Method
+  dataset: data.Dataset
+  states: tuple[IncrementalState, ...]
+
+  def pool(self, state: IncrementalState, exemplars: memory.Memory) -> Pool:
+    """The records that a state trains on."""
+    labels = self.dataset.train.labels
+    new = data.records_of(labels, state.num_old, state.num_seen)
+    return Pool(new=new, memory=exemplars.records)
+
+
+class PhasePlan(NamedTuple):
+  """One phase of a state, in numbers."""
+
+  state: IncrementalState
+  phase: Phase
+  num_new: int  # training images of the new classes
+  num_exemplars: int  # of the old classes, at hand in this state
+  group_sizes: tuple[int, ...]  # samples of each kind in a batch
+  steps_per_epoch: int
+
+  @property
+  def num_steps(self) -> int:
+    return self.phase.epochs * self.steps_per_epoch
+
+  @property
+  def num_images(self) -> int:
+    return self.num_steps * sum(self.group_sizes)
+
+
+def make_plan(config: Config) -> Plan:
+  """Opens the data and deals the classes out.
+
+  Raises:
+    ConfigError: flags and data do not go together.
+    DataError: something in the data folder is wrong.
+  """
+  method = get_method(config.method)
+  dataset = data.open_dataset(config)
+  states = schedule(config, len(dataset.class_names), method.phases)
+  plan = Plan(config, method, dataset, states)
+  for phase in phase_plans(plan):
+    if phase.steps_per_epoch == 0:
+      raise ConfigError(
+        f"state {phase.state.index} has {phase.num_new} new training images, too few "
+        f"for one batch of --batch_size_new={config.batch_size_new}: lower it, or use "
+        "fewer states"
+      )
+  return plan
+
+
+def phase_plans(plan: Plan) -> list[PhasePlan]:
+  """Every phase of every state, in order."""
+  images_of_class = np.bincount(plan.dataset.train.labels)
+  plans = []
+  for state in plan.states:
+    new = images_of_class[state.num_old : state.num_seen].sum()
+    exemplars = 0
+    if state.num_old:
+      quota = memory.quota(plan.config.memory_size, state.num_old)
+      exemplars = np.minimum(images_of_class[: state.num_old], quota).sum()
+    # Only the sizes of a pool matter to the counts asked for here.
+    pool = Pool(new=np.arange(new), memory=np.arange(exemplars))
+    for phase in state.phases:
+      sampling, config = phase.sampling, plan.config
+      plans.append(
+        PhasePlan(
+          state=state,
+          phase=phase,
+          num_new=int(new),
+          num_exemplars=int(exemplars),
+          group_sizes=sampling.group_sizes(
+            pool, config.batch_size_new, config.batch_size_memory
+          ),
+          steps_per_epoch=sampling.steps_per_epoch(pool, config.batch_size_new),
+        )
+      )
+  return plans
+
+
+def schedule_rows(plan: Plan) -> list[dict[str, Any]]:
+  """The schedule for schedule.json and for the eye, a row for each phase."""
+  return [
+    {
+      "state": p.state.index,
+      "classes": f"{p.state.num_old} + {p.state.num_seen - p.state.num_old}",
+      "images": f"{p.num_exemplars} + {p.num_new}",
+      "sampling": p.phase.sampling.name,
+      "batch": " + ".join(map(str, p.group_sizes)),
+      "epochs": p.phase.epochs,
+      "steps": p.num_steps,
+      "rate": float(f"{p.phase.learning_rate:.4g}"),
+      "drops after": ", ".join(map(str, p.phase.milestones)) or "-",
+    }
+    for p in phase_plans(plan)
+  ]
+
+
+def schedule_table(plan: Plan) -> Table:
+  """The schedule as it is printed before training."""
+  rows = schedule_rows(plan)
+  table = Table(
+    title=f"{plan.method.title} on {plan.config.dataset}",
+    caption="classes: old + new; images: exemplars + new; batch: new + exemplars",
+    box=None,
+  )
+  for name in rows[0]:
+    table.add_column(name, justify="right", no_wrap=True)
+  for row in rows:
+    table.add_row(*map(str, row.values()))
+  return table

@@ -1,0 +1,177 @@
+"""What a run left in its work directory, read and checked.
+
+Needs neither JAX nor the data set. The files may come from elsewhere, so a schema says
+what each must hold before anything is made of it.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import best_match
+
+from ssil_jax.errors import DataError
+
+
+class LossCurve(NamedTuple):
+  """The training loss over the optimizer steps of a run."""
+
+  steps: np.ndarray  # int [N], counted over all states
+  losses: np.ndarray  # float [N]
+  states: np.ndarray  # int [N], the state (from 1) of each step
+
+
+class Run(NamedTuple):
+  """What one work directory holds."""
+
+  folder: str  # the directory's name
+  results: dict[str, Any]  # results.json, at least one state
+  schedule: list[dict[str, Any]]  # schedule.json, empty if there is none
+  loss: LossCurve | None  # from metrics.jsonl, None if there is none
+
+
+def _object(**properties: Any) -> dict[str, Any]:
+  return {"type": "object", "required": list(properties), "properties": properties}
+
+
+# The bounds keep what is drawn within float32 and int64.
+_TEXT = {"type": "string"}
+_COUNT = {"type": "integer", "minimum": 0, "maximum": 2**53}
+_FRACTION = {"type": "number", "minimum": 0, "maximum": 1}
+_FRACTION_OR_NULL = {**_FRACTION, "type": ["number", "null"]}
+_SCORE = {"type": "number", "minimum": -1e30, "maximum": 1e30}
+_SCORE_OR_NULL = {**_SCORE, "type": ["number", "null"]}
+_SCALARS = {
+  "type": "object",
+  "additionalProperties": {"type": ["string", "number", "boolean", "null"]},
+}
+_STATE = _object(
+  state=_COUNT,
+  num_old=_COUNT,
+  num_seen=_COUNT,
+  top1=_FRACTION,
+  top5=_FRACTION,
+  error_old_as_new=_FRACTION_OR_NULL,
+  error_new_as_old=_FRACTION_OR_NULL,
+  imbalance=_FRACTION_OR_NULL,
+  state_specific_top1=_FRACTION,
+  score_old=_SCORE_OR_NULL,
+  score_new=_SCORE,
+  train_seconds={**_SCORE, "minimum": 0},
+  confusion={"type": "array", "items": {"type": "array", "items": _COUNT}},
+)
+_RESULTS = Draft202012Validator(
+  _object(
+    dataset=_TEXT,
+    method_title=_TEXT,
+    num_states=_COUNT,
+    num_classes=_COUNT,
+    memory_size=_COUNT,
+    seed=_COUNT,
+    ignored_files=_COUNT,
+    environment=_SCALARS,
+    states={"type": "array", "items": _STATE},
+    average=_object(
+      top1=_FRACTION_OR_NULL, top5=_FRACTION_OR_NULL, imbalance=_FRACTION_OR_NULL
+    ),
+  )
+)
+_SCHEDULE = Draft202012Validator({"type": "array", "items": _SCALARS})
+_METRICS_LINE = Draft202012Validator(_object(state=_COUNT, step=_COUNT, loss=_SCORE))
+
+
+def load_run(workdir: Path) -> Run:
+  """Reads and checks the files of a work directory.
+
+  Raises:
+    DataError: one line that names the file, the place in it, what is wrong there and
+      what to do.
+  """
+  workdir = Path(workdir)
+  path = workdir / "results.json"
+  if not path.is_file():
+    raise DataError(
+      f"{path} does not exist: give the work directory of a run that has finished at "
+      "least one state"
+    )
+  results = _parse(_read(path), _RESULTS, path)
+  _check_states(results["states"], path)
+  path = workdir / "schedule.json"
+  schedule = _parse(_read(path), _SCHEDULE, path) if path.is_file() else []
+  path = workdir / "metrics.jsonl"
+  loss = _load_loss(path) if path.is_file() else None
+  return Run(_printable(workdir.resolve().name), results, schedule, loss)
+
+
+def _wrong(place: Path | str, what: str) -> DataError:
+  return DataError(f"{place}: {what}; repeat the run, or leave this work directory out")
+
+
+def _read(path: Path) -> str:
+  try:
+    return path.read_text(encoding="utf-8")
+  except (OSError, UnicodeDecodeError) as error:
+    reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+    raise _wrong(path, f"cannot be read ({reason})") from error
+
+
+def _parse(text: str, schema: Draft202012Validator, place: Path | str) -> Any:
+  """JSON that satisfies a schema; `place` names the text in errors."""
+
+  def refuse(name: str):
+    raise ValueError(f"{name} is no JSON number")
+
+  try:
+    value = _printable(json.loads(text, parse_constant=refuse))
+  except (ValueError, RecursionError) as error:
+    raise _wrong(place, f"is not valid JSON ({error})") from error
+  error = best_match(schema.iter_errors(value))
+  if error is not None:
+    what = f"{error.json_path}: {error.message}"  # the message may quote a whole list
+    raise _wrong(place, what if len(what) <= 200 else f"{what[:99]} ... {what[-99:]}")
+  return value
+
+
+def _printable(value: Any) -> Any:
+  """Replaces what could drive a terminal or break an encoding in all strings."""
+  if isinstance(value, str):
+    return "".join(char if char.isprintable() else "\ufffd" for char in value)
+  if isinstance(value, list):
+    return [_printable(item) for item in value]
+  if isinstance(value, dict):
+    return {_printable(key): _printable(item) for key, item in value.items()}
+  return value
+
+
+def _check_states(states: Sequence[dict[str, Any]], path: Path) -> None:
+  if not states:
+    raise DataError(
+      f"{path}: $.states: no state is finished; continue the run, or leave this work "
+      "directory out"
+    )
+  num_old = 0
+  for number, row in enumerate(states, start=1):
+    place = f"$.states[{number - 1}]"
+    if (row["state"], row["num_old"]) != (number, num_old) or row["num_seen"] <= num_old:
+      raise _wrong(
+        path, f"{place} must be state {number}, from {num_old} old classes to more"
+      )
+    if any(len(line) != number for line in (row["confusion"], *row["confusion"])):
+      raise _wrong(path, f"{place}.confusion must be {number} lists of {number} counts")
+    num_old = row["num_seen"]
+
+
+def _load_loss(path: Path) -> LossCurve | None:
+  # What follows the last line break was cut off when the run was killed.
+  *lines, _ = _read(path).split("\n")
+  rows = [
+    _parse(line, _METRICS_LINE, f"{path}: line {number}")
+    for number, line in enumerate(lines, start=1)
+  ]
+  if not rows:
+    return None
+  columns = ([row[name] for row in rows] for name in ("step", "loss", "state"))
+  return LossCurve(*map(np.array, columns))

@@ -1,0 +1,294 @@
+"""Defaults follow the paper (section 6.2); every mistake is named by its flag."""
+
+import dataclasses
+import json
+import math
+import pathlib
+
+import pytest
+
+from ssil_jax import config as config_lib
+from ssil_jax.config import DEFAULTS, Config, make_config
+from ssil_jax.errors import ConfigError, UserError
+from ssil_jax.methods import METHODS, get_method
+
+SSIL = METHODS["ssil"].defaults
+FT = METHODS["ft"].defaults
+
+
+def mistakes(values):
+  """The lines of the ConfigError that these values give."""
+  with pytest.raises(ConfigError) as error:
+    make_config(values, SSIL)
+  return str(error.value).splitlines()
+
+
+def test_training_defaults_of_the_paper():
+  config = make_config({}, SSIL)
+  assert config.learning_rate == 0.1
+  assert config.momentum == 0.9
+  assert config.weight_decay == 1e-4
+  assert config.batch_size_new == 128
+  assert config.epochs_first == 100
+  assert config.milestones_first == (40, 80)
+  assert config.num_states == 10
+
+
+def test_ssil_trains_later_states_for_20_epochs():
+  config = make_config({}, SSIL)
+  assert config.epochs == 20
+  assert config.milestones == (8, 16)
+
+
+def test_ft_trains_later_states_for_25_epochs():
+  config = make_config({}, FT)
+  assert config.epochs == 25
+  assert config.milestones == (10, 20)
+
+
+@pytest.mark.parametrize(
+  ("num_states", "batch_size_memory"),
+  [
+    (20, 16),  # 128 / 8
+    (10, 32),  # 128 / 4
+    (5, 64),  # 128 / 2
+    (15, 21),  # 128 / 6 = 21.3, between those of 10 and 20
+    (1, 64),  # never more than half of N_D
+    (100, 16),  # never less than an eighth
+  ],
+)
+def test_memory_batch_size_follows_the_number_of_states(num_states, batch_size_memory):
+  config = make_config({"num_states": num_states}, SSIL)
+  assert config.batch_size_memory == batch_size_memory
+
+
+def test_memory_batch_size_follows_the_new_batch_size():
+  config = make_config({"num_states": 10, "batch_size_new": 64}, SSIL)
+  assert config.batch_size_memory == 16
+  # One exemplar at least: 2 / 4 would be none.
+  config = make_config({"num_states": 10, "batch_size_new": 2}, SSIL)
+  assert config.batch_size_memory == 1
+
+
+@pytest.mark.parametrize(
+  ("epochs", "milestones"),
+  [(10, (4, 8)), (5, (2, 4)), (3, (1, 2)), (2, (1,)), (1, ())],
+)
+def test_milestones_follow_the_epochs(epochs, milestones):
+  config = make_config({"epochs": epochs, "epochs_first": epochs}, SSIL)
+  assert config.milestones == milestones
+  assert config.milestones_first == milestones
+
+
+@pytest.mark.parametrize(
+  ("name", "value"),
+  [
+    ("epochs", 7),
+    ("epochs_first", 3),
+    ("milestones", (1, 2, 3)),
+    ("milestones", ()),
+    ("milestones_first", (99,)),
+    ("batch_size_memory", 5),
+    ("learning_rate", 0.5),
+    ("momentum", 0.0),
+    ("weight_decay", 0.0),
+    ("reset_momentum", False),
+    ("workdir", "elsewhere"),
+    ("seed", 2**32 - 1),
+    ("image_size", 8),
+  ],
+)
+def test_given_values_win(name, value):
+  assert getattr(make_config({name: value}, SSIL), name) == value
+
+
+def test_none_means_the_default():
+  nothing = {field.name: None for field in dataclasses.fields(Config)}
+  assert make_config(nothing, SSIL) == make_config({}, SSIL)
+
+
+def test_workdir_is_named_after_data_set_and_method():
+  config = make_config({"dataset": "image_folder", "method": "ft"}, FT)
+  assert config.workdir == "runs/image_folder-ft"
+  path = config_lib.workdir_path(config)
+  assert path == pathlib.Path.cwd() / "runs" / "image_folder-ft"
+
+
+def test_workdir_may_start_at_home():
+  config = make_config({"workdir": "~/run"}, SSIL)
+  home = pathlib.Path.home().resolve()
+  assert config_lib.workdir_path(config) == home / "run"
+
+
+@pytest.mark.parametrize(
+  ("name", "value"),
+  [
+    ("num_classes", -1),
+    ("num_states", 0),
+    ("num_states", -5),
+    ("initial_classes", -1),
+    ("class_order_seed", -1),
+    ("class_order_seed", 2**32),
+    ("memory_size", 0),
+    ("memory_size", -1),
+    ("batch_size_new", 0),
+    ("batch_size_new", -128),
+    ("batch_size_memory", 0),
+    ("batch_size_test", 0),
+    ("epochs_first", 0),
+    ("epochs", 0),
+    ("epochs", -20),
+    ("learning_rate", 0.0),
+    ("learning_rate", -0.1),
+    ("learning_rate", math.inf),
+    ("learning_rate", math.nan),
+    ("momentum", -0.1),
+    ("momentum", 1.0),
+    ("momentum", math.nan),
+    ("weight_decay", -1e-4),
+    ("weight_decay", math.inf),
+    ("weight_decay", math.nan),
+    ("width", 0),
+    ("image_size", -1),
+    ("image_size", 7),
+    ("seed", -1),
+    ("seed", 2**32),
+    ("num_devices", -1),
+    ("log_every", 0),
+    ("precision", "float16"),
+    ("selection", "herding"),
+    ("augment", "flip"),
+    ("resume", "always"),
+    ("milestones", (16, 8)),  # falls
+    ("milestones", (8, 8)),  # does not rise
+    ("milestones", (0, 8)),
+    ("milestones", (20,)),  # after the last of 20 epochs
+    ("milestones_first", (80, 40)),
+    ("milestones_first", (-1,)),
+    ("milestones_first", (100,)),
+  ],
+)
+def test_a_mistake_names_its_flag(name, value):
+  shown = ",".join(map(str, value)) if isinstance(value, tuple) else value
+  lines = mistakes({name: value})
+  assert any(line.startswith(f"--{name}={shown} ") for line in lines)
+  assert len(lines) == 1
+
+
+def test_an_unknown_choice_lists_the_known_ones():
+  assert mistakes({"precision": "float16"}) == [
+    "--precision=float16 is unknown; choose from: float32, bfloat16"
+  ]
+
+
+def test_initial_classes_needs_a_second_state():
+  (line,) = mistakes({"initial_classes": 5, "num_states": 1})
+  assert line.startswith("--initial_classes ")
+  assert "--num_states" in line
+
+
+def test_several_mistakes_give_several_lines():
+  lines = mistakes(
+    {"learning_rate": -1.0, "epochs": 0, "augment": "blur", "milestones_first": (5, 3)}
+  )
+  for name in ("learning_rate", "epochs", "augment", "milestones_first"):
+    assert sum(line.startswith(f"--{name}=") for line in lines) == 1
+  assert len(lines) == 4
+
+
+def test_mistakes_are_user_errors():
+  assert issubclass(ConfigError, UserError)
+  assert ConfigError.exit_code == 2
+
+
+@pytest.mark.parametrize("name", ["ssil", "ft"])
+def test_known_methods(name):
+  assert get_method(name) is METHODS[name]
+
+
+def test_an_unknown_method_is_named():
+  with pytest.raises(ConfigError, match="--method=icarl .*ssil, ft"):
+    get_method("icarl")
+
+
+def test_devices_must_share_both_batch_sizes_equally():
+  config = make_config({"batch_size_new": 128, "batch_size_memory": 32}, SSIL)
+  config_lib.validate_with_devices(config, 32)
+  with pytest.raises(ConfigError) as error:
+    config_lib.validate_with_devices(config, 64)
+  (line,) = str(error.value).splitlines()
+  assert line.startswith("--batch_size_memory=32 ")
+  with pytest.raises(ConfigError) as error:
+    config_lib.validate_with_devices(config, 3)
+  new, memory = str(error.value).splitlines()
+  assert new.startswith("--batch_size_new=128 ")
+  assert memory.startswith("--batch_size_memory=32 ")
+
+
+def test_json_holds_every_field():
+  config = make_config({"milestones": (1, 2)}, SSIL)
+  saved = config_lib.to_json(config)
+  assert json.loads(json.dumps(saved)) == saved
+  assert saved["milestones"] == [1, 2]
+  assert Config(**{**saved, "milestones": (1, 2), "milestones_first": (40, 80)}) == (config)
+
+
+def test_a_saved_config_does_not_differ_from_itself():
+  config = make_config({}, SSIL)
+  saved = json.loads(json.dumps(config_lib.to_json(config)))
+  assert config_lib.differences(config, saved) == []
+
+
+def test_differences_name_flag_and_both_values():
+  saved = config_lib.to_json(make_config({"seed": 1, "epochs": 10}, SSIL))
+  now = make_config({"seed": 2, "epochs": 10, "milestones": (5,)}, SSIL)
+  assert config_lib.differences(now, saved) == [
+    "--milestones: [4, 8] there, [5] now",
+    "--seed: 1 there, 2 now",
+  ]
+
+
+def test_a_field_missing_in_the_saved_config_is_a_difference():
+  config = make_config({}, SSIL)
+  saved = config_lib.to_json(config)
+  del saved["width"]
+  assert config_lib.differences(config, saved) == ["--width: None there, 64 now"]
+
+
+def test_some_flags_may_change_when_a_run_is_resumed():
+  free = {
+    "data_dir": "elsewhere",
+    "workdir": "there",
+    "resume": "never",
+    "num_devices": 2,
+    "batch_size_test": 8,
+  }
+  saved = config_lib.to_json(make_config({}, SSIL))
+  assert config_lib.differences(make_config(free, SSIL), saved) == []
+  kept = {field.name for field in dataclasses.fields(Config)} - set(free)
+  for name in kept:
+    assert len(config_lib.differences(make_config({}, SSIL), {**saved, name: "?"})) == 1
+
+
+@pytest.mark.parametrize("field", dataclasses.fields(Config), ids=lambda f: f.name)
+def test_every_field_has_help(field):
+  assert len(field.metadata["help"]) > 5
+  assert isinstance(field.metadata["identity"], bool)
+
+
+def test_every_default_is_a_field():
+  fields = {field.name for field in dataclasses.fields(Config)}
+  assert set(DEFAULTS) <= fields
+  for method in METHODS.values():
+    assert set(method.defaults) <= fields
+
+
+def test_fields_without_a_default_follow_others():
+  fields = {field.name for field in dataclasses.fields(Config)}
+  assert fields - set(DEFAULTS) == {
+    "workdir",
+    "batch_size_memory",
+    "epochs",  # of the method
+    "milestones_first",
+    "milestones",
+  }

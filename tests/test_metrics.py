@@ -1,0 +1,218 @@
+"""Counts and scores against plain loops, and an example worked by hand."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+import reference
+
+from ssil_jax import metrics
+
+# Four states of 3, 1, 4 and 2 classes.
+STATE_OF_CLASS = np.array([0, 0, 0, 1, 2, 2, 2, 2, 3, 3], np.int32)
+NUM_SEEN = (3, 4, 8, 10)
+
+jitted_count = functools.partial(jax.jit, static_argnames="num_states")(metrics.count)
+
+
+def counts_of(scores, labels, *, state, logits=None, valid=None):
+  """Counts of one batch in state t of the four states above, on the host."""
+  scores = np.asarray(scores, np.float32)
+  return jax.device_get(
+    jitted_count(
+      scores,
+      np.asarray(scores if logits is None else logits, np.float32),
+      np.asarray(labels, np.int32),
+      np.ones(len(labels), bool) if valid is None else np.asarray(valid),
+      num_old=np.int32((0, *NUM_SEEN)[state - 1]),
+      num_seen=np.int32(NUM_SEEN[state - 1]),
+      state_of_class=STATE_OF_CLASS,
+      num_states=4,
+    )
+  )
+
+
+def random_samples(state, size, seed=0):
+  """Scores with -inf for unseen classes, the logits, and labels of seen classes."""
+  rng = np.random.default_rng((seed, state))
+  logits = rng.normal(size=(size, 10)).astype(np.float32)
+  labels = rng.integers(NUM_SEEN[state - 1], size=size)
+  logits[np.arange(size), labels] += 1  # right more often than by chance
+  scores = logits.copy()
+  scores[:, NUM_SEEN[state - 1] :] = -np.inf
+  return scores, logits, labels
+
+
+def summary_of(scores, labels, *, state, **more):
+  return metrics.summarize(
+    metrics.add([counts_of(scores, labels, state=state, **more)]), state=state
+  )
+
+
+@pytest.mark.parametrize("state", [2, 3, 4])
+def test_same_as_the_reference(state):
+  scores, logits, labels = random_samples(state, 60)
+  num_old, num_seen = NUM_SEEN[state - 2], NUM_SEEN[state - 1]
+  got = summary_of(scores, labels, state=state, logits=logits)
+  seen, states = scores[:, :num_seen], STATE_OF_CLASS[:num_seen].tolist()
+  assert got["top1"] == pytest.approx(reference.top1(seen, labels))
+  assert got["top5"] == pytest.approx(reference.top5(seen, labels))
+  assert got["error_old_as_new"] == pytest.approx(
+    reference.error_old_as_new(seen, labels, num_old)
+  )
+  assert got["error_new_as_old"] == pytest.approx(
+    reference.error_new_as_old(seen, labels, num_old)
+  )
+  assert got["imbalance"] == pytest.approx(reference.imbalance(seen, labels, num_old))
+  assert got["state_specific_top1"] == pytest.approx(
+    reference.state_specific_top1(seen, labels, states)
+  )
+  assert got["score_old"] == pytest.approx(
+    reference.mean_score(logits, 0, num_old), abs=1e-5
+  )
+  assert got["score_new"] == pytest.approx(
+    reference.mean_score(logits, num_old, num_seen), abs=1e-5
+  )
+  assert got["confusion"] == (
+    reference.state_confusion(seen, labels, states, state).tolist()
+  )
+
+
+def test_state_1_has_no_old_classes():
+  scores, logits, labels = random_samples(1, 60)
+  got = summary_of(scores, labels, state=1, logits=logits)
+  for name in ("error_old_as_new", "error_new_as_old", "imbalance", "score_old"):
+    assert got[name] is None
+  assert got["top1"] == pytest.approx(reference.top1(scores[:, :3], labels))
+  assert got["state_specific_top1"] == got["top1"]
+  assert got["score_new"] == pytest.approx(reference.mean_score(logits, 0, 3), abs=1e-5)
+  assert got["confusion"] == [[60]]
+
+
+def test_worked_by_hand():
+  """State 2: old classes 0, 1, 2 and the new class 3; five images."""
+  no = -np.inf  # classes 4 to 9 are not seen yet
+  logits = np.array(
+    [
+      # class 0  1    2    3 | best: of all, of the label's state
+      [9.0, 1.0, 0.0, 2.0] + [0.0] * 6,  # 0: right, right
+      [1.0, 3.0, 0.0, 4.0] + [0.0] * 6,  # 1: taken for 3 (new), right among 0, 1, 2
+      [5.0, 1.0, 2.0, 6.0] + [0.0] * 6,  # 2: taken for 3 (new), wrong among 0, 1, 2
+      [0.0, 1.0, 0.0, 8.0] + [0.0] * 6,  # 3: right, right
+      [0.0, 7.0, 0.0, 4.0] + [0.0] * 6,  # 3: taken for 1 (old), alone in its state
+    ]
+  )
+  scores = logits.copy()
+  scores[:, 4:] = no
+  got = summary_of(scores, [0, 1, 2, 3, 3], state=2, logits=logits)
+  assert got["top1"] == pytest.approx(2 / 5)
+  assert got["top5"] == 1.0  # four classes seen
+  assert got["error_old_as_new"] == pytest.approx(2 / 3)
+  assert got["error_new_as_old"] == pytest.approx(1 / 2)
+  assert got["imbalance"] == pytest.approx((2 / 3 + 1 / 2) / 2)
+  assert got["state_specific_top1"] == pytest.approx((2 / 3 + 2 / 2) / 2)
+  # Old: (10 + 4 + 8 + 1 + 7) / (5 * 3); new: (2 + 4 + 6 + 8 + 4) / 5.
+  assert got["score_old"] == pytest.approx(2.0)
+  assert got["score_new"] == pytest.approx(4.8)
+  assert got["confusion"] == [[1, 2], [1, 1]]
+
+
+def test_top5_is_1_with_fewer_than_five_classes_seen():
+  scores, _, labels = random_samples(2, 60)
+  assert summary_of(scores, labels, state=2)["top5"] == 1.0
+
+
+def test_top5_counts_places_1_to_5():
+  # Scores fall from class 0 to class 9: class c has place c + 1.
+  scores = np.tile(-np.arange(10.0), (10, 1))
+  counts = counts_of(scores, np.arange(10), state=4)
+  assert counts.top5.tolist() == [3, 1, 1, 0]  # classes 0-2, 3, 4
+
+
+def test_unseen_classes_are_never_predicted():
+  scores, _, labels = random_samples(3, 60)
+  confusion = counts_of(scores, labels, state=3).confusion
+  assert confusion[:, 3].sum() == 0
+  assert confusion.sum() == 60
+  # Even where all scores of seen classes are very low.
+  confusion = counts_of(scores - 1e30, labels, state=3).confusion
+  assert confusion[:, 3].sum() == 0
+
+
+def test_padding_is_ignored():
+  scores, logits, labels = random_samples(3, 60)
+  valid = np.arange(60) < 10
+  padded = counts_of(scores, labels, state=3, logits=logits, valid=valid)
+  exact = counts_of(scores[:10], labels[:10], state=3, logits=logits[:10])
+  for a, b in zip(padded, exact, strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-6)
+  nothing = counts_of(scores, labels, state=3, valid=np.zeros(60, bool))
+  assert all((field == 0).all() for field in nothing)
+
+
+def test_several_batches_equal_one():
+  scores, logits, labels = random_samples(4, 60)
+  whole = metrics.add([counts_of(scores, labels, state=4, logits=logits)])
+  parts = metrics.add(
+    [
+      counts_of(scores[i : i + 10], labels[i : i + 10], state=4, logits=logits[i : i + 10])
+      for i in range(0, 60, 10)
+    ]
+  )
+  for a, b in zip(parts, whole, strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-5)
+  for name in ("confusion", "top1", "top5", "state_specific"):
+    assert np.array_equal(getattr(parts, name), getattr(whole, name))
+
+
+def test_sums_do_not_overflow():
+  billion = np.array([10**9], np.int32)
+  third = np.array([1 / 3], np.float32)
+  counts = metrics.Counts(billion, billion, billion, billion, third, third)
+  total = metrics.add([counts] * 9)
+  assert total.top1.tolist() == [9 * 10**9]
+  assert total.top1.dtype == np.int64
+  assert total.score_old.dtype == np.float64
+
+
+ALL_NAN = np.full((10, 10), np.nan)
+TRUE_CLASS_NAN = np.where(np.eye(10), np.nan, -np.arange(10.0)[None])
+
+
+@pytest.mark.parametrize("scores", [ALL_NAN, TRUE_CLASS_NAN], ids=["all", "own"])
+def test_nan_is_never_among_the_five_best(scores):
+  assert counts_of(scores, np.arange(10), state=4).top5.sum() == 0
+
+
+@pytest.mark.parametrize("scores", [ALL_NAN, TRUE_CLASS_NAN], ids=["all", "own"])
+def test_nan_is_never_the_best(scores):
+  assert counts_of(scores, np.arange(10), state=4).top1.sum() == 0
+
+
+def test_nan_of_another_class_counts_as_better():
+  scores, labels = np.tile(-np.arange(10.0), (10, 1)), np.arange(10)
+  scores[:, 9] = np.nan
+  # The true class 4 had place 5 and falls to place 6; classes 0 to 3 stay within five.
+  assert counts_of(scores, labels, state=4).top5.tolist() == [3, 1, 0, 0]
+
+
+def test_no_new_images_in_the_test_set():
+  # State 2, but every image is of the old classes: nothing to divide e(n, p) by.
+  labels = np.arange(10) % 3
+  got = summary_of(np.eye(10)[labels], labels, state=2)
+  assert got["error_old_as_new"] == 0.0
+  assert got["error_new_as_old"] is None
+
+
+def test_average_leaves_the_first_imbalance_out():
+  states = [
+    {"top1": 0.9, "top5": 1.0, "imbalance": None, "score_old": None},
+    {"top1": 0.7, "top5": 0.9, "imbalance": 0.2, "score_old": 3.0},
+    {"top1": 0.5, "top5": 0.8, "imbalance": 0.4, "score_old": 1.0},
+  ]
+  average = metrics.average(states)
+  assert average == pytest.approx({"top1": 0.7, "top5": 0.9, "imbalance": 0.3})
+  only_one = metrics.average(states[:1])
+  assert only_one == {"top1": 0.9, "top5": 1.0, "imbalance": None}
+  assert metrics.average([]) == {"top1": None, "top5": None, "imbalance": None}

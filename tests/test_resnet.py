@@ -1,0 +1,114 @@
+"""ResNet-18: size, cost, shapes, initial values and types."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ssil_jax.resnet import ResNet18
+
+
+def shapes_of(network, size):
+  images = jax.ShapeDtypeStruct((2, size, size, 3), jnp.float32)
+  return jax.eval_shape(
+    lambda key, x: network.init(key, x, train=False), jax.random.key(0), images
+  )
+
+
+def count(tree):
+  return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+
+
+def multiply_adds(network, size):
+  """Of one image: the convolutions and the head, read off the traced program."""
+  variables = shapes_of(network, size)
+  image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+  program = jax.make_jaxpr(lambda v, x: network.apply(v, x, train=False).logits)
+  total = 0
+  for equation in all_equations(program(variables, image).jaxpr):
+    out = equation.outvars[0].aval.shape if equation.outvars else ()
+    if equation.primitive.name == "conv_general_dilated":
+      height, width, channels_in, _ = equation.invars[1].aval.shape
+      total += math.prod(out) * height * width * channels_in
+    elif equation.primitive.name == "dot_general":
+      total += math.prod(out) * equation.invars[0].aval.shape[-1]
+  return total
+
+
+def all_equations(jaxpr):
+  for equation in jaxpr.eqns:
+    yield equation
+    for value in equation.params.values():
+      inner = getattr(value, "jaxpr", None)
+      if inner is not None:
+        yield from all_equations(getattr(inner, "jaxpr", inner))
+
+
+def test_parameters_and_cost_are_those_of_the_known_imagenet_model():
+  # torchvision's resnet18: 11,689,512 parameters, 1.81 GMAC.
+  network = ResNet18(num_classes=1000)
+  assert count(shapes_of(network, 224)["params"]) == 11_689_512
+  assert multiply_adds(network, 224) == 1_814_073_344
+
+
+def test_small_image_stem_keeps_the_resolution():
+  network = ResNet18(num_classes=100, small_images=True)
+  # Stem 3x3 instead of 7x7 (64*3*(49-9) fewer), head of 100 instead of 1000 classes.
+  assert count(shapes_of(network, 32)["params"]) == 11_689_512 - 7_680 - 513 * 900
+  # Known cost of the CIFAR variant: 0.56 GMAC at 32 pixels.
+  assert multiply_adds(network, 32) == pytest.approx(0.556e9, rel=2e-3)
+
+
+@pytest.mark.parametrize(
+  ("size", "small"), [(224, False), (96, False), (32, True), (8, True)]
+)
+def test_output_shapes(size, small):
+  network = ResNet18(num_classes=7, width=4, small_images=small)
+  images = jax.ShapeDtypeStruct((3, size, size, 3), jnp.float32)
+  outputs = jax.eval_shape(
+    lambda v, x: network.apply(v, x, train=False), shapes_of(network, size), images
+  )
+  assert outputs.features.shape == (3, 32)
+  assert outputs.logits.shape == (3, 7)
+
+
+def test_bfloat16_computes_in_bfloat16_and_keeps_float32_state():
+  network = ResNet18(num_classes=5, width=4, small_images=True, dtype=jnp.bfloat16)
+  variables = shapes_of(network, 16)
+  assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+  image = jax.ShapeDtypeStruct((2, 16, 16, 3), jnp.float32)
+
+  def train(v, x):
+    return network.apply(v, x, train=True, mutable=["batch_stats"])
+
+  outputs, updates = jax.eval_shape(train, variables, image)
+  assert outputs.logits.dtype == outputs.features.dtype == jnp.float32
+  assert {leaf.dtype for leaf in jax.tree.leaves(updates)} == {jnp.dtype("float32")}
+  convolved = {
+    equation.outvars[0].aval.dtype
+    for equation in all_equations(jax.make_jaxpr(train)(variables, image).jaxpr)
+    if equation.primitive.name == "conv_general_dilated"
+  }
+  assert convolved == {jnp.dtype(jnp.bfloat16)}
+
+
+def test_initial_values_are_torchvisions():
+  network = ResNet18(num_classes=50, width=16, small_images=True)
+  images = jnp.zeros((1, 8, 8, 3))
+  init = jax.jit(
+    lambda key: network.init(key, images, train=False)["params"],
+    compiler_options={"xla_backend_optimization_level": 0},
+  )
+  params = init(jax.random.key(0))
+  kernel = np.asarray(params["stage4_block2"]["conv2"]["kernel"])
+  fan_out = 3 * 3 * 128
+  assert kernel.std() == pytest.approx(math.sqrt(2 / fan_out), rel=0.02)
+  bound = 1 / math.sqrt(128)
+  for leaf in params["head"].values():
+    assert np.abs(leaf).max() <= bound
+    assert np.asarray(leaf).std() == pytest.approx(bound / math.sqrt(3), rel=0.15)
+  norm = params["stage1_block1"]["norm1"]
+  np.testing.assert_array_equal(norm["scale"], 1)
+  np.testing.assert_array_equal(norm["bias"], 0)

@@ -1,0 +1,99 @@
+"""The optimizer against PyTorch's rule, augmentation, and what a step is made of."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from ssil_jax.data.augment import Augmentation, augment, to_float
+from ssil_jax.step import make_optimizer
+
+
+def torch_sgd(parameter, gradients, rates, *, momentum, weight_decay):
+  """torch.optim.SGD(nesterov=True), its documented rule in float64, a value a step."""
+  buffer, values = None, []
+  for gradient, rate in zip(gradients, rates, strict=True):
+    gradient = gradient + weight_decay * parameter
+    buffer = gradient if buffer is None else momentum * buffer + gradient
+    parameter = parameter - rate * (gradient + momentum * buffer)
+    values.append(parameter)
+  return values
+
+
+def our_sgd(parameter, gradients, rates, *, momentum, weight_decay):
+  optimizer = make_optimizer(momentum=momentum, weight_decay=weight_decay)
+  parameter = jnp.float32(parameter)
+  state, values = optimizer.init(parameter), []
+  for gradient, rate in zip(gradients, rates, strict=True):
+    update, state = optimizer.update(jnp.float32(gradient), state, parameter)
+    parameter = optax.apply_updates(parameter, -rate * update)
+    values.append(float(parameter))
+  return values
+
+
+def test_two_steps_worked_by_hand():
+  # Momentum 0.5, decay 0.1, rate 0.1. Step 1: g = 1 + 0.1*2 = 1.2, buffer 1.2,
+  # 2 - 0.1*(1.2 + 0.6) = 1.82. Step 2: g = -1 + 0.182 = -0.818,
+  # buffer 0.6 - 0.818 = -0.218, 1.82 - 0.1*(-0.818 - 0.109) = 1.9127.
+  values = our_sgd(2.0, [1.0, -1.0], [0.1, 0.1], momentum=0.5, weight_decay=0.1)
+  np.testing.assert_allclose(values, [1.82, 1.9127], rtol=1e-6)
+
+
+def test_follows_torch_over_changing_rates():
+  rng = np.random.default_rng(0)
+  gradients = rng.standard_normal(12)
+  rates = [0.1] * 4 + [0.01] * 4 + [0.05] * 4
+  settings = {"momentum": 0.9, "weight_decay": 1e-4}
+  np.testing.assert_allclose(
+    our_sgd(0.7, gradients, rates, **settings),
+    torch_sgd(0.7, gradients, rates, **settings),
+    rtol=1e-5,
+  )
+
+
+def images(count, size=6):
+  """Each pixel differs from every other, so a moved image tells where it went."""
+  pixels = np.arange(1, count * size * size * 3 + 1, dtype=np.int64) % 251 + 1
+  return jnp.asarray(pixels.reshape(count, size, size, 3), jnp.uint8)
+
+
+def test_without_augmentation_images_stay_as_they_are():
+  batch = images(3)
+  result = augment(batch, jax.random.key(0), jnp.arange(3), Augmentation(0, False))
+  np.testing.assert_array_equal(result, batch)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_each_image_is_one_of_the_possible_shifts_and_flips(flip):
+  pad, size, batch = 2, 6, images(32)
+  result = augment(batch, jax.random.key(0), jnp.arange(32), Augmentation(pad, flip))
+  assert result.dtype == jnp.uint8
+  seen = set()
+  for before, after in zip(np.asarray(batch), np.asarray(result), strict=True):
+    padded = np.pad(before, ((pad, pad), (pad, pad), (0, 0)))
+    candidates = {
+      (top, left, mirrored): padded[top : top + size, left : left + size][:, ::way]
+      for top in range(2 * pad + 1)
+      for left in range(2 * pad + 1)
+      for mirrored, way in ([(False, 1), (True, -1)] if flip else [(False, 1)])
+    }
+    found = [key for key, value in candidates.items() if np.array_equal(value, after)]
+    assert len(found) == 1
+    seen.add(found[0])
+  assert len(seen) > 10
+  assert {mirrored for _, _, mirrored in seen} == ({False, True} if flip else {False})
+
+
+def test_augmentation_depends_on_the_position_not_on_the_neighbours():
+  batch, key, plan = images(8), jax.random.key(3), Augmentation(2, True)
+  whole = augment(batch, key, jnp.arange(8), plan)
+  picked = jnp.array([6, 1, 3])
+  np.testing.assert_array_equal(augment(batch[picked], key, picked, plan), whole[picked])
+  other = augment(batch, jax.random.key(4), jnp.arange(8), plan)
+  assert not np.array_equal(other, whole)
+
+
+def test_pixels_become_fractions():
+  pixels = jnp.array([[[[0, 51, 255]]]], jnp.uint8)
+  np.testing.assert_allclose(to_float(pixels), [[[[0, 0.2, 1]]]], rtol=1e-6)
