@@ -21,8 +21,9 @@ class Journal:
     temporary.write_text("".join(kept))
     temporary.replace(path)
     self._file = open(path, "a")  # noqa: SIM115, closed by __exit__
+    # TensorBoard drops what it has of steps from here on.
     self._events = SummaryWriter(
-      str(workdir / "tensorboard"), purge_step=steps_done, write_to_disk=True
+      str(workdir / "tensorboard"), purge_step=steps_done + 1, write_to_disk=True
     )
 
   def __enter__(self) -> "Journal":

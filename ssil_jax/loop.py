@@ -17,6 +17,7 @@ from ssil_jax import data, memory, metrics, parallel, step, workdir
 from ssil_jax.checkpoint import Checkpoints, Progress
 from ssil_jax.config import Config
 from ssil_jax.data import feed
+from ssil_jax.errors import DivergedError
 from ssil_jax.journal import Journal
 from ssil_jax.meter import Meter
 from ssil_jax.methods import SeenClasses
@@ -180,7 +181,7 @@ def train_phase(
     batch_size_memory=plan.config.batch_size_memory,
     num_devices=trainer.mesh.size,
   )
-  classes = _seen_classes(phase.state, trainer.mesh)
+  classes = seen_classes(phase.state, trainer.mesh)
   for number, batch in enumerate(feed.prefetched(make_batch, phase.num_steps)):
     epoch, place = divmod(number, phase.steps_per_epoch)
     if place == 0:
@@ -208,14 +209,20 @@ def evaluate(
     batch_size=plan.config.batch_size_test,
     num_devices=trainer.mesh.size,
   )
-  classes = _seen_classes(state, trainer.mesh)
+  classes = seen_classes(state, trainer.mesh)
   counts = [
     trainer.eval_step(
       train_state, parallel.shard(batch, trainer.mesh), classes, trainer.test_images
     )
     for batch in feed.prefetched(make_batch, num_batches)
   ]
-  return metrics.summarize(metrics.add(parallel.fetch(counts)), state=state.index)
+  total = metrics.add(parallel.fetch(counts))
+  if not np.isfinite(total.score_new).all():
+    raise DivergedError(
+      f"the network's outputs on the test images are not finite after state "
+      f"{state.index}: lower --learning_rate; the states before this one are saved"
+    )
+  return metrics.summarize(total, state=state.index)
 
 
 def update_memory(
@@ -232,7 +239,8 @@ def update_memory(
   )
 
 
-def _seen_classes(state: IncrementalState, mesh: Mesh) -> SeenClasses:
+def seen_classes(state: IncrementalState, mesh: Mesh) -> SeenClasses:
+  """Where the classes stand in a state, on the devices."""
   numbers = SeenClasses(np.int32(state.num_old), np.int32(state.num_seen))
   return parallel.replicate(numbers, mesh)
 

@@ -57,13 +57,15 @@ def count(
   better = jnp.sum(~(scores <= label_score), axis=-1)
 
   rows = jax.nn.one_hot(label_state, num_states, dtype=jnp.int32) * valid[:, None]
+  # A class whose own score is NaN is not found, whatever argmax makes of it.
+  hits = (rows * ~jnp.isnan(label_score)).T
   columns = jax.nn.one_hot(state_of_class[predicted], num_states, dtype=jnp.int32)
   classes = jnp.arange(logits.shape[-1])[None, :]
   return Counts(
     confusion=rows.T @ columns,
-    top1=rows.T @ (predicted == labels).astype(jnp.int32),
-    top5=rows.T @ (better < TOP_K).astype(jnp.int32),
-    state_specific=rows.T @ (best_of_state == labels).astype(jnp.int32),
+    top1=hits @ (predicted == labels).astype(jnp.int32),
+    top5=hits @ (better < TOP_K).astype(jnp.int32),
+    state_specific=hits @ (best_of_state == labels).astype(jnp.int32),
     score_old=rows.T @ _mean_where(logits, classes < num_old),
     score_new=rows.T @ _mean_where(logits, (classes >= num_old) & (classes < num_seen)),
   )
@@ -109,18 +111,17 @@ def summarize(counts: Counts, *, state: int) -> dict[str, Any]:
   images_by_state = confusion.sum(axis=1)
   images, old = images_by_state.sum(), images_by_state[:-1].sum()
   error_old_as_new = _ratio(confusion[:-1, -1].sum(), old)
-  error_new_as_old = _ratio(confusion[-1, :-1].sum(), images_by_state[-1]) if old else None
-  state_specific = [
-    _ratio(correct, size)
-    for correct, size in zip(counts.state_specific[:state], images_by_state, strict=True)
-  ]
+  new = images_by_state[-1] if old else 0
+  error_new_as_old = _ratio(confusion[-1, :-1].sum(), new)
+  with_images = images_by_state > 0
+  state_specific = counts.state_specific[:state][with_images] / images_by_state[with_images]
   return {
     "top1": _ratio(counts.top1.sum(), images),
     "top5": _ratio(counts.top5.sum(), images),
     "error_old_as_new": error_old_as_new,
     "error_new_as_old": error_new_as_old,
-    "imbalance": mean([error_old_as_new, error_new_as_old]) if old else None,
-    "state_specific_top1": mean(state_specific),
+    "imbalance": mean([error_old_as_new, error_new_as_old]) if new else None,
+    "state_specific_top1": mean(state_specific.tolist()),
     "score_old": _ratio(counts.score_old.sum(), images) if old else None,
     "score_new": _ratio(counts.score_new.sum(), images),
     "confusion": confusion.tolist(),

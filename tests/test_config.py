@@ -31,7 +31,6 @@ def test_training_defaults_of_the_paper():
   assert config.batch_size_new == 128
   assert config.epochs_first == 100
   assert config.milestones_first == (40, 80)
-  assert config.num_states == 10
 
 
 def test_ssil_trains_later_states_for_20_epochs():

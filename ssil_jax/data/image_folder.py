@@ -74,12 +74,17 @@ def _check_same_classes(train_dir, train_names, test_dir, test_names) -> None:
       )
 
 
+def _is_image(file_name: str) -> bool:
+  # macOS leaves hidden ._NAME.png beside NAME.png, which are no images.
+  return file_name.lower().endswith(images.SUFFIXES) and not file_name.startswith(".")
+
+
 def _list_split(folder: pathlib.Path, class_names: tuple[str, ...]) -> tuple[Split, int]:
   """The split's file names and labels, and how many files were not taken for images."""
   paths, counts, ignored = [], [], 0
   for name in class_names:
-    files = [entry.path for entry in os.scandir(folder / name) if entry.is_file()]
-    found = sorted(f for f in files if f.lower().endswith(images.SUFFIXES))
+    files = [entry for entry in os.scandir(folder / name) if entry.is_file()]
+    found = sorted(entry.path for entry in files if _is_image(entry.name))
     if not found:
       raise DataError(
         f"{folder / name} has no images ({', '.join(images.SUFFIXES)}): add some or "

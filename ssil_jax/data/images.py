@@ -16,6 +16,15 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 _CROP_AREA = (0.08, 1.0)
 _CROP_ASPECT = (3 / 4, 4 / 3)
 
+# What Pillow raises for files that it cannot read.
+_PILLOW_ERRORS = (
+  UnidentifiedImageError,
+  Image.DecompressionBombError,
+  OSError,  # missing or truncated
+  SyntaxError,  # a broken PNG chunk
+  ValueError,  # a broken header
+)
+
 
 def read_rgb(path: str | pathlib.Path) -> Image.Image:
   """Decodes a file to RGB.
@@ -31,13 +40,7 @@ def read_rgb(path: str | pathlib.Path) -> Image.Image:
       if image.mode.startswith("I"):
         return _from_16_bits(image).convert("RGB")
       return image.convert("RGB")
-  except (
-    UnidentifiedImageError,
-    Image.DecompressionBombError,
-    OSError,
-    SyntaxError,  # what Pillow raises for a broken PNG chunk
-    ValueError,
-  ) as error:
+  except _PILLOW_ERRORS as error:
     raise DataError(f"cannot read image {path}: {error}") from error
 
 
@@ -50,7 +53,7 @@ def size_of(path: str | pathlib.Path) -> tuple[int, int]:
   try:
     with Image.open(path) as image:
       return image.size
-  except (UnidentifiedImageError, Image.DecompressionBombError, OSError) as error:
+  except _PILLOW_ERRORS as error:
     raise DataError(f"cannot read image {path}: {error}") from error
 
 
@@ -91,12 +94,12 @@ def central_square(image: Image.Image, size: int, *, margin: float) -> np.ndarra
   Returns:
     uint8 [S, S, 3]. An image that is S x S already is not resampled if margin is 1.
   """
-  scale = round(size * margin) / min(image.size)
-  left = (image.width - size / scale) / 2
-  top = (image.height - size / scale) / 2
-  box = (left, top, left + size / scale, top + size / scale)
   if image.size == (size, size) and margin == 1:
     return np.asarray(image)
+  # In pixels of the source; exactly the short side if margin is 1.
+  side = min(image.size) * (size / round(size * margin))
+  left, top = (image.width - side) / 2, (image.height - side) / 2
+  box = (left, top, left + side, top + side)
   return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box=box))
 
 

@@ -1,0 +1,121 @@
+"""Images/s of the bare compiled step and of the whole training loop, by device count.
+
+  python benchmarks/throughput.py --flagfile=cifar100.cfg --dataset=image_folder \
+      --data_dir=DIR --width=16 --num_states=5
+
+Takes the flags of experiments/run.py. Every device count is measured in processes of its
+own, in turn, `ROUNDS` times; in a process the bare step and the loop take turns too.
+Medians are printed, and the ratio of loop to bare step, pair by pair.
+"""
+
+import multiprocessing
+import pathlib
+import statistics
+import sys
+import tempfile
+import time
+
+sys.path.append(str(pathlib.Path(__file__).resolve().parent.parent / "experiments"))
+
+import jax
+import run
+from rich.console import Console
+from rich.table import Table
+
+from ssil_jax import loop, parallel
+from ssil_jax.data import feed
+from ssil_jax.journal import Journal
+from ssil_jax.meter import Meter
+from ssil_jax.plan import make_plan, phase_plans
+from ssil_jax.progress import ProgressDisplay
+from ssil_jax.sampling import Key
+
+DEVICE_COUNTS = (1, 2, 4)
+ROUNDS = 3  # processes for each device count
+PAIRS = 3  # bare step and loop, in each process
+
+
+def measure(argv: list[str], num_devices: int) -> list[tuple[float, float]]:
+  """Images/s of (bare step, loop), `PAIRS` times, over one epoch of state 1 each."""
+  config = run.parse([*argv, f"--num_devices={num_devices}", "--epochs_first=1"])
+  parallel.prepare_cpu_devices(config)
+  plan = make_plan(config)
+  trainer = loop.make_trainer(plan, parallel.choose_devices(config))
+  phase, state = phase_plans(plan)[0], plan.states[0]
+  progress = loop.start(trainer)
+  pool = plan.pool(state, progress.memory)
+  train_state = parallel.replicate(progress.train_state, trainer.mesh)
+
+  make_batch = feed.train_batch_maker(
+    plan.dataset,
+    pool,
+    phase.phase.sampling,
+    Key(config.seed, state.index, 0),
+    batch_size_new=config.batch_size_new,
+    batch_size_memory=config.batch_size_memory,
+    num_devices=num_devices,
+  )
+  arguments = (
+    parallel.shard(make_batch(0), trainer.mesh),
+    loop.seen_classes(state, trainer.mesh),
+    parallel.replicate(jax.numpy.float32(0.1), trainer.mesh),
+    trainer.train_images,
+  )
+  for _ in range(2):  # compile and warm up
+    train_state, _ = trainer.train_step(train_state, *arguments)
+  jax.block_until_ready(train_state)
+
+  pairs = []
+  with tempfile.TemporaryDirectory() as folder:
+    with (
+      Journal(pathlib.Path(folder), states_done=0, steps_done=0) as journal,
+      ProgressDisplay(
+        Console(quiet=True), num_states=1, num_images=phase.num_images
+      ) as display,
+    ):
+      for _ in range(PAIRS):
+        started = time.perf_counter()
+        for _ in range(phase.num_steps):
+          train_state, _ = trainer.train_step(train_state, *arguments)
+        jax.block_until_ready(train_state)
+        bare_seconds = time.perf_counter() - started
+
+        started = time.perf_counter()
+        meter = Meter(
+          phase,
+          phase=0,
+          first_step=0,
+          log_every=config.log_every,
+          journal=journal,
+          display=display,
+        )
+        train_state = loop.train_phase(
+          plan, trainer, train_state, phase, pool, phase_index=0, meter=meter
+        )
+        jax.block_until_ready(train_state)
+        loop_seconds = time.perf_counter() - started
+        pairs.append((phase.num_images / bare_seconds, phase.num_images / loop_seconds))
+  return pairs
+
+
+def main(argv: list[str]) -> None:
+  pairs = {count: [] for count in DEVICE_COUNTS}
+  for _ in range(ROUNDS):
+    for count in DEVICE_COUNTS:
+      with multiprocessing.get_context("spawn").Pool(1) as process:
+        pairs[count] += process.apply(measure, (argv, count))
+  table = Table("devices", "bare step, img/s", "loop, img/s", "loop / bare step")
+  for count, measured in pairs.items():
+    bare, whole = zip(*measured, strict=True)
+    ratio = statistics.median(b / a for a, b in measured)
+    table.add_row(
+      str(count),
+      f"{statistics.median(bare):,.0f}",
+      f"{statistics.median(whole):,.0f}",
+      f"{ratio:.3f}",
+    )
+  Console(width=100).print(table)
+
+
+if __name__ == "__main__":
+  main(sys.argv)
