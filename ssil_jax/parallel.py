@@ -19,18 +19,35 @@ from ssil_jax import step as step_lib
 from ssil_jax.config import Config, validate_with_devices
 from ssil_jax.errors import ConfigError
 
+_THREADS_PER_DEVICE = 2
+
 
 def prepare_cpu_devices(config: Config) -> None:
   """Splits a CPU into virtual devices; call it before anything else touches jax.
 
-  XLA runs much of a training step on one thread per device, so several devices use a CPU
+  XLA runs parts of a training step on one thread per device, so several devices use a CPU
   better than one (benchmarks/README.md). Without --num_devices it is one a core, or fewer
   if the batch sizes are not multiples of that. Accelerators are not affected.
   """
-  cores = len(os.sched_getaffinity(0))
   shared = math.gcd(config.batch_size_new, config.batch_size_memory)
-  automatic = max(n for n in range(1, cores + 1) if shared % n == 0)
-  jax.config.update("jax_num_cpu_devices", config.num_devices or automatic)
+  automatic = max(n for n in range(1, _cores() + 1) if shared % n == 0)
+  split_cpu(config.num_devices or automatic)
+
+
+def split_cpu(num_devices: int) -> None:
+  """Makes virtual CPU devices of the host's cores, and threads enough for them.
+
+  A device that waits for the others in an all-reduce holds a thread of XLA's pool. With as
+  many threads as cores, as is the default, the device waited for may find none left for
+  its own work, and the run hangs (benchmarks/README.md).
+  """
+  threads = max(_cores(), _THREADS_PER_DEVICE * num_devices)
+  os.environ.setdefault("PJRT_NPROC", str(threads))
+  jax.config.update("jax_num_cpu_devices", num_devices)
+
+
+def _cores() -> int:
+  return len(os.sched_getaffinity(0))
 
 
 def choose_devices(config: Config) -> Mesh:

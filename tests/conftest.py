@@ -2,8 +2,10 @@
 
 import jax
 
+from ssil_jax import parallel
+
 jax.config.update("jax_platforms", "cpu")
-jax.config.update("jax_num_cpu_devices", 4)
+parallel.split_cpu(4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Small networks run a few steps: compiling them well would take longer than it saves.
 jax.config.update("jax_disable_most_optimizations", True)
