@@ -1,0 +1,32 @@
+"""The Python in README.md runs, and says the truth."""
+
+import pathlib
+import re
+
+import numpy as np
+
+README = (pathlib.Path(__file__).parent.parent / "README.md").read_text()
+
+
+def test_every_python_block_runs():
+  blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+  assert len(blocks) == 2
+  names = {}
+  for block in blocks:
+    exec(block, names)
+  np.testing.assert_allclose(
+    names["ssil"], [np.log(1 + np.exp(-1)), np.log(np.exp(2) + 1)], rtol=1e-6
+  )
+  assert np.all(names["ft"] > names["ssil"])
+
+
+def test_every_flag_and_file_named_exists():
+  root = pathlib.Path(__file__).parent.parent
+  for flagfile in re.findall(r"--flagfile=(\S+)", README):
+    assert (root / "experiments" / flagfile).is_file()
+  for picture in re.findall(r"!\[.*?\]\((.*?)\)", README):
+    assert (root / picture).is_file()
+  import run
+
+  known = set(re.findall(r"^  --(\w+)$", run.help_text(), re.MULTILINE)) | {"flagfile"}
+  assert set(re.findall(r"--(\w+)", README)) - {"help", "workdir"} <= known
