@@ -63,6 +63,8 @@ def run(config: Config, console: Console) -> dict[str, Any]:
   mesh = parallel.choose_devices(config)
   folder = workdir.claim(config)
   workdir.write_json(folder / "schedule.json", schedule_rows(plan))
+  if plan.dataset.ignored_files:
+    console.print(f"{plan.dataset.ignored_files} files beside the images are ignored")
   console.print(schedule_table(plan))
   trainer = make_trainer(plan, mesh)
 

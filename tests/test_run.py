@@ -1,6 +1,8 @@
 """The command line: help, flag files, and one clear line for each mistake."""
 
+import json
 import pathlib
+import signal
 import subprocess
 import sys
 
@@ -12,6 +14,11 @@ from ssil_jax.config import Config
 from ssil_jax.errors import ConfigError
 
 EXPERIMENTS = pathlib.Path(run.__file__).parent
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
 
 
 def fails(capsys, *arguments):
@@ -55,7 +62,8 @@ def make_folder(root, *, images=4):
   ],
 )
 def test_each_mistake_is_one_clear_line(capsys, arguments, message):
-  error = fails(capsys, "--batch_size_new=32", "--batch_size_memory=8", *arguments)
+  sizes = ["--batch_size_new=32", "--batch_size_memory=8", "--num_devices=4"]
+  error = fails(capsys, *sizes, *arguments)
   assert message in error
   assert error.startswith("error: ")
   assert error.count("\n") == 1
@@ -84,7 +92,12 @@ def test_a_broken_image_folder_is_named_before_training(
   capsys, tmp_path, break_folder, message
 ):
   break_folder(make_folder(tmp_path / "data"))
-  flags = ["--num_states=2", "--batch_size_new=4", "--batch_size_memory=4"]
+  flags = [
+    "--num_states=2",
+    "--batch_size_new=4",
+    "--batch_size_memory=4",
+    "--num_devices=4",
+  ]
   folder = ["--dataset=image_folder", f"--data_dir={tmp_path / 'data'}"]
   error = fails(capsys, *flags, *folder, f"--workdir={tmp_path / 'run'}")
   assert message in error
@@ -138,3 +151,29 @@ def test_script_runs_from_anywhere_without_being_installed(tmp_path):
   )
   assert done.returncode == 2
   assert done.stderr.startswith("error: --dataset=none is unknown")
+
+
+def test_ctrl_c_keeps_the_finished_states(tmp_path):
+  flags = [
+    "--flagfile=quickstart.cfg",
+    "--width=4",
+    "--epochs_first=1",
+    "--epochs=10000",
+    f"--workdir={tmp_path}",
+  ]
+  child = subprocess.Popen(
+    [sys.executable, "-u", EXPERIMENTS / "run.py", *flags],
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+  for line in child.stdout:
+    if line.startswith("state 2/5  epoch"):  # state 1 is saved, state 2 in training
+      child.send_signal(signal.SIGINT)
+      break
+  _, error = child.communicate(timeout=60)
+  assert child.returncode == 130
+  assert error == "interrupted: every finished state is saved; the same command continues\n"
+  results = json.loads((tmp_path / "results.json").read_text())
+  assert [state["state"] for state in results["states"]] == [1]
+  assert (tmp_path / "checkpoints" / "1").is_dir()
