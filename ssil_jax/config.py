@@ -175,18 +175,6 @@ def validate(config: Config) -> None:
     raise ConfigError("\n".join(mistakes))
 
 
-def validate_with_devices(config: Config, num_devices: int) -> None:
-  """Raises ConfigError unless every device can get the same share of a batch."""
-  mistakes = [
-    f"--{name}={getattr(config, name)} cannot be shared equally by {num_devices} "
-    f"devices: use a multiple of {num_devices}, or set --num_devices"
-    for name in ("batch_size_new", "batch_size_memory")
-    if getattr(config, name) % num_devices
-  ]
-  if mistakes:
-    raise ConfigError("\n".join(mistakes))
-
-
 _AT_LEAST = {
   "num_classes": 0,
   "num_states": 1,

@@ -24,6 +24,7 @@ from ssil_jax.methods import SeenClasses
 from ssil_jax.plan import (
   PhasePlan,
   Plan,
+  check_shares,
   make_plan,
   phase_plans,
   schedule_rows,
@@ -61,6 +62,7 @@ def run(config: Config, console: Console) -> dict[str, Any]:
   """
   plan = make_plan(config)
   mesh = parallel.choose_devices(config)
+  check_shares(plan, mesh.size)
   folder = workdir.claim(config)
   workdir.write_json(folder / "schedule.json", schedule_rows(plan))
   if plan.dataset.ignored_files:
@@ -184,6 +186,7 @@ def train_phase(
     num_devices=trainer.mesh.size,
   )
   classes = seen_classes(phase.state, trainer.mesh)
+  backpressure = parallel.Backpressure()
   for number, batch in enumerate(feed.prefetched(make_batch, phase.num_steps)):
     epoch, place = divmod(number, phase.steps_per_epoch)
     if place == 0:
@@ -196,6 +199,7 @@ def train_phase(
       learning_rate,
       trainer.train_images,
     )
+    backpressure.add(step_metrics)
     meter.add(step_metrics)
   meter.finish()
   return train_state
@@ -212,12 +216,14 @@ def evaluate(
     num_devices=trainer.mesh.size,
   )
   classes = seen_classes(state, trainer.mesh)
-  counts = [
-    trainer.eval_step(
-      train_state, parallel.shard(batch, trainer.mesh), classes, trainer.test_images
+  backpressure, counts = parallel.Backpressure(), []
+  for batch in feed.prefetched(make_batch, num_batches):
+    counts.append(
+      trainer.eval_step(
+        train_state, parallel.shard(batch, trainer.mesh), classes, trainer.test_images
+      )
     )
-    for batch in feed.prefetched(make_batch, num_batches)
-  ]
+    backpressure.add(counts[-1])
   total = metrics.add(parallel.fetch(counts))
   if not np.isfinite(total.score_new).all():
     raise DivergedError(

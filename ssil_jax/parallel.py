@@ -5,6 +5,7 @@ images and scalars, one share a device of a batch. `jax.pmap` with that one layo
 with donation on one host and on many.
 """
 
+import collections
 import functools
 import math
 import os
@@ -16,10 +17,11 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ssil_jax import step as step_lib
-from ssil_jax.config import Config, validate_with_devices
+from ssil_jax.config import Config
 from ssil_jax.errors import ConfigError
 
 _THREADS_PER_DEVICE = 2
+_STEPS_AHEAD = 8
 
 
 def prepare_cpu_devices(config: Config) -> None:
@@ -54,8 +56,7 @@ def choose_devices(config: Config) -> Mesh:
   """The devices to train on, as a mesh of one axis.
 
   Raises:
-    ConfigError: there are fewer devices than asked for, or the batch sizes cannot be
-      shared equally.
+    ConfigError: there are fewer devices than asked for.
   """
   available = jax.devices()
   if config.num_devices > len(available):
@@ -64,7 +65,6 @@ def choose_devices(config: Config) -> Mesh:
       f"{available[0].platform} devices"
     )
   devices = available[: config.num_devices or len(available)]
-  validate_with_devices(config, len(devices))
   return Mesh(np.asarray(devices), (step_lib.AXIS,))
 
 
@@ -101,6 +101,24 @@ def initial_train_state(model: step_lib.Model, image_size: int) -> step_lib.Trai
     compiler_options=options,
   )
   return jax.device_get(create())
+
+
+class Backpressure:
+  """Keeps the host a few steps ahead of the devices, and no more.
+
+  Steps are sent without waiting for their results, and each holds its batch until it has
+  run; a fast host could fill a device's memory with batches. Waiting for a step that lies
+  `_STEPS_AHEAD` back never leaves the devices without work.
+  """
+
+  def __init__(self):
+    self._sent = collections.deque()
+
+  def add(self, output: Any) -> None:
+    """Takes an output of the step just sent."""
+    self._sent.append(output)
+    if len(self._sent) > _STEPS_AHEAD:
+      jax.block_until_ready(self._sent.popleft())
 
 
 def map_train_step(model: step_lib.Model, mesh: Mesh) -> Callable:

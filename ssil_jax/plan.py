@@ -97,6 +97,25 @@ def phase_plans(plan: Plan) -> list[PhasePlan]:
   return plans
 
 
+def check_shares(plan: Plan, num_devices: int) -> None:
+  """Raises ConfigError unless every device can get the same share of every batch."""
+  names = ("batch_size_new", "batch_size_memory")  # in the order of group_sizes
+  uneven = {
+    name: size
+    for p in phase_plans(plan)
+    for name, size in zip(names, p.group_sizes, strict=False)
+    if size % num_devices
+  }
+  if uneven:
+    raise ConfigError(
+      "\n".join(
+        f"--{name}={size} cannot be shared equally by {num_devices} devices: use a "
+        f"multiple of {num_devices}, or set --num_devices"
+        for name, size in uneven.items()
+      )
+    )
+
+
 def schedule_rows(plan: Plan) -> list[dict[str, Any]]:
   """The schedule for schedule.json and for the eye, a row for each phase."""
   return [

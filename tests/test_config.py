@@ -210,20 +210,6 @@ def test_an_unknown_method_is_named():
     get_method("icarl")
 
 
-def test_devices_must_share_both_batch_sizes_equally():
-  config = make_config({"batch_size_new": 128, "batch_size_memory": 32}, SSIL)
-  config_lib.validate_with_devices(config, 32)
-  with pytest.raises(ConfigError) as error:
-    config_lib.validate_with_devices(config, 64)
-  (line,) = str(error.value).splitlines()
-  assert line.startswith("--batch_size_memory=32 ")
-  with pytest.raises(ConfigError) as error:
-    config_lib.validate_with_devices(config, 3)
-  new, memory = str(error.value).splitlines()
-  assert new.startswith("--batch_size_new=128 ")
-  assert memory.startswith("--batch_size_memory=32 ")
-
-
 def test_json_holds_every_field():
   config = make_config({"milestones": (1, 2)}, SSIL)
   saved = config_lib.to_json(config)
