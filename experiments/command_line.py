@@ -33,6 +33,8 @@ def read_flags(flag_values: flags.FlagValues, argv: Sequence[str]) -> None:
     rest = flag_values(argv)
   except flags.Error as error:
     raise ConfigError(" ".join(str(error).split())) from error
+  except UnicodeDecodeError as error:
+    raise ConfigError(f"--flagfile is not a text file: {error}") from error
   if len(rest) > 1:
     raise ConfigError(f"{rest[1]!r} is not a flag: flags are written --name=value")
 

@@ -2,13 +2,14 @@
 
   python experiments/run.py --flagfile=quickstart.cfg --method=ft
   python experiments/run.py --flagfile=cifar100.cfg --dataset=image_folder --data_dir=DIR
-  python experiments/run.py --flagfile=imagenet.cfg --data_dir=DIR
+  python experiments/run.py --flagfile=imagenet.cfg --dataset=image_folder --data_dir=DIR
 
 A flag file is looked up as given, then beside this script; later flags win. The same
 command line again continues a run that was interrupted.
 """
 
 import dataclasses
+import os
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -121,9 +122,15 @@ def main(argv: Sequence[str]) -> int:
     )
     return _INTERRUPTED
   console.print(tables.format_table(results))
-  console.print(f"report: {page}")
+  console.print(f"report: {page}", markup=False, soft_wrap=True)
   return 0
 
 
 if __name__ == "__main__":
-  sys.exit(main(sys.argv))
+  exit_code = main(sys.argv)
+  if exit_code == _INTERRUPTED:
+    # XLA may be compiling in a thread still, and an ordinary exit would crash in it.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(exit_code)
+  sys.exit(exit_code)

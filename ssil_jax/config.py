@@ -88,7 +88,7 @@ class Config:
     "there are cores and the batch sizes allow)",
     identity=False,
   )
-  log_every: int = _flag("steps between two lines of metrics.jsonl")
+  log_every: int = _flag("steps between two lines of metrics.jsonl", identity=False)
 
 
 # What the paper uses for every data set and method (section 6.2), or what it leaves to us.
@@ -129,7 +129,8 @@ def paper_milestones(epochs: int) -> tuple[int, ...]:
 def paper_batch_size_memory(batch_size_new: int, num_states: int) -> int:
   """N_M by N_D and T: N_D / 8, 4, 2 for T = 20, 10, 5 (section 6.2), between for others."""
   ratio = min(8.0, max(2.0, 0.4 * num_states))
-  return max(1, round(batch_size_new / ratio))
+  # In sixteenths of N_D, so that as many devices can share both parts equally.
+  return max(1, round(16 / ratio) * batch_size_new // 16)
 
 
 def make_config(values: Mapping[str, Any], method_defaults: Mapping[str, Any]) -> Config:

@@ -63,7 +63,7 @@ def run(config: Config, console: Console) -> dict[str, Any]:
   plan = make_plan(config)
   mesh = parallel.choose_devices(config)
   check_shares(plan, mesh.size)
-  folder = workdir.claim(config)
+  folder = workdir.claim(config, data_fingerprint=data.fingerprint(plan.dataset))
   workdir.write_json(folder / "schedule.json", schedule_rows(plan))
   if plan.dataset.ignored_files:
     console.print(f"{plan.dataset.ignored_files} files beside the images are ignored")
@@ -74,7 +74,7 @@ def run(config: Config, console: Console) -> dict[str, Any]:
     progress = checkpoints.latest(otherwise=start(trainer))
     done = len(progress.results)
     if done:
-      console.print(f"states 1 to {done} are done already, in {folder}")
+      console.print(f"states 1 to {done} are done already, in {folder}", markup=False)
     workdir.write_json(folder / "results.json", _results(plan, mesh, progress.results))
     train_state = parallel.replicate(progress.train_state, mesh)
     phases = [p for p in phase_plans(plan) if p.state.index > done]

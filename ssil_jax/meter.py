@@ -4,6 +4,7 @@ import math
 import time
 from typing import Any
 
+import jax
 import numpy as np
 
 from ssil_jax import parallel
@@ -38,11 +39,19 @@ class Meter:
     self._display = display
     self._pending: list[dict[str, Any]] = []
     self._reported = 0
-    self._last_report = time.monotonic()
+    self._timed_steps = 0  # sent since `_timed_from`
+    self._timed_from = time.monotonic()
+    self._seconds_per_step = math.nan
 
   def add(self, step_metrics: dict[str, Any]) -> None:
     """Takes the metrics of the step just sent; `train_step` says which."""
     self._pending.append(step_metrics)
+    self._timed_steps += 1
+    if self._reported == 0 and len(self._pending) == 1:
+      # Compiling makes the first step slow: it counts only while there is no other.
+      jax.block_until_ready(step_metrics)
+      self._seconds_per_step = time.monotonic() - self._timed_from
+      self._start_clock()
     if len(self._pending) == 2 * self._log_every:
       self._report(self._log_every)
 
@@ -52,15 +61,21 @@ class Meter:
 
   def _report(self, num_steps: int) -> None:
     """Writes the oldest steps, a record for every `log_every` of them."""
+    if num_steps == len(self._pending):
+      jax.block_until_ready(self._pending)
+    if self._timed_steps:
+      # Steps sent stand for steps done: only a few are ever under way.
+      self._seconds_per_step = (time.monotonic() - self._timed_from) / self._timed_steps
+    self._start_clock()
     metrics = parallel.fetch(self._pending[:num_steps])
     del self._pending[:num_steps]
-    now = time.monotonic()
-    seconds, self._last_report = now - self._last_report, now
     for start in range(0, num_steps, self._log_every):
-      window = metrics[start : start + self._log_every]
-      self._write(window, seconds_per_step=seconds / num_steps)
+      self._write(metrics[start : start + self._log_every])
 
-  def _write(self, window: list[dict[str, Any]], *, seconds_per_step: float) -> None:
+  def _start_clock(self) -> None:
+    self._timed_steps, self._timed_from = 0, time.monotonic()
+
+  def _write(self, window: list[dict[str, Any]]) -> None:
     plan = self._plan
     self._reported += len(window)
     last_epoch = (self._reported - 1) // plan.steps_per_epoch
@@ -73,7 +88,7 @@ class Meter:
       "loss": float(np.mean([m["loss"] for m in window])),
       "top1": float(np.mean([m["top1"] for m in window])),
       "learning_rate": plan.phase.learning_rate_at(last_epoch),
-      "images_per_second": batch_size / seconds_per_step,
+      "images_per_second": batch_size / self._seconds_per_step,
     }
     if not math.isfinite(record["loss"]):
       raise DivergedError(

@@ -2,7 +2,7 @@
 
 A device counts its share of a test batch (`count`), the counts of all batches are added
 up in 64 bits (`add`), and `summarize` makes accuracies and error ratios of the sums. So
-batch size and device count cannot change a result.
+batch size and device count cannot change an accuracy or error ratio.
 """
 
 from typing import Any, NamedTuple
@@ -66,9 +66,16 @@ def count(
     top1=hits @ (predicted == labels).astype(jnp.int32),
     top5=hits @ (better < TOP_K).astype(jnp.int32),
     state_specific=hits @ (best_of_state == labels).astype(jnp.int32),
-    score_old=rows.T @ _mean_where(logits, classes < num_old),
-    score_new=rows.T @ _mean_where(logits, (classes >= num_old) & (classes < num_seen)),
+    score_old=_sum_by_state(rows, _mean_where(logits, classes < num_old)),
+    score_new=_sum_by_state(
+      rows, _mean_where(logits, (classes >= num_old) & (classes < num_seen))
+    ),
   )
+
+
+def _sum_by_state(rows: jax.Array, values: jax.Array) -> jax.Array:
+  """float [T]: sums of values [B]. Accelerators would round a plain product's inputs."""
+  return jnp.matmul(rows.T.astype(values.dtype), values, precision="highest")
 
 
 def _mean_where(logits: jax.Array, mask: jax.Array) -> jax.Array:

@@ -22,17 +22,21 @@ from ssil_jax.errors import ConfigError
 
 _THREADS_PER_DEVICE = 2
 _STEPS_AHEAD = 8
+_MOST_AUTOMATIC = 8  # virtual CPU devices: each holds a copy of the images
 
 
 def prepare_cpu_devices(config: Config) -> None:
   """Splits a CPU into virtual devices; call it before anything else touches jax.
 
   XLA runs parts of a training step on one thread per device, so several devices use a CPU
-  better than one (benchmarks/README.md). Without --num_devices it is one a core, or fewer
-  if the batch sizes are not multiples of that. Accelerators are not affected.
+  better than one (benchmarks/README.md). Without --num_devices it is one a core, up to
+  eight, or fewer if the batch sizes are not multiples of that. Accelerators are not
+  affected.
   """
   shared = math.gcd(config.batch_size_new, config.batch_size_memory)
-  automatic = max(n for n in range(1, _cores() + 1) if shared % n == 0)
+  automatic = max(
+    n for n in range(1, min(_cores(), _MOST_AUTOMATIC) + 1) if shared % n == 0
+  )
   split_cpu(config.num_devices or automatic)
 
 
@@ -49,7 +53,9 @@ def split_cpu(num_devices: int) -> None:
 
 
 def _cores() -> int:
-  return len(os.sched_getaffinity(0))
+  if hasattr(os, "sched_getaffinity"):  # not on macOS
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count() or 1
 
 
 def choose_devices(config: Config) -> Mesh:

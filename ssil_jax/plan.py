@@ -128,7 +128,7 @@ def schedule_rows(plan: Plan) -> list[dict[str, Any]]:
       "epochs": p.phase.epochs,
       "steps": p.num_steps,
       "rate": float(f"{p.phase.learning_rate:.4g}"),
-      "drops after": ", ".join(map(str, p.phase.milestones)) or "-",
+      "drops": ", ".join(map(str, p.phase.milestones)) or "-",
     }
     for p in phase_plans(plan)
   ]
@@ -139,8 +139,10 @@ def schedule_table(plan: Plan) -> Table:
   rows = schedule_rows(plan)
   table = Table(
     title=f"{plan.method.title} on {plan.config.dataset}",
-    caption="classes: old + new; images: exemplars + new; batch: new + exemplars",
+    caption="classes: old + new; images: exemplars + new; batch: new + exemplars;\n"
+    "RP: ratio-preserving; rate: at the start, a tenth after each of the epochs in drops",
     box=None,
+    padding=(0, 1, 0, 0),  # fits a terminal of 80 columns
   )
   for name in rows[0]:
     table.add_column(name, justify="right", no_wrap=True)

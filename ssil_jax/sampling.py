@@ -44,7 +44,7 @@ class Key(NamedTuple):
 class Sampling(NamedTuple):
   """One way to draw the batches of a phase."""
 
-  name: str
+  name: str  # in the schedule table
   # Pool -> int64 [k], the records that an epoch goes through once.
   epoch_records: Callable[[Pool], np.ndarray]
   # (Pool, N_D, N_M) -> how many samples of each kind a batch concatenates.
@@ -85,7 +85,7 @@ def _shuffled_batch(
 # SS-IL, section 5 and Algorithm 1: N_D records of D_t, drawn without replacement, and N_M
 # of the memory, drawn with replacement.
 RATIO_PRESERVING = Sampling(
-  name="ratio-preserving",
+  name="RP",
   epoch_records=lambda pool: pool.new,
   group_sizes=_ratio_preserving_sizes,
   batch=_ratio_preserving_batch,

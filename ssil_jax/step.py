@@ -128,11 +128,6 @@ def train_step(
   return new_state, jax.lax.pmean(step_metrics, AXIS)
 
 
-def reset_momentum(state: TrainState, *, model: Model) -> TrainState:
-  """The state with a fresh optimizer, for the start of an incremental state."""
-  return state.replace(opt_state=model.optimizer.init(state.params))
-
-
 def eval_step(
   state: TrainState,
   batch: Batch,

@@ -10,8 +10,14 @@ from ssil_jax.config import Config
 from ssil_jax.errors import WorkdirError
 
 
-def claim(config: Config) -> pathlib.Path:
+def claim(config: Config, *, data_fingerprint: str) -> pathlib.Path:
   """Makes the work directory, or checks that the run in it is this one.
+
+  A run of which no state was ever saved leaves nothing to protect, and is replaced.
+
+  Args:
+    config: of the run.
+    data_fingerprint: of the data set, see `data.fingerprint`.
 
   Returns:
     Its absolute path, with `config.json` in it.
@@ -22,24 +28,26 @@ def claim(config: Config) -> pathlib.Path:
   """
   workdir = config_lib.workdir_path(config)
   path = workdir / "config.json"
+  now = {**config_lib.to_json(config), "data_fingerprint": data_fingerprint}
   try:
     workdir.mkdir(parents=True, exist_ok=True)
+    saved_states = list(workdir.glob("checkpoints/[0-9]*"))
     if path.exists():
-      _check_same_run(config, path)
-    elif (workdir / "checkpoints").exists():
+      saved = _read(path)
+      if saved_states or set(saved) != set(now):
+        _check_same_run(config, saved, data_fingerprint, workdir)
+      else:
+        write_json(path, now)
+    elif saved_states:
       raise WorkdirError(f"{workdir} has checkpoints but no config.json: use another")
     else:
-      write_json(path, config_lib.to_json(config))
+      write_json(path, now)
   except OSError as error:
     raise WorkdirError(f"--workdir={config.workdir} cannot be used: {error}") from error
   return workdir
 
 
-def _check_same_run(config: Config, path: pathlib.Path) -> None:
-  if config.resume == "never":
-    raise WorkdirError(
-      f"{path.parent} holds a run already and --resume=never: use another --workdir"
-    )
+def _read(path: pathlib.Path) -> dict[str, Any]:
   try:
     saved = json.loads(path.read_text())
   except ValueError as error:
@@ -48,10 +56,25 @@ def _check_same_run(config: Config, path: pathlib.Path) -> None:
     ) from error
   if not isinstance(saved, dict):
     raise WorkdirError(f"{path} is not a configuration: use another --workdir")
+  return saved
+
+
+def _check_same_run(
+  config: Config, saved: dict[str, Any], data_fingerprint: str, workdir: pathlib.Path
+) -> None:
+  if config.resume == "never":
+    raise WorkdirError(
+      f"{workdir} holds a run already and --resume=never: use another --workdir"
+    )
   if different := config_lib.differences(config, saved):
     raise WorkdirError(
-      f"{path.parent} holds a run with another configuration; use another --workdir, or "
-      "the same flags:\n" + "\n".join(different)
+      f"{workdir} holds a run with another configuration; use another --workdir, or the "
+      "same flags:\n" + "\n".join(different)
+    )
+  if saved.get("data_fingerprint") != data_fingerprint:
+    raise WorkdirError(
+      f"{workdir} holds a run on other data (classes, labels or images differ from those "
+      "of --data_dir): use another --workdir, or that run's data"
     )
 
 

@@ -51,7 +51,7 @@ def test_ft_trains_later_states_for_25_epochs():
     (20, 16),  # 128 / 8
     (10, 32),  # 128 / 4
     (5, 64),  # 128 / 2
-    (15, 21),  # 128 / 6 = 21.3, between those of 10 and 20
+    (15, 24),  # 128 / 6 = 21.3, in sixteenths of 128
     (1, 64),  # never more than half of N_D
     (100, 16),  # never less than an eighth
   ],
@@ -247,6 +247,7 @@ def test_some_flags_may_change_when_a_run_is_resumed():
     "resume": "never",
     "num_devices": 2,
     "batch_size_test": 8,
+    "log_every": 7,
   }
   saved = config_lib.to_json(make_config({}, SSIL))
   assert config_lib.differences(make_config(free, SSIL), saved) == []

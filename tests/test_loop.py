@@ -128,13 +128,16 @@ def test_resumes_after_the_last_saved_state(finished, tmp_path):
 @pytest.mark.parametrize("num_devices", [1, 2])
 def test_any_number_of_devices_trains_the_same(finished, tmp_path, num_devices):
   workdir, _, _ = finished
-  run(tmp_path / "other", num_devices=num_devices)
+  results = run(tmp_path / "other", num_devices=num_devices)
   ours, theirs = (
     np.array([row["loss"] for row in records(path)])
     for path in (workdir, tmp_path / "other")
   )
   assert len(ours) == 26
   np.testing.assert_allclose(ours, theirs, rtol=1e-4)
+  for state, other in zip(finished[1]["states"], results["states"], strict=True):
+    assert other["score_new"] == pytest.approx(state["score_new"], rel=1e-3, abs=1e-4)
+    assert np.sum(other["confusion"]) == np.sum(state["confusion"])
 
 
 def test_methods_share_their_first_state(finished, tmp_path):
@@ -165,13 +168,25 @@ def test_checkpoint_holds_the_exemplars_of_the_ring_buffer(finished):
   np.testing.assert_array_equal(np.bincount(progress.memory.labels), [3] * 6)
 
 
-def test_stops_when_the_loss_is_not_finite_and_keeps_what_was_saved(finished, tmp_path):
-  copy = tmp_path / "copy"
-  shutil.copytree(finished[0], copy)
-  shutil.rmtree(copy / "checkpoints" / "3")
+def test_stops_when_the_loss_is_not_finite_and_may_be_started_again(tmp_path):
   with pytest.raises(DivergedError, match="state 1, epoch 1"):
-    run(tmp_path / "diverged", learning_rate=1e30)
-  assert json.loads((tmp_path / "diverged" / "results.json").read_text())["states"] == []
+    run(tmp_path, learning_rate=1e30, num_states=1)
+  assert json.loads((tmp_path / "results.json").read_text())["states"] == []
+  assert len(run(tmp_path, num_states=1)["states"]) == 1
+
+
+def test_momentum_starts_anew_with_every_state_unless_told_otherwise(tmp_path):
+  losses = {}
+  for reset in (True, False):
+    run(tmp_path / str(reset), num_states=2, learning_rate=1e-2, reset_momentum=reset)
+    losses[reset] = [
+      [row["loss"] for row in records(tmp_path / str(reset)) if row["state"] == t]
+      for t in (1, 2)
+    ]
+  assert losses[True][0] == losses[False][0]
+  # The first loss of state 2 comes before its first update.
+  assert losses[True][1][0] == losses[False][1][0]
+  assert losses[True][1][1] != losses[False][1][1]
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ def test_schedule_rows_are_what_is_printed():
   row = schedule_rows(plan_of(memory_size=10, epochs=20))[1]
   assert row["classes"] == "2 + 2"
   assert row["batch"] == "32 + 8"
-  assert (row["rate"], row["drops after"]) == (0.05, "8, 16")
+  assert (row["rate"], row["drops"]) == (0.05, "8, 16")
 
 
 def test_devices_must_share_every_kind_of_sample_equally():

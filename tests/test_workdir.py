@@ -16,44 +16,69 @@ def config_of(path, **values):
   return config_lib.make_config({"workdir": str(path), **values}, {"epochs": 20})
 
 
+def claim(config, *, data="data"):
+  return workdir.claim(config, data_fingerprint=data)
+
+
+def finish_a_state(folder):
+  (folder / "checkpoints" / "1").mkdir(parents=True)
+
+
 def refusal(config):
   with pytest.raises(WorkdirError) as error:
-    workdir.claim(config)
+    claim(config)
   return str(error.value)
 
 
 def test_a_new_directory_gets_the_config(tmp_path):
   config = config_of(tmp_path / "a" / "run", seed=3)
-  folder = workdir.claim(config)
+  folder = claim(config)
   assert folder == tmp_path / "a" / "run"
   saved = json.loads((folder / "config.json").read_text())
-  assert saved == config_lib.to_json(config)
+  assert saved == {**config_lib.to_json(config), "data_fingerprint": "data"}
 
 
 def test_the_same_config_claims_it_again(tmp_path):
-  workdir.claim(config_of(tmp_path))
+  claim(config_of(tmp_path))
+  finish_a_state(tmp_path)
   before = (tmp_path / "config.json").read_bytes()
-  assert workdir.claim(config_of(tmp_path)) == tmp_path
-  assert workdir.claim(config_of(tmp_path, num_devices=2)) == tmp_path
+  assert claim(config_of(tmp_path)) == tmp_path
+  assert claim(config_of(tmp_path, num_devices=2)) == tmp_path
   assert (tmp_path / "config.json").read_bytes() == before
 
 
+def test_other_data_is_refused(tmp_path):
+  claim(config_of(tmp_path))
+  finish_a_state(tmp_path)
+  with pytest.raises(WorkdirError, match="holds a run on other data"):
+    claim(config_of(tmp_path), data="other")
+
+
+def test_a_run_that_saved_no_state_is_replaced(tmp_path):
+  claim(config_of(tmp_path))
+  claim(config_of(tmp_path, seed=5), data="other")
+  saved = json.loads((tmp_path / "config.json").read_text())
+  assert (saved["seed"], saved["data_fingerprint"]) == (5, "other")
+
+
 def test_another_config_is_refused_and_nothing_changes(tmp_path):
-  workdir.claim(config_of(tmp_path))
-  before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+  claim(config_of(tmp_path))
+  finish_a_state(tmp_path)
+  before = {path: path.read_bytes() for path in tmp_path.glob("*.json")}
   message = refusal(config_of(tmp_path, seed=5, learning_rate=0.2))
   assert message.splitlines()[1:] == [
     "--learning_rate: 0.1 there, 0.2 now",
     "--seed: 0 there, 5 now",
   ]
   assert str(tmp_path) in message
-  assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+  assert {path: path.read_bytes() for path in tmp_path.glob("*.json")} == before
 
 
 def test_resume_never_refuses_a_run(tmp_path):
-  workdir.claim(config_of(tmp_path, resume="never"))
+  claim(config_of(tmp_path, resume="never"))
+  finish_a_state(tmp_path)
   assert "--resume=never" in refusal(config_of(tmp_path, resume="never"))
-  assert workdir.claim(config_of(tmp_path)) == tmp_path
+  assert claim(config_of(tmp_path)) == tmp_path
 
 
 @pytest.mark.parametrize("content", [b"", b'{"seed": 0,', b"\xff\xfe", b"[1, 2]", b"3"])
@@ -65,13 +90,19 @@ def test_a_corrupt_config_is_refused_and_kept(tmp_path, content):
 
 
 def test_checkpoints_without_a_config_are_refused(tmp_path):
-  (tmp_path / "checkpoints").mkdir()
+  finish_a_state(tmp_path)
   assert "no config.json" in refusal(config_of(tmp_path))
+
+
+def test_the_config_of_something_else_is_kept(tmp_path):
+  (tmp_path / "config.json").write_text('{"editor": "dark"}')
+  assert "another configuration" in refusal(config_of(tmp_path))
+  assert (tmp_path / "config.json").read_text() == '{"editor": "dark"}'
 
 
 def test_other_files_are_no_hindrance(tmp_path):
   (tmp_path / "notes.txt").write_text("mine")
-  assert workdir.claim(config_of(tmp_path)) == tmp_path
+  assert claim(config_of(tmp_path)) == tmp_path
   assert (tmp_path / "notes.txt").read_text() == "mine"
 
 

@@ -1,5 +1,8 @@
 """Data sets, by the name that `--dataset` takes."""
 
+import hashlib
+import json
+import pathlib
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -9,7 +12,7 @@ from ssil_jax.data.augment import Augmentation
 from ssil_jax.data.dataset import Dataset, Source, Split, in_class_order
 from ssil_jax.data.digits import open_digits
 from ssil_jax.data.image_folder import open_image_folder
-from ssil_jax.data.images import central_squares
+from ssil_jax.data.images import central_squares, check_headers
 from ssil_jax.errors import ConfigError
 from ssil_jax.resnet import SMALL_IMAGE
 from ssil_jax.states import class_order
@@ -57,6 +60,9 @@ def open_dataset(config: Config) -> Dataset:
   if small or train.on_device:
     train = Split(central_squares(train.images, size), train.labels)
     test = Split(central_squares(test.images, size), test.labels)
+  else:
+    # Read for the first time when a whole state has been trained: too late to complain.
+    check_headers(test.images)
   augment = config.augment
   if augment == "auto":
     augment = "crop_flip" if source.flip else "crop"
@@ -72,6 +78,24 @@ def open_dataset(config: Config) -> Dataset:
     random_resized_crop=crop and not train.on_device,
     ignored_files=source.ignored_files,
   )
+
+
+def fingerprint(dataset: Dataset) -> str:
+  """A hash of the classes, labels and images: of their pixels, or of their file names.
+
+  Record numbers in checkpoints mean nothing in a data set with another fingerprint. A
+  folder may move, since only CLASS/FILE counts.
+  """
+  digest = hashlib.blake2b(digest_size=16)
+  digest.update(json.dumps([dataset.class_names, dataset.image_size]).encode())
+  for split in (dataset.train, dataset.test):
+    digest.update(split.labels.tobytes())
+    if split.on_device:
+      digest.update(np.ascontiguousarray(split.images))
+    else:
+      names = ["/".join(pathlib.PurePath(path).parts[-2:]) for path in split.images]
+      digest.update(json.dumps(names).encode())
+  return digest.hexdigest()
 
 
 def records_of(labels: np.ndarray, low: int, high: int) -> np.ndarray:

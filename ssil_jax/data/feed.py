@@ -37,7 +37,9 @@ def prefetched(
 ) -> Iterator[Batch]:
   """Batches start, start + 1, ..., made by background threads in this order."""
   source = grain.MapDataset.source(_Batches(make_batch, num_batches))
-  options = grain.ReadOptions(num_threads=os.cpu_count(), prefetch_buffer_size=3)
+  # A thread makes a whole batch; one that finds no room in the buffer is idle.
+  threads = os.cpu_count() or 1
+  options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(3, threads))
   return iter(source[start:].to_iter_dataset(options))
 
 

@@ -23,6 +23,13 @@ def open_image_folder(config: Config) -> Source:
   Raises:
     DataError: names the folder that is missing or empty, or the class that differs.
   """
+  try:
+    return _open(config)
+  except OSError as error:
+    raise DataError(f"{error.filename} cannot be listed: {error.strerror}") from error
+
+
+def _open(config: Config) -> Source:
   root = pathlib.Path(config.data_dir).expanduser()
   if not config.data_dir or not root.is_dir():
     raise DataError(

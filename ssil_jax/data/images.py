@@ -11,6 +11,7 @@ from PIL import Image, UnidentifiedImageError
 from ssil_jax.errors import DataError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+_FORMATS = ("PNG", "JPEG", "WEBP")  # whatever the name says, nothing else is decoded
 
 # torchvision's RandomResizedCrop, which the paper's runs use.
 _CROP_AREA = (0.08, 1.0)
@@ -36,7 +37,7 @@ def read_rgb(path: str | pathlib.Path) -> Image.Image:
     DataError: names the file if it is missing, truncated, no image, or absurdly large.
   """
   try:
-    with Image.open(path) as image:
+    with Image.open(path, formats=_FORMATS) as image:
       if image.mode.startswith("I"):
         return _from_16_bits(image).convert("RGB")
       return image.convert("RGB")
@@ -51,10 +52,17 @@ def _from_16_bits(image: Image.Image) -> Image.Image:
 def size_of(path: str | pathlib.Path) -> tuple[int, int]:
   """(width, height) from the header. Raises DataError as `read_rgb` does."""
   try:
-    with Image.open(path) as image:
+    with Image.open(path, formats=_FORMATS) as image:
       return image.size
   except _PILLOW_ERRORS as error:
     raise DataError(f"cannot read image {path}: {error}") from error
+
+
+def check_headers(paths: Sequence[str]) -> None:
+  """Raises DataError, naming the first file whose header is not that of an image."""
+  with ThreadPoolExecutor() as threads:
+    for _ in threads.map(size_of, paths):
+      pass  # to raise what a thread raised
 
 
 def central_squares(items: Sequence[str] | np.ndarray, size: int) -> np.ndarray:
