@@ -139,8 +139,9 @@ def schedule_table(plan: Plan) -> Table:
   rows = schedule_rows(plan)
   table = Table(
     title=f"{plan.method.title} on {plan.config.dataset}",
-    caption="classes: old + new; images: exemplars + new; batch: new + exemplars;\n"
-    "RP: ratio-preserving; rate: at the start, a tenth after each of the epochs in drops",
+    caption="classes: old + new; images: exemplars + new;\n"
+    "batch: new + exemplars; RP: ratio-preserving;\n"
+    "drops: epochs after which the rate is divided by ten",
     box=None,
     padding=(0, 1, 0, 0),  # fits a terminal of 80 columns
   )

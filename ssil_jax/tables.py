@@ -118,7 +118,7 @@ def format_table(results: dict[str, Any]) -> Table:
 
 def comparison_table(runs: Sequence[Run]) -> Table:
   """The table of several runs for the terminal, a row a run, accuracies in per cent."""
-  caption = "Accuracies and errors in %; averages and last values over finished states."
+  caption = "Accuracies and errors in %;\naverages and last values over finished states."
   return _rich_table(COMPARISON_COLUMNS, comparison_rows(runs), "Comparison", caption)
 
 
