@@ -14,7 +14,7 @@ import time
 
 THREADS = (2, 4)  # values of PJRT_NPROC
 PROCESSES = 3
-SECONDS = 90.0
+SECONDS = 60.0
 
 
 def update(kernels, images):

@@ -23,6 +23,7 @@ from ssil_jax import config as config_lib
 from ssil_jax import loop, parallel, report, tables
 from ssil_jax.data import check_dataset_name
 from ssil_jax.errors import ConfigError, UserError
+from ssil_jax.interrupt import Interrupts
 from ssil_jax.methods import get_method
 
 _FLAGFILES = pathlib.Path(__file__).resolve().parent
@@ -110,7 +111,8 @@ def main(argv: Sequence[str]) -> int:
   try:
     config = parse(argv)
     parallel.prepare_cpu_devices(config)
-    results = loop.run(config, console)
+    with Interrupts() as interrupts:
+      results = loop.run(config, console, check_interrupt=interrupts.check)
     workdir = config_lib.workdir_path(config)
     page = report.write_report([workdir], workdir / "report.html")
   except UserError as error:

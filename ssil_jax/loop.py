@@ -47,12 +47,16 @@ class Trainer(NamedTuple):
   test_images: jax.Array | None
 
 
-def run(config: Config, console: Console) -> dict[str, Any]:
+def run(
+  config: Config, console: Console, *, check_interrupt: Callable[[], None] = lambda: None
+) -> dict[str, Any]:
   """Trains and evaluates every incremental state that the work directory lacks.
 
   Args:
     config: of the run.
     console: where progress is shown.
+    check_interrupt: called before every step; what it raises ends the run, with every
+      finished state saved.
 
   Returns:
     The contents of results.json.
@@ -104,7 +108,14 @@ def run(config: Config, console: Console) -> dict[str, Any]:
             display=display,
           )
           train_state = train_phase(
-            plan, trainer, train_state, phase, pool, phase_index=index, meter=meter
+            plan,
+            trainer,
+            train_state,
+            phase,
+            pool,
+            phase_index=index,
+            meter=meter,
+            check_interrupt=check_interrupt,
           )
         train_seconds = time.monotonic() - started
 
@@ -174,6 +185,7 @@ def train_phase(
   *,
   phase_index: int,
   meter: Meter,
+  check_interrupt: Callable[[], None] = lambda: None,
 ) -> step.TrainState:
   """All steps of a phase; `train_state` is on the devices, and is used up."""
   make_batch = feed.train_batch_maker(
@@ -188,6 +200,7 @@ def train_phase(
   classes = seen_classes(phase.state, trainer.mesh)
   backpressure = parallel.Backpressure()
   for number, batch in enumerate(feed.prefetched(make_batch, phase.num_steps)):
+    check_interrupt()
     epoch, place = divmod(number, phase.steps_per_epoch)
     if place == 0:
       rate = np.float32(phase.phase.learning_rate_at(epoch))

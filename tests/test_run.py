@@ -168,12 +168,15 @@ def test_ctrl_c_keeps_the_finished_states(tmp_path):
     text=True,
   )
   for line in child.stdout:
-    if line.startswith("state 2/5  epoch"):  # state 1 is saved, state 2 in training
+    if line.startswith("state 1/5 done"):  # and saved; state 2 is about to compile
       child.send_signal(signal.SIGINT)
       break
   _, error = child.communicate(timeout=60)
   assert child.returncode == 130
-  assert error == "interrupted: every finished state is saved; the same command continues\n"
+  assert error.splitlines() == [
+    "stopping after this step; Ctrl-C again stops at once",
+    "interrupted: every finished state is saved; the same command continues",
+  ]
   results = json.loads((tmp_path / "results.json").read_text())
   assert [state["state"] for state in results["states"]] == [1]
   assert (tmp_path / "checkpoints" / "1").is_dir()
