@@ -43,8 +43,14 @@ def train() -> None:
 
   jax.config.update("jax_num_cpu_devices", 2)
   rng = np.random.default_rng(0)
-  images = jax.numpy.asarray(rng.standard_normal((2, 32, 32, 32, 8), np.float32))
-  kernels = [0.1 * rng.standard_normal((2, 3, 3, 8, 8), np.float32) for _ in range(6)]
+  mesh = jax.sharding.Mesh(np.asarray(jax.devices()), ("device",))
+  images, kernels = jax.device_put(
+    (
+      rng.standard_normal((2, 32, 32, 32, 8), np.float32),
+      [0.1 * rng.standard_normal((2, 3, 3, 8, 8), np.float32) for _ in range(6)],
+    ),
+    jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("device")),
+  )
   step = jax.pmap(update, axis_name="device", donate_argnums=0)
   steps, stop = 0, time.monotonic() + SECONDS
   while time.monotonic() < stop:
