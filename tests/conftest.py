@@ -1,6 +1,8 @@
 """Tests run strict, and on four virtual CPU devices whatever the machine has."""
 
 import jax
+import pytest
+from folders import folder_of
 
 from ssil_jax import parallel
 
@@ -9,3 +11,8 @@ parallel.split_cpu(4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Small networks run a few steps: compiling them well would take longer than it saves.
 jax.config.update("jax_disable_most_optimizations", True)
+
+
+@pytest.fixture
+def root(tmp_path):
+  return folder_of(tmp_path / "images")

@@ -53,4 +53,7 @@ def test_devices_must_share_every_kind_of_sample_equally():
 
 
 def test_fine_tuning_has_no_share_of_exemplars():
-  check_shares(plan_of("ft"), 16)
+  plan = plan_of("ft")
+  check_shares(plan, 16)
+  with pytest.raises(ConfigError, match="--batch_size_new=32"):
+    check_shares(plan, 3)

@@ -1,0 +1,41 @@
+"""Tiny folders of real image files, for the tests that read them."""
+
+import numpy as np
+from PIL import Image
+
+from ssil_jax import config as config_lib
+from ssil_jax.data import open_dataset
+from ssil_jax.methods import get_method
+
+RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
+
+
+def config_of(**values):
+  method = get_method(values.get("method", "ssil"))
+  return config_lib.make_config(values, method.defaults)
+
+
+def open_folder(root, **values):
+  return open_dataset(config_of(dataset="image_folder", data_dir=str(root), **values))
+
+
+def save(path, pixels, mode=None, **options):
+  """Writes an image; `pixels` is an array, or a color that fills 8 x 8."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  if isinstance(pixels, tuple):
+    pixels = np.full((8, 8, 3), pixels, np.uint8)
+  image = Image.fromarray(pixels)
+  (image.convert(mode) if mode else image).save(path, **options)
+
+
+def noise(height, width, seed=0):
+  return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def folder_of(root, classes=("a", "b", "c"), each=2, test="test"):
+  """An image folder of `each` 8x8 images per class and split, all of them different."""
+  for split in ("train", test):
+    for c, name in enumerate(classes):
+      for i in range(each):
+        save(root / split / name / f"{i}.png", noise(8, 8, seed=(split == test, c, i)))
+  return root
