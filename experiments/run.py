@@ -1,7 +1,7 @@
 """Trains a class-incremental model and reports its accuracy after every state.
 
   python experiments/run.py --flagfile=quickstart.cfg --method=ft
-  python experiments/run.py --flagfile=cifar100.cfg --dataset=image_folder --data_dir=DIR
+  python experiments/run.py --flagfile=imagenet.cfg --data_dir=DIR
   python experiments/run.py --flagfile=imagenet.cfg --dataset=image_folder --data_dir=DIR
 
 A flag file is looked up as given, then beside this script; later flags win. The same

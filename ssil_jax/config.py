@@ -28,10 +28,13 @@ def _flag(help_text: str, *, identity: bool = True):
 class Config:
   """All settings of one class-incremental run; build it with `make_config`."""
 
-  dataset: str = _flag("data set: digits (embedded) or image_folder")
+  dataset: str = _flag(
+    "data set: digits (embedded), image_folder, or one that experiments/prepare.py "
+    "makes: imagenet, landmarks_v2/1k, landmarks_v2/10k, cifar100"
+  )
   data_dir: str = _flag(
     "folder of the data set; image_folder reads DIR/train/CLASS/* and "
-    "DIR/test/CLASS/* (or DIR/val)",
+    "DIR/test/CLASS/* (or DIR/val), the others what prepare.py left there",
     identity=False,
   )
   workdir: str = _flag(
@@ -88,6 +91,11 @@ class Config:
     "there are cores and the batch sizes allow)",
     identity=False,
   )
+  input_processes: int = _flag(
+    "worker processes that read and decode images (0: threads do, which is faster unless "
+    "the host has very many cores)",
+    identity=False,
+  )
   log_every: int = _flag("steps between two lines of metrics.jsonl", identity=False)
 
 
@@ -117,6 +125,7 @@ DEFAULTS: Mapping[str, Any] = {
   "augment": "auto",
   "seed": 0,
   "num_devices": 0,
+  "input_processes": 0,
   "log_every": 50,
 }
 
@@ -193,6 +202,7 @@ _AT_LEAST = {
   "image_size": 0,
   "seed": 0,
   "num_devices": 0,
+  "input_processes": 0,
   "log_every": 1,
 }
 

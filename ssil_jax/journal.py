@@ -37,7 +37,7 @@ class Journal:
     """A stretch of training steps that ends with `record["step"]`."""
     self._file.write(json.dumps(record) + "\n")
     self._file.flush()
-    for name in ("loss", "top1", "learning_rate", "images_per_second"):
+    for name in ("loss", "top1", "learning_rate", "images_per_second", "input_wait"):
       self._events.add_scalar(f"train/{name}", record[name], record["step"])
 
   def evaluation(self, result: dict[str, Any], *, step: int) -> None:

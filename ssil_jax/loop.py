@@ -3,6 +3,8 @@
 It knows states, phases and the `Method` contract; no method's and no data set's name.
 """
 
+import contextlib
+import functools
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -71,6 +73,8 @@ def run(
   workdir.write_json(folder / "schedule.json", schedule_rows(plan))
   if plan.dataset.ignored_files:
     console.print(f"{plan.dataset.ignored_files} files beside the images are ignored")
+  for note in plan.dataset.notes:
+    console.print(note, markup=False)
   console.print(schedule_table(plan))
   trainer = make_trainer(plan, mesh)
 
@@ -154,6 +158,7 @@ def make_trainer(plan: Plan, mesh: Mesh) -> Trainer:
       momentum=config.momentum, weight_decay=config.weight_decay
     ),
     augmentation=dataset.augmentation,
+    normalization=dataset.normalization,
     seed=config.seed,
     state_of_class=tuple(state_of_class(plan.states).tolist()),
   )
@@ -188,32 +193,33 @@ def train_phase(
   check_interrupt: Callable[[], None] = lambda: None,
 ) -> step.TrainState:
   """All steps of a phase; `train_state` is on the devices, and is used up."""
-  make_batch = feed.train_batch_maker(
-    plan.dataset,
-    pool,
-    phase.phase.sampling,
-    Key(plan.config.seed, phase.state.index, phase_index),
+  batches = feed.TrainBatches(
+    dataset=plan.dataset,
+    pool=pool,
+    sampling=phase.phase.sampling,
+    key=Key(plan.config.seed, phase.state.index, phase_index),
     batch_size_new=plan.config.batch_size_new,
     batch_size_memory=plan.config.batch_size_memory,
     num_devices=trainer.mesh.size,
+    num_steps=phase.num_steps,
   )
   classes = seen_classes(phase.state, trainer.mesh)
   backpressure = parallel.Backpressure()
-  for number, batch in enumerate(feed.prefetched(make_batch, phase.num_steps)):
-    check_interrupt()
-    epoch, place = divmod(number, phase.steps_per_epoch)
-    if place == 0:
-      rate = np.float32(phase.phase.learning_rate_at(epoch))
-      learning_rate = parallel.replicate(rate, trainer.mesh)
-    train_state, step_metrics = trainer.train_step(
-      train_state,
-      parallel.shard(batch, trainer.mesh),
-      classes,
-      learning_rate,
-      trainer.train_images,
-    )
-    backpressure.add(step_metrics)
-    meter.add(step_metrics)
+  with prefetched(plan.config, trainer, batches) as batches_on_devices:
+    for number in range(phase.num_steps):
+      check_interrupt()
+      started = time.monotonic()
+      batch = next(batches_on_devices)
+      waited = time.monotonic() - started
+      epoch, place = divmod(number, phase.steps_per_epoch)
+      if place == 0:
+        rate = np.float32(phase.phase.learning_rate_at(epoch))
+        learning_rate = parallel.replicate(rate, trainer.mesh)
+      train_state, step_metrics = trainer.train_step(
+        train_state, batch, classes, learning_rate, trainer.train_images
+      )
+      backpressure.add(step_metrics)
+      meter.add(step_metrics, input_seconds=waited)
   meter.finish()
   return train_state
 
@@ -222,21 +228,18 @@ def evaluate(
   plan: Plan, trainer: Trainer, train_state: step.TrainState, state: IncrementalState
 ) -> dict[str, Any]:
   """The scores over every test image of the classes seen; see `metrics.summarize`."""
-  make_batch, num_batches = feed.eval_batch_maker(
-    plan.dataset,
-    data.records_of(plan.dataset.test.labels, 0, state.num_seen),
+  batches = feed.EvalBatches(
+    dataset=plan.dataset,
+    records=data.records_of(plan.dataset.test.labels, 0, state.num_seen),
     batch_size=plan.config.batch_size_test,
     num_devices=trainer.mesh.size,
   )
   classes = seen_classes(state, trainer.mesh)
   backpressure, counts = parallel.Backpressure(), []
-  for batch in feed.prefetched(make_batch, num_batches):
-    counts.append(
-      trainer.eval_step(
-        train_state, parallel.shard(batch, trainer.mesh), classes, trainer.test_images
-      )
-    )
-    backpressure.add(counts[-1])
+  with prefetched(plan.config, trainer, batches) as batches_on_devices:
+    for batch in batches_on_devices:
+      counts.append(trainer.eval_step(train_state, batch, classes, trainer.test_images))
+      backpressure.add(counts[-1])
   total = metrics.add(parallel.fetch(counts))
   if not np.isfinite(total.score_new).all():
     raise DivergedError(
@@ -244,6 +247,19 @@ def evaluate(
       f"{state.index}: lower --learning_rate; the states before this one are saved"
     )
   return metrics.summarize(total, state=state.index)
+
+
+def prefetched(
+  config: Config, trainer: Trainer, batches: feed.TrainBatches | feed.EvalBatches
+) -> contextlib.closing:
+  """The batches on the devices, a few ahead of their use; no more are made on leaving."""
+  return contextlib.closing(
+    feed.prefetched(
+      batches,
+      functools.partial(parallel.shard, mesh=trainer.mesh),
+      num_processes=config.input_processes,
+    )
+  )
 
 
 def update_memory(

@@ -41,17 +41,24 @@ class Meter:
     self._reported = 0
     self._timed_steps = 0  # sent since `_timed_from`
     self._timed_from = time.monotonic()
+    self._input_seconds = 0.0  # waited for batches since then
     self._seconds_per_step = math.nan
+    self._input_share = math.nan  # of the time
 
-  def add(self, step_metrics: dict[str, Any]) -> None:
-    """Takes the metrics of the step just sent; `train_step` says which."""
+  def add(self, step_metrics: dict[str, Any], *, input_seconds: float) -> None:
+    """Takes the step just sent.
+
+    Args:
+      step_metrics: on the devices; `train_step` says which.
+      input_seconds: how long the loop waited for the step's batch.
+    """
     self._pending.append(step_metrics)
     self._timed_steps += 1
+    self._input_seconds += input_seconds
     if self._reported == 0 and len(self._pending) == 1:
       # Compiling makes the first step slow: it counts only while there is no other.
       jax.block_until_ready(step_metrics)
-      self._seconds_per_step = time.monotonic() - self._timed_from
-      self._start_clock()
+      self._read_clock()
     if len(self._pending) == 2 * self._log_every:
       self._report(self._log_every)
 
@@ -64,16 +71,19 @@ class Meter:
     if num_steps == len(self._pending):
       jax.block_until_ready(self._pending)
     if self._timed_steps:
-      # Steps sent stand for steps done: only a few are ever under way.
-      self._seconds_per_step = (time.monotonic() - self._timed_from) / self._timed_steps
-    self._start_clock()
+      self._read_clock()
     metrics = parallel.fetch(self._pending[:num_steps])
     del self._pending[:num_steps]
     for start in range(0, num_steps, self._log_every):
       self._write(metrics[start : start + self._log_every])
 
-  def _start_clock(self) -> None:
-    self._timed_steps, self._timed_from = 0, time.monotonic()
+  def _read_clock(self) -> None:
+    """Sets the speed from the steps since the last reading."""
+    now = time.monotonic()
+    # Steps sent stand for steps done: only a few are ever under way.
+    self._seconds_per_step = (now - self._timed_from) / self._timed_steps
+    self._input_share = self._input_seconds / (now - self._timed_from)
+    self._timed_steps, self._timed_from, self._input_seconds = 0, now, 0.0
 
   def _write(self, window: list[dict[str, Any]]) -> None:
     plan = self._plan
@@ -89,6 +99,7 @@ class Meter:
       "top1": float(np.mean([m["top1"] for m in window])),
       "learning_rate": plan.phase.learning_rate_at(last_epoch),
       "images_per_second": batch_size / self._seconds_per_step,
+      "input_wait": self._input_share,
     }
     if not math.isfinite(record["loss"]):
       raise DivergedError(

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from ssil_jax import metrics
-from ssil_jax.data.augment import Augmentation, augment, to_float
+from ssil_jax.data.augment import Augmentation, Normalization, augment, to_float
 from ssil_jax.methods.base import Method, SeenClasses
 from ssil_jax.resnet import ResNet18
 
@@ -45,6 +45,7 @@ class Model(NamedTuple):
   method: Method
   optimizer: optax.GradientTransformation
   augmentation: Augmentation
+  normalization: Normalization | None
   seed: int
   state_of_class: tuple[int, ...]  # state (from 0) that introduced each class
 
@@ -98,7 +99,8 @@ def train_step(
   """
   step_key = jax.random.fold_in(jax.random.key(model.seed), state.step)
   pixels = to_float(
-    augment(look_up(batch, images), step_key, batch.positions, model.augmentation)
+    augment(look_up(batch, images), step_key, batch.positions, model.augmentation),
+    model.normalization,
   )
 
   def loss_fn(params):
@@ -139,7 +141,7 @@ def eval_step(
   """Counts of one test batch, summed over the devices; arguments as in `train_step`."""
   outputs = model.network.apply(
     {"params": state.params, "batch_stats": state.batch_stats},
-    to_float(look_up(batch, images)),
+    to_float(look_up(batch, images), model.normalization),
     train=False,
   )
   counts = metrics.count(

@@ -1,5 +1,7 @@
 """Tiny folders of real image files, for the tests that read them."""
 
+import io
+
 import numpy as np
 from PIL import Image
 
@@ -30,6 +32,27 @@ def save(path, pixels, mode=None, **options):
 
 def noise(height, width, seed=0):
   return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def encode(pixels, file_format="JPEG", mode=None, **options):
+  """An image file's bytes; `pixels` is an array or an image."""
+  image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
+  file = io.BytesIO()
+  (image.convert(mode) if mode else image).save(file, file_format, **options)
+  return file.getvalue()
+
+
+def photo(height, width, seed=0):
+  """Like a photo: smooth shades, shapes with sharp edges, and a little noise."""
+  rng = np.random.default_rng(seed)
+  y, x = np.mgrid[:height, :width] / max(height, width)
+  slopes = rng.uniform(-150, 150, (2, 3))
+  image = 128 + (y - 0.5)[..., None] * slopes[0] + (x - 0.5)[..., None] * slopes[1]
+  for _ in range(8):
+    (top, left), radius = rng.random(2), rng.uniform(0.03, 0.3)
+    image[(y - top) ** 2 + (x - left) ** 2 < radius**2] = rng.uniform(0, 255, 3)
+  image += rng.normal(0, 4, image.shape)
+  return image.clip(0, 255).astype(np.uint8)
 
 
 def folder_of(root, classes=("a", "b", "c"), each=2, test="test"):

@@ -247,6 +247,7 @@ def test_some_flags_may_change_when_a_run_is_resumed():
     "resume": "never",
     "num_devices": 2,
     "batch_size_test": 8,
+    "input_processes": 2,
     "log_every": 7,
   }
   saved = config_lib.to_json(make_config({}, SSIL))

@@ -102,6 +102,7 @@ def test_metrics_hold_every_step_once(finished):
   assert len(rows) == sum(row["steps"] for row in schedule)
   rates = {row["state"]: row["learning_rate"] for row in rows}
   assert rates == {t: pytest.approx(1e-5 / t) for t in (1, 2, 3)}
+  assert all(0 <= row["input_wait"] <= 1 for row in rows)
 
 
 def test_repeated_run_is_identical_and_trains_nothing(finished):
@@ -119,10 +120,8 @@ def test_resumes_after_the_last_saved_state(finished, tmp_path):
   resumed = run(copy)
   strip = [dict(state, train_seconds=0) for state in results["states"]]
   assert [dict(state, train_seconds=0) for state in resumed["states"]] == strip
-  speed = "images_per_second"
-  assert [dict(row, **{speed: 0}) for row in records(copy)] == [
-    dict(row, **{speed: 0}) for row in records(workdir)
-  ]
+  speed = {"images_per_second": 0, "input_wait": 0}
+  assert [row | speed for row in records(copy)] == [row | speed for row in records(workdir)]
 
 
 @pytest.mark.parametrize("num_devices", [1, 2])

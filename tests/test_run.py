@@ -41,7 +41,7 @@ def make_folder(root, *, images=4):
   [
     (["--method=svm"], "--method=svm is unknown; choose from: ssil, ft"),
     (["--dataset=mnist"], "--dataset=mnist is unknown; choose from: digits, image_folder"),
-    (["--dataset=imagenet"], "--dataset=imagenet needs a TFDS builder"),
+    (["--dataset=imagenet"], "--dataset=imagenet needs --data_dir=DIR"),
     (["--flagfile=none.cfg"], "--flagfile=none.cfg was not found"),
     (["--flagfile"], "--flagfile= was not found"),
     (["--no_such_flag=1"], "Unknown command line flag 'no_such_flag'"),

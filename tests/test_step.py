@@ -6,8 +6,25 @@ import numpy as np
 import optax
 import pytest
 
-from ssil_jax.data.augment import Augmentation, augment, to_float
-from ssil_jax.step import make_optimizer
+from ssil_jax.data.augment import (
+  IMAGENET_NORMALIZATION,
+  Augmentation,
+  Normalization,
+  augment,
+  to_float,
+)
+from ssil_jax.methods.base import SeenClasses
+from ssil_jax.methods.ssil import SSIL
+from ssil_jax.resnet import Outputs
+from ssil_jax.step import (
+  AXIS,
+  Batch,
+  Model,
+  TrainState,
+  eval_step,
+  make_optimizer,
+  train_step,
+)
 
 
 def torch_sgd(parameter, gradients, rates, *, momentum, weight_decay):
@@ -96,4 +113,69 @@ def test_augmentation_depends_on_the_position_not_on_the_neighbours():
 
 def test_pixels_become_fractions():
   pixels = jnp.array([[[[0, 51, 255]]]], jnp.uint8)
-  np.testing.assert_allclose(to_float(pixels), [[[[0, 0.2, 1]]]], rtol=1e-6)
+  result = to_float(pixels, None)
+  assert result.dtype == jnp.float32
+  np.testing.assert_allclose(result, [[[[0, 0.2, 1]]]], rtol=1e-6)
+
+
+def test_pixels_are_normalized_channel_by_channel():
+  pixels = jnp.array([[[[0, 51, 255]]]], jnp.uint8)
+  # (0 - 0.5) / 0.25, (0.2 - 0.1) / 0.5 and (1 - 0.6) / 0.2
+  result = to_float(pixels, Normalization((0.5, 0.1, 0.6), (0.25, 0.5, 0.2)))
+  assert result.dtype == jnp.float32
+  np.testing.assert_allclose(result, [[[[-2, 0.2, 2]]]], rtol=1e-6)
+
+
+def test_normalization_of_imagenet():
+  pixels = np.random.default_rng(0).integers(0, 256, (5, 4, 4, 3), np.uint8)
+  mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+  np.testing.assert_allclose(
+    to_float(jnp.asarray(pixels), IMAGENET_NORMALIZATION),
+    (pixels / 255 - mean) / std,
+    rtol=1e-5,
+    atol=1e-6,
+  )
+
+
+class ChannelMeans:
+  """A network whose logits are the means of the channels that it sees."""
+
+  def apply(self, variables, images, *, train, mutable=()):
+    means = images.mean((1, 2)) + variables["params"]
+    outputs = Outputs(features=means, logits=means)
+    return (outputs, {"batch_stats": {}}) if mutable else outputs
+
+
+@pytest.mark.parametrize(
+  ("normalization", "expected"),
+  # Pixels of 51 / 255 = 0.2: as they are, and (0.2 - 0.1) / 0.05.
+  [(None, 0.2), (Normalization((0.1,) * 3, (0.05,) * 3), 2.0)],
+)
+def test_training_and_evaluation_see_the_same_normalized_pixels(normalization, expected):
+  model = Model(
+    network=ChannelMeans(),
+    method=SSIL._replace(loss=lambda outputs, labels, classes: outputs.logits.mean(-1)),
+    optimizer=make_optimizer(momentum=0.9, weight_decay=0.0),
+    augmentation=Augmentation(max_shift=0, flip=False),
+    normalization=normalization,
+    seed=0,
+    state_of_class=(0, 0, 0),
+  )
+  params = jnp.zeros((1, 3))
+  state = TrainState(jnp.int32(0), params, {}, model.optimizer.init(params))
+  batch = Batch(
+    inputs=jnp.full((1, 4, 4, 3), 51, jnp.uint8),
+    labels=jnp.zeros(1, jnp.int32),
+    positions=jnp.zeros(1, jnp.int32),
+  )
+  classes = SeenClasses(jnp.int32(0), jnp.int32(3))
+
+  def both(state):
+    _, step_metrics = train_step(state, batch, classes, 0.1, None, model=model)
+    return step_metrics["loss"], eval_step(state, batch, classes, None, model=model)
+
+  # One device.
+  state = jax.tree.map(lambda x: x[None], state)
+  loss, counts = jax.jit(jax.vmap(both, axis_name=AXIS))(state)
+  assert float(loss[0]) == pytest.approx(expected, rel=1e-5)
+  assert float(counts.score_new[0, 0]) == pytest.approx(expected, rel=1e-5)

@@ -147,6 +147,7 @@ def record(state, step):
     "top1": 0.25,
     "learning_rate": 0.1,
     "images_per_second": 9.0,
+    "input_wait": 0.125,
   }
 
 
@@ -208,6 +209,7 @@ def test_tensorboard_gets_the_scores(tmp_path):
     ("train/top1", 10, 0.25),
     ("train/learning_rate", 10, pytest.approx(0.1)),
     ("train/images_per_second", 10, 9.0),
+    ("train/input_wait", 10, 0.125),
     ("test/top1", 10, 0.75),
   ]
 

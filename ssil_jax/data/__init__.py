@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import pathlib
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -12,7 +11,8 @@ from ssil_jax.data.augment import Augmentation
 from ssil_jax.data.dataset import Dataset, Source, Split, in_class_order
 from ssil_jax.data.digits import open_digits
 from ssil_jax.data.image_folder import open_image_folder
-from ssil_jax.data.images import central_squares, check_headers
+from ssil_jax.data.small import central_squares
+from ssil_jax.data.tfds_folder import NAMES, open_tfds
 from ssil_jax.errors import ConfigError
 from ssil_jax.resnet import SMALL_IMAGE
 from ssil_jax.states import class_order
@@ -20,19 +20,12 @@ from ssil_jax.states import class_order
 SOURCES: Mapping[str, Callable[[Config], Source]] = {
   "digits": open_digits,
   "image_folder": open_image_folder,
+  **dict.fromkeys(NAMES, open_tfds),
 }
-# Read through tensorflow-datasets, whose builders this version does not have yet.
-_NEED_BUILDERS = ("imagenet", "landmarks_v2/1k", "landmarks_v2/10k", "cifar100")
 
 
 def check_dataset_name(name: str) -> None:
-  """Raises ConfigError, with what to do, unless the data set can be opened."""
-  if name in _NEED_BUILDERS:
-    raise ConfigError(
-      f"--dataset={name} needs a TFDS builder, which this version lacks: unpack the "
-      "images to DIR/train/CLASS/* and DIR/val/CLASS/*, and add "
-      "--dataset=image_folder --data_dir=DIR"
-    )
+  """Raises ConfigError unless there is such a data set."""
   if name not in SOURCES:
     raise ConfigError(f"--dataset={name} is unknown; choose from: {', '.join(SOURCES)}")
 
@@ -40,7 +33,7 @@ def check_dataset_name(name: str) -> None:
 def open_dataset(config: Config) -> Dataset:
   """Opens the data set with its classes in the order of learning.
 
-  Images of up to 64 pixels are decoded here and now; larger ones stay file names.
+  Images of up to 64 pixels are decoded here and now; larger ones stay encoded.
 
   Raises:
     ConfigError: the data set is unknown or has too few classes.
@@ -62,7 +55,7 @@ def open_dataset(config: Config) -> Dataset:
     test = Split(central_squares(test.images, size), test.labels)
   else:
     # Read for the first time when a whole state has been trained: too late to complain.
-    check_headers(test.images)
+    test.images.store.check(test.images.numbers)
   augment = config.augment
   if augment == "auto":
     augment = "crop_flip" if source.flip else "crop"
@@ -76,15 +69,16 @@ def open_dataset(config: Config) -> Dataset:
       max_shift=size // 8 if crop and train.on_device else 0, flip=flip
     ),
     random_resized_crop=crop and not train.on_device,
+    normalization=source.normalization,
     ignored_files=source.ignored_files,
+    notes=source.notes,
   )
 
 
 def fingerprint(dataset: Dataset) -> str:
-  """A hash of the classes, labels and images: of their pixels, or of their file names.
+  """A hash of the classes, labels and images: of pixels, or of what their store is.
 
-  Record numbers in checkpoints mean nothing in a data set with another fingerprint. A
-  folder may move, since only CLASS/FILE counts.
+  Record numbers in checkpoints mean nothing in a data set with another fingerprint.
   """
   digest = hashlib.blake2b(digest_size=16)
   digest.update(json.dumps([dataset.class_names, dataset.image_size]).encode())
@@ -93,8 +87,8 @@ def fingerprint(dataset: Dataset) -> str:
     if split.on_device:
       digest.update(np.ascontiguousarray(split.images))
     else:
-      names = ["/".join(pathlib.PurePath(path).parts[-2:]) for path in split.images]
-      digest.update(json.dumps(names).encode())
+      digest.update(split.images.store.digest())
+      digest.update(split.images.numbers.tobytes())
   return digest.hexdigest()
 
 

@@ -17,9 +17,24 @@ class Augmentation(NamedTuple):
   flip: bool  # mirror every second image
 
 
-def to_float(images: jax.Array) -> jax.Array:
-  """uint8 [B, S, S, 3] to float32 in [0, 1]."""
-  return images.astype(jnp.float32) / 255.0
+class Normalization(NamedTuple):
+  """What is done to the channels of every image, training and test."""
+
+  mean: tuple[float, float, float]  # red, green, blue as fractions of 1
+  std: tuple[float, float, float]
+
+
+# Over the training images; torchvision's figures, which the reference runs use.
+IMAGENET_NORMALIZATION = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+def to_float(images: jax.Array, normalization: Normalization | None) -> jax.Array:
+  """uint8 [B, S, S, 3] to float32: in [0, 1], or with the mean and std taken out."""
+  fractions = images.astype(jnp.float32) / 255.0
+  if normalization is None:
+    return fractions
+  mean, std = (jnp.array(numbers).reshape(1, 1, 1, 3) for numbers in normalization)
+  return (fractions - mean) / std
 
 
 def augment(

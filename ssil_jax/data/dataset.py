@@ -4,19 +4,26 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ssil_jax.data.augment import Augmentation
+from ssil_jax.data.augment import Augmentation, Normalization
+from ssil_jax.data.encoded import EncodedImages
 
 
 class Split(NamedTuple):
   """Training or test images; a record is an index into both fields."""
 
-  # uint8 [N, S, S, 3], to be put on the device whole, or N file names, to be streamed.
-  images: np.ndarray | list[str]
+  # uint8 [N, S, S, 3], to be put on the device whole, or encoded, to be streamed.
+  images: np.ndarray | EncodedImages
   labels: np.ndarray  # int32 [N]
 
   @property
   def on_device(self) -> bool:
     return isinstance(self.images, np.ndarray)
+
+  def take(self, records: np.ndarray) -> "Split":
+    """Those records (int64 [n]) alone, in that order."""
+    if isinstance(self.images, np.ndarray):
+      return Split(self.images[records], self.labels[records])
+    return Split(self.images.take(records), self.labels[records])
 
 
 class Source(NamedTuple):
@@ -27,7 +34,9 @@ class Source(NamedTuple):
   test: Split
   image_size: int  # natural side of the network's input, in pixels
   flip: bool  # whether a mirrored image is still one of its class
-  ignored_files: int  # found beside the images and not read
+  normalization: Normalization | None = None
+  ignored_files: int = 0  # found beside the images and not read
+  notes: tuple[str, ...] = ()  # for the user, before training
 
 
 class Dataset(NamedTuple):
@@ -39,7 +48,9 @@ class Dataset(NamedTuple):
   image_size: int  # S
   augmentation: Augmentation  # of training images, on the device
   random_resized_crop: bool  # of training images, on the host
+  normalization: Normalization | None  # of all images, on the device
   ignored_files: int
+  notes: tuple[str, ...]
 
 
 def in_class_order(split: Split, order: np.ndarray) -> Split:
@@ -48,6 +59,4 @@ def in_class_order(split: Split, order: np.ndarray) -> Split:
   place[order] = np.arange(len(order), dtype=np.int32)
   labels = place[split.labels]
   kept = np.flatnonzero(labels >= 0)
-  if split.on_device:
-    return Split(split.images[kept], labels[kept])
-  return Split([split.images[i] for i in kept], labels[kept])
+  return Split(split.take(kept).images, labels[kept])

@@ -29,5 +29,4 @@ def open_digits(config: Config) -> Source:
     test=Split(images[test], labels[test]),
     image_size=8,
     flip=False,
-    ignored_files=0,
   )

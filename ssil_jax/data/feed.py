@@ -4,119 +4,171 @@ Element n of a grain source is batch n, so that grain only loads, decodes and pr
 which records a batch holds is decided by `sampling.py`, from counters alone.
 """
 
+import dataclasses
+import functools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import grain
 import numpy as np
+from absl import flags
+from grain.experimental import ThreadPrefetchIterDataset
 
-from ssil_jax.data import images
+from ssil_jax.data import crop, decode
 from ssil_jax.data.dataset import Dataset, Split
 from ssil_jax.sampling import Key, Pool, Purpose, Sampling, device_shares
 from ssil_jax.step import Batch
 
-_TEST_MARGIN = 256 / 224  # test images: short side to 256, centre 224 (section 6.2)
+_RESIZED, _CUT = 256, 224  # test images: short side, then centre (section 6.2)
+_BATCHES_AHEAD = 3  # on the host
+_BATCHES_ON_DEVICE = 2  # beside the one in use
 
 
-class _Batches:
-  """A grain random-access source whose element n is batch n."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainBatches:
+  """The batches of a phase; batch n is a function of n and these fields alone."""
 
-  def __init__(self, make_batch: Callable[[int], Batch], num_batches: int):
-    self._make_batch = make_batch
-    self._num_batches = num_batches
+  dataset: Dataset
+  pool: Pool
+  sampling: Sampling
+  key: Key
+  batch_size_new: int
+  batch_size_memory: int
+  num_devices: int
+  num_steps: int
 
   def __len__(self) -> int:
-    return self._num_batches
+    return self.num_steps
+
+  def __getitem__(self, step: int) -> Batch:
+    """Arrays [num_devices, share, ...]; every share has N_D : N_M."""
+    if not 0 <= step < len(self):
+      raise IndexError(f"batch {step} of {len(self)}")
+    records = self.sampling.batch(
+      self.pool, self.key, step, self.batch_size_new, self.batch_size_memory
+    )
+    sizes = self.sampling.group_sizes(
+      self.pool, self.batch_size_new, self.batch_size_memory
+    )
+    positions = device_shares(sizes, self.num_devices)
+    labels = self.dataset.train.labels[records]
+    if self.dataset.train.on_device:
+      inputs = records.astype(np.int32)
+    else:
+      inputs = _decoded(self.dataset.train, records, self._crops(step, len(records)))
+    return Batch(inputs[positions], labels[positions], positions)
+
+  def _crops(self, step: int, batch_size: int) -> list[Callable[[bytes], np.ndarray]]:
+    """How each position of a batch is cut out, by (seed, state, phase, step, position)."""
+    size = self.dataset.image_size
+    if not self.dataset.random_resized_crop:
+      return [functools.partial(_central_crop, size=size)] * batch_size
+    # Row by row, so that a position's numbers are the same in a batch of any size.
+    draws = self.key.rng(Purpose.CROP, step).random((batch_size, *crop.DRAWS_SHAPE))
+    return [functools.partial(_random_crop, size=size, draws=row) for row in draws]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvalBatches:
+  """Test batches of equal shape, the last one padded with positions of -1."""
+
+  dataset: Dataset
+  records: np.ndarray  # int64 [n], of the test split
+  batch_size: int  # rounded up to a multiple of the devices
+  num_devices: int
+
+  @property
+  def _share(self) -> int:
+    return -(-self.batch_size // self.num_devices)
+
+  def __len__(self) -> int:
+    return -(-len(self.records) // (self._share * self.num_devices))
 
   def __getitem__(self, n: int) -> Batch:
-    return self._make_batch(n)
+    """Arrays [num_devices, share, ...]."""
+    if not 0 <= n < len(self):
+      raise IndexError(f"batch {n} of {len(self)}")
+    whole = self._share * self.num_devices
+    chunk = self.records[n * whole : (n + 1) * whole]
+    padding = whole - len(chunk)
+    positions = np.arange(whole, dtype=np.int32)
+    positions[len(chunk) :] = -1
+    if self.dataset.test.on_device:
+      inputs = chunk.astype(np.int32)
+    else:
+      how = functools.partial(_central_crop, size=self.dataset.image_size)
+      inputs = _decoded(self.dataset.test, chunk, [how] * len(chunk))
+    labels = self.dataset.test.labels[chunk]
+    # Padding repeats the first record; its position keeps it out of every count.
+    inputs, labels = (
+      np.concatenate([x, np.repeat(x[:1], padding, axis=0)]) for x in (inputs, labels)
+    )
+    return Batch(
+      *(
+        x.reshape(self.num_devices, self._share, *x.shape[1:])
+        for x in (inputs, labels, positions)
+      )
+    )
 
 
 def prefetched(
-  make_batch: Callable[[int], Batch], num_batches: int, *, start: int = 0
-) -> Iterator[Batch]:
-  """Batches start, start + 1, ..., made by background threads in this order."""
-  source = grain.MapDataset.source(_Batches(make_batch, num_batches))
-  # A thread makes a whole batch; one that finds no room in the buffer is idle.
-  threads = os.cpu_count() or 1
-  options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(3, threads))
-  return iter(source[start:].to_iter_dataset(options))
-
-
-def train_batch_maker(
-  dataset: Dataset,
-  pool: Pool,
-  sampling: Sampling,
-  key: Key,
+  batches: Sequence[Batch],
+  to_device: Callable[[Batch], Any],
   *,
-  batch_size_new: int,
-  batch_size_memory: int,
-  num_devices: int,
-) -> Callable[[int], Batch]:
-  """Step of a phase -> its batch, [num_devices, share, ...]; every share N_D : N_M."""
-  sizes = sampling.group_sizes(pool, batch_size_new, batch_size_memory)
-  positions = device_shares(sizes, num_devices)
+  start: int = 0,
+  num_processes: int = 0,
+) -> grain.DatasetIterator:
+  """`to_device` of batches start, start + 1, ..., made and sent in the background.
 
-  def make_batch(step: int) -> Batch:
-    records = sampling.batch(pool, key, step, batch_size_new, batch_size_memory)
-    records = records[positions]
-    inputs = _inputs(
-      dataset.train,
-      records,
-      lambda image, place: _training_pixels(
-        image, dataset, key.rng(Purpose.CROP, step, place)
-      ),
-      positions,
-    )
-    return Batch(inputs, dataset.train.labels[records], positions)
+  Work begins with the first one asked for; `close` ends it.
 
-  return make_batch
-
-
-def eval_batch_maker(
-  dataset: Dataset, records: np.ndarray, *, batch_size: int, num_devices: int
-) -> tuple[Callable[[int], Batch], int]:
-  """Test batches of equal shape, the last one padded with positions of -1.
-
-  Returns:
-    n -> batch n, and the number of batches.
+  Args:
+    batches: `TrainBatches` or `EvalBatches`.
+    to_device: Batch -> what the caller wants of it; called in one background thread.
+    start: first batch.
+    num_processes: worker processes that make the batches; with 0, threads of this one do,
+      a whole batch each. Their decoding runs in parallel, their Python and resampling do
+      not, which limits them on hosts with very many cores (benchmarks/README.md).
   """
-  share = -(-batch_size // num_devices)
-  whole = share * num_devices
-  num_batches = -(-len(records) // whole)
-
-  def make_batch(n: int) -> Batch:
-    chunk = records[n * whole : (n + 1) * whole]
-    positions = np.arange(whole, dtype=np.int32)
-    positions[len(chunk) :] = -1
-    # Padding repeats the first record; its position keeps it out of every count.
-    chunk = np.concatenate([chunk, np.full(whole - len(chunk), records[0])])
-    chunk, positions = (x.reshape(num_devices, share) for x in (chunk, positions))
-    inputs = _inputs(
-      dataset.test,
-      chunk,
-      lambda image, _: images.central_square(
-        image, dataset.image_size, margin=_TEST_MARGIN
-      ),
-      positions,
+  threads = os.cpu_count() or 1
+  # A thread that finds no room in the buffer is idle.
+  options = grain.ReadOptions(
+    num_threads=threads, prefetch_buffer_size=max(_BATCHES_AHEAD, threads)
+  )
+  made = grain.MapDataset.source(batches)[start:].to_iter_dataset(options)
+  if num_processes:
+    if not flags.FLAGS.is_parsed():
+      flags.FLAGS.mark_as_parsed()  # grain reads its own flags, and absl insists
+    made = made.mp_prefetch(
+      grain.MultiprocessingOptions(
+        num_workers=num_processes, per_worker_buffer_size=_BATCHES_AHEAD
+      )
     )
-    return Batch(inputs, dataset.test.labels[chunk], positions)
-
-  return make_batch, num_batches
-
-
-def _training_pixels(image, dataset: Dataset, rng: np.random.Generator) -> np.ndarray:
-  if dataset.random_resized_crop:
-    return images.random_resized_crop(image, dataset.image_size, rng)
-  return images.central_square(image, dataset.image_size, margin=_TEST_MARGIN)
+  return iter(
+    ThreadPrefetchIterDataset(made.map(to_device), prefetch_buffer_size=_BATCHES_ON_DEVICE)
+  )
 
 
-def _inputs(split: Split, records, to_pixels, positions) -> np.ndarray:
-  """Record numbers for images on the device, else decoded images; shaped as records."""
-  if split.on_device:
-    return records.astype(np.int32)
-  flat = [
-    to_pixels(images.read_rgb(split.images[record]), place)
-    for record, place in zip(records.ravel(), positions.ravel().tolist(), strict=True)
-  ]
-  return np.stack(flat).reshape(*records.shape, *flat[0].shape)
+def _decoded(
+  split: Split, records: np.ndarray, crops: Sequence[Callable[[bytes], np.ndarray]]
+) -> np.ndarray:
+  """uint8 [n, S, S, 3], a crop of each record."""
+  return np.stack(
+    [
+      split.images.decode(record, how)
+      for record, how in zip(records.tolist(), crops, strict=True)
+    ]
+  )
+
+
+def _random_crop(data: bytes, *, size: int, draws: np.ndarray) -> np.ndarray:
+  pixels = decode.read_box(
+    data, lambda width, height: crop.random_resized_box(width, height, draws)
+  )
+  return crop.resize(pixels, size)
+
+
+def _central_crop(data: bytes, *, size: int) -> np.ndarray:
+  short_side = round(size * _RESIZED / _CUT)
+  return crop.central_square(decode.read_rgb(data), size, short_side=short_side)

@@ -1,0 +1,171 @@
+"""Images/s of the training input pipeline, beside tf.data and torch + Pillow.
+
+  python benchmarks/input_pipeline.py --flagfile=imagenet.cfg --data_dir=DIR \
+      --peers=PYTHON
+
+Takes the flags of experiments/run.py for a data set that `experiments/prepare.py` made
+(some hundred images are enough: they are repeated), and the path of an interpreter that has
+tensorflow, torch and Pillow. Every measurement is a process of its own; the pipelines
+take turns `ROUNDS` times. Prints medians, ratios to ours round by round, and where our time
+goes on one core, beside the floor: libjpeg-turbo's decoding of the same bytes.
+"""
+
+import functools
+import json
+import pathlib
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+
+sys.path.append(str(pathlib.Path(__file__).resolve().parent.parent / "experiments"))
+
+import input_peers
+import jax
+import numpy as np
+import run
+import simplejpeg
+from rich.console import Console
+from rich.table import Table
+
+from ssil_jax import parallel
+from ssil_jax.data import crop, decode, feed, jpeg, open_dataset
+from ssil_jax.sampling import RATIO_PRESERVING, Key, Pool
+
+ROUNDS = 5
+MOST_IMAGES = 1000  # that the peers get
+KEY = Key(seed=0, state=2, phase=0)
+
+
+def batches_of(dataset) -> feed.TrainBatches:
+  """A ratio-preserving phase over all training images, 128 + 32 a batch."""
+  records = np.arange(len(dataset.train.labels))
+  return feed.TrainBatches(
+    dataset=dataset,
+    pool=Pool(new=records, memory=records),
+    sampling=RATIO_PRESERVING,
+    key=KEY,
+    batch_size_new=128,
+    batch_size_memory=input_peers.BATCH_SIZE - 128,
+    num_devices=1,
+    num_steps=10**6,
+  )
+
+
+def measure_ours(argv: list[str]) -> dict[str, float]:
+  """Our pipeline, to the device, in this process."""
+  config = run.parse(argv)
+  mesh = parallel.choose_devices(config)
+  return input_peers.measure(
+    feed.prefetched(
+      batches_of(open_dataset(config)),
+      functools.partial(parallel.shard, mesh=mesh),
+      num_processes=config.input_processes,
+    )
+  )
+
+
+def profile(argv: list[str]) -> dict[str, float]:
+  """Microseconds an image of each part, alone on one core; the least of five passes."""
+  images = open_dataset(run.parse(argv)).train.images
+  records = range(min(len(images), MOST_IMAGES))
+  numbers = images.numbers.tolist()
+  data = [images.store.read(numbers[record]) for record in records]
+  draws = list(np.random.default_rng(0).random((len(data), *crop.DRAWS_SHAPE)))
+  sizes = [decode.size_of(one) for one in data]
+  boxes = [
+    crop.random_resized_box(*size, row) for size, row in zip(sizes, draws, strict=True)
+  ]
+  cut_out = [
+    decode.read_box(one, lambda *_, box=box: box)
+    for one, box in zip(data, boxes, strict=True)
+  ]
+  resized = [crop.resize(pixels, input_peers.SIZE) for pixels in cut_out]
+
+  def least(part: Callable, *columns) -> float:
+    passes = []
+    for _ in range(5):
+      started = time.perf_counter()
+      for row in zip(*columns, strict=True):
+        part(*row)
+      passes.append((time.perf_counter() - started) / len(columns[0]) * 1e6)
+    return min(passes)
+
+  def take_out(one, box):
+    return decode.read_box(one, lambda *_: box)
+
+  return {
+    "floor: decode the same bytes whole": least(simplejpeg.decode_jpeg, data),
+    "read the record": least(images.store.read, numbers[: len(data)]),
+    "read the header": least(jpeg.read_header, data),
+    "choose the box": least(crop.random_resized_box, *zip(*sizes, strict=True), draws),
+    "decode the box, header included": least(take_out, data, boxes),
+    "resample": least(lambda pixels: crop.resize(pixels, input_peers.SIZE), cut_out),
+    "stack": least(lambda *_: np.stack(resized), [0]) / len(resized),
+    "all of it": least(
+      lambda record, row: images.decode(
+        record,
+        functools.partial(feed._random_crop, size=input_peers.SIZE, draws=row),
+      ),
+      records,
+      draws,
+    ),
+  }
+
+
+def write_files(argv: list[str], folder: pathlib.Path) -> None:
+  """The JPEG files that the peers read."""
+  images = open_dataset(run.parse(argv)).train.images
+  for record, number in enumerate(images.numbers[:MOST_IMAGES].tolist()):
+    (folder / f"{record:05}.jpg").write_bytes(images.store.read(number))
+
+
+def main(argv: list[str]) -> None:
+  peers = next(flag for flag in argv if flag.startswith("--peers="))
+  argv = [flag for flag in argv if flag != peers]
+  python = peers.removeprefix("--peers=")
+  with tempfile.TemporaryDirectory() as name:
+    folder = pathlib.Path(name)
+    write_files(argv, folder)
+    peer_script = str(pathlib.Path(__file__).with_name("input_peers.py"))
+    commands = {
+      "ssil_jax": [sys.executable, __file__, "ours", *argv[1:]],
+      "tf.data": [python, peer_script, "tf_data", name],
+      "torch + Pillow": [python, peer_script, "torch", name],
+    }
+    results = {pipeline: [] for pipeline in commands}
+    for _ in range(ROUNDS):
+      for pipeline, command in commands.items():
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+          sys.exit(f"{pipeline}: {done.stderr[-2000:]}")
+        results[pipeline].append(json.loads(done.stdout.splitlines()[-1]))
+  console = Console(highlight=False, width=100)
+  table = Table(title=f"medians of {ROUNDS} rounds")
+  for name in ("pipeline", "images/s", "CPU ms/image", "ssil_jax / it"):
+    table.add_column(name, justify="left" if name == "pipeline" else "right")
+  for pipeline, rows in results.items():
+    speeds, cpu = ([row[key] for row in rows] for key in ("images_per_second", "cpu_ms"))
+    ratios = [
+      ours["images_per_second"] / speed
+      for ours, speed in zip(results["ssil_jax"], speeds, strict=True)
+    ]
+    table.add_row(
+      pipeline,
+      f"{statistics.median(speeds):.0f}",
+      f"{statistics.median(cpu):.2f}",
+      f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})",
+    )
+  console.print(table)
+  for part, microseconds in profile(argv).items():
+    console.print(f"{microseconds:8.1f} us  {part}")
+
+
+if __name__ == "__main__":
+  if sys.argv[1:2] == ["ours"]:
+    jax.config.update("jax_num_cpu_devices", 1)
+    print(json.dumps(measure_ours([sys.argv[0], *sys.argv[2:]])))
+  else:
+    main(sys.argv)

@@ -1,0 +1,38 @@
+"""Makes TFDS directories of the official archives of the paper's data sets."""
+
+import os
+
+from ssil_jax.data.builders.base import ArchiveBuilder, summary
+from ssil_jax.data.builders.cifar import Cifar100
+from ssil_jax.data.builders.found import Options
+from ssil_jax.data.builders.imagenet import Imagenet
+from ssil_jax.data.builders.landmarks import LandmarksV2
+from ssil_jax.errors import ConfigError
+
+__all__ = ["BUILDERS", "ArchiveBuilder", "Options", "make_builder", "summary"]
+
+# By the name of --dataset: the class and its config.
+BUILDERS: dict[str, tuple[type[ArchiveBuilder], str | None]] = {
+  "imagenet": (Imagenet, None),
+  "landmarks_v2/1k": (LandmarksV2, "1k"),
+  "landmarks_v2/10k": (LandmarksV2, "10k"),
+  "cifar100": (Cifar100, None),
+}
+
+
+def make_builder(dataset: str, data_dir: str | os.PathLike[str]) -> ArchiveBuilder:
+  """The builder of a data set, for preparing it or for reading what was prepared.
+
+  Args:
+    dataset: a key of BUILDERS.
+    data_dir: TFDS' data_dir; `builder.data_dir` is the directory of the version in it.
+
+  Raises:
+    ConfigError: the data set is unknown.
+  """
+  if dataset not in BUILDERS:
+    raise ConfigError(
+      f"{dataset} is not a data set that can be prepared; there are: {', '.join(BUILDERS)}"
+    )
+  builder_class, config = BUILDERS[dataset]
+  return builder_class(data_dir=data_dir, config=config)

@@ -1,0 +1,176 @@
+"""CIFAR-100."""
+
+import dataclasses
+import gzip
+import hashlib
+import io
+import pathlib
+import tarfile
+import zlib
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from ssil_jax.data.builders import recode
+from ssil_jax.data.builders.base import ArchiveBuilder
+from ssil_jax.data.builders.display import Display
+from ssil_jax.data.builders.found import (
+  Archive,
+  Findings,
+  Found,
+  LeftOut,
+  Options,
+  Records,
+)
+from ssil_jax.errors import ConfigError, DataError
+
+# https://www.cs.toronto.edu/~kriz/cifar.html
+_ARCHIVE = "cifar-100-binary.tar.gz"
+_MD5 = "03b5dce01913d631647c71ecec9e9cb8"
+_FOLDER = "cifar-100-binary"
+_PER_CLASS = {"train": 500, "test": 100}
+_NUM_CLASSES = {"coarse": 20, "fine": 100}
+_SHAPE = (3, 32, 32)
+_RECORD = np.dtype([("coarse", np.uint8), ("fine", np.uint8), ("pixels", np.uint8, _SHAPE)])
+_LARGEST_PNG = 3200  # bytes; noise, which does not compress
+
+
+class Cifar100(ArchiveBuilder, skip_registration=True):
+  """CIFAR-100: 500 training and 100 test images of 32x32 in each of 100 classes.
+
+  The images are stored lossless, as PNG. Training records are in the order of the fine
+  classes and then of the archive, test records in that of the archive; `id` is the place
+  there.
+  """
+
+  HOMEPAGE = "https://www.cs.toronto.edu/~kriz/cifar.html"
+
+  def _features(self) -> tfds.features.FeaturesDict:
+    return tfds.features.FeaturesDict(
+      {
+        "image": tfds.features.Image(shape=(32, 32, 3), encoding_format="png"),
+        "label": tfds.features.ClassLabel(),
+        "coarse_label": tfds.features.ClassLabel(),
+        "id": tfds.features.Text(),
+      }
+    )
+
+  def _check_options(self, options: Options) -> None:
+    if options.resize is not None or options.restart_markers:
+      raise ConfigError(
+        "--resize and --restart_markers are for photos: cifar100 is stored as it is"
+      )
+
+  def _recode(self, image: bytes, recoding: recode.Recoding) -> recode.Stored:
+    pixels = np.frombuffer(image, np.uint8).reshape(_SHAPE)
+    return recode.Stored(recode.png_of(pixels.transpose(1, 2, 0)), None)
+
+  def _find(self, folder: pathlib.Path, findings: Findings, display: Display) -> Found:
+    archive = Archive.file(folder, _ARCHIVE)
+    display.bar(f"reading {archive.name}", 1)
+    with open(archive.path, "rb") as file:
+      md5 = hashlib.file_digest(file, "md5").hexdigest()
+    if md5 != _MD5:
+      findings.differs(f"{archive.name} has md5 {md5} instead of {_MD5}")
+    try:
+      # Whole, for only that checks the checksum of the .gz.
+      content = io.BytesIO(gzip.decompress(archive.path.read_bytes()))
+      with tarfile.open(fileobj=content, mode="r:") as tar:
+        names = {
+          level: _read_names(tar, f"{level}_label_names.txt", count)
+          for level, count in _NUM_CLASSES.items()
+        }
+        images = {split: _read_images(tar, split) for split in _PER_CLASS}
+    except (OSError, EOFError, tarfile.TarError, zlib.error, ValueError) as error:
+      raise DataError(f"{archive.path} is damaged ({error}): download it again") from error
+
+    # All 100, unless the archive is a part of the official one.
+    fine = np.unique(images["train"]["fine"])
+    class_names = tuple(names["fine"][i] for i in fine)
+    left_out = LeftOut()
+    splits = {}
+    for split, part in images.items():
+      kept = np.flatnonzero(np.isin(part["fine"], fine))
+      for i in np.flatnonzero(~np.isin(part["fine"], fine)):
+        left_out.add("class has no training images", _image_id(split, i))
+      counts = np.bincount(part["fine"], minlength=_NUM_CLASSES["fine"])
+      wrong = np.flatnonzero(counts != _PER_CLASS[split])
+      if len(wrong):
+        findings.differs(
+          f"{archive.name}: class {names['fine'][wrong[0]]} has {counts[wrong[0]]} images "
+          f"in {split} instead of {_PER_CLASS[split]} ({len(wrong)} such classes)"
+        )
+      if split == "train":
+        kept = kept[np.argsort(part["fine"][kept], kind="stable")]
+      splits[split] = _as_records(archive, split, part[kept], kept, fine)
+    return Found(
+      archives=(archive,),
+      class_names={"label": class_names, "coarse_label": names["coarse"]},
+      splits=splits,
+      left_out=left_out,
+      differences=tuple(findings.differences),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _PixelRecords(Records):
+  """Records whose images are in memory, for they cannot be read one by one from a .gz.
+
+  Attributes:
+    pixels: uint8 [n, 3, 32, 32].
+  """
+
+  pixels: np.ndarray
+
+  def read(self, record: int) -> bytes:
+    return self.pixels[record].tobytes()
+
+
+def _as_records(
+  archive: Archive, split: str, images: np.ndarray, places: np.ndarray, fine: np.ndarray
+) -> Records:
+  """The records of images [n] of _RECORD, which are at `places` in their file."""
+  count = len(images)
+  ids = np.array([_image_id(split, place) for place in places], "S")
+  return _PixelRecords(
+    label=np.searchsorted(fine, images["fine"]).astype(np.int32),
+    name=ids,
+    archive=np.zeros(count, np.int16),
+    offset=places * np.int64(_RECORD.itemsize),
+    size=np.full(count, _LARGEST_PNG, np.int64),
+    columns={"coarse_label": images["coarse"].astype(np.int64), "id": ids},
+    archives=(archive,),
+    pixels=images["pixels"],
+  )
+
+
+def _image_id(split: str, place: int) -> str:
+  return f"{split}_{place:05}"
+
+
+def _read_member(tar: tarfile.TarFile, name: str) -> bytes:
+  """The content; raises ValueError if it is missing."""
+  try:
+    return tar.extractfile(f"{_FOLDER}/{name}").read()
+  except KeyError as error:
+    raise ValueError(f"{_FOLDER}/{name} is missing") from error
+
+
+def _read_images(tar: tarfile.TarFile, split: str) -> np.ndarray:
+  """The images [n] of _RECORD of a split; raises ValueError if they are not whole."""
+  images = np.frombuffer(_read_member(tar, f"{split}.bin"), _RECORD)
+  if not len(images):
+    raise ValueError(f"{split}.bin has no images")
+  for level, count in _NUM_CLASSES.items():
+    if images[level].max() >= count:
+      raise ValueError(
+        f"{split}.bin has {level} labels up to {images[level].max()}, not below {count}"
+      )
+  return images
+
+
+def _read_names(tar: tarfile.TarFile, name: str, count: int) -> tuple[str, ...]:
+  names = tuple(_read_member(tar, name).decode().split())
+  if len(names) != count:
+    raise ValueError(f"{name} has {len(names)} names instead of {count}")
+  return names

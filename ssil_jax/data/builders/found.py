@@ -1,0 +1,186 @@
+"""What archives hold: the images of every split in record order, before any is read."""
+
+import dataclasses
+import hashlib
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ssil_jax.data.builders import recode
+from ssil_jax.errors import DataError
+
+NAMES_KEPT = 100  # of the images left out for one reason
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """The flags of `experiments/prepare.py` that change what is written.
+
+  Attributes:
+    allow_partial: take what there is, and leave out what cannot be read.
+    resize: pixels of the short side of training images, None for as they are.
+    restart_markers: rewrite training images with restart markers.
+  """
+
+  allow_partial: bool = False
+  resize: int | None = None
+  restart_markers: bool = False
+
+  def check(self) -> None:
+    """Raises ConfigError if they cannot be followed on this machine."""
+    recode.check_recoding(self.recoding("train"))
+
+  def recoding(self, split: str) -> recode.Recoding:
+    """What to do with the images of a split: test images stay as they are."""
+    if split != "train":
+      return recode.Recoding()
+    return recode.Recoding(self.resize, self.restart_markers)
+
+
+@dataclasses.dataclass(frozen=True)
+class Archive:
+  """A file that images are read from, or a folder of such files.
+
+  Attributes:
+    path: of the file or folder.
+    name: as it stands in messages and in `prepare.json`.
+    size: bytes of the file, or of the images in the folder.
+  """
+
+  path: pathlib.Path
+  name: str
+  size: int
+
+  @classmethod
+  def file(cls, folder: pathlib.Path, name: str) -> "Archive":
+    """An archive in the folder; raises DataError if it is missing or empty."""
+    path = folder / name
+    try:
+      size = path.stat().st_size
+    except OSError as error:
+      raise DataError(f"{path} is missing: put the official {name} there") from error
+    if not size:
+      raise DataError(f"{path} is empty: download it again")
+    return cls(path, name, size)
+
+
+@dataclasses.dataclass(frozen=True)
+class Records:
+  """The images of a split, one entry each in record order; all arrays are [n].
+
+  Attributes:
+    label: int32, the class.
+    name: bytes, what the image is called in messages: a member of its archive, or a file
+      of its folder.
+    archive: int16, position in `archives`.
+    offset: int64, of the first byte in the archive; -1 if `name` is a file in a folder.
+    size: int64, bytes of the image.
+    columns: the other features by name; bytes for text.
+    archives: what the images are read from.
+  """
+
+  label: np.ndarray
+  name: np.ndarray
+  archive: np.ndarray
+  offset: np.ndarray
+  size: np.ndarray
+  columns: Mapping[str, np.ndarray]
+  archives: tuple[Archive, ...]
+
+  def __len__(self) -> int:
+    return len(self.label)
+
+  def read(self, record: int) -> bytes:
+    """The image file of a record; raises DataError if it cannot be read whole."""
+    archive = self.archives[self.archive[record]]
+    offset, size = int(self.offset[record]), int(self.size[record])
+    path = archive.path
+    if offset < 0:
+      path, offset = path / os.fsdecode(self.name[record]), 0
+    try:
+      with open(path, "rb", buffering=0) as file:
+        data = os.pread(file.fileno(), size, offset)
+    except OSError as error:
+      raise DataError(f"{path} cannot be read: {error.strerror}") from error
+    if len(data) < size:
+      raise DataError(f"{path} became shorter while it was read: start again")
+    return data
+
+  def where(self, record: int) -> str:
+    """Archive and member, for messages."""
+    archive = self.archives[self.archive[record]]
+    return f"{archive.name}: {self.name[record].decode(errors='replace')}"
+
+  def features(self, record: int) -> dict[str, Any]:
+    """The features of a record but for its image."""
+    values: dict[str, Any] = {"label": int(self.label[record])}
+    for name, column in self.columns.items():
+      value = column[record].item()
+      values[name] = value.decode() if isinstance(value, bytes) else value
+    return values
+
+  def digest(self) -> str:
+    """16 hex digits that differ if anything about the records does."""
+    state = hashlib.sha256()
+    for array in (self.label, self.name, self.archive, self.offset, self.size):
+      state.update(np.ascontiguousarray(array))
+    for name in sorted(self.columns):
+      state.update(np.ascontiguousarray(self.columns[name]))
+    return state.hexdigest()[:16]
+
+
+@dataclasses.dataclass
+class LeftOut:
+  """Images that are not taken, by reason."""
+
+  counts: dict[str, int] = dataclasses.field(default_factory=dict)
+  names: dict[str, list[str]] = dataclasses.field(default_factory=dict)
+
+  def add(self, reason: str, name: str, count: int = 1) -> None:
+    """Counts images; only the first names of a reason are kept."""
+    self.counts[reason] = self.counts.get(reason, 0) + count
+    names = self.names.setdefault(reason, [])
+    if len(names) < NAMES_KEPT:
+      names.append(name)
+
+  def to_json(self) -> dict[str, Any]:
+    return {
+      reason: {"count": count, "first": self.names[reason]}
+      for reason, count in sorted(self.counts.items())
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+  """All that a builder needs to know of its archives.
+
+  Attributes:
+    archives: all that was looked at.
+    class_names: feature -> names in the order of its labels; "label" is always there.
+    splits: name -> records, none of them empty; the training split first.
+    left_out: images of the archives that no split has.
+    differences: how this is not the official data set, a line each.
+  """
+
+  archives: tuple[Archive, ...]
+  class_names: Mapping[str, tuple[str, ...]]
+  splits: Mapping[str, Records]
+  left_out: LeftOut
+  differences: tuple[str, ...]
+
+
+class Findings:
+  """Collects what is wrong with archives: an error, unless partial data are allowed."""
+
+  def __init__(self, options: Options):
+    self._allow_partial = options.allow_partial
+    self.differences: list[str] = []
+
+  def differs(self, line: str) -> None:
+    """Notes a difference from the official data set; raises DataError if it may not be."""
+    if not self._allow_partial:
+      raise DataError(f"{line}; --allow_partial takes what there is")
+    self.differences.append(line)

@@ -1,0 +1,225 @@
+"""ImageNet, the 1000 classes of ILSVRC 2012."""
+
+import io
+import pathlib
+import re
+import tarfile
+from collections.abc import Mapping
+
+import numpy as np
+import scipy.io
+import tensorflow_datasets as tfds
+
+from ssil_jax.data.builders import tars
+from ssil_jax.data.builders.base import ArchiveBuilder
+from ssil_jax.data.builders.display import Display
+from ssil_jax.data.builders.found import Archive, Findings, Found, LeftOut, Records
+from ssil_jax.data.builders.tars import Table
+from ssil_jax.errors import DataError
+
+_TRAIN = "ILSVRC2012_img_train.tar"
+_VALIDATION = "ILSVRC2012_img_val.tar"
+_DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
+# In the devkit.
+_GROUND_TRUTH = "ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt"
+_META = "ILSVRC2012_devkit_t12/data/meta.mat"
+
+# https://image-net.org/challenges/LSVRC/2012/
+_NUM_TRAIN = 1_281_167
+_NUM_CLASSES = 1000
+_FEWEST, _MOST = 732, 1300  # training images of a class
+_NUM_VALIDATION = 50_000
+_VALIDATION_PER_CLASS = 50
+_VALIDATION_NAME = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG")
+
+
+class Imagenet(ArchiveBuilder, skip_registration=True):
+  """ImageNet (ILSVRC 2012): 1,281,167 training and 50,000 validation images, 1000 classes.
+
+  Features and splits are those of TFDS' `imagenet2012`. Training images are in the order
+  of classes and then of the archive, validation images in the order of their numbers.
+  """
+
+  HOMEPAGE = "https://image-net.org/"
+
+  def _features(self) -> tfds.features.FeaturesDict:
+    return tfds.features.FeaturesDict(
+      {
+        "image": tfds.features.Image(encoding_format="jpeg"),
+        "label": tfds.features.ClassLabel(),
+        "file_name": tfds.features.Text(),
+      }
+    )
+
+  def _find(self, folder: pathlib.Path, findings: Findings, display: Display) -> Found:
+    train_file, validation_file = (
+      Archive.file(folder, name) for name in (_TRAIN, _VALIDATION)
+    )
+    archives = [train_file, validation_file]
+    truth = _shipped("validation_labels.txt")
+    devkit_counts: dict[str, int] = {}
+    if (folder / _DEVKIT).exists():
+      archives.append(Archive.file(folder, _DEVKIT))
+      devkit_truth, devkit_counts = _read_devkit(folder / _DEVKIT)
+      if devkit_truth != truth:
+        raise DataError(
+          f"{folder / _DEVKIT} has other validation labels than tensorflow-datasets: it is "
+          "not the official one; download it again, or remove it"
+        )
+    table, labels, class_names = _find_train(train_file, display)
+    counts = dict(zip(class_names, np.bincount(labels).tolist(), strict=True))
+    _check_train(counts, devkit_counts, findings)
+    train = _as_records(train_file, table, labels)
+
+    left_out = LeftOut()
+    table, labels = _find_validation(
+      validation_file, class_names, truth, left_out, findings, display
+    )
+    return Found(
+      archives=tuple(archives),
+      class_names={"label": class_names},
+      splits={"train": train, "validation": _as_records(validation_file, table, labels)},
+      left_out=left_out,
+      differences=tuple(findings.differences),
+    )
+
+
+def _shipped(name: str) -> list[str]:
+  """The wnids in a file of tensorflow-datasets."""
+  return tfds.core.tfds_path(f"datasets/imagenet2012/{name}").read_text().split()
+
+
+def _read_devkit(path: pathlib.Path) -> tuple[list[str], dict[str, int]]:
+  """The wnid of every validation image, and the number of training images of each wnid."""
+  try:
+    with tarfile.open(path, "r:gz") as tar:
+      ids = [int(line) for line in tar.extractfile(_GROUND_TRUTH).read().split()]
+      meta = scipy.io.loadmat(
+        io.BytesIO(tar.extractfile(_META).read()), squeeze_me=True, struct_as_record=True
+      )
+    synsets = np.atleast_1d(meta["synsets"])
+    wnids = {int(synset["ILSVRC2012_ID"]): str(synset["WNID"]) for synset in synsets}
+    # The synsets after these are the inner nodes of the tree, which have no images.
+    counts = {
+      str(synset["WNID"]): int(synset["num_train_images"])
+      for synset in synsets
+      if synset["ILSVRC2012_ID"] <= _NUM_CLASSES
+    }
+    return [wnids[i] for i in ids], counts
+  except (OSError, EOFError, tarfile.TarError, KeyError, ValueError, TypeError) as error:
+    raise DataError(f"{path} is damaged ({error}): download it again") from error
+
+
+def _find_train(
+  archive: Archive, display: Display
+) -> tuple[Table, np.ndarray, tuple[str, ...]]:
+  """The training images by class, their labels int32 [n], and the wnids of the classes."""
+  inner = sorted(
+    member
+    for member in tars.members(archive.path, lambda size: None)
+    if member.name.endswith(".tar")
+  )
+  class_names = tuple(pathlib.PurePosixPath(member.name).stem for member in inner)
+  if not inner or len(set(class_names)) < len(class_names):
+    raise DataError(f"{archive.path} is not a tar of one tar for each class")
+  advance = display.bar(f"looking through {archive.name}", sum(m.size for m in inner))
+  tables = [Table.of(tars.members(archive.path, advance, inside=tar)) for tar in inner]
+  counts = [len(table.name) for table in tables]
+  if 0 in counts:
+    raise DataError(f"{archive.path}: {inner[counts.index(0)].name} has no images")
+  labels = np.repeat(np.arange(len(inner), dtype=np.int32), counts)
+  return Table.join(tables), labels, class_names
+
+
+def _check_train(
+  counts: Mapping[str, int], devkit_counts: Mapping[str, int], findings: Findings
+) -> None:
+  """Compares the number of training images of every class with the official ones."""
+  official = _shipped("labels.txt")
+  for what, wrong in (
+    ("lacks", [wnid for wnid in official if wnid not in counts]),
+    ("should not have", sorted(set(counts) - set(official))),
+  ):
+    if wrong:
+      findings.differs(f"{_TRAIN} {what} {len(wrong)} classes, first {wrong[0]}")
+  total = sum(counts.values())
+  if total != _NUM_TRAIN:
+    findings.differs(f"{_TRAIN} has {total:,} images instead of {_NUM_TRAIN:,}")
+  wrong = []
+  for wnid, count in counts.items():
+    if wnid in devkit_counts and count != devkit_counts[wnid]:
+      wrong.append(f"class {wnid} has {count} images instead of {devkit_counts[wnid]}")
+    elif not _FEWEST <= count <= _MOST:
+      wrong.append(f"class {wnid} has {count} images instead of {_FEWEST} to {_MOST}")
+  if wrong:
+    findings.differs(f"{_TRAIN}: {wrong[0]} ({len(wrong)} such classes)")
+
+
+def _find_validation(
+  archive: Archive,
+  class_names: tuple[str, ...],
+  truth: list[str],
+  left_out: LeftOut,
+  findings: Findings,
+  display: Display,
+) -> tuple[Table, np.ndarray]:
+  """The validation images by number, and their labels int32 [n]."""
+  advance = display.bar(f"looking through {archive.name}", archive.size)
+  labels = {wnid: label for label, wnid in enumerate(class_names)}
+  chosen: dict[int, tars.Member] = {}
+  num_images, strange = 0, []
+  for member in tars.members(archive.path, advance):
+    name = pathlib.PurePosixPath(member.name).name
+    match = _VALIDATION_NAME.fullmatch(name)
+    number = int(match[1]) if match else 0
+    if not 1 <= number <= len(truth) or number in chosen:
+      strange.append(name)
+      left_out.add("not the name of a validation image", name)
+      continue
+    num_images += 1
+    if truth[number - 1] in labels:
+      chosen[number] = member
+    else:
+      left_out.add("class is not in the training archive", name)
+  if strange:
+    findings.differs(
+      f"{archive.name} has {len(strange)} files that are no ILSVRC2012_val_NUMBER.JPEG, or "
+      f"have a number twice, first {strange[0]}"
+    )
+  if num_images != _NUM_VALIDATION:
+    findings.differs(
+      f"{archive.name} has {num_images:,} images instead of {_NUM_VALIDATION:,}"
+    )
+  if not chosen:
+    raise DataError(f"{archive.path} has no images of the classes in {_TRAIN}")
+  numbers = sorted(chosen)
+  counts = np.bincount(
+    [labels[truth[number - 1]] for number in numbers], minlength=len(class_names)
+  )
+  wrong = np.flatnonzero(counts != _VALIDATION_PER_CLASS)
+  if len(wrong):
+    findings.differs(
+      f"{archive.name}: class {class_names[wrong[0]]} has {counts[wrong[0]]} images "
+      f"instead of {_VALIDATION_PER_CLASS} ({len(wrong)} such classes)"
+    )
+  return (
+    Table.of(chosen[number] for number in numbers),
+    np.array([labels[truth[number - 1]] for number in numbers], np.int32),
+  )
+
+
+def _as_records(archive: Archive, table: Table, labels: np.ndarray) -> Records:
+  return Records(
+    label=labels,
+    name=table.name,
+    archive=np.zeros(len(labels), np.int16),
+    offset=table.offset,
+    size=table.size,
+    columns={"file_name": _base_names(table.name)},
+    archives=(archive,),
+  )
+
+
+def _base_names(names: np.ndarray) -> np.ndarray:
+  """Bytes [n]: what comes after the last slash."""
+  return np.array([name.rpartition(b"/")[2] for name in names.tolist()], "S")

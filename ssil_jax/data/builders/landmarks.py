@@ -1,0 +1,343 @@
+"""Google Landmarks v2: its classes with most images."""
+
+import csv
+import dataclasses
+import itertools
+import os
+import pathlib
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from ssil_jax.data.builders import tars
+from ssil_jax.data.builders.base import ArchiveBuilder
+from ssil_jax.data.builders.display import Display
+from ssil_jax.data.builders.found import Archive, Findings, Found, LeftOut, Records
+from ssil_jax.data.builders.tars import Member, Table
+from ssil_jax.errors import DataError
+
+_CSV = "train.csv"
+_TARS = "images_*.tar"
+# Where downloads put images_*.tar, or unpacking them the folders 0 to f.
+_PLACES = ("", "train")
+_SUFFIX = ".jpg"
+
+# https://github.com/cvdfoundation/google-landmark
+_NUM_IMAGES = 4_132_914
+_NUM_LANDMARKS = 203_094
+_NUM_TARS = 500
+
+_ID_BYTES = 16
+_UNKNOWN = "not in train.csv"
+_ROWS_AT_ONCE = 100_000
+# Of the test images. Changing it makes another data set: it needs a new version.
+_SEED = 2
+
+
+@dataclasses.dataclass(kw_only=True)
+class LandmarksConfig(tfds.core.BuilderConfig):
+  """A choice of classes.
+
+  Attributes:
+    num_classes: landmarks with most images.
+    test_per_class: images of each that are held out.
+  """
+
+  num_classes: int = 0
+  test_per_class: int = 0
+
+
+class LandmarksV2(ArchiveBuilder, skip_registration=True):
+  """Google Landmarks v2, the landmarks with most training images.
+
+  Of landmarks with as many images, that with the smaller id is taken first. Classes are in
+  the order of landmark ids. Test images are drawn at random, by a fixed seed, from those
+  that train.csv lists for a class; records are in the order of classes, then archives.
+  """
+
+  HOMEPAGE = "https://github.com/cvdfoundation/google-landmark"
+  BUILDER_CONFIGS = [
+    LandmarksConfig(
+      name="1k",
+      description="The 1,000 landmarks with most images, 50 of each for testing.",
+      num_classes=1000,
+      test_per_class=50,
+    ),
+    LandmarksConfig(
+      name="10k",
+      description="The 10,000 landmarks with most images, 10 of each for testing.",
+      num_classes=10_000,
+      test_per_class=10,
+    ),
+  ]
+
+  def _features(self) -> tfds.features.FeaturesDict:
+    return tfds.features.FeaturesDict(
+      {
+        "image": tfds.features.Image(encoding_format="jpeg"),
+        "label": tfds.features.ClassLabel(),
+        "landmark_id": np.int64,
+        "id": tfds.features.Text(),
+      }
+    )
+
+  def _find(self, folder: pathlib.Path, findings: Findings, display: Display) -> Found:
+    csv_file = Archive.file(folder, _CSV)
+    listed = _read_csv(csv_file, display)
+    landmarks, counts = np.unique(listed.landmark, return_counts=True)
+    if (len(listed.id), len(landmarks)) != (_NUM_IMAGES, _NUM_LANDMARKS):
+      findings.differs(
+        f"{csv_file.name} lists {len(listed.id):,} images of {len(landmarks):,} landmarks "
+        f"instead of {_NUM_IMAGES:,} of {_NUM_LANDMARKS:,}"
+      )
+    most_first = np.lexsort((landmarks, -counts))
+    classes = np.sort(landmarks[most_first[: self.builder_config.num_classes]])
+    if len(classes) < self.builder_config.num_classes:
+      findings.differs(
+        f"{csv_file.name} has {len(classes):,} landmarks, fewer than the "
+        f"{self.builder_config.num_classes:,} of {self.name}/{self.builder_config.name}"
+      )
+    # By row of the csv: label int32, or -1 for landmarks that are not chosen.
+    label = np.searchsorted(classes, listed.landmark).astype(np.int32)
+    label[classes[np.minimum(label, len(classes) - 1)] != listed.landmark] = -1
+
+    left_out = LeftOut()
+    images = _find_images(folder, listed, label, left_out, display)
+    _check_all_there(csv_file, listed, label, images, left_out, findings)
+    held_out = _hold_out(label, classes, self.builder_config.test_per_class)
+    splits = {
+      split: _as_records(images, listed, label, wanted)
+      for split, wanted in (("train", ~held_out), ("test", held_out))
+    }
+    train_counts = np.bincount(splits["train"].label, minlength=len(classes))
+    empty = np.flatnonzero(train_counts == 0)
+    if len(empty):
+      raise DataError(
+        f"landmark {classes[empty[0]]} ({len(empty)} in all) keeps no training image: "
+        f"{self.builder_config.test_per_class} are held out for testing, and no other is "
+        "in the archives"
+      )
+    if not len(splits["test"]):
+      raise DataError(f"none of the test images is in the archives of {folder}")
+    return Found(
+      archives=(csv_file, *images.archives),
+      class_names={"label": tuple(map(str, classes.tolist()))},
+      splits=splits,
+      left_out=left_out,
+      differences=tuple(findings.differences),
+    )
+
+
+class _Listed(NamedTuple):
+  """Images of train.csv, sorted by id."""
+
+  id: np.ndarray  # bytes [n]
+  landmark: np.ndarray  # int64 [n]
+
+
+class _Images(NamedTuple):
+  """Images of the chosen landmarks in the archives, in their order."""
+
+  archives: tuple[Archive, ...]
+  table: Table  # [n]
+  archive: np.ndarray  # int16 [n]
+  row: np.ndarray  # int64 [n], in _Listed
+
+
+def _read_csv(archive: Archive, display: Display) -> _Listed:
+  """Reads ids and landmarks; millions of rows pass by, a part of them at a time."""
+  advance = display.bar(f"reading {archive.name}", archive.size)
+  ids, landmarks, line = [np.empty(0, "S1")], [np.empty(0, np.int64)], 2
+  try:
+    with open(archive.path, newline="", encoding="utf-8", errors="replace") as file:
+      reader = csv.reader(file)
+      header = next(reader)
+      missing = {"id", "landmark_id"} - set(header)
+      if missing:
+        raise DataError(
+          f"{archive.path} has no column {sorted(missing)[0]}, only {', '.join(header)}: "
+          "it is not the official train.csv"
+        )
+      id_column, landmark_column = header.index("id"), header.index("landmark_id")
+      position = 0
+      while rows := list(itertools.islice(reader, _ROWS_AT_ONCE)):
+        names = [_as_id(row[id_column]) for row in rows]
+        ids.append(np.array(names, "S"))
+        landmarks.append(np.array([int(row[landmark_column]) for row in rows], np.int64))
+        line += len(rows)
+        advance(file.buffer.tell() - position)
+        position = file.buffer.tell()
+  except OSError as error:
+    raise DataError(f"{archive.path} cannot be read: {error.strerror}") from error
+  except (csv.Error, StopIteration, ValueError, IndexError, OverflowError) as error:
+    raise DataError(
+      f"{archive.path} is damaged at line {line} or after it ({error}): download it again"
+    ) from error
+  joined = np.concatenate(ids)
+  if not len(joined):
+    raise DataError(f"{archive.path} lists no images: download it again")
+  order = np.argsort(joined, kind="stable")
+  joined = joined[order]
+  twice = np.flatnonzero(joined[1:] == joined[:-1])
+  if len(twice):
+    raise DataError(f"{archive.path} lists {joined[twice[0]].decode()} twice")
+  return _Listed(joined, np.concatenate(landmarks)[order])
+
+
+def _as_id(text: str) -> bytes:
+  if not 0 < len(text) <= _ID_BYTES:
+    raise ValueError(f"{text[:40]!r} is not an image id")
+  return text.encode("ascii")
+
+
+def _find_images(
+  folder: pathlib.Path,
+  listed: _Listed,
+  label: np.ndarray,
+  left_out: LeftOut,
+  display: Display,
+) -> _Images:
+  """Looks for the images of the chosen landmarks in tars and unpacked folders."""
+  archives, tables, positions, rows = [], [], [], []
+  seen = np.zeros(len(listed.id), bool)
+  for archive, table in _sources(folder, display):
+    ids = np.array([_stem(name) for name in table.name.tolist()], "S")
+    row = np.minimum(np.searchsorted(listed.id, ids), len(listed.id) - 1)
+    known = listed.id[row] == ids
+    for name in ids[~known].tolist():
+      left_out.add(_UNKNOWN, name.decode(errors="replace"))
+    table, row = table.take(known), row[known]
+    # An image may be there both in its tar and unpacked.
+    fresh = np.zeros(len(row), bool)
+    fresh[np.unique(row, return_index=True)[1]] = True
+    fresh &= ~seen[row]
+    for name in table.name[~fresh].tolist():
+      left_out.add("there already", f"{archive.name}: {name.decode(errors='replace')}")
+    seen[row] = True
+    taken = fresh & (label[row] >= 0)
+    table, row = table.take(taken), row[taken]
+    if archive.path.is_dir():
+      archive, table = _with_sizes(archive, table)
+    positions.append(np.full(len(row), len(archives), np.int16))
+    archives.append(archive)
+    tables.append(table)
+    rows.append(row)
+  if not archives:
+    raise DataError(
+      f"{folder} has no {_TARS}, nor images in folders 0 to f: put the {_NUM_TARS} "
+      "official archives there"
+    )
+  return _Images(
+    tuple(archives), Table.join(tables), np.concatenate(positions), np.concatenate(rows)
+  )
+
+
+def _sources(folder: pathlib.Path, display: Display) -> Iterator[tuple[Archive, Table]]:
+  """The tars, then the unpacked folders, and what they have, in the order of names."""
+  files = [
+    Archive.file(folder, path.relative_to(folder).as_posix())
+    for place in _PLACES
+    for path in sorted((folder / place).glob(_TARS))
+  ]
+  advance = display.bar(
+    f"looking through {len(files)} of {_NUM_TARS} tars", sum(file.size for file in files)
+  )
+  for file in files:
+    found = tars.members(file.path, advance)
+    yield file, Table.of(member for member in found if member.name.endswith(_SUFFIX))
+  for place in _PLACES:
+    root = folder / place
+    tops = sorted(path.name for path in root.glob("[0-9a-f]") if path.is_dir())
+    if tops:
+      display.bar(f"looking through the folders {tops[0]} to {tops[-1]} of {root}", 1)
+      names = (name for top in tops for name in _unpacked(root, top))
+      yield Archive(root, f"{place or '.'}/", 0), Table.of(Member(n, -1, 0) for n in names)
+
+
+def _unpacked(root: pathlib.Path, top: str) -> Iterator[str]:
+  """Paths of images below a folder, from the root on."""
+  for parent, folders, names in os.walk(root / top):
+    folders.sort()
+    below = os.path.relpath(parent, root)
+    for name in sorted(names):
+      if name.endswith(_SUFFIX) and not name.startswith("."):
+        yield f"{below}/{name}"
+
+
+def _with_sizes(archive: Archive, table: Table) -> tuple[Archive, Table]:
+  """The folder and its files with their sizes; only those of the files taken are asked."""
+  try:
+    sizes = [(archive.path / os.fsdecode(name)).stat().st_size for name in table.name]
+  except OSError as error:
+    raise DataError(f"{error.filename} cannot be read: {error.strerror}") from error
+  return (
+    dataclasses.replace(archive, size=sum(sizes)),
+    table._replace(size=np.array(sizes, np.int64)),
+  )
+
+
+def _stem(name: bytes) -> bytes:
+  return name.rpartition(b"/")[2].removesuffix(_SUFFIX.encode())
+
+
+def _check_all_there(
+  csv_file: Archive,
+  listed: _Listed,
+  label: np.ndarray,
+  images: _Images,
+  left_out: LeftOut,
+  findings: Findings,
+) -> None:
+  """Notes images that are listed and not there, or there and not listed."""
+  wanted = label >= 0
+  missing = wanted.copy()
+  missing[images.row] = False
+  ids = listed.id[missing]
+  for name in ids.tolist():
+    left_out.add("not in the archives", name.decode())
+  lines = []
+  if len(ids):
+    lines.append(
+      f"{len(ids):,} of the {wanted.sum():,} images that {csv_file.name} lists for the "
+      f"chosen landmarks are in no archive, first {ids[0].decode()}"
+    )
+  if unknown := left_out.counts.get(_UNKNOWN):
+    lines.append(
+      f"{unknown:,} images of the archives are not in {csv_file.name}, first "
+      f"{left_out.names[_UNKNOWN][0]}"
+    )
+  if lines:
+    findings.differs("; ".join(lines))
+
+
+def _hold_out(label: np.ndarray, classes: np.ndarray, count: int) -> np.ndarray:
+  """bool [n]: which of the listed images, sorted by id, are for testing."""
+  held_out = np.zeros(len(label), bool)
+  by_class = np.argsort(label, kind="stable")
+  starts = np.searchsorted(label[by_class], np.arange(len(classes) + 1))
+  for i, landmark in enumerate(classes.tolist()):
+    rows = by_class[starts[i] : starts[i + 1]]
+    # RandomState, for its numbers are promised never to change.
+    drawn = np.random.RandomState([_SEED, landmark]).permutation(len(rows))[:count]
+    held_out[rows[drawn]] = True
+  return held_out
+
+
+def _as_records(
+  images: _Images, listed: _Listed, label: np.ndarray, wanted: np.ndarray
+) -> Records:
+  """The images of the wanted rows, by class and then in the order of the archives."""
+  mine = np.flatnonzero(wanted[images.row])
+  mine = mine[np.argsort(label[images.row[mine]], kind="stable")]
+  row, table = images.row[mine], images.table.take(mine)
+  return Records(
+    label=label[row],
+    name=table.name,
+    archive=images.archive[mine],
+    offset=table.offset,
+    size=table.size,
+    columns={"landmark_id": listed.landmark[row], "id": listed.id[row]},
+    archives=images.archives,
+  )

@@ -1,0 +1,184 @@
+"""What is stored of an image: its bytes as they are, once they were proved to decode.
+
+Only what a strict JPEG decoder refuses is written anew, and what `--resize` and
+`--restart_markers` ask for.
+"""
+
+import dataclasses
+import functools
+import io
+import re
+import shutil
+import subprocess
+from typing import NamedTuple
+
+import numpy as np
+import simplejpeg
+from PIL import Image
+
+from ssil_jax.data import decode, jpeg
+from ssil_jax.errors import ConfigError
+
+SMALLEST_RESIZE = 64  # pixels; the crops of training are made from what is left
+
+# Warnings of libjpeg that tell of no lost pixels. The official ImageNet has such images,
+# and strict decoders refuse them. 0xd0 to 0xd7 are restart markers: there, some are lost.
+_HARMLESS = re.compile(
+  r"extraneous bytes before marker 0x(?!d[0-7])"
+  r"|unknown JFIF revision|Invalid SOS parameters|Unknown Adobe color transform"
+)
+_ODD_SAMPLING = "Could not determine subsampling level"
+_JPEGTRAN = "jpegtran"
+_RESTART_PIXELS = 64  # wide, an interval is about this
+
+
+class CorruptImage(Exception):
+  """An image that no reader could decode; the text says why."""
+
+
+class Stored(NamedTuple):
+  """An image as it goes into a record."""
+
+  data: bytes
+  converted: str | None  # why its bytes are not those of the archive, if unasked for
+
+
+@dataclasses.dataclass(frozen=True)
+class Recoding:
+  """What to do with the images of a split.
+
+  Attributes:
+    resize: pixels that the short side may have, None for any.
+    restart_markers: whether every JPEG gets restart markers and an index of them.
+  """
+
+  resize: int | None = None
+  restart_markers: bool = False
+
+
+def check_recoding(recoding: Recoding) -> None:
+  """Raises ConfigError if the recoding cannot be done on this machine."""
+  if recoding.resize is not None and recoding.resize < SMALLEST_RESIZE:
+    raise ConfigError(f"--resize={recoding.resize} must be {SMALLEST_RESIZE} or more")
+  if recoding.restart_markers and shutil.which(_JPEGTRAN) is None:
+    raise ConfigError(
+      f"--restart_markers needs the program {_JPEGTRAN}: apt install libjpeg-turbo-progs"
+    )
+
+
+def recode_photo(data: bytes, recoding: Recoding) -> Stored:
+  """Decodes an image once, and makes of it the JPEG that is stored.
+
+  A JPEG in gray or colour keeps its bytes. Other formats than JPEG, CMYK, and what
+  TurboJPEG refuses though no pixels are lost, become RGB JPEG (quality 100, 4:4:4).
+  A rotation that metadata ask for is ignored, as the usual readers of these data sets do.
+
+  Resized images are JPEG of quality 95 without chroma subsampling, by a Lanczos filter.
+  For crops of 300 images of ImageNet, compared with the same crops of the originals, that
+  gives a PSNR of 38.5 dB with 86 KB an image; 4:2:0 gives 36.7 dB with 66 KB, and a
+  bilinear filter 36.4 dB with 76 KB. The originals have 115 KB.
+
+  Restart markers and their index make a JPEG no larger (see `jpeg.add_index`), for it also
+  gets Huffman tables of its own and loses its metadata.
+
+  Args:
+    data: bytes of the image file.
+    recoding: what else to do.
+
+  Raises:
+    CorruptImage: it has no readable header, too many pixels, or does not decode.
+  """
+  stored, pixels = _as_jpeg(data)
+  if recoding.resize is not None and min(pixels.shape[:2]) > recoding.resize:
+    stored = stored._replace(data=_resized(pixels, recoding.resize))
+  if recoding.restart_markers:
+    if stored.data is not data:  # its pixels changed a little
+      pixels = decode.read_rgb(stored.data)
+    stored = stored._replace(data=_with_restart_markers(stored.data, pixels))
+  return stored
+
+
+def png_of(pixels: np.ndarray) -> bytes:
+  """A lossless PNG of uint8 [h, w, 3], always the same bytes for the same pixels."""
+  file = io.BytesIO()
+  Image.fromarray(pixels).save(file, "PNG", compress_level=9)
+  return file.getvalue()
+
+
+def _as_jpeg(data: bytes) -> tuple[Stored, np.ndarray]:
+  """An image as gray or RGB JPEG, and its pixels uint8 [h, w, 3]."""
+  try:
+    if not data.startswith(jpeg.MAGIC):
+      pixels, reason = decode.read_rgb(data), "another format than JPEG"
+    elif jpeg.read_header(data).num_components == 4:
+      pixels, reason = _read_by_pillow(data), "CMYK"
+    else:
+      return Stored(data, None), decode.read_rgb(data)
+  except ValueError as error:
+    if _HARMLESS.search(str(error)):
+      reason = "faults that lose no pixels"
+    elif data.startswith(jpeg.MAGIC) and _ODD_SAMPLING in str(error):
+      reason = "chroma sampling that TurboJPEG does not know"
+    else:
+      raise CorruptImage(str(error)) from error
+    pixels = _read_by_pillow(data)
+  return Stored(_encode(pixels, quality=100), reason), pixels
+
+
+def _read_by_pillow(data: bytes) -> np.ndarray:
+  """Pixels uint8 [h, w, 3] of a JPEG; Pillow refuses it only if it breaks off."""
+  try:
+    decode.size_of(data)  # for its limit
+    with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
+      return np.asarray(image.convert("RGB"))
+  except (OSError, SyntaxError, ValueError) as error:
+    raise CorruptImage(str(error)) from error
+
+
+def _encode(pixels: np.ndarray, quality: int) -> bytes:
+  return simplejpeg.encode_jpeg(
+    np.ascontiguousarray(pixels), quality=quality, colorspace="RGB", colorsubsampling="444"
+  )
+
+
+def _resized(pixels: np.ndarray, short_side: int) -> bytes:
+  height, width = pixels.shape[:2]
+  scale = short_side / min(height, width)
+  size = (round(width * scale), round(height * scale))
+  image = Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS)
+  return _encode(np.asarray(image), quality=95)
+
+
+def _with_restart_markers(data: bytes, pixels: np.ndarray) -> bytes:
+  """The JPEG as baseline with restart markers and their index, if it keeps its pixels."""
+  interval = _restart_interval(jpeg.read_header(data))
+  done = subprocess.run(
+    [_jpegtran(), "-copy", "none", "-optimize", "-restart", f"{interval}B"],
+    input=data,
+    capture_output=True,
+    close_fds=False,  # lets Python start it without copying this process
+  )
+  if done.returncode:
+    reason = done.stderr.decode(errors="replace").strip()
+    raise CorruptImage(f"{_JPEGTRAN}: {reason}")
+  marked = jpeg.add_index(done.stdout)
+  if not np.array_equal(simplejpeg.decode_jpeg(marked, strict=True), pixels):
+    raise CorruptImage(f"{_JPEGTRAN} changed its pixels")
+  return marked
+
+
+@functools.cache
+def _jpegtran() -> str:
+  return shutil.which(_JPEGTRAN)
+
+
+def _restart_interval(header: jpeg.Header) -> int:
+  """MCUs between two markers: a part of a row near 64 pixels wide, or the whole row.
+
+  Intervals of equal parts begin at the same places of every row, so that the columns of a
+  crop are found without decoding. Shorter ones would cost more bytes than they save work.
+  """
+  row = -(-header.width // header.mcu_width)
+  shortest = 4 if header.mcu_width == 8 else 2
+  parts = [n for n in range(shortest, row + 1) if row % n == 0]
+  return min(parts, key=lambda n: abs(n * header.mcu_width - _RESTART_PIXELS), default=row)

@@ -1,0 +1,254 @@
+"""The shards that a killed preparation leaves, and that the next one goes on from.
+
+They lie in a hidden folder beside the version directory to be:
+
+  plan.json           what is being prepared; another preparation may not continue it
+  finished/SHARD.json what was left out of a finished shard, and what converted
+  SHARD               a finished shard: it has its final name and is on the disk
+  unfinished          the shard being written
+  downloads           empty; TFDS insists on such a folder
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import tensorflow_datasets as tfds
+from array_record.python import array_record_module
+
+from ssil_jax.errors import DataError
+from ssil_jax.workdir import write_json
+
+# One record a chunk, so that each is read alone. TFDS also compresses, which makes images
+# no smaller, and writing them slower: with 300 JPEGs of ImageNet, 0.29 ms of CPU time an
+# image against 0.10 ms, and 0.4% smaller files; reading takes the same 0.06 ms.
+_WRITER_OPTIONS = "group_size:1,uncompressed"
+
+
+class Note(NamedTuple):
+  """Something about one image of a shard."""
+
+  record: int  # position in the split
+  reason: str
+
+
+@dataclasses.dataclass
+class Account:
+  """What became of the images of one shard."""
+
+  left_out: list[Note] = dataclasses.field(default_factory=list)
+  converted: list[Note] = dataclasses.field(default_factory=list)
+
+
+def work_path(version_dir: pathlib.Path) -> pathlib.Path:
+  """The folder in which a version directory is prepared."""
+  return version_dir.with_name(f".preparing_{version_dir.name}")
+
+
+class WorkFolder:
+  """The hidden folder of one preparation, locked while this object is open."""
+
+  def __init__(self, version_dir: pathlib.Path):
+    """Makes or opens the folder.
+
+    Args:
+      version_dir: the TFDS directory that will be prepared.
+
+    Raises:
+      DataError: it cannot be made, or another process prepares the same.
+    """
+    self.version_dir = version_dir
+    self.path = work_path(version_dir)
+    self._plan = self.path / "plan.json"
+    with writing_to(self.path):
+      (self.path / "finished").mkdir(parents=True, exist_ok=True)
+      self._lock = os.open(self.path, os.O_RDONLY)
+      try:
+        fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      except BlockingIOError as error:
+        os.close(self._lock)
+        raise DataError(
+          f"{self.path} is in use: another process prepares the same data set; wait for "
+          "it to end"
+        ) from error
+
+  def close(self) -> None:
+    """Lets another process prepare; a folder without a plan goes, for it holds nothing."""
+    if self.path.exists() and not self._plan.exists():
+      self.remove()
+    os.close(self._lock)
+
+  def check_same(self, plan: Mapping[str, Any]) -> None:
+    """Compares a plan, or parts of it, with that of the shards in the folder.
+
+    Raises:
+      DataError: another was begun here; says what differs.
+    """
+    path = self.path / "plan.json"
+    if not path.exists():
+      return
+    try:
+      begun = json.loads(path.read_text())
+      different = [
+        line for key in plan for line in _differences(begun[key], plan[key], key)
+      ]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+      raise DataError(f"{path} is damaged: remove the folder {self.path}") from error
+    if different:
+      more = f" ({len(different)} differences in all)" if len(different) > 1 else ""
+      raise DataError(
+        f"{self.path} holds a half-prepared data set, but {different[0]}{more}: use the "
+        "same flags and archives, or remove that folder"
+      )
+
+  def begin(self, plan: Mapping[str, Any]) -> None:
+    """Writes the plan, after `check_same`, and tidies up what a kill has left.
+
+    Raises:
+      DataError: the folder cannot be written.
+    """
+    with writing_to(self.path):
+      write_json(self._plan, plan)
+      self.unfinished.unlink(missing_ok=True)
+      # A kill while shards were being moved to TFDS' own folder left some of them there.
+      for folder in self.version_dir.parent.glob(f"incomplete.*_{self.version_dir.name}"):
+        for shard in folder.iterdir():
+          noted, here = self._account_path(shard.name), self.path / shard.name
+          if noted.exists() and not here.exists():
+            os.replace(shard, here)
+        shutil.rmtree(folder)
+
+  def account(self, shard: str) -> Account | None:
+    """What is noted of a finished shard; None if it is not finished.
+
+    Raises:
+      DataError: the note is damaged.
+    """
+    if not (self.path / shard).exists():
+      return None
+    path = self._account_path(shard)
+    try:
+      noted = json.loads(path.read_text())
+      return Account(
+        left_out=[Note(*note) for note in noted["left_out"]],
+        converted=[Note(*note) for note in noted["converted"]],
+      )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+      raise DataError(f"{path} is damaged: remove {self.path / shard}") from error
+
+  def finish(self, shard: str, account: Account) -> None:
+    """Makes the shard just written a finished one.
+
+    Raises:
+      DataError: the folder cannot be written.
+    """
+    with writing_to(self.path):
+      _sync(self.unfinished)
+      write_json(self._account_path(shard), dataclasses.asdict(account))
+      os.replace(self.unfinished, self.path / shard)
+      _sync(self.path)
+
+  @property
+  def unfinished(self) -> pathlib.Path:
+    """Where a shard is written to."""
+    return self.path / "unfinished"
+
+  @property
+  def downloads(self) -> pathlib.Path:
+    """For TFDS, which makes it without need."""
+    return self.path / "downloads"
+
+  def hand_over(self, directory: pathlib.Path) -> None:
+    """Moves the finished shards and what lies with them, but not the notes."""
+    own = {"plan.json", "finished", "unfinished", "downloads"}
+    with writing_to(directory):
+      for path in sorted(self.path.iterdir()):
+        if path.name not in own:
+          os.replace(path, directory / path.name)
+      _sync(directory)
+
+  def remove(self) -> None:
+    """Removes the folder, when all is handed over."""
+    with writing_to(self.path):
+      shutil.rmtree(self.path)
+
+  def _account_path(self, shard: str) -> pathlib.Path:
+    return self.path / "finished" / f"{shard}.json"
+
+
+class ShardWriter(tfds.core.ExampleWriter):
+  """Writes one ArrayRecord file, and makes sure that it is whole."""
+
+  def __init__(self):
+    super().__init__(tfds.core.FileFormat.ARRAY_RECORD)
+
+  def write(self, path: os.PathLike, examples: Iterable[tuple[int, bytes]]) -> None:
+    """Replaces a file by the serialized examples.
+
+    Raises:
+      DataError: the disk is full, or fails otherwise.
+    """
+    path = pathlib.Path(path)
+    with writing_to(path.parent):
+      path.unlink(missing_ok=True)
+    writer = array_record_module.ArrayRecordWriter(os.fspath(path), _WRITER_OPTIONS)
+    count = 0
+    for _, example in examples:
+      with _array_record_writing_to(path.parent):
+        writer.write(example)
+      count += 1
+    # Writes happen behind the scenes: most errors only show here.
+    with _array_record_writing_to(path.parent):
+      writer.close()
+      written = array_record_module.ArrayRecordReader(os.fspath(path)).num_records()
+    if written != count:
+      raise DataError(f"{path} has {written} of {count} records: the disk fails")
+
+
+@contextlib.contextmanager
+def writing_to(folder: pathlib.Path) -> Iterator[None]:
+  """Turns a failed write into a DataError that names the folder."""
+  try:
+    yield
+  except OSError as error:
+    raise _not_written(folder, error.strerror or str(error)) from error
+
+
+@contextlib.contextmanager
+def _array_record_writing_to(folder: pathlib.Path) -> Iterator[None]:
+  """The same for ArrayRecord, which raises RuntimeError for what the system refuses."""
+  try:
+    yield
+  except RuntimeError as error:
+    raise _not_written(folder, str(error)) from error
+
+
+def _not_written(folder: pathlib.Path, reason: str) -> DataError:
+  return DataError(
+    f"{folder} cannot be written: {reason}; finished shards are kept, and the same "
+    "command continues"
+  )
+
+
+def _sync(path: pathlib.Path) -> None:
+  """Has the system write a file, or the names in a folder, to the disk."""
+  descriptor = os.open(path, os.O_RDONLY)
+  try:
+    os.fsync(descriptor)
+  finally:
+    os.close(descriptor)
+
+
+def _differences(begun: Any, now: Any, name: str = "") -> Iterator[str]:
+  """How two plans differ, a phrase each."""
+  if isinstance(begun, dict) and isinstance(now, dict):
+    for key in sorted(begun.keys() | now.keys()):
+      yield from _differences(begun.get(key), now.get(key), f"{name} {key}".strip())
+  elif begun != now:
+    yield f"{name} was {begun} and is {now}"

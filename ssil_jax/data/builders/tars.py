@@ -1,0 +1,136 @@
+"""Where the members of a tar lie, found from its headers alone.
+
+An official archive has up to millions of small members. Its headers say where each of them
+begins, so that one image is read by one `os.pread`, and all of them are counted before
+anything is written.
+"""
+
+import io
+import os
+import pathlib
+import tarfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from ssil_jax.errors import DataError
+
+_BLOCK = tarfile.BLOCKSIZE
+
+
+class Member(NamedTuple):
+  """A regular file in a tar."""
+
+  name: str  # as in the tar, with its folders
+  offset: int  # of its first byte in the file that holds the tar
+  size: int  # bytes
+
+
+def members(
+  path: pathlib.Path,
+  advance: Callable[[int], None],
+  *,
+  inside: Member | None = None,
+) -> Iterator[Member]:
+  """The regular files of an uncompressed tar, in its order, hidden ones left out.
+
+  Args:
+    path: the file.
+    advance: called with the bytes that were passed since the last call.
+    inside: the member of `path` that is the tar, if it is not the whole file.
+
+  Raises:
+    DataError: the tar is cut off, damaged, or none.
+  """
+  where = path.name if inside is None else f"{path.name}: {inside.name}"
+  try:
+    with open(path, "rb", buffering=0) as file:
+      size = os.fstat(file.fileno()).st_size
+      start, end = (0, size) if inside is None else (inside.offset, sum(inside[1:]))
+      done = 0
+      with tarfile.open(fileobj=_Range(file.fileno(), start, end), mode="r:") as tar:
+        while (info := tar.next()) is not None:
+          tar.members.clear()  # it keeps every header otherwise
+          if info.size < 0:
+            raise DataError(_cut_off(where, f"{info.name} has no size"))
+          if start + info.offset_data + info.size > end:
+            raise DataError(_cut_off(where, f"{info.name} ends behind the end of the file"))
+          advance(info.offset - done)
+          done = info.offset
+          # macOS adds hidden ._NAME files, which hold no images.
+          hidden = info.name.rpartition("/")[2].startswith(".")
+          if info.isreg() and not hidden:
+            yield Member(info.name, start + info.offset_data, info.size)
+        # tarfile takes whatever is no header for the end of a tar.
+        tar.fileobj.seek(tar.offset)
+        if tar.fileobj.read(_BLOCK) != bytes(_BLOCK):
+          raise DataError(_cut_off(where, f"no end of the tar at byte {tar.offset}"))
+        advance(end - start - done)
+  # Besides its own errors, tarfile lets through what damaged numbers lead to.
+  except (tarfile.TarError, ValueError, OverflowError) as error:
+    raise DataError(_cut_off(where, str(error))) from error
+  except OSError as error:
+    raise DataError(f"{path} cannot be read: {error.strerror}") from error
+
+
+class Table(NamedTuple):
+  """Members of one or more tars as arrays [n], which millions of them fit into."""
+
+  name: np.ndarray  # bytes
+  offset: np.ndarray  # int64
+  size: np.ndarray  # int64
+
+  @classmethod
+  def of(cls, found: Iterable[Member]) -> "Table":
+    """The members in the order given."""
+    found = list(found)
+    return cls(
+      name=np.array(
+        [member.name.encode(errors="surrogateescape") for member in found], "S"
+      ),
+      offset=np.array([member.offset for member in found], np.int64),
+      size=np.array([member.size for member in found], np.int64),
+    )
+
+  @classmethod
+  def join(cls, tables: Sequence["Table"]) -> "Table":
+    """All of them, one table after another."""
+    return cls(*map(np.concatenate, zip(*tables, strict=True)))
+
+  def take(self, rows: np.ndarray) -> "Table":
+    """The rows of an index array or a mask."""
+    return Table(*(column[rows] for column in self))
+
+
+def _cut_off(where: str, why: str) -> str:
+  return f"{where} is cut off or damaged ({why}): download it again"
+
+
+class _Range(io.RawIOBase):
+  """A part of a file as a file, without a position shared with others."""
+
+  def __init__(self, descriptor: int, start: int, end: int):
+    self._descriptor, self._start, self._size = descriptor, start, end - start
+    self._position = 0
+
+  def readable(self) -> bool:
+    return True
+
+  def seekable(self) -> bool:
+    return True
+
+  def tell(self) -> int:
+    return self._position
+
+  def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+    origin = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}
+    self._position = origin[whence] + offset
+    return self._position
+
+  def readinto(self, buffer) -> int:
+    wanted = min(len(buffer), max(self._size - self._position, 0))
+    data = os.pread(self._descriptor, wanted, self._start + self._position)
+    buffer[: len(data)] = data
+    self._position += len(data)
+    return len(data)

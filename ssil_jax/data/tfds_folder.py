@@ -1,0 +1,302 @@
+"""Data sets that tensorflow-datasets (TFDS) prepared as array_record files.
+
+Those of `experiments/prepare.py`, and a standard imagenet2012. TensorFlow is not needed:
+records are `tf.train.Example` protocol buffers, which TFDS brings a parser for.
+"""
+
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow_datasets as tfds
+from array_record.python.array_record_data_source import ArrayRecordDataSource
+from array_record.python.array_record_module import ArrayRecordReader
+from google.protobuf.message import DecodeError
+from rich.console import Console
+from rich.progress import track
+from tensorflow_datasets.proto import tf_example_generated_pb2
+
+from ssil_jax.config import Config
+from ssil_jax.data import decode, labels
+from ssil_jax.data.augment import IMAGENET_NORMALIZATION, Normalization
+from ssil_jax.data.dataset import Source, Split
+from ssil_jax.data.encoded import EncodedImages
+from ssil_jax.errors import DataError
+from ssil_jax.resnet import SMALL_IMAGE
+
+
+class _DataSet(NamedTuple):
+  """Which directories are taken for a data set, and how they are trained on."""
+
+  tfds_names: tuple[str, ...]  # with the config, if there is one
+  normalization: Normalization | None = None
+
+
+# Mean and standard deviation for ImageNet only (section 6.2).
+_DATA_SETS: Mapping[str, _DataSet] = {
+  "imagenet": _DataSet(("imagenet", "imagenet2012"), IMAGENET_NORMALIZATION),
+  "landmarks_v2/1k": _DataSet(("landmarks_v2/1k",)),
+  "landmarks_v2/10k": _DataSet(("landmarks_v2/10k",)),
+  "cifar100": _DataSet(("cifar100",)),
+}
+NAMES = tuple(_DATA_SETS)
+
+_INFO = "dataset_info.json"
+_PREPARED = "prepare.json"  # what experiments/prepare.py says of itself
+_LARGE_INPUT = 224
+_WRONG_LABELS = "it is of another version; delete it and labels.json"
+_CHUNK = 256  # records that a thread indexes at a time
+
+
+def open_tfds(config: Config) -> Source:
+  """Opens the shards and reads the labels; images are read when a batch needs them.
+
+  Records are sorted by class, and within a class they keep their order.
+
+  Raises:
+    DataError: nothing fitting is prepared in `--data_dir`, or it is damaged.
+  """
+  data_set = _DATA_SETS[config.dataset]
+  directory = _find(config, data_set.tfds_names)
+  try:
+    info = tfds.builder_from_directory(directory).info
+    features, splits = info.features, info.splits
+    class_names = tuple(features["label"].names)
+    train_name = "train"
+    # imagenet2012 calls those without labels its test images.
+    test_name = "validation" if "validation" in splits else "test"
+    chosen = {name: splits[name] for name in (train_name, test_name)}
+  except (KeyError, AttributeError, ValueError, OSError) as error:
+    raise DataError(
+      f"{directory} is not a TFDS data set of images and labels ({error}): "
+      f"{_prepare(config)}"
+    ) from error
+  stores = {name: Records(split) for name, split in chosen.items()}
+  all_labels = _labels(directory, stores)
+  train, test = (
+    _split(stores[name], all_labels[name], len(class_names), directory)
+    for name in (train_name, test_name)
+  )
+  natural = max(train.images.decode(0, decode.size_of))
+  return Source(
+    class_names=class_names,
+    train=train,
+    test=test,
+    image_size=natural if natural <= SMALL_IMAGE else _LARGE_INPUT,
+    flip=True,
+    normalization=data_set.normalization,
+    notes=_notes(directory),
+  )
+
+
+class Records:
+  """A `Store` of the images of one TFDS split."""
+
+  def __init__(self, split: tfds.core.SplitInfo):
+    """Opens every shard.
+
+    Raises:
+      DataError: a shard is missing, damaged or of another length than TFDS wrote.
+    """
+    self._paths = [pathlib.Path(path) for path in split.filepaths]
+    with ThreadPoolExecutor() as threads:
+      for _ in threads.map(_check_shard, self._paths, split.shard_lengths):
+        pass  # to raise what a thread raised
+    self._source = ArrayRecordDataSource(split.file_instructions)
+    self._ends = np.cumsum(split.shard_lengths)
+
+  def __len__(self) -> int:
+    return len(self._source)
+
+  def read(self, number: int) -> bytes:
+    return self._feature(number, "image").bytes_list.value[0]
+
+  def label(self, number: int) -> int:
+    """The class of an image. Raises DataError."""
+    return self._feature(number, "label").int64_list.value[0]
+
+  def ends_of_shards(self) -> list[int]:
+    """The first and the last record of every shard: enough to tell two data sets apart."""
+    firsts = np.concatenate([[0], self._ends[:-1]])
+    return np.stack([firsts, self._ends - 1]).ravel().tolist()
+
+  def name(self, number: int) -> str:
+    shard = int(np.searchsorted(self._ends, number, side="right"))
+    place = number - (self._ends[shard - 1] if shard else 0)
+    return f"{place} of shard {self._paths[shard]}"
+
+  def check(self, numbers: np.ndarray) -> None:
+    """Does nothing: images were decoded when they were prepared."""
+
+  def digest(self) -> bytes:
+    shards = [(path.name, path.stat().st_size) for path in self._paths]
+    return hashlib.blake2b(json.dumps(shards).encode()).digest()
+
+  def _feature(self, number: int, name: str) -> Any:
+    try:
+      example = tf_example_generated_pb2.Example.FromString(self._source[number])
+    except (DecodeError, ValueError, RuntimeError, OSError) as error:
+      raise DataError(
+        f"cannot read record {self.name(number)} ({error}): prepare the data again"
+      ) from error
+    return example.features.feature[name]
+
+
+def _check_shard(path: pathlib.Path, length: int) -> None:
+  remedy = "remove its folder and prepare the data again"
+  if not path.is_file():
+    raise DataError(f"shard {path} is missing: {remedy}")
+  try:
+    reader = ArrayRecordReader(str(path))
+    found = reader.num_records()
+    reader.close()
+  except (ValueError, RuntimeError, OSError) as error:
+    raise DataError(f"shard {path} is damaged ({error}): {remedy}") from error
+  if found != length:
+    raise DataError(
+      f"shard {path} has {found} records, and {_INFO} says {length}: {remedy}"
+    )
+
+
+def _find(config: Config, names: tuple[str, ...]) -> pathlib.Path:
+  """The one version directory of a data set in `--data_dir`, or that itself."""
+  root = pathlib.Path(config.data_dir).expanduser()
+  if not config.data_dir or not root.is_dir():
+    raise DataError(
+      f"--data_dir={config.data_dir} is not a folder: {_prepare(config)}"
+      if config.data_dir
+      else f"--dataset={config.dataset} needs --data_dir=DIR: {_prepare(config)}"
+    )
+  if (root / _INFO).is_file():
+    directory = root
+  else:
+    found = [path.parent for name in names for path in root.glob(f"{name}/*/{_INFO}")]
+    if not found:
+      raise DataError(
+        f"--data_dir={config.data_dir} has no {' or '.join(names)} "
+        f"({_what_is_there(root)}): {_prepare(config)}"
+      )
+    if len(found) > 1:
+      raise DataError(
+        f"--data_dir={config.data_dir} has {' and '.join(map(str, sorted(found)))}: give "
+        "one of them as --data_dir"
+      )
+    (directory,) = found
+  info = _read_json(directory / _INFO)
+  name = "/".join(filter(None, (info.get("name"), info.get("configName"))))
+  if name not in names:
+    raise DataError(f"{directory} holds {name}, not {config.dataset}: {_prepare(config)}")
+  if info.get("fileFormat") != "array_record":
+    raise DataError(
+      f"{directory} is in the format {info.get('fileFormat')}: prepare it again with "
+      "TFDS' --file_format=array_record, or " + _prepare(config)
+    )
+  return directory
+
+
+def _prepare(config: Config) -> str:
+  return (
+    f"`python experiments/prepare.py {config.dataset} --archives=DIR "
+    f"--data_dir={config.data_dir or 'DIR'}` makes it from the official archives"
+  )
+
+
+def _what_is_there(root: pathlib.Path) -> str:
+  complete = sorted(
+    str(path.parent.relative_to(root))
+    for pattern in (f"*/*/{_INFO}", f"*/*/*/{_INFO}")
+    for path in root.glob(pattern)
+  )
+  if complete:
+    return f"it has {', '.join(complete)}"
+  return "it has no prepared data set"
+
+
+def _read_json(path: pathlib.Path) -> dict[str, Any]:
+  try:
+    value = json.loads(path.read_text())
+  except (OSError, ValueError) as error:
+    raise DataError(f"{path} cannot be read: {error}") from error
+  if not isinstance(value, dict):
+    raise DataError(f"{path} is not what TFDS writes: prepare the data again")
+  return value
+
+
+def _notes(directory: pathlib.Path) -> tuple[str, ...]:
+  """What the user must know of how the data were prepared."""
+  path = directory / _PREPARED
+  if not path.is_file():
+    return ()
+  return tuple(
+    f"the prepared data differ from the official ones: {text}"
+    for text in _read_json(path).get("differences", [])
+  )
+
+
+def _labels(
+  directory: pathlib.Path, stores: Mapping[str, Records]
+) -> dict[str, np.ndarray]:
+  """split -> int32 [n]; read from the records once, and kept."""
+  cache = None
+  if not os.access(directory, os.W_OK):
+    base = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    place = hashlib.blake2b(os.fsencode(directory.resolve()), digest_size=8).hexdigest()
+    cache = base / "ssil_jax" / place
+  found = labels.load(directory)
+  if found is None and cache:
+    found = labels.load(directory, cache=cache)
+  if found is None:
+    found = {
+      name: _index(store, f"labels of {name} in {directory}, once")
+      for name, store in stores.items()
+    }
+    labels.save(directory, found, cache=cache)
+  for name, store in stores.items():
+    if len(found.get(name, ())) != len(store):
+      raise DataError(
+        f"labels.npy in {cache or directory} has {len(found.get(name, ()))} labels for "
+        f"the {len(store)} records of {name}: {_WRONG_LABELS}"
+      )
+    for number in store.ends_of_shards():
+      if store.label(number) != found[name][number]:
+        raise DataError(
+          f"labels.npy in {cache or directory} calls record {store.name(number)} class "
+          f"{found[name][number]}, and it is {store.label(number)}: {_WRONG_LABELS}"
+        )
+  return found
+
+
+def _index(store: Records, description: str) -> np.ndarray:
+  result = np.empty(len(store), np.int32)
+
+  def read(start: int) -> None:
+    for number in range(start, min(start + _CHUNK, len(result))):
+      result[number] = store.label(number)
+
+  with ThreadPoolExecutor() as threads:
+    for _ in track(
+      threads.map(read, range(0, len(result), _CHUNK)),
+      description,
+      total=-(-len(result) // _CHUNK),
+      console=Console(stderr=True),
+    ):
+      pass  # to raise what a thread raised
+  return result
+
+
+def _split(
+  store: Records, found: np.ndarray, num_classes: int, directory: pathlib.Path
+) -> Split:
+  """Records in the order of their classes, as those of an image folder are."""
+  if len(found) and not 0 <= found.min() <= found.max() < num_classes:
+    raise DataError(
+      f"{directory} has labels from {found.min()} to {found.max()}, and {num_classes} "
+      "classes: it, or labels.npy in it, is damaged"
+    )
+  order = np.argsort(found, kind="stable")
+  return Split(EncodedImages(store, order), found[order])

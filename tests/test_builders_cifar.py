@@ -1,0 +1,110 @@
+"""CIFAR-100 from its binary version."""
+
+import gzip
+import hashlib
+
+import archives
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from archives import CIFAR_TEST, CIFAR_TRAIN, PARTIAL, report_of
+
+from ssil_jax.data import builders
+from ssil_jax.errors import ConfigError, DataError
+
+
+@pytest.fixture
+def folder(tmp_path):
+  return archives.cifar(tmp_path / "archives")
+
+
+def prepare(folder, options=PARTIAL):
+  return archives.prepare("cifar100", folder, folder.parent / "data", options)
+
+
+def test_records_and_labels(folder):
+  builder = prepare(folder)
+  features = builder.info.features
+  assert features["label"].names == ["fine_07", "fine_30", "fine_99"]
+  assert features["coarse_label"].names == [f"coarse_{i:02}" for i in range(20)]
+  train = archives.encoded(builder, "train")
+  # By class, then in the order of the file.
+  assert [record["id"].decode() for record in train] == [
+    f"train_{i:05}" for i in (1, 3, 6, 0, 4, 2, 5)
+  ]
+  assert [record["label"] for record in train] == [0, 0, 0, 1, 1, 2, 2]
+  assert [record["coarse_label"] for record in train] == [1, 1, 1, 6, 6, 19, 19]
+  test = archives.encoded(builder, "test")
+  assert [record["id"].decode() for record in test] == [f"test_{i:05}" for i in range(3)]
+  assert [record["label"] for record in test] == [2, 0, 1]
+
+
+def test_images_are_lossless(folder):
+  builder = prepare(folder)
+  read = tfds.builder_from_directory(builder.data_dir)
+  for split, images in (("train", CIFAR_TRAIN), ("test", CIFAR_TEST)):
+    for record in read.as_data_source(split):
+      _, _, pixels = images[int(record["id"][-5:])]
+      assert np.array_equal(record["image"], pixels.transpose(1, 2, 0))
+    for record in archives.encoded(builder, split):
+      assert record["image"].startswith(b"\x89PNG")
+
+
+def test_the_report_says_what_is_not_official(folder):
+  report = report_of(prepare(folder))
+  assert report["left_out"] == {
+    "class has no training images": {"count": 1, "first": ["test_00003"]}
+  }
+  checksum, train, test = report["differences"]
+  md5 = hashlib.md5((folder / "cifar-100-binary.tar.gz").read_bytes()).hexdigest()
+  assert checksum.endswith(f"has md5 {md5} instead of 03b5dce01913d631647c71ecec9e9cb8")
+  assert "fine_00 has 0 images in train instead of 500 (100 such classes)" in train
+  assert "fine_00 has 0 images in test instead of 100 (100 such classes)" in test
+
+
+def test_a_wrong_checksum(folder):
+  with pytest.raises(DataError, match="has md5 .* instead of 03b5.*; --allow_partial"):
+    prepare(folder, builders.Options())
+
+
+def test_a_missing_archive(folder):
+  (folder / "cifar-100-binary.tar.gz").unlink()
+  with pytest.raises(DataError, match="cifar-100-binary.tar.gz is missing"):
+    prepare(folder)
+
+
+@pytest.mark.parametrize(
+  ("member", "content", "reason"),
+  [
+    ("train", None, "train.bin is missing"),
+    ("coarse_label_names", None, "coarse_label_names.txt is missing"),
+    ("fine_label_names", b"a\nb\n", "has 2 names instead of 100"),
+    ("train", bytes(3075), "multiple"),
+    ("train", b"", "train.bin has no images"),
+    ("test", b"", "test.bin has no images"),
+    ("test", b"\0\x64" + bytes(3072), "fine labels up to 100"),
+    ("train", b"\x14\0" + bytes(3072), "coarse labels up to 20"),
+  ],
+)
+def test_a_damaged_member(folder, member, content, reason):
+  archives.cifar(folder, **{member: content})
+  with pytest.raises(DataError, match=f"cifar-100-binary.tar.gz is damaged .*{reason}"):
+    prepare(folder)
+
+
+def test_a_damaged_archive(folder):
+  path = folder / "cifar-100-binary.tar.gz"
+  content = path.read_bytes()
+  for damaged in (content[:9000], content[:-5], b"text", gzip.compress(b"no tar" * 200)):
+    path.write_bytes(damaged)
+    with pytest.raises(DataError, match="cifar-100-binary.tar.gz is damaged"):
+      prepare(folder)
+  path.write_bytes(content[:5000] + bytes(50) + content[5050:])
+  with pytest.raises(DataError, match="cifar-100-binary.tar.gz is damaged"):
+    prepare(folder)
+
+
+@pytest.mark.parametrize("options", [{"resize": 320}, {"restart_markers": True}])
+def test_options_for_photos(folder, options):
+  with pytest.raises(ConfigError, match="--resize and --restart_markers are for photos"):
+    prepare(folder, builders.Options(**options))

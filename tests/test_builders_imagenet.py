@@ -1,0 +1,233 @@
+"""ImageNet from its official tars."""
+
+import tarfile
+
+import archives
+import pytest
+from archives import GOLDFISH, PARTIAL, SHARK, TENCH, image, report_of, validation_name
+
+from ssil_jax.data import builders
+from ssil_jax.data.builders.found import Findings
+from ssil_jax.data.builders.imagenet import _check_train
+from ssil_jax.errors import DataError
+
+
+@pytest.fixture
+def folder(tmp_path):
+  return archives.imagenet(tmp_path / "archives")
+
+
+def prepare(folder, options=PARTIAL):
+  return archives.prepare("imagenet", folder, folder.parent / "data", options)
+
+
+def test_records_are_in_the_order_of_classes_then_of_the_archive(folder):
+  builder = prepare(folder)
+  assert builder.info.features["label"].names == [TENCH, GOLDFISH]  # sorted
+  train = archives.encoded(builder, "train")
+  assert [(record["label"], record["file_name"].decode()) for record in train] == [
+    *((0, f"{TENCH}_{i}.JPEG") for i in (10, 2, 7, 22, 23)),
+    *((1, f"{GOLDFISH}_{i}.JPEG") for i in (10, 2, 7, 20, 21)),
+  ]
+
+
+def test_bytes_are_untouched_but_for_some(folder):
+  builder = prepare(folder)
+  given = {}
+  for images in archives.imagenet_train().values():
+    given |= images
+  converted = {f"{TENCH}_22.JPEG", f"{TENCH}_23.JPEG", f"{GOLDFISH}_20.JPEG"}
+  for record in archives.encoded(builder, "train"):
+    name = record["file_name"].decode()
+    assert (record["image"] == given[name]) == (name not in converted)
+  assert report_of(builder)["converted"] == {
+    "train": {
+      "CMYK": {"count": 1, "first": [f"ILSVRC2012_img_train.tar: {GOLDFISH}_20.JPEG"]},
+      "another format than JPEG": {
+        "count": 1,
+        "first": [f"ILSVRC2012_img_train.tar: {TENCH}_22.JPEG"],
+      },
+      "faults that lose no pixels": {
+        "count": 1,
+        "first": [f"ILSVRC2012_img_train.tar: {TENCH}_23.JPEG"],
+      },
+    },
+    "validation": {},
+  }
+
+
+def test_validation_images_are_in_the_order_of_their_numbers(folder):
+  builder = prepare(folder)
+  found = [
+    (record["label"], record["file_name"].decode())
+    for record in archives.encoded(builder, "validation")
+  ]
+  tenches = archives.validation_numbers(TENCH, 2)
+  goldfish = archives.validation_numbers(GOLDFISH, 1)
+  expected = [(0, number) for number in tenches] + [(1, number) for number in goldfish]
+  expected = [
+    (c, validation_name(number)) for c, number in sorted(expected, key=lambda x: x[1])
+  ]
+  assert found == expected
+
+
+def test_the_report_says_what_is_not_official(folder):
+  report = report_of(prepare(folder))
+  (shark,) = archives.validation_numbers(SHARK, 1)
+  assert report["left_out"] == {
+    "class is not in the training archive": {"count": 1, "first": [validation_name(shark)]}
+  }
+  assert report["splits"] == {
+    "train": {"images": 10, "classes": 2, "shards": 1},
+    "validation": {"images": 3, "classes": 2, "shards": 1},
+  }
+  assert report["archives"] == [
+    {"name": name, "bytes": (folder / name).stat().st_size}
+    for name in ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar")
+  ]
+  assert report["options"] == {
+    "allow_partial": True,
+    "resize": None,
+    "restart_markers": False,
+  }
+  differences = "\n".join(report["differences"])
+  assert "lacks 998 classes, first" in differences
+  assert "has 10 images instead of 1,281,167" in differences
+  assert f"class {TENCH} has 5 images instead of 732 to 1300 (2 such" in differences
+  assert "has 4 images instead of 50,000" in differences
+  assert f"class {TENCH} has 2 images instead of 50 (2 such" in differences
+
+
+# Bad archives.
+
+
+@pytest.mark.parametrize("name", ["ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"])
+def test_a_missing_or_empty_archive(folder, name):
+  (folder / name).write_bytes(b"")
+  with pytest.raises(DataError, match=f"{folder / name} is empty"):
+    prepare(folder)
+  (folder / name).unlink()
+  with pytest.raises(DataError, match=f"{folder / name} is missing"):
+    prepare(folder)
+
+
+@pytest.mark.parametrize("name", ["ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"])
+def test_a_truncated_archive_is_found_wherever_it_ends(folder, name):
+  content = (folder / name).read_bytes()
+  with tarfile.open(folder / name) as tar:
+    end = max(member.offset_data + member.size for member in tar)
+  for kept in [1, 300, 512, 700, *range(1024, end + 512, 768), end]:
+    (folder / name).write_bytes(content[:kept])
+    with pytest.raises(DataError, match=f"{name}.* is cut off or damaged .*again"):
+      prepare(folder)
+
+
+def test_an_inner_tar_that_is_cut_off(folder):
+  inner = archives.tar_of(archives.imagenet_train()[TENCH])
+  for kept in (0, 600, 2000, len(inner) - 10240):
+    outer = archives.tar_of({f"{TENCH}.tar": inner[:kept]})
+    (folder / "ILSVRC2012_img_train.tar").write_bytes(outer)
+    with pytest.raises(DataError, match=f"train.tar: {TENCH}.tar is cut off or damaged"):
+      prepare(folder)
+
+
+def test_archives_that_are_no_tars(folder):
+  (folder / "ILSVRC2012_img_train.tar").write_bytes(b"<html>not found</html>" * 100)
+  with pytest.raises(DataError, match="img_train.tar is cut off or damaged"):
+    prepare(folder)
+
+
+def test_a_training_tar_without_class_tars(folder):
+  archives.imagenet(folder)
+  content = archives.tar_of({"a.JPEG": image(1)})
+  (folder / "ILSVRC2012_img_train.tar").write_bytes(content)
+  with pytest.raises(DataError, match="is not a tar of one tar for each class"):
+    prepare(folder)
+  (folder / "ILSVRC2012_img_train.tar").write_bytes(
+    archives.tar_of({f"{TENCH}.tar": archives.tar_of({})})
+  )
+  with pytest.raises(DataError, match=f"{TENCH}.tar has no images"):
+    prepare(folder)
+
+
+def test_hidden_files_are_no_images(tmp_path):
+  train = archives.imagenet_train()
+  train[TENCH][f"._{TENCH}_2.JPEG"] = b"of macOS"
+  builder = prepare(archives.imagenet(tmp_path / "archives", train))
+  assert builder.info.splits["train"].num_examples == 10
+
+
+def test_validation_images_with_other_names(tmp_path):
+  validation = archives.imagenet_validation()
+  strange = {"readme.txt": b"", validation_name(50_001): image(1), "val_1.JPEG": image(2)}
+  folder = archives.imagenet(tmp_path / "archives", validation=validation | strange)
+  report = report_of(prepare(folder))
+  assert report["left_out"]["not the name of a validation image"]["count"] == 3
+  assert "has 3 files that are no ILSVRC2012_val_NUMBER" in "\n".join(report["differences"])
+
+
+def test_no_validation_image_of_the_classes(tmp_path):
+  name = validation_name(archives.validation_numbers(SHARK, 1)[0])
+  folder = archives.imagenet(tmp_path / "archives", validation={name: image(1)})
+  with pytest.raises(DataError, match="has no images of the classes in"):
+    prepare(folder)
+
+
+def test_fewer_classes_or_images_than_official(folder):
+  with pytest.raises(DataError, match="lacks 998 classes, .*--allow_partial takes what"):
+    prepare(folder, builders.Options())
+
+
+def test_the_counts_of_classes():
+  wnids = archives.official("labels.txt")
+  # As the official ones: 895 classes of 1300, and the others share the rest.
+  counts = dict.fromkeys(wnids, 1300)
+  for i, wnid in enumerate(wnids[895:]):
+    counts[wnid] = 1120 + (i < 67)
+  counts[wnids[-1]] -= sum(counts.values()) - 1_281_167
+  _check_train(counts, counts, Findings(builders.Options()))
+
+  def error(changed, devkit=counts):
+    with pytest.raises(DataError) as caught:
+      _check_train(counts | changed, devkit, Findings(builders.Options()))
+    return str(caught.value)
+
+  assert "1,281,166 images instead of 1,281,167" in error({TENCH: 1299})
+  last = counts[wnids[-1]]
+  assert f"class {TENCH} has 1299 images instead of 1300" in error(
+    {TENCH: 1299, wnids[-1]: last + 1}
+  )
+  assert f"class {TENCH} has 1301 images instead of 732 to 1300" in error(
+    {TENCH: 1301, wnids[-1]: last - 1}, devkit={}
+  )
+  assert "should not have 1 classes, first n99999999" in error({"n99999999": 1})
+
+
+# The devkit.
+
+
+def test_the_devkit_confirms_labels_and_counts(folder):
+  archives.devkit(folder, counts={TENCH: 5, GOLDFISH: 4})
+  report = report_of(prepare(folder))
+  assert len(report["archives"]) == 3
+  differences = "\n".join(report["differences"])
+  assert f"class {GOLDFISH} has 5 images instead of 4 (2 such classes)" not in differences
+  assert (
+    f"class {TENCH} has 5 images instead of 732 to 1300 (2 such classes)" in differences
+  )
+
+
+def test_a_devkit_with_other_labels(folder):
+  truth = archives.official("validation_labels.txt")
+  archives.devkit(folder, truth=[truth[1], truth[0], *truth[2:]])
+  with pytest.raises(DataError, match="has other validation labels than"):
+    prepare(folder)
+
+
+@pytest.mark.parametrize("damage", [lambda c: c[:5000], lambda c: b"no tar" * 99])
+def test_a_damaged_devkit(folder, damage):
+  archives.devkit(folder)
+  path = folder / "ILSVRC2012_devkit_t12.tar.gz"
+  path.write_bytes(damage(path.read_bytes()))
+  with pytest.raises(DataError, match=f"{path} is damaged"):
+    prepare(folder)

@@ -1,0 +1,249 @@
+"""Google Landmarks v2 from train.csv and its tars."""
+
+import pathlib
+import tarfile
+
+import archives
+import pytest
+from archives import PARTIAL, report_of
+
+from ssil_jax.data import builders
+from ssil_jax.data.builders.landmarks import LandmarksV2
+from ssil_jax.errors import DataError
+
+# landmark id -> images
+COUNTS = {500: 12, 7: 14, 40: 11}
+# What is left of each in the order of image ids, after ten were held out for testing.
+TRAINING = {7: [3, 4, 10, 13], 40: [10], 500: [0, 8]}
+NAME = "landmarks_v2/10k"  # ten test images a class
+
+
+@pytest.fixture
+def folder(tmp_path):
+  return tmp_path / "archives"
+
+
+def prepare(folder, options=PARTIAL, name=NAME, **kwargs):
+  return archives.prepare(name, folder, folder.parent / "data", options, **kwargs)
+
+
+def ids_of(builder, split):
+  return [record["id"].decode() for record in archives.encoded(builder, split)]
+
+
+def test_records_and_labels(folder):
+  ids = archives.landmarks(folder, COUNTS)
+  builder = prepare(folder)
+  assert builder.data_dir == str(folder.parent / "data" / "landmarks_v2" / "10k" / "1.0.0")
+  assert builder.info.features["label"].names == ["7", "40", "500"]
+  assert {name: s.num_examples for name, s in builder.info.splits.items()} == {
+    "train": 4 + 1 + 2,
+    "test": 30,
+  }
+  tars = []
+  for path in sorted(folder.glob("*.tar")):
+    with tarfile.open(path) as tar:
+      tars += [pathlib.PurePosixPath(name).stem for name in tar.getnames()]
+  everything = []
+  for split in ("train", "test"):
+    records = archives.encoded(builder, split)
+    labels = [record["label"] for record in records]
+    assert labels == sorted(labels)
+    for record in records:
+      name = record["id"].decode()
+      assert record["landmark_id"] == ids[name] == (7, 40, 500)[record["label"]]
+      assert record["image"] == archives.landmark_image(name)
+    for label in range(3):
+      places = [tars.index(r["id"].decode()) for r in records if r["label"] == label]
+      assert places == sorted(places)
+    everything += [record["id"].decode() for record in records]
+  assert sorted(everything) == sorted(ids)
+
+
+def test_the_test_images_are_always_the_same(folder):
+  archives.landmarks(folder, COUNTS)
+  builder = prepare(folder)
+  kept = set(ids_of(builder, "train"))
+  for landmark, places in TRAINING.items():
+    ids = sorted(n for n, c in archives.landmark_ids(COUNTS).items() if c == landmark)
+    assert [place for place, name in enumerate(ids) if name in kept] == places
+
+
+def test_the_test_images_do_not_depend_on_what_is_there(folder):
+  ids = archives.landmarks(folder, COUNTS)
+  whole = prepare(folder)
+  held_out = set(ids_of(whole, "test"))
+  missing = [ids_of(whole, "test")[3], ids_of(whole, "train")[0]]
+  part = folder.parent / "part" / "archives"
+  archives.landmarks(part, COUNTS, left_out=missing, num_tars=2, prefix="")
+  builder = prepare(part)
+  assert set(ids_of(builder, "test")) == held_out - set(missing)
+  assert set(ids_of(builder, "train")) == set(ids) - held_out - set(missing)
+
+
+def test_the_landmarks_with_most_images_are_taken(folder, monkeypatch):
+  counts = {9: 12, 3: 13, 8: 12, 5: 11, 6: 12}
+  archives.landmarks(folder, counts)
+  config = LandmarksV2.builder_configs["10k"]
+  monkeypatch.setattr(config, "num_classes", 3)
+  builder = prepare(folder)
+  assert builder.info.features["label"].names == ["3", "6", "8"]  # 9 has as many as 8
+  assert report_of(builder)["left_out"] == {}
+
+
+def test_the_configs():
+  configs = {
+    name: (config.num_classes, config.test_per_class)
+    for name, config in LandmarksV2.builder_configs.items()
+  }
+  assert configs == {"1k": (1000, 50), "10k": (10_000, 10)}
+
+
+def test_1k_holds_out_fifty(folder):
+  archives.landmarks(folder, {1: 52, 2: 51})
+  builder = prepare(folder, name="landmarks_v2/1k")
+  assert builder.info.splits["train"].shard_lengths == [3]
+  assert builder.info.splits["test"].shard_lengths == [100]
+
+
+@pytest.mark.parametrize("place", ["", "train"])
+@pytest.mark.parametrize("prefix", ["", "train/", "./"])
+def test_tars_or_unpacked_folders(folder, place, prefix):
+  archives.landmarks(folder, COUNTS, prefix=prefix)
+  packed = prepare(folder)
+  (folder / place).mkdir(exist_ok=True)
+  for path in sorted(folder.glob("*.tar")):
+    with tarfile.open(path) as tar:
+      for member in tar:
+        member.name = member.name.removeprefix(prefix)
+        tar.extract(member, folder / place, filter="data")
+    path.unlink()
+  (folder / place / "0" / "._x.jpg").write_text("of macOS")
+  unpacked = archives.prepare(NAME, folder, folder.parent / "unpacked")
+  for split in ("train", "test"):
+    expected = {record["id"]: record["image"] for record in archives.encoded(packed, split)}
+    found = archives.encoded(unpacked, split)
+    assert {record["id"]: record["image"] for record in found} == expected
+  total = sum(len(archives.landmark_image(name)) for name in archives.landmark_ids(COUNTS))
+  assert {"name": f"{place or '.'}/", "bytes": total} in report_of(unpacked)["archives"]
+
+
+def test_images_that_are_there_twice_count_once(folder):
+  archives.landmarks(folder, COUNTS)
+  (folder / "train").mkdir()
+  with tarfile.open(folder / "images_000.tar") as tar:
+    members = tar.getmembers()
+    tar.extractall(folder, filter="data")
+  builder = prepare(folder)
+  assert report_of(builder)["left_out"]["there already"]["count"] == len(members)
+  assert sum(split.num_examples for split in builder.info.splits.values()) == 37
+
+
+def test_a_partial_set_says_what_it_lacks(folder):
+  names = sorted(archives.landmark_ids(COUNTS))
+  archives.landmarks(folder, COUNTS, left_out=names[5:7], extra=["f" * 16, "e" * 16])
+  report = report_of(prepare(folder))
+  assert report["left_out"] == {
+    "not in the archives": {"count": 2, "first": names[5:7]},
+    "not in train.csv": {"count": 2, "first": ["e" * 16, "f" * 16]},
+  }
+  differences = "\n".join(report["differences"])
+  assert "lists 37 images of 3 landmarks instead of 4,132,914 of 203,094" in differences
+  assert "has 3 landmarks, fewer than the 10,000 of landmarks_v2/10k" in differences
+  assert "2 of the 37 images that train.csv lists for the" in differences
+  assert f"in no archive, first {names[5]}" in differences
+  assert "2 images of the archives are not in" in differences
+
+
+# Bad input.
+
+
+@pytest.fixture
+def _official(monkeypatch):
+  """The miniature set passes for the official one."""
+  module = "ssil_jax.data.builders.landmarks"
+  monkeypatch.setattr(f"{module}._NUM_IMAGES", 37)
+  monkeypatch.setattr(f"{module}._NUM_LANDMARKS", 3)
+  monkeypatch.setattr(LandmarksV2.builder_configs["10k"], "num_classes", 3)
+
+
+@pytest.mark.usefixtures("_official")
+def test_what_passes_for_official(folder):
+  archives.landmarks(folder, COUNTS)
+  assert report_of(prepare(folder, builders.Options()))["differences"] == []
+
+
+@pytest.mark.usefixtures("_official")
+def test_ids_that_no_archive_has(folder):
+  names = sorted(archives.landmark_ids(COUNTS))
+  archives.landmarks(folder, COUNTS, left_out=names[4:9])
+  with pytest.raises(DataError, match=f"5 of the 37 images .* first {names[4]}; --allow"):
+    prepare(folder, builders.Options())
+
+
+@pytest.mark.usefixtures("_official")
+def test_images_that_the_csv_does_not_know(folder):
+  archives.landmarks(folder, COUNTS, extra=["0123456789abcdef"])
+  with pytest.raises(DataError, match="1 images of the .* first 0123456789abcdef; --allow"):
+    prepare(folder, builders.Options())
+
+
+def test_other_counts_than_official(folder):
+  archives.landmarks(folder, COUNTS)
+  with pytest.raises(DataError, match="37 images of 3 landmarks instead of 4,132,914"):
+    prepare(folder, builders.Options())
+
+
+def test_a_class_without_training_images(folder):
+  archives.landmarks(folder, COUNTS | {3: 10})
+  with pytest.raises(DataError, match=r"landmark 3 \(1 in all\) keeps no training image"):
+    prepare(folder)
+
+
+def test_no_archives_at_all(folder):
+  archives.landmarks(folder, COUNTS, num_tars=0)
+  with pytest.raises(DataError, match=f"{folder} has no images_.*tar, nor images"):
+    prepare(folder)
+  (folder / "train.csv").unlink()
+  with pytest.raises(DataError, match=f"{folder / 'train.csv'} is missing"):
+    prepare(folder)
+
+
+def test_archives_of_other_images(folder):
+  archives.landmarks(folder, COUNTS)
+  for path in folder.glob("*.tar"):
+    path.write_bytes(archives.tar_of({"a/b/c/abc.jpg": archives.image(1)}))
+  with pytest.raises(DataError, match=r"landmark 7 \(3 in all\) keeps no training image"):
+    prepare(folder)
+
+
+def test_a_truncated_tar(folder):
+  archives.landmarks(folder, COUNTS)
+  path = folder / "images_002.tar"
+  path.write_bytes(path.read_bytes()[:3000])
+  with pytest.raises(DataError, match=r"images_002\.tar is cut off or damaged"):
+    prepare(folder)
+
+
+@pytest.mark.parametrize(
+  ("content", "message"),
+  [
+    ("", "is empty"),
+    ("id,url,landmark_id\n", "lists no images"),
+    ("id,url\na,b\n", "has no column landmark_id, only id, url"),
+    ("name,url,landmark_id\na,b,1\n", "has no column id"),
+    ("id,url,landmark_id\na,b\n", "is damaged at line 2 or after it"),
+    ("id,url,landmark_id\na,b,x\n", "is damaged at line 2 or after it .*'x'"),
+    ("id,url,landmark_id\n,b,1\n", "'' is not an image id"),
+    ("id,url,landmark_id\n0123456789abcdef0,b,1\n", "'0123456789abcdef0' is not an"),
+    ("id,url,landmark_id\na,b,1\nc,b,2\na,b,1\n", "lists a twice"),
+    ("id,url,landmark_id\nä,b,1\n", "is damaged"),
+    (f"id,url,landmark_id\na,b,{10**30}\n", "is damaged"),
+    ('id,url,landmark_id\na,"' + "b" * 200_000 + '",1\n', "is damaged .*field"),
+  ],
+)
+def test_a_bad_csv(folder, content, message):
+  archives.landmarks(folder, COUNTS)
+  (folder / "train.csv").write_text(content)
+  with pytest.raises(DataError, match=f"{folder / 'train.csv'} {message}|{message}"):
+    prepare(folder)
