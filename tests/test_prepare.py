@@ -41,7 +41,7 @@ def test_a_data_set_is_prepared(folders, tmp_path, capsys):
   assert "train: 10 images of 2 classes in 1 shards" in text
   assert "validation: 3 images of 2 classes in 1 shards" in text
   assert "left out: 1 images, class is not in the training archive" in text
-  assert "converted in train: 1 images, CMYK" in text
+  assert "in train: 1 images, CMYK, made RGB" in text
   assert f"details: {directory / 'prepare.json'}" in text
   assert tfds.builder_from_directory(directory).info.splits["train"].num_examples == 10
   assert run("imagenet", *flags) == 0

@@ -39,6 +39,11 @@ def train(flagfile, data_dir, workdir, *flags):
   return run_results, [json.loads(line) for line in lines]
 
 
+@pytest.fixture(autouse=True)
+def _devices_are_there(monkeypatch):
+  monkeypatch.setattr(run.parallel, "prepare_cpu_devices", lambda config: None)
+
+
 @pytest.fixture
 def folders(tmp_path):
   (tmp_path / "data").mkdir()

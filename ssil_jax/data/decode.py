@@ -1,11 +1,13 @@
 """Encoded images to uint8 RGB arrays on the host.
 
 JPEG, told by its magic bytes, goes through libjpeg-turbo in strict mode, which refuses what
-is truncated or corrupt; PNG and WebP through Pillow. EXIF orientation and transparency are
-ignored, as in the reference runs.
+is truncated or corrupt; PNG and WebP through Pillow, and the rare JPEG of a chroma sampling
+that TurboJPEG has no name for. EXIF orientation and transparency are ignored, as in the
+reference runs.
 """
 
 import io
+import re
 from collections.abc import Callable
 
 import numpy as np
@@ -30,8 +32,25 @@ _PILLOW_ERRORS = (
 )
 
 
+# Warnings of libjpeg that mostly tell of something odd beside the pixels. 0xd0 to 0xd7 are
+# restart markers, between which pixels would be lost.
+_TOLERABLE = re.compile(
+  r"extraneous bytes before marker 0x(?!d[0-7])"
+  r"|unknown JFIF revision|Invalid SOS parameters|Unknown Adobe color transform"
+)
+_ODD_SAMPLING = "Could not determine subsampling level"
+
+
 class ImageError(ValueError):
-  """The bytes are not those of a whole image; says why, and not of which image."""
+  """The bytes are not those of a whole image; says why, and not of which image.
+
+  Attributes:
+    tolerable: every pixel can be decoded, but libjpeg warned, of damage perhaps.
+  """
+
+  def __init__(self, reason: str):
+    super().__init__(reason)
+    self.tolerable = bool(_TOLERABLE.search(reason))
 
 
 def size_of(data: bytes) -> tuple[int, int]:
@@ -43,17 +62,21 @@ def size_of(data: bytes) -> tuple[int, int]:
     return image.size
 
 
-def read_rgb(data: bytes) -> np.ndarray:
-  """The whole image, uint8 [H, W, 3]. Raises ImageError."""
-  return read_box(data, lambda width, height: (0, 0, width, height))
+def read_rgb(data: bytes, *, strict: bool = True) -> np.ndarray:
+  """The whole image, uint8 [H, W, 3]; see `read_box`."""
+  return read_box(data, lambda width, height: (0, 0, width, height), strict=strict)
 
 
-def read_box(data: bytes, choose_box: Callable[[int, int], Box]) -> np.ndarray:
+def read_box(
+  data: bytes, choose_box: Callable[[int, int], Box], *, strict: bool = True
+) -> np.ndarray:
   """A part of an image; no more than needs be is decoded.
 
   Args:
     data: an encoded image.
     choose_box: (width, height) -> left, top, right, bottom, in pixels.
+    strict: whether to refuse a JPEG of which libjpeg warns. Otherwise only one that is
+      truncated is refused.
 
   Returns:
     uint8 [bottom - top, right - left, 3], perhaps a view.
@@ -71,8 +94,23 @@ def read_box(data: bytes, choose_box: Callable[[int, int], Box]) -> np.ndarray:
     if header.num_indexed:
       data, x, y = jpeg.cut(data, header, box)
       left, top, right, bottom = left - x, top - y, right - x, bottom - y
-    return simplejpeg.decode_jpeg(data, "RGB", strict=True)[top:bottom, left:right]
+    if strict:
+      pixels = simplejpeg.decode_jpeg(data, "RGB", strict=True)
+    else:
+      pixels = _read_by_pillow(data)
   except ValueError as error:
+    if _ODD_SAMPLING not in str(error):
+      raise ImageError(str(error)) from error
+    pixels = _read_by_pillow(data)
+  return pixels[top:bottom, left:right]
+
+
+def _read_by_pillow(data: bytes) -> np.ndarray:
+  """Pixels of a JPEG, which Pillow refuses only if it breaks off."""
+  try:
+    with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
+      return np.asarray(image.convert("RGB"))
+  except _PILLOW_ERRORS as error:
     raise ImageError(str(error)) from error
 
 

@@ -1,10 +1,12 @@
 """Encoded images that stay where they are stored until a batch needs them."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Protocol, TypeVar
 
 import numpy as np
+from absl import logging
 
 from ssil_jax.data.decode import ImageError
 from ssil_jax.errors import DataError
@@ -16,7 +18,13 @@ class Store(Protocol):
   """Something that holds encoded images under numbers from 0; used by many threads.
 
   It keeps no Python object for each image, so that millions cost megabytes.
+
+  Attributes:
+    has_checksums: whether `read` gives the very bytes that were stored, or raises. What is
+      odd about them then is how the image was published, and is no reason to stop.
   """
+
+  has_checksums: bool
 
   def read(self, number: int) -> bytes:
     """The encoded image. Raises DataError."""
@@ -46,15 +54,30 @@ class EncodedImages:
     """Those records (int64 [n]) alone, in that order."""
     return EncodedImages(self.store, self.numbers[records])
 
-  def decode(self, record: int, how: Callable[[bytes], T]) -> T:
-    """`how` of a record's bytes. Raises DataError, naming the image it is not able to."""
+  def decode(self, record: int, how: Callable[..., T]) -> T:
+    """`how` of a record's bytes, and of `strict=False` if it must be.
+
+    Raises:
+      DataError: names the image that cannot be decoded.
+    """
     number = int(self.numbers[record])
     data = self.store.read(number)
     try:
-      return how(data)
+      try:
+        return how(data)
+      except ImageError as error:
+        if not (error.tolerable and self.store.has_checksums):
+          raise
+        _warn_once(self.name(record), str(error))
+        return how(data, strict=False)
     except ImageError as error:
       raise DataError(f"cannot read image {self.name(record)}: {error}") from error
 
   def name(self, record: int) -> str:
     """Where a record's image is, for a person."""
     return self.store.name(int(self.numbers[record]))
+
+
+@functools.lru_cache(maxsize=1000)
+def _warn_once(name: str, reason: str) -> None:
+  logging.warning("image %s is decoded although libjpeg warns: %s", name, reason)

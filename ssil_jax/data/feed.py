@@ -162,13 +162,17 @@ def _decoded(
   )
 
 
-def _random_crop(data: bytes, *, size: int, draws: np.ndarray) -> np.ndarray:
+def _random_crop(
+  data: bytes, *, size: int, draws: np.ndarray, strict: bool = True
+) -> np.ndarray:
   pixels = decode.read_box(
-    data, lambda width, height: crop.random_resized_box(width, height, draws)
+    data,
+    lambda width, height: crop.random_resized_box(width, height, draws),
+    strict=strict,
   )
   return crop.resize(pixels, size)
 
 
-def _central_crop(data: bytes, *, size: int) -> np.ndarray:
-  short_side = round(size * _RESIZED / _CUT)
-  return crop.central_square(decode.read_rgb(data), size, short_side=short_side)
+def _central_crop(data: bytes, *, size: int, strict: bool = True) -> np.ndarray:
+  pixels = decode.read_rgb(data, strict=strict)
+  return crop.central_square(pixels, size, short_side=round(size * _RESIZED / _CUT))

@@ -122,6 +122,8 @@ def _list_split(folder: pathlib.Path, class_names: tuple[str, ...]) -> tuple[Spl
 class Files:
   """A `Store` of image files in the folders of their classes."""
 
+  has_checksums = False
+
   def __init__(
     self,
     folders: list[str],

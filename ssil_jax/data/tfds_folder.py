@@ -97,6 +97,8 @@ def open_tfds(config: Config) -> Source:
 class Records:
   """A `Store` of the images of one TFDS split."""
 
+  has_checksums = True  # ArrayRecord has one for every record
+
   def __init__(self, split: tfds.core.SplitInfo):
     """Opens every shard.
 

@@ -310,8 +310,8 @@ class _Shard:
         if isinstance(image, recode.CorruptImage):
           account.left_out.append(Note(record, str(image)))
           continue
-        if image.converted:
-          account.converted.append(Note(record, image.converted))
+        if image.remark:
+          account.remarks.append(Note(record, image.remark))
         yield record, {"image": image.data, **self.records.features(record)}
     corrupt = account.left_out
     if corrupt and (len(corrupt) == len(self.span) or not self._allow_partial):
@@ -359,13 +359,13 @@ class _Job(NamedTuple):
   ) -> dict[str, Any]:
     """The content of `prepare.json`."""
     left_out = self.found.left_out
-    converted = {split: LeftOut() for split in shards}
+    remarks = {split: LeftOut() for split in shards}
     for split, part in shards.items():
       for shard in part:
         for record, reason in shard.account.left_out:
           left_out.add("cannot be decoded", f"{shard.records.where(record)} ({reason})")
-        for record, reason in shard.account.converted:
-          converted[split].add(reason, shard.records.where(record))
+        for record, reason in shard.account.remarks:
+          remarks[split].add(reason, shard.records.where(record))
     return {
       "archives": [
         {"name": archive.name, "bytes": archive.size} for archive in self.found.archives
@@ -380,7 +380,7 @@ class _Job(NamedTuple):
         for split, part in labels.items()
       },
       "left_out": left_out.to_json(),
-      "converted": {split: tally.to_json() for split, tally in converted.items()},
+      "remarks": {split: tally.to_json() for split, tally in remarks.items()},
       "differences": list(self.found.differences),
     }
 
@@ -455,7 +455,7 @@ def summary(directory: pathlib.Path) -> list[str]:
   ]
   for title, tally in [
     ("left out", report["left_out"]),
-    *((f"converted in {split}", part) for split, part in report["converted"].items()),
+    *((f"in {split}", part) for split, part in report["remarks"].items()),
   ]:
     lines += [
       f"{title}: {entry['count']:,} images, {reason}" for reason, entry in tally.items()

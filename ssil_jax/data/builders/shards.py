@@ -3,7 +3,7 @@
 They lie in a hidden folder beside the version directory to be:
 
   plan.json           what is being prepared; another preparation may not continue it
-  finished/SHARD.json what was left out of a finished shard, and what converted
+  finished/SHARD.json what was left out of a finished shard, and what was odd
   SHARD               a finished shard: it has its final name and is on the disk
   unfinished          the shard being written
   downloads           empty; TFDS insists on such a folder
@@ -43,7 +43,7 @@ class Account:
   """What became of the images of one shard."""
 
   left_out: list[Note] = dataclasses.field(default_factory=list)
-  converted: list[Note] = dataclasses.field(default_factory=list)
+  remarks: list[Note] = dataclasses.field(default_factory=list)
 
 
 def work_path(version_dir: pathlib.Path) -> pathlib.Path:
@@ -137,7 +137,7 @@ class WorkFolder:
       noted = json.loads(path.read_text())
       return Account(
         left_out=[Note(*note) for note in noted["left_out"]],
-        converted=[Note(*note) for note in noted["converted"]],
+        remarks=[Note(*note) for note in noted["remarks"]],
       )
     except (OSError, ValueError, KeyError, TypeError) as error:
       raise DataError(f"{path} is damaged: remove {self.path / shard}") from error
