@@ -110,11 +110,12 @@ def test_gray_png_becomes_equal_channels():
 
 
 def test_16_bit_gray_png_is_scaled():
-  # 65535 / 257 = 255 and 32896 / 257 = 128.
-  pixels = decode.read_rgb(encode(np.array([[0, 257], [32896, 65535]], np.uint16), "PNG"))
+  # 65535 / 257 = 255 and 32896 / 257 = 128; 256 and 65534 are just below 1 and 255.
+  gray = np.array([[0, 257, 256], [32896, 65535, 65534]], np.uint16)
+  pixels = decode.read_rgb(encode(gray, "PNG"))
   assert pixels.dtype == np.uint8
-  assert pixels.shape == (2, 2, 3)
-  assert pixels[:, :, 1].tolist() == [[0, 1], [128, 255]]
+  assert pixels.shape == (2, 3, 3)
+  assert pixels[:, :, 1].tolist() == [[0, 1, 0], [128, 255, 254]]
   assert (pixels == pixels[:, :, :1]).all()
 
 
@@ -267,11 +268,65 @@ def test_a_png_with_a_damaged_checksum_is_refused():
     decode.read_rgb(bytes(content))
 
 
+def test_a_png_with_a_damaged_chunk_is_refused():
+  content = encode(noise(200, 200), "PNG")
+  second = content.index(b"IDAT", content.index(b"IDAT") + 4)
+  with pytest.raises(decode.ImageError, match="broken PNG"):
+    decode.read_rgb(content[:second] + b"\1" + content[second + 1 :])
+
+
 def test_a_png_with_a_compressed_bomb_of_text_is_refused():
   info = PngImagePlugin.PngInfo()
   info.add_text("a", "b" * (2 * PngImagePlugin.MAX_TEXT_CHUNK), zip=True)
   with pytest.raises(decode.ImageError):
     decode.read_rgb(encode(noise(8, 8), "PNG", pnginfo=info))
+
+
+# What libjpeg warns of.
+
+
+def with_surplus(data, marker):
+  """A JPEG with bytes that belong to nothing before a marker."""
+  place = data.index(marker, jpeg.read_header(data).scan_start)
+  return data[:place] + bytes(20) + data[place:]
+
+
+@pytest.mark.parametrize("restarts", [0, 1])
+def test_surplus_bytes_at_the_end_are_refused_unless_told_otherwise(restarts):
+  plain = encode(noise(40, 48), restart_marker_rows=restarts)
+  surplus = with_surplus(plain, b"\xff\xd9")
+  with pytest.raises(decode.ImageError, match="extraneous bytes") as info:
+    decode.read_rgb(surplus)
+  assert info.value.tolerable
+  whole = decode.read_rgb(plain)
+  np.testing.assert_array_equal(decode.read_rgb(surplus, strict=False), whole)
+  part = decode.read_box(surplus, lambda width, height: (3, 9, 30, 20), strict=False)
+  np.testing.assert_array_equal(part, whole[9:20, 3:30])
+
+
+def test_surplus_bytes_between_restart_markers_are_not_tolerable():
+  surplus = with_surplus(encode(noise(40, 48), restart_marker_rows=1), b"\xff\xd0")
+  with pytest.raises(decode.ImageError, match="extraneous bytes") as info:
+    decode.read_rgb(surplus)
+  assert not info.value.tolerable
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP"])
+def test_what_breaks_off_is_refused_strictly_or_not(file_format):
+  content = encode(noise(32, 32), file_format)
+  for kept in (0, len(content) // 2, len(content) - 24):
+    with pytest.raises(decode.ImageError) as info:
+      decode.read_rgb(content[:kept], strict=False)
+    assert not info.value.tolerable
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_what_is_whole_is_the_same_strictly_or_not(file_format, mode):
+  content = encode(photo(50, 70), file_format, mode)
+  np.testing.assert_array_equal(
+    decode.read_rgb(content, strict=False), decode.read_rgb(content)
+  )
 
 
 # More pixels than there is memory. The data behind these headers are no image's, so that

@@ -54,7 +54,7 @@ def test_what_was_published_oddly_is_decoded_with_one_warning(caplog):
   assert np.array_equal(pixels, decode.read_rgb(jpeg()))
   (message,) = (record.getMessage() for record in caplog.records)
   assert "number 0" in message
-  assert "20 extraneous bytes" in message
+  assert "extraneous bytes" in message
 
 
 def test_what_may_have_been_damaged_here_is_refused():

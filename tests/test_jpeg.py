@@ -333,6 +333,20 @@ def test_a_narrow_last_interval(name, width):
       check_piece(data, whole, (x, y, x + 1, y + 1))
 
 
+@pytest.mark.parametrize("blocks", [None, 1])
+def test_sampling_factors_of_a_gray_file_mean_nothing(blocks):
+  # Many gray photos say 2 x 2. A scan of one component has no interleaving (T.81, A.2.2).
+  plain = indexed_file(45, 61, "gray", blocks)
+  data = bytearray(plain)
+  data[jpeg.read_header(plain).frame_start + 11] = 0x22
+  data = bytes(data)
+  assert jpeg.read_header(data) == jpeg.read_header(plain)
+  whole = pixels_of(data)
+  np.testing.assert_array_equal(whole, pixels_of(plain))
+  for box in ((0, 0, 61, 45), (20, 20, 30, 30), (60, 44, 61, 45)):
+    check_piece(data, whole, box)
+
+
 @pytest.mark.parametrize("height", [33, 34, 35, 36, 37])
 def test_a_low_last_interval(height):
   data = indexed_file(height, 16, "4:2:0", blocks=1)

@@ -228,8 +228,10 @@ def test_two_that_fit(root):
 
 
 def test_a_half_prepared_directory_is_not_read(root):
-  (version_of(root) / "dataset_info.json").unlink()
-  assert_refused(root, "has no imagenet")
+  work = root / "imagenet2012" / ".preparing_5.1.0"
+  version_of(root).rename(work)
+  (work / "dataset_info.json").unlink()
+  assert_refused(root, f"{work} is half prepared", "prepare.py imagenet")
 
 
 def test_another_file_format(root):

@@ -52,12 +52,16 @@ class TrainBatches:
       self.pool, self.batch_size_new, self.batch_size_memory
     )
     positions = device_shares(sizes, self.num_devices)
-    labels = self.dataset.train.labels[records]
-    if self.dataset.train.on_device:
-      inputs = records.astype(np.int32)
+    split, dealt = self.dataset.train, records[positions]
+    if split.on_device:
+      inputs = dealt.astype(np.int32)
     else:
-      inputs = _decoded(self.dataset.train, records, self._crops(step, len(records)))
-    return Batch(inputs[positions], labels[positions], positions)
+      crops = self._crops(step, len(records))
+      # In the devices' order already: to reorder decoded images would copy them.
+      crops = [crops[position] for position in positions.ravel()]
+      inputs = _decoded(split, dealt.ravel(), crops)
+      inputs = inputs.reshape(*positions.shape, *inputs.shape[1:])
+    return Batch(inputs, split.labels[dealt], positions)
 
   def _crops(self, step: int, batch_size: int) -> list[Callable[[bytes], np.ndarray]]:
     """How each position of a batch is cut out, by (seed, state, phase, step, position)."""

@@ -181,7 +181,7 @@ def _find(config: Config, names: tuple[str, ...]) -> pathlib.Path:
     if not found:
       raise DataError(
         f"--data_dir={config.data_dir} has no {' or '.join(names)} "
-        f"({_what_is_there(root)}): {_prepare(config)}"
+        f"({_what_is_there(root, names)}): {_prepare(config)}"
       )
     if len(found) > 1:
       raise DataError(
@@ -208,7 +208,10 @@ def _prepare(config: Config) -> str:
   )
 
 
-def _what_is_there(root: pathlib.Path) -> str:
+def _what_is_there(root: pathlib.Path, names: tuple[str, ...]) -> str:
+  for name in names:
+    for unfinished in root.glob(f"{name}/.preparing_*"):
+      return f"{unfinished} is half prepared, and the same command goes on with it"
   complete = sorted(
     str(path.parent.relative_to(root))
     for pattern in (f"*/*/{_INFO}", f"*/*/*/{_INFO}")
