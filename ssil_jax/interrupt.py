@@ -11,7 +11,9 @@ class Interrupts:
   lost, and inside XLA's compiler it ends in a crash. A second Ctrl-C is obeyed at once.
   """
 
-  def __init__(self):
+  def __init__(self, notice: str = "stopping after this step"):
+    """Says `notice` when Ctrl-C is pressed."""
+    self._notice = notice
     self._requested = False
 
   def __enter__(self) -> "Interrupts":
@@ -30,4 +32,4 @@ class Interrupts:
     if self._requested:
       raise KeyboardInterrupt
     self._requested = True
-    print("stopping after this step; Ctrl-C again stops at once", file=sys.stderr)
+    print(f"{self._notice}; Ctrl-C again stops at once", file=sys.stderr)

@@ -19,6 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ssil_jax import step as step_lib
 from ssil_jax.config import Config
 from ssil_jax.errors import ConfigError
+from ssil_jax.host import usable_cores
 
 _THREADS_PER_DEVICE = 2
 _STEPS_AHEAD = 8
@@ -35,7 +36,7 @@ def prepare_cpu_devices(config: Config) -> None:
   """
   shared = math.gcd(config.batch_size_new, config.batch_size_memory)
   automatic = max(
-    n for n in range(1, min(_cores(), _MOST_AUTOMATIC) + 1) if shared % n == 0
+    n for n in range(1, min(usable_cores(), _MOST_AUTOMATIC) + 1) if shared % n == 0
   )
   split_cpu(config.num_devices or automatic)
 
@@ -47,15 +48,9 @@ def split_cpu(num_devices: int) -> None:
   many threads as cores, as is the default, the device waited for may find none left for
   its own work, and the run hangs (benchmarks/README.md).
   """
-  threads = max(_cores(), _THREADS_PER_DEVICE * num_devices)
+  threads = max(usable_cores(), _THREADS_PER_DEVICE * num_devices)
   os.environ.setdefault("PJRT_NPROC", str(threads))
   jax.config.update("jax_num_cpu_devices", num_devices)
-
-
-def _cores() -> int:
-  if hasattr(os, "sched_getaffinity"):  # not on macOS
-    return len(os.sched_getaffinity(0))
-  return os.cpu_count() or 1
 
 
 def choose_devices(config: Config) -> Mesh:

@@ -7,7 +7,7 @@ from rich.table import Table
 
 from ssil_jax import data, memory
 from ssil_jax.config import Config
-from ssil_jax.errors import ConfigError
+from ssil_jax.errors import ConfigError, DataError
 from ssil_jax.methods import Method, get_method
 from ssil_jax.sampling import Pool
 from ssil_jax.states import IncrementalState, Phase, schedule
@@ -58,6 +58,7 @@ def make_plan(config: Config) -> Plan:
   dataset = data.open_dataset(config)
   states = schedule(config, len(dataset.class_names), method.phases)
   plan = Plan(config, method, dataset, states)
+  _check_test_images(plan)
   for phase in phase_plans(plan):
     if phase.steps_per_epoch == 0:
       raise ConfigError(
@@ -66,6 +67,18 @@ def make_plan(config: Config) -> Plan:
         "fewer states"
       )
   return plan
+
+
+def _check_test_images(plan: Plan) -> None:
+  """Raises DataError for a state of whose new classes no image could be scored."""
+  labels, names = plan.dataset.test.labels, plan.dataset.class_names
+  for state in plan.states:
+    if not len(data.records_of(labels, state.num_old, state.num_seen)):
+      raise DataError(
+        f"state {state.index} has no test images of its classes, "
+        f"{names[state.num_old]} to {names[state.num_seen - 1]}: add some, or use fewer "
+        "states"
+      )
 
 
 def phase_plans(plan: Plan) -> list[PhasePlan]:

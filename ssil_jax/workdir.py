@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import platform
 from typing import Any
 
 from ssil_jax import config as config_lib
@@ -79,10 +80,16 @@ def _check_same_run(
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
-  """Replaces a JSON file whole: a reader, or a kill, never meets half of it."""
-  temporary = path.with_name(path.name + ".tmp")
-  with open(temporary, "w") as file:
-    json.dump(value, file, indent=1, allow_nan=False)
+  """Replaces a JSON file as `write_bytes` does."""
+  write_bytes(path, json.dumps(value, indent=1, allow_nan=False).encode())
+
+
+def write_bytes(path: pathlib.Path, content: bytes) -> None:
+  """Replaces a file whole: a reader, a kill or another writer never meets half of it."""
+  # Hosts that share a disk may write the same file at the same time.
+  temporary = path.with_name(f"{path.name}.{platform.node()}.{os.getpid()}.tmp")
+  with open(temporary, "wb") as file:
+    file.write(content)
     file.flush()
     os.fsync(file.fileno())
   os.replace(temporary, path)

@@ -1,9 +1,11 @@
 """What a run will do: phases in numbers, and shares that come out even."""
 
+import numpy as np
 import pytest
 
+from ssil_jax import data
 from ssil_jax.config import make_config
-from ssil_jax.errors import ConfigError
+from ssil_jax.errors import ConfigError, DataError
 from ssil_jax.methods import get_method
 from ssil_jax.plan import check_shares, make_plan, phase_plans, schedule_rows
 
@@ -57,3 +59,17 @@ def test_fine_tuning_has_no_share_of_exemplars():
   check_shares(plan, 16)
   with pytest.raises(ConfigError, match="--batch_size_new=32"):
     check_shares(plan, 3)
+
+
+def test_a_state_that_cannot_be_scored_is_named(monkeypatch):
+  whole = data.open_dataset
+
+  def without_tests(config):
+    dataset = whole(config)
+    return dataset._replace(
+      test=dataset.test.take(np.flatnonzero(dataset.test.labels // 2 != 2))
+    )
+
+  monkeypatch.setattr(data, "open_dataset", without_tests)
+  with pytest.raises(DataError, match="state 3 has no test images of its classes"):
+    plan_of()

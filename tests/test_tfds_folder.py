@@ -234,6 +234,56 @@ def test_a_half_prepared_directory_is_not_read(root):
   assert_refused(root, f"{work} is half prepared", "prepare.py imagenet")
 
 
+@pytest.mark.parametrize("name", ["incomplete.ABC123_5.1.0", ".preparing_5.1.0"])
+def test_what_tfds_has_not_finished_is_not_read(root, name):
+  # TFDS describes a data set in its temporary directory before it is complete.
+  temporary = version_of(root).rename(version_of(root).with_name(name))
+  assert_refused(root, "has no imagenet")
+  assert_refused(temporary, "has no imagenet")
+
+
+def test_a_split_without_images(root):
+  info = json.loads((version_of(root) / "dataset_info.json").read_text())
+  for split in info["splits"]:
+    if split["name"] == "validation":
+      split["shardLengths"] = ["0"]
+  edit_info(root, **info)
+  assert_refused(root, "has no images in validation")
+
+
+def test_a_description_from_the_future(root):
+  edit_info(root, noSuchField=1)
+  assert_refused(root, "is not a TFDS data set", "noSuchField")
+
+
+def test_class_names_that_are_gone(root):
+  path = version_of(root) / "label.labels.txt"
+  path.write_text("n0\n")
+  assert_refused(root, f"{path} names 1 classes, and there are 3")
+  path.unlink()
+  assert_refused(root, "label.labels.txt")
+
+
+def test_a_damaged_report_of_the_preparation(root):
+  (version_of(root) / "prepare.json").write_text('{"differences": 5}')
+  assert_refused(root, "prepare.json is damaged")
+
+
+def test_labels_that_can_be_kept_nowhere(root, tmp_path, monkeypatch):
+  monkeypatch.setattr(os, "access", lambda path, mode: False)
+  (tmp_path / "file").touch()
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+  monkeypatch.setattr(tfds_folder, "_index", None)  # said before that costs time
+  assert_refused(root, "labels cannot be kept in", "XDG_CACHE_HOME")
+
+
+def test_more_shards_than_files_may_be_open(root, monkeypatch):
+  asked = []
+  monkeypatch.setattr(tfds_folder, "allow_open_files", asked.append)
+  open_imagenet(root)
+  assert asked == [2 * 4]  # two shards of train, two of validation
+
+
 def test_another_file_format(root):
   edit_info(root, fileFormat="tfrecord")
   assert_refused(root, "tfrecord", "--file_format=array_record")
@@ -304,8 +354,7 @@ def test_labels_of_shards_of_another_size(root):
 
 
 def test_labels_beyond_the_classes(root):
-  edited = version_of(root) / "label.labels.txt"
-  edited.write_text("n0\nn1\n")
+  (version_of(root) / "label.labels.txt").write_text("n0\nn1\n")
   info = version_of(root) / "features.json"
   info.write_text(info.read_text().replace('"numClasses": "3"', '"numClasses": "2"'))
   assert_refused(root, "labels from 0 to 2, and 2 classes")

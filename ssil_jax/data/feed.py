@@ -6,7 +6,6 @@ which records a batch holds is decided by `sampling.py`, from counters alone.
 
 import dataclasses
 import functools
-import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,6 +16,7 @@ from grain.experimental import ThreadPrefetchIterDataset
 
 from ssil_jax.data import crop, decode
 from ssil_jax.data.dataset import Dataset, Split
+from ssil_jax.host import usable_cores
 from ssil_jax.sampling import Key, Pool, Purpose, Sampling, device_shares
 from ssil_jax.step import Batch
 
@@ -135,7 +135,7 @@ def prefetched(
       a whole batch each. Their decoding runs in parallel, their Python and resampling do
       not, which limits them on hosts with very many cores (benchmarks/README.md).
   """
-  threads = os.cpu_count() or 1
+  threads = usable_cores()
   # A thread that finds no room in the buffer is idle.
   options = grain.ReadOptions(
     num_threads=threads, prefetch_buffer_size=max(_BATCHES_AHEAD, threads)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ssil_jax.errors import DataError
-from ssil_jax.workdir import write_json
+from ssil_jax.workdir import write_bytes, write_json
 
 _ARRAY = "labels.npy"
 _ORIGIN = "labels.json"
@@ -39,9 +39,7 @@ def save(
   file = io.BytesIO()
   np.save(file, joined)
   # The array first: labels.json vouches for it.
-  temporary = folder / (_ARRAY + ".tmp")
-  temporary.write_bytes(file.getvalue())
-  temporary.replace(folder / _ARRAY)
+  write_bytes(folder / _ARRAY, file.getvalue())
   write_json(
     folder / _ORIGIN,
     {
@@ -62,14 +60,14 @@ def load(
     cache: as for `save`.
 
   Returns:
-    split -> int32 [n] in record order, or None if they were never written.
+    split -> int32 [n] in record order, or None if they were never written to the end.
 
   Raises:
     DataError: they are damaged, or belong to other shards than those in `directory`.
   """
   folder = cache or directory
   path = folder / _ARRAY
-  if not path.exists() and not (folder / _ORIGIN).exists():
+  if not (folder / _ORIGIN).exists():
     return None
   try:
     content = path.read_bytes()

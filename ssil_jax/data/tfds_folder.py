@@ -4,11 +4,12 @@ Those of `experiments/prepare.py`, and a standard imagenet2012. TensorFlow is no
 records are `tf.train.Example` protocol buffers, which TFDS brings a parser for.
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordReader
+from google.protobuf.json_format import ParseError
 from google.protobuf.message import DecodeError
 from rich.console import Console
 from rich.progress import track
@@ -27,6 +29,7 @@ from ssil_jax.data.augment import IMAGENET_NORMALIZATION, Normalization
 from ssil_jax.data.dataset import Source, Split
 from ssil_jax.data.encoded import EncodedImages
 from ssil_jax.errors import DataError
+from ssil_jax.host import allow_open_files
 from ssil_jax.resnet import SMALL_IMAGE
 
 
@@ -47,6 +50,8 @@ _DATA_SETS: Mapping[str, _DataSet] = {
 NAMES = tuple(_DATA_SETS)
 
 _INFO = "dataset_info.json"
+_CLASS_NAMES = "label.labels.txt"
+_FILES_PER_SHARD = 2  # that ArrayRecord keeps open of a shard once it was read from
 _PREPARED = "prepare.json"  # what experiments/prepare.py says of itself
 _LARGE_INPUT = 224
 _WRONG_LABELS = "it is of another version; delete it and labels.json"
@@ -65,17 +70,29 @@ def open_tfds(config: Config) -> Source:
   directory = _find(config, data_set.tfds_names)
   try:
     info = tfds.builder_from_directory(directory).info
-    features, splits = info.features, info.splits
-    class_names = tuple(features["label"].names)
+    splits, num_classes = info.splits, info.features["label"].num_classes
     train_name = "train"
     # imagenet2012 calls those without labels its test images.
     test_name = "validation" if "validation" in splits else "test"
     chosen = {name: splits[name] for name in (train_name, test_name)}
-  except (KeyError, AttributeError, ValueError, OSError) as error:
+    empty = [name for name, split in chosen.items() if not split.num_examples]
+    class_names = tuple((directory / _CLASS_NAMES).read_text().splitlines())
+  except (KeyError, AttributeError, TypeError, ValueError, OSError, ParseError) as error:
+    reason = " ".join(str(error).split())
     raise DataError(
-      f"{directory} is not a TFDS data set of images and labels ({error}): "
+      f"{directory} is not a TFDS data set of images and labels ({reason}): "
       f"{_prepare(config)}"
     ) from error
+  if empty:
+    raise DataError(f"{directory} has no images in {empty[0]}: prepare the data again")
+  if len(class_names) != num_classes:
+    raise DataError(
+      f"{directory / _CLASS_NAMES} names {len(class_names)} classes, and there are "
+      f"{num_classes}: prepare the data again"
+    )
+  allow_open_files(
+    _FILES_PER_SHARD * sum(len(split.shard_lengths) for split in chosen.values())
+  )
   stores = {name: Records(split) for name, split in chosen.items()}
   all_labels = _labels(directory, stores)
   train, test = (
@@ -174,10 +191,15 @@ def _find(config: Config, names: tuple[str, ...]) -> pathlib.Path:
       if config.data_dir
       else f"--dataset={config.dataset} needs --data_dir=DIR: {_prepare(config)}"
     )
-  if (root / _INFO).is_file():
+  if (root / _INFO).is_file() and _is_version(root.resolve()):
     directory = root
   else:
-    found = [path.parent for name in names for path in root.glob(f"{name}/*/{_INFO}")]
+    found = [
+      path.parent
+      for name in names
+      for path in root.glob(f"{name}/*/{_INFO}")
+      if _is_version(path.parent)
+    ]
     if not found:
       raise DataError(
         f"--data_dir={config.data_dir} has no {' or '.join(names)} "
@@ -201,6 +223,11 @@ def _find(config: Config, names: tuple[str, ...]) -> pathlib.Path:
   return directory
 
 
+def _is_version(directory: pathlib.Path) -> bool:
+  """Whether TFDS has finished a directory: until then its name is another one."""
+  return tfds.core.Version.is_valid(directory.name)
+
+
 def _prepare(config: Config) -> str:
   return (
     f"`python experiments/prepare.py {config.dataset} --archives=DIR "
@@ -216,6 +243,7 @@ def _what_is_there(root: pathlib.Path, names: tuple[str, ...]) -> str:
     str(path.parent.relative_to(root))
     for pattern in (f"*/*/{_INFO}", f"*/*/*/{_INFO}")
     for path in root.glob(pattern)
+    if _is_version(path.parent)
   )
   if complete:
     return f"it has {', '.join(complete)}"
@@ -237,9 +265,11 @@ def _notes(directory: pathlib.Path) -> tuple[str, ...]:
   path = directory / _PREPARED
   if not path.is_file():
     return ()
+  differences = _read_json(path).get("differences")
+  if not isinstance(differences, list):
+    raise DataError(f"{path} is damaged: prepare the data again")
   return tuple(
-    f"the prepared data differ from the official ones: {text}"
-    for text in _read_json(path).get("differences", [])
+    f"the prepared data differ from the official ones: {text}" for text in differences
   )
 
 
@@ -256,11 +286,14 @@ def _labels(
   if found is None and cache:
     found = labels.load(directory, cache=cache)
   if found is None:
+    with _writing_labels_to(cache or directory):
+      (cache or directory).mkdir(parents=True, exist_ok=True)
     found = {
       name: _index(store, f"labels of {name} in {directory}, once")
       for name, store in stores.items()
     }
-    labels.save(directory, found, cache=cache)
+    with _writing_labels_to(cache or directory):
+      labels.save(directory, found, cache=cache)
   for name, store in stores.items():
     if len(found.get(name, ())) != len(store):
       raise DataError(
@@ -274,6 +307,17 @@ def _labels(
           f"{found[name][number]}, and it is {store.label(number)}: {_WRONG_LABELS}"
         )
   return found
+
+
+@contextlib.contextmanager
+def _writing_labels_to(folder: pathlib.Path) -> Iterator[None]:
+  try:
+    yield
+  except OSError as error:
+    raise DataError(
+      f"labels cannot be kept in {folder} ({error.strerror}): make it writable, or set "
+      "XDG_CACHE_HOME to a folder that is"
+    ) from error
 
 
 def _index(store: Records, description: str) -> np.ndarray:
