@@ -72,7 +72,9 @@ def run(
   folder = workdir.claim(config, data_fingerprint=data.fingerprint(plan.dataset))
   workdir.write_json(folder / "schedule.json", schedule_rows(plan))
   if plan.dataset.ignored_files:
-    console.print(f"{plan.dataset.ignored_files} files beside the images are ignored")
+    console.print(
+      f"{plan.dataset.ignored_files} files or folders beside the images are ignored"
+    )
   for note in plan.dataset.notes:
     console.print(note, markup=False)
   console.print(schedule_table(plan))

@@ -74,12 +74,12 @@ def test_hidden_folders_are_no_classes(root):
   assert open_folder(root).class_names == ("c", "b", "a")
 
 
-def test_other_files_are_counted_and_not_read(root):
+def test_other_files_and_folders_are_counted_and_not_read(root):
   for place in ("train/a/Thumbs.db", "train/b/notes.txt", "test/c/x.png.part"):
     (root / place).write_text("no image")
   (root / "train" / "a" / "folder.png").mkdir()
   dataset = open_folder(root)
-  assert dataset.ignored_files == 3
+  assert dataset.ignored_files == 4
   assert len(dataset.train.labels) == 6
 
 

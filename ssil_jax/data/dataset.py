@@ -35,7 +35,7 @@ class Source(NamedTuple):
   image_size: int  # natural side of the network's input, in pixels
   flip: bool  # whether a mirrored image is still one of its class
   normalization: Normalization | None = None
-  ignored_files: int = 0  # found beside the images and not read
+  ignored_files: int = 0  # and folders, found beside the images and not read
   notes: tuple[str, ...] = ()  # for the user, before training
 
 

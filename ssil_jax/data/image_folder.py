@@ -92,12 +92,12 @@ def _is_image(file_name: str) -> bool:
 
 
 def _list_split(folder: pathlib.Path, class_names: tuple[str, ...]) -> tuple[Split, int]:
-  """The split's files and labels, and how many files were not taken for images."""
+  """The split's files and labels, and how many entries were not taken for images."""
   joined, counts, ends, ignored = [], [], [], 0
   for name in class_names:
     with os.scandir(folder / name) as entries:
-      files = [entry.name for entry in entries if entry.is_file()]
-    found = sorted(file_name for file_name in files if _is_image(file_name))
+      listed = [(entry.name, entry.is_file()) for entry in entries]
+    found = sorted(name for name, is_file in listed if is_file and _is_image(name))
     if not found:
       raise DataError(
         f"{folder / name} has no images ({', '.join(_SUFFIXES)}): add some or "
@@ -107,7 +107,7 @@ def _list_split(folder: pathlib.Path, class_names: tuple[str, ...]) -> tuple[Spl
     joined.append(b"".join(encoded))
     ends.append(np.cumsum([len(file_name) for file_name in encoded]))
     counts.append(len(found))
-    ignored += len(files) - len(found)
+    ignored += len(listed) - len(found)
   labels = np.repeat(np.arange(len(class_names), dtype=np.int32), counts)
   starts_of_classes = np.cumsum([0, *map(len, joined)])
   files = Files(
