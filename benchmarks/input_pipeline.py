@@ -133,6 +133,7 @@ def main(argv: list[str]) -> None:
     commands = {
       "ssil_jax": [sys.executable, __file__, "ours", *argv[1:]],
       "tf.data": [python, peer_script, "tf_data", name],
+      "tf.data, antialias=True": [python, peer_script, "tf_data_antialias", name],
       "torch + Pillow": [python, peer_script, "torch", name],
     }
     results = {pipeline: [] for pipeline in commands}

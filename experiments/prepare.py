@@ -33,7 +33,8 @@ _INTERRUPTED = 130  # what a shell reports after Ctrl-C
 
 _HELP = {
   "archives": "folder with the official archives",
-  "data_dir": "folder to write to; the data set gets DATA_DIR/NAME[/CONFIG]/VERSION",
+  "data_dir": "folder to write to, made if need be; the data set gets "
+  "DATA_DIR/NAME[/CONFIG]/VERSION",
   "allow_partial": "take archives with fewer classes or images than the official ones, and "
   "leave out images that are missing or corrupt (default: false)",
   "resize": "shrink training images whose short side is longer than this many pixels "
@@ -67,17 +68,18 @@ def parse(argv: Sequence[str]) -> Request:
   for name in ("allow_partial", "restart_markers"):
     flags.DEFINE_boolean(name, False, _HELP[name], flag_values=flag_values)
   flags.DEFINE_integer("resize", None, _HELP["resize"], flag_values=flag_values)
-  known = f"DATASET is one of {', '.join(builders.BUILDERS)}"
   if len(argv) < 2 or argv[1].startswith("-"):
-    raise ConfigError(f"the first argument must be a data set: prepare.py DATASET; {known}")
+    raise ConfigError(
+      "the first argument must be a data set, prepare.py DATASET; there are: "
+      f"{', '.join(builders.BUILDERS)}"
+    )
   dataset = argv[1]
-  if dataset not in builders.BUILDERS:
-    raise ConfigError(f"{dataset} is not a data set that can be prepared; {known}")
+  builders.check_known(dataset)
   command_line.read_flags(flag_values, [argv[0], *argv[2:]])
-  archives = _folder("archives", flag_values.archives)
-  data_dir = _folder("data_dir", flag_values.data_dir)
-  if archives.samefile(data_dir):
-    raise ConfigError(f"--archives and --data_dir are the same folder, {data_dir}: use two")
+  archives = _path("archives", flag_values.archives)
+  data_dir = _path("data_dir", flag_values.data_dir)
+  if not archives.is_dir():
+    raise ConfigError(f"--archives={flag_values.archives} is not a folder")
   return Request(
     dataset=dataset,
     archives=archives,
@@ -90,14 +92,17 @@ def parse(argv: Sequence[str]) -> Request:
   )
 
 
-def _folder(flag: str, given: str) -> pathlib.Path:
-  """A folder that is there."""
+def _path(flag: str, given: str) -> pathlib.Path:
   if not given:
     raise ConfigError(f"--{flag}=DIR is missing: {_HELP[flag]}")
-  path = pathlib.Path(given).expanduser()
-  if not path.is_dir():
-    raise ConfigError(f"--{flag}={given} is not a folder")
-  return path.absolute()
+  return pathlib.Path(given).expanduser().absolute()
+
+
+def _make_folder(data_dir: pathlib.Path) -> None:
+  try:
+    data_dir.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise ConfigError(f"--data_dir={data_dir} cannot be made: {error.strerror}") from error
 
 
 def main(argv: Sequence[str]) -> int:
@@ -107,8 +112,9 @@ def main(argv: Sequence[str]) -> int:
   console = Console(highlight=False)
   try:
     request = parse(argv)
+    _make_folder(request.data_dir)
     builder = builders.make_builder(request.dataset, request.data_dir)
-    with Interrupts() as interrupts:
+    with Interrupts(notice="stopping; what is finished is kept") as interrupts:
       written = builder.prepare(
         request.archives, request.options, console, check_interrupt=interrupts.check
       )

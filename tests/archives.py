@@ -6,8 +6,10 @@ import io
 import json
 import pathlib
 import tarfile
+import zipfile
 
 import numpy as np
+import pytest
 import scipy.io
 import tensorflow_datasets as tfds
 from PIL import Image
@@ -15,6 +17,7 @@ from rich.console import Console
 
 from ssil_jax.data import builders
 
+SAMPLE = pathlib.Path(__file__).parents[2] / "shared/data/imagenet-sample-300.zip"
 QUIET = Console(quiet=True)
 PARTIAL = builders.Options(allow_partial=True)
 
@@ -80,6 +83,23 @@ def imagenet_validation():
   return {validation_name(number): image((9, number)) for number in reversed(numbers)}
 
 
+def real_imagenet():
+  """wnid -> file name -> photo of ImageNet, one in CMYK; skips if there are none."""
+  if not SAMPLE.exists():
+    pytest.skip(f"needs {SAMPLE}")
+  with zipfile.ZipFile(SAMPLE) as sample:
+    names = [name for name in sorted(sample.namelist()) if name.endswith(".JPEG")][:6]
+    photos = [sample.read(name) for name in names]
+  file = io.BytesIO()
+  Image.open(io.BytesIO(photos[5])).convert("CMYK").save(file, "JPEG")
+  photos[5] = file.getvalue()
+  wnids = [pathlib.PurePosixPath(name).name[:9] for name in names[:3]]
+  return {
+    wnid: {f"{wnid}_{i}.JPEG": photos[i] for i in (c, c + 3)}
+    for c, wnid in enumerate(wnids)
+  }
+
+
 def imagenet(folder, train=None, validation=None):
   """Writes both tars of ImageNet; returns the folder."""
   folder.mkdir(parents=True, exist_ok=True)
@@ -91,26 +111,34 @@ def imagenet(folder, train=None, validation=None):
   return folder
 
 
-def devkit(folder, *, counts=None, truth=None):
-  """Writes the devkit of ImageNet with the ids of ILSVRC in another order than wnids."""
+def devkit_meta(counts):
+  """The bytes of meta.mat, with the ids of ILSVRC in another order than wnids."""
   wnids = official("labels.txt")[::-1]
-  ids = {wnid: i for i, wnid in enumerate(wnids, 1)}
   synsets = np.zeros(
     1001, [("ILSVRC2012_ID", "O"), ("WNID", "O"), ("num_train_images", "O")]
   )
   for i, wnid in enumerate([*wnids, "n00001740"]):  # the last is an inner node
-    synsets[i] = (float(i + 1), wnid, float((counts or {}).get(wnid, 1300)))
-  meta = io.BytesIO()
-  scipy.io.savemat(meta, {"synsets": synsets[:, None]})
+    synsets[i] = (float(i + 1), wnid, float(counts.get(wnid, 1300)))
+  file = io.BytesIO()
+  scipy.io.savemat(file, {"synsets": synsets[:, None]})
+  return file.getvalue()
+
+
+def devkit(folder, *, counts=None, truth=None, meta=b"whole"):
+  """Writes the devkit of ImageNet; with another meta.mat, or none if that is None."""
+  ids = {wnid: i for i, wnid in enumerate(official("labels.txt")[::-1], 1)}
+  members = {"meta.mat": devkit_meta(counts or {}) if meta == b"whole" else meta}
   truth = official("validation_labels.txt") if truth is None else truth
   data = "ILSVRC2012_devkit_t12/data"
+  members["ILSVRC2012_validation_ground_truth.txt"] = "".join(
+    f"{ids[wnid]}\n" for wnid in truth
+  ).encode()
   (folder / "ILSVRC2012_devkit_t12.tar.gz").write_bytes(
     _gzip_tar_of(
       {
-        f"{data}/ILSVRC2012_validation_ground_truth.txt": "".join(
-          f"{ids[wnid]}\n" for wnid in truth
-        ).encode(),
-        f"{data}/meta.mat": meta.getvalue(),
+        f"{data}/{name}": content
+        for name, content in members.items()
+        if content is not None
       }
     )
   )

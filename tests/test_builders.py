@@ -17,6 +17,7 @@ import tensorflow_datasets as tfds
 from archives import GOLDFISH, PARTIAL, TENCH, image, report_of
 
 from ssil_jax.data import builders, jpeg, labels
+from ssil_jax.data import decode as decode_lib
 from ssil_jax.data.builders import recode, shards
 from ssil_jax.data.builders.found import Findings, Found, Records
 from ssil_jax.errors import ConfigError, DataError
@@ -304,6 +305,78 @@ def test_a_killed_preparation_goes_on(imagenet, tmp_path):
   assert hashes(tmp_path / "data") == hashes(tmp_path / "whole")
 
 
+class _Kill(BaseException):
+  """Stands for the end of the process."""
+
+
+def _killed_at(monkeypatch, count, prepare):
+  """Prepares until the count-th change of names on the disk; False if there are fewer."""
+  seen = 0
+
+  def watched(function):
+    def call(*args, **kwargs):
+      nonlocal seen
+      seen += 1
+      # A dead process does nothing any more, so that no clean-up works either.
+      if seen >= count:
+        raise _Kill
+      return function(*args, **kwargs)
+
+    return call
+
+  with monkeypatch.context() as patch:
+    for name in ("replace", "rename", "fsync", "unlink", "rmdir"):
+      patch.setattr(os, name, watched(getattr(os, name)))
+    patch.setattr(shutil, "rmtree", watched(shutil.rmtree))
+    try:
+      prepare()
+    except _Kill:
+      return True
+  return False
+
+
+def test_a_kill_at_any_moment(tmp_path, monkeypatch):
+  train = {TENCH: {f"{i}": image(i) for i in range(2)}, GOLDFISH: {"2": image(2)}}
+  folder = archives.imagenet(tmp_path / "archives", train)
+  prepare(folder, tmp_path / "whole", shard_bytes=10**9)
+  expected = hashes(tmp_path / "whole")
+  for count in range(1, 100):
+    data_dir = tmp_path / str(count)
+    killed = _killed_at(
+      monkeypatch, count, lambda to=data_dir: prepare(folder, to, shard_bytes=10**9)
+    )
+    # What looks like a data set, to TFDS too, is one.
+    for info in data_dir.rglob("dataset_info.json"):
+      left = {name.rpartition("/")[2] for name in hashes(info.parent)}
+      assert left == {pathlib.Path(name).name for name in expected}
+    version = data_dir / "imagenet" / "1.0.0"
+    if version.exists():
+      in_full = {name: expected[name] for name in hashes(data_dir) if "/.prep" not in name}
+      assert in_full == expected
+    # Another process would give its temporary files other names.
+    for temporary in data_dir.rglob("*.tmp"):
+      temporary.rename(temporary.with_suffix(".before.tmp"))
+    prepare(folder, data_dir, shard_bytes=10**9)
+    assert hashes(data_dir) == expected, count
+    assert os.listdir(data_dir / "imagenet") == ["1.0.0"]
+    if not killed:
+      break
+  assert not killed
+  assert count > 30
+
+
+def test_failing_to_write_the_info_keeps_the_shards(imagenet, tmp_path, monkeypatch):
+  def fail(*args, **kwargs):
+    raise OSError(28, "No space left on device")
+
+  with monkeypatch.context() as patch:
+    patch.setattr(tfds.core.DatasetInfo, "write_to_directory", fail)
+    with pytest.raises(DataError, match="No space left on device; finished shards are"):
+      prepare(imagenet, tmp_path / "data")
+  (work,) = (tmp_path / "data" / "imagenet").iterdir()
+  assert len(list(work.glob("imagenet-*"))) == len(list((work / "finished").iterdir())) == 8
+
+
 def test_two_preparations_at_once(imagenet, tmp_path):
   (tmp_path / "data").mkdir()
   work = shards.WorkFolder(tmp_path / "data" / "imagenet" / "1.0.0")
@@ -311,6 +384,20 @@ def test_two_preparations_at_once(imagenet, tmp_path):
     prepare(imagenet, tmp_path / "data")
   work.close()
   prepare(imagenet, tmp_path / "data")
+
+
+@pytest.mark.parametrize("error", [OSError(37, "No locks available"), KeyboardInterrupt()])
+def test_a_lock_that_fails_leaves_no_descriptor(tmp_path, monkeypatch, error):
+  def fail(descriptor, operation):
+    raise error
+
+  monkeypatch.setattr("fcntl.flock", fail)
+  before = os.listdir("/proc/self/fd") if os.path.exists("/proc/self/fd") else []
+  with pytest.raises((DataError, KeyboardInterrupt)) as caught:
+    shards.WorkFolder(tmp_path / "1.0.0")
+  if isinstance(error, OSError):
+    assert "cannot be written: No locks available" in str(caught.value)
+  assert (os.listdir("/proc/self/fd") if before else []) == before
 
 
 def test_a_failed_check_leaves_nothing(imagenet, tmp_path):
@@ -370,10 +457,29 @@ def test_a_full_disk_keeps_the_finished_shards(imagenet, tmp_path):
 
 
 def test_too_little_space_is_said_at_once(imagenet, tmp_path, monkeypatch):
-  usage = type("Usage", (), {"free": 1000})
-  monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
-  with pytest.raises(DataError, match="has 0 MB free, but 0 MB are to be written"):
+  def free(size):
+    usage = type("Usage", (), {"free": size})
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
+
+  least = 8 * 128 * 1024  # ArrayRecord takes as much for a shard
+  free(least - 1000)
+  with pytest.raises(DataError, match="has 1.0 MB free, 1.0 kB too little for the 1.0 MB"):
     prepare(imagenet, tmp_path / "data")
+  free(least)
+  builder = prepare(imagenet, tmp_path / "data")
+  sizes = [p.stat().st_size for p in pathlib.Path(builder.data_dir).glob("imagenet-*")]
+  assert sizes == [128 * 1024] * 8
+
+
+def test_images_that_will_be_shrunk_may_need_little_space(tmp_path, monkeypatch):
+  usage = type("Usage", (), {"free": 1_000_000})
+  monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
+  large = image(1, width=900, height=900, quality=100) + bytes(2_000_000)
+  folder = corrupt(tmp_path / "archives", ("5", large))
+  with pytest.raises(DataError, match="too little for the 2"):
+    prepare(folder, tmp_path / "data", shard_bytes=10**9)
+  options = builders.Options(allow_partial=True, resize=64)
+  prepare(folder, tmp_path / "small", options, shard_bytes=10**9)
 
 
 def test_a_folder_that_cannot_be_written(imagenet, tmp_path):
@@ -427,6 +533,12 @@ def test_what_libjpeg_warns_of_is_kept_and_remarked_on(data):
   assert stored == (data, "kept, though libjpeg warns of its bytes")
   with pytest.raises(recode.CorruptImage):  # it breaks off, too
     recode.recode_photo(data[: len(data) * 2 // 3], recode.Recoding())
+  if shutil.which("jpegtran"):
+    marked = recode.recode_photo(data, recode.Recoding(restart_markers=True))
+    assert marked.remark == stored.remark
+    assert jpeg.read_header(marked.data).num_indexed
+    expected = decode_lib.read_rgb(data, strict=False)
+    assert np.array_equal(decode(marked.data), expected)
 
 
 @needs_libjpeg_programs
@@ -487,6 +599,31 @@ def test_restart_intervals_are_about_64_pixels(width, options, interval):
   data = image(1, width=width, height=32, **options)
   stored = recode.recode_photo(data, recode.Recoding(restart_markers=True))
   assert jpeg.read_header(stored.data).restart_interval == interval
+
+
+@pytest.mark.parametrize(
+  ("script", "why"),
+  [
+    ("echo 'Unsupported marker' >&2; exit 1", "jpegtran fails (Unsupported marker)"),
+    ("cat >/dev/null; cat {other}; exit 2", "its pixels would change"),
+    ("cat >/dev/null; head -c 300 {other}", "the JPEG file breaks off in its header"),
+    ("cat >/dev/null", "not a JPEG file"),
+    ("cat", "they have no room in an index"),
+  ],
+  ids=["fails", "pixels", "cut", "nothing", "unchanged"],
+)
+def test_an_image_that_cannot_be_marked_is_kept(tmp_path, monkeypatch, script, why):
+  other, program = tmp_path / "other.jpg", tmp_path / "jpegtran"
+  other.write_bytes(image(7))
+  program.write_text(f"#!/bin/sh\n{script.format(other=other)}\n")
+  program.chmod(0o755)
+  monkeypatch.setattr(recode, "_jpegtran", lambda: str(program))
+  recoding = recode.Recoding(restart_markers=True)
+  data = image(3)
+  kept = f"kept without restart markers: {why}"
+  assert recode.recode_photo(data, recoding) == (data, kept)
+  converted = recode.recode_photo(image(3, "CMYK"), recoding)
+  assert converted.remark == f"CMYK, made RGB; {kept}"
 
 
 @needs_libjpeg_programs

@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import tarfile
 
 import archives
 import numpy as np
@@ -97,11 +98,31 @@ def test_a_damaged_archive(folder):
   content = path.read_bytes()
   for damaged in (content[:9000], content[:-5], b"text", gzip.compress(b"no tar" * 200)):
     path.write_bytes(damaged)
-    with pytest.raises(DataError, match="cifar-100-binary.tar.gz is damaged"):
-      prepare(folder)
+    for options in (PARTIAL, builders.Options()):  # the checksum says less
+      with pytest.raises(DataError, match="cifar-100-binary.tar.gz is damaged .*again"):
+        prepare(folder, options)
   path.write_bytes(content[:5000] + bytes(50) + content[5050:])
   with pytest.raises(DataError, match="cifar-100-binary.tar.gz is damaged"):
     prepare(folder)
+
+
+def test_a_folder_in_the_place_of_a_member(folder):
+  with tarfile.open(folder / "cifar-100-binary.tar.gz", "w:gz") as tar:
+    info = tarfile.TarInfo("cifar-100-binary/coarse_label_names.txt")
+    info.type = tarfile.DIRTYPE
+    tar.addfile(info)
+  with pytest.raises(DataError, match="is damaged .*coarse_label_names.txt is not a file"):
+    prepare(folder)
+
+
+def test_classes_without_test_images_are_named(folder):
+  test = b"".join(bytes([c, f]) + pixels.tobytes() for c, f, pixels in CIFAR_TEST[2:])
+  archives.cifar(folder, test=test)
+  line = report_of(prepare(folder))["differences"][-1]
+  assert line == (
+    "2 of 3 classes have no image in test, so that a run cannot be scored on them: "
+    "fine_07, fine_99"
+  )
 
 
 @pytest.mark.parametrize("options", [{"resize": 320}, {"restart_markers": True}])

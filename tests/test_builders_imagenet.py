@@ -1,5 +1,7 @@
 """ImageNet from its official tars."""
 
+import gzip
+import io
 import tarfile
 
 import archives
@@ -153,6 +155,18 @@ def test_a_training_tar_without_class_tars(folder):
     prepare(folder)
 
 
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE])
+def test_links_are_not_passed_over(folder, kind):
+  content = io.BytesIO((folder / "ILSVRC2012_img_val.tar").read_bytes())
+  with tarfile.open(fileobj=content, mode="a") as tar:
+    info = tarfile.TarInfo(validation_name(1))
+    info.type, info.linkname = kind, validation_name(2)
+    tar.addfile(info)
+  (folder / "ILSVRC2012_img_val.tar").write_bytes(content.getvalue())
+  with pytest.raises(DataError, match=f"img_val.tar has {validation_name(1)} as a link or"):
+    prepare(folder)
+
+
 def test_hidden_files_are_no_images(tmp_path):
   train = archives.imagenet_train()
   train[TENCH][f"._{TENCH}_2.JPEG"] = b"of macOS"
@@ -227,10 +241,47 @@ def test_a_devkit_with_other_labels(folder):
     prepare(folder)
 
 
-@pytest.mark.parametrize("damage", [lambda c: c[:5000], lambda c: b"no tar" * 99])
+@pytest.mark.parametrize(
+  "damage",
+  [
+    lambda c: c[:5000],
+    lambda c: b"no tar" * 99,
+    lambda c: c[:-8] + bytes(8),  # SciPy crashes by some bytes: the checksum comes first
+  ],
+)
 def test_a_damaged_devkit(folder, damage):
   archives.devkit(folder)
   path = folder / "ILSVRC2012_devkit_t12.tar.gz"
   path.write_bytes(damage(path.read_bytes()))
   with pytest.raises(DataError, match=f"{path} is damaged"):
+    prepare(folder)
+
+
+@pytest.mark.parametrize(
+  ("meta", "reason"),
+  [
+    (b"", "meta.mat cannot be read"),
+    (b"text", "meta.mat cannot be read"),
+    (bytes(200), "meta.mat cannot be read"),
+    (None, "meta.mat is missing"),
+  ],
+)
+def test_a_damaged_meta_mat(folder, meta, reason):
+  archives.devkit(folder, meta=meta)
+  with pytest.raises(DataError, match=f"devkit_t12.tar.gz is damaged .*{reason}") as error:
+    prepare(folder)
+  assert "\n" not in str(error.value)
+
+
+def test_a_folder_in_the_place_of_meta_mat(folder):
+  path = folder / "ILSVRC2012_devkit_t12.tar.gz"
+  archives.devkit(folder, meta=None)
+  content = gzip.decompress(path.read_bytes())
+  file = io.BytesIO(content)
+  with tarfile.open(fileobj=file, mode="a") as tar:
+    info = tarfile.TarInfo("ILSVRC2012_devkit_t12/data/meta.mat")
+    info.type = tarfile.DIRTYPE
+    tar.addfile(info)
+  path.write_bytes(gzip.compress(file.getvalue(), 1))
+  with pytest.raises(DataError, match="is damaged .*meta.mat is not a file"):
     prepare(folder)

@@ -8,6 +8,7 @@ import pytest
 from archives import PARTIAL, report_of
 
 from ssil_jax.data import builders
+from ssil_jax.data.builders import landmarks
 from ssil_jax.data.builders.landmarks import LandmarksV2
 from ssil_jax.errors import DataError
 
@@ -232,8 +233,13 @@ def test_a_truncated_tar(folder):
     ("id,url,landmark_id\n", "lists no images"),
     ("id,url\na,b\n", "has no column landmark_id, only id, url"),
     ("name,url,landmark_id\na,b,1\n", "has no column id"),
-    ("id,url,landmark_id\na,b\n", "is damaged at line 2 or after it"),
-    ("id,url,landmark_id\na,b,x\n", "is damaged at line 2 or after it .*'x'"),
+    ("id,url,landmark_id\na,b\n", "is damaged at line 2 "),
+    ("id,url,landmark_id\na,b,x\n", "is damaged at line 2 .*'x'"),
+    ('id,url,landmark_id\na,"b\nb",1\n\nb,b,x\n', "is damaged at line 5 .*'x'"),
+    ("id,url,landmark_id\na,b,1\nb,b,-1\n", "is damaged at line 3 .'-1' is not a la"),
+    (f"id,url,landmark_id\na,b,{2**32}\n", "is damaged at line 2 .'4294967296' is not"),
+    ("\ufeff", "has no column id, only an empty line"),
+    ("\n", "has no column id, only an empty line"),
     ("id,url,landmark_id\n,b,1\n", "'' is not an image id"),
     ("id,url,landmark_id\n0123456789abcdef0,b,1\n", "'0123456789abcdef0' is not an"),
     ("id,url,landmark_id\na,b,1\nc,b,2\na,b,1\n", "lists a twice"),
@@ -247,3 +253,20 @@ def test_a_bad_csv(folder, content, message):
   (folder / "train.csv").write_text(content)
   with pytest.raises(DataError, match=f"{folder / 'train.csv'} {message}|{message}"):
     prepare(folder)
+
+
+def test_a_csv_that_other_programs_saved(folder):
+  archives.landmarks(folder, COUNTS)
+  plain = prepare(folder)
+  content = (folder / "train.csv").read_text()
+  (folder / "train.csv").write_text(f"\ufeff{content}\n\n", encoding="utf-8")
+  other = archives.prepare(NAME, folder, folder.parent / "other")
+  for split in ("train", "test"):
+    assert archives.encoded(plain, split) == archives.encoded(other, split)
+
+
+def test_ctrl_c_is_heard_between_unpacked_folders(tmp_path):
+  (tmp_path / "0" / "a").mkdir(parents=True)
+  steps = []
+  assert list(landmarks._unpacked(tmp_path, "0", steps.append)) == []
+  assert steps == [0, 0, 1]

@@ -12,6 +12,8 @@ import tensorflow_datasets as tfds
 
 from ssil_jax.data.builders.imagenet import Imagenet
 
+PARTIAL = "--allow_partial"
+
 
 @pytest.fixture
 def folders(tmp_path):
@@ -48,12 +50,42 @@ def test_a_data_set_is_prepared(folders, tmp_path, capsys):
   assert f"{directory} was prepared before" in capsys.readouterr().out
 
 
+def test_both_folders_may_be_one_and_new_ones_are_made(folders, tmp_path):
+  archives_flag, _ = folders
+  for data_dir in (tmp_path / "archives", tmp_path / "a" / "b"):
+    assert run("imagenet", archives_flag, f"--data_dir={data_dir}", "--allow_partial") == 0
+    assert (data_dir / "imagenet" / "1.0.0" / "prepare.json").exists()
+
+
 @pytest.mark.parametrize("dataset", ["landmarks_v2/10k", "cifar100"])
 def test_the_other_data_sets(dataset, tmp_path, folders):
   archives.landmarks(tmp_path / "archives", {1: 11, 2: 12})
   archives.cifar(tmp_path / "archives")
   assert run(dataset, *folders, "--allow_partial") == 0
   assert (tmp_path / "data" / dataset / "1.0.0" / "prepare.json").exists()
+
+
+def test_photos_of_imagenet(tmp_path):
+  train = archives.real_imagenet()
+  validation = {}
+  for wnid, photos in train.items():
+    (number,) = archives.validation_numbers(wnid, 1)
+    validation[archives.validation_name(number)] = next(iter(photos.values()))
+  archives.imagenet(tmp_path, train, validation)
+  assert run("imagenet", f"--archives={tmp_path}", f"--data_dir={tmp_path}", PARTIAL) == 0
+  builder = prepare.builders.make_builder("imagenet", tmp_path)
+  records = archives.encoded(builder, "train")
+  given = {name: photo for part in train.values() for name, photo in part.items()}
+  names = [record["file_name"].decode() for record in records]
+  assert names == sorted(given)
+  assert [r["label"] for r in records] == [0, 0, 1, 1, 2, 2]
+  changed = [n for n, r in zip(names, records, strict=True) if r["image"] != given[n]]
+  remarks = archives.report_of(builder)["remarks"]
+  (cmyk,) = remarks["train"]["CMYK, made RGB"]["first"]
+  assert [cmyk] == [f"ILSVRC2012_img_train.tar: {name}" for name in changed]
+  records = archives.encoded(builder, "validation")
+  assert {r["file_name"].decode(): r["image"] for r in records} == validation
+  assert "cannot be decoded" not in archives.report_of(builder)["left_out"]
 
 
 def test_ctrl_c_keeps_what_is_finished(folders, tmp_path, capsys, monkeypatch):
@@ -70,6 +102,7 @@ def test_ctrl_c_keeps_what_is_finished(folders, tmp_path, capsys, monkeypatch):
   monkeypatch.setattr(Imagenet, "_recode", recode_and_interrupt)
   assert run("imagenet", *folders, "--allow_partial") == 130
   lines = capsys.readouterr().err.splitlines()
+  assert lines[0] == "stopping; what is finished is kept; Ctrl-C again stops at once"
   assert lines[-1] == "interrupted: finished shards are kept; the same command continues"
   work = tmp_path / "data" / "imagenet" / ".preparing_1.0.0"
   finished = len(list((work / "finished").iterdir()))
@@ -82,14 +115,13 @@ def test_ctrl_c_keeps_what_is_finished(folders, tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize(
   ("arguments", "message"),
   [
-    ([], "the first argument must be a data set: .*imagenet, landmarks_v2/1k"),
+    ([], "the first argument must be a data set, .*imagenet, landmarks_v2/1k"),
     (["--allow_partial"], "the first argument must be a data set"),
-    (["mnist"], "mnist is not a data set that can be prepared; DATASET is one of imagenet"),
+    (["mnist"], "mnist is not a data set that can be prepared; there are: imagenet"),
     (["imagenet"], "--archives=DIR is missing: folder with the official archives"),
     (["imagenet", "--archives=."], "--data_dir=DIR is missing: folder to write to"),
     (["imagenet", "--archives=/nowhere", "--data_dir=."], "--archives=/nowhere is not a f"),
-    (["imagenet", "--archives=.", "--data_dir=/nowhere"], "--data_dir=/nowhere is not a"),
-    (["imagenet", "--archives=.", "--data_dir=./"], "are the same folder"),
+    (["imagenet", "--archives=.", "--data_dir=LICENSE/x"], "LICENSE/x cannot be made: "),
     (["imagenet", "--size=320"], "Unknown command line flag 'size'"),
     (["imagenet", "--resize=small"], "resize"),
     (["imagenet", "cifar100"], "'cifar100' is not a flag"),

@@ -9,7 +9,14 @@ from ssil_jax.data.builders.imagenet import Imagenet
 from ssil_jax.data.builders.landmarks import LandmarksV2
 from ssil_jax.errors import ConfigError
 
-__all__ = ["BUILDERS", "ArchiveBuilder", "Options", "make_builder", "summary"]
+__all__ = [
+  "BUILDERS",
+  "ArchiveBuilder",
+  "Options",
+  "check_known",
+  "make_builder",
+  "summary",
+]
 
 # By the name of --dataset: the class and its config.
 BUILDERS: dict[str, tuple[type[ArchiveBuilder], str | None]] = {
@@ -18,6 +25,14 @@ BUILDERS: dict[str, tuple[type[ArchiveBuilder], str | None]] = {
   "landmarks_v2/10k": (LandmarksV2, "10k"),
   "cifar100": (Cifar100, None),
 }
+
+
+def check_known(dataset: str) -> None:
+  """Raises ConfigError if the data set is not a key of BUILDERS."""
+  if dataset not in BUILDERS:
+    raise ConfigError(
+      f"{dataset} is not a data set that can be prepared; there are: {', '.join(BUILDERS)}"
+    )
 
 
 def make_builder(dataset: str, data_dir: str | os.PathLike[str]) -> ArchiveBuilder:
@@ -30,9 +45,6 @@ def make_builder(dataset: str, data_dir: str | os.PathLike[str]) -> ArchiveBuild
   Raises:
     ConfigError: the data set is unknown.
   """
-  if dataset not in BUILDERS:
-    raise ConfigError(
-      f"{dataset} is not a data set that can be prepared; there are: {', '.join(BUILDERS)}"
-    )
+  check_known(dataset)
   builder_class, config = BUILDERS[dataset]
   return builder_class(data_dir=data_dir, config=config)

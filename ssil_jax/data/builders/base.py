@@ -7,7 +7,6 @@ import dataclasses
 import functools
 import inspect
 import json
-import os
 import pathlib
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,11 +15,19 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 import tensorflow_datasets as tfds
 from rich.console import Console
+from rich.filesize import decimal as as_bytes
 
 from ssil_jax.data import labels as labels_lib
 from ssil_jax.data.builders import recode
 from ssil_jax.data.builders.display import Display
-from ssil_jax.data.builders.found import Findings, Found, LeftOut, Options, Records
+from ssil_jax.data.builders.found import (
+  NAMES_KEPT,
+  Findings,
+  Found,
+  LeftOut,
+  Options,
+  Records,
+)
 from ssil_jax.data.builders.shards import (
   Account,
   Note,
@@ -30,15 +37,18 @@ from ssil_jax.data.builders.shards import (
   writing_to,
 )
 from ssil_jax.errors import DataError
+from ssil_jax.host import usable_cores
 from ssil_jax.workdir import write_json
 
 _SHARD_BYTES = 640_000_000
 _MOST_SHARDS = 256
 _NAMED = 5  # corrupt images in an error
-_THREADS = min(os.cpu_count() or 1, 32)
+_THREADS = min(usable_cores(), 32)
 _LOOK_AHEAD = 4 * _THREADS  # images that are under way or wait for the writer
 # A record holds a hundred bytes or so besides its image, and ArrayRecord adds two hundred.
 _BYTES_AROUND_IMAGE = 400
+_SMALLEST_SHARD = 128 * 1024  # bytes that ArrayRecord gives a file, however few it needs
+_LABELS = ("labels.npy", "labels.json")  # what `labels.save` writes
 _REPORT = "prepare.json"
 
 
@@ -209,9 +219,11 @@ class ArchiveBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
     shards = self._shard_iterators_per_split(dl_manager)
     for shard in (shard for part in shards.values() for shard in part):
       shard.account = work.account(shard.name)
-    _check_space(
-      work.path, [s for part in shards.values() for s in part if s.account is None]
-    )
+    missing = {
+      split: [shard for shard in part if shard.account is None]
+      for split, part in shards.items()
+    }
+    _check_space(work.path, missing, job.options)
 
     writer = self._example_writer()
     features = self.info.features
@@ -222,11 +234,12 @@ class ArchiveBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
       proto = serializer.get_tf_example(features.encode_example(example))
       return proto.SerializeToString(deterministic=True)
 
-    for split, part in shards.items():
-      missing = [shard for shard in part if shard.account is None]
-      images = sum(len(shard.span) for shard in missing)
+    for split, part in missing.items():
+      if not part:
+        continue
+      images = sum(len(shard.span) for shard in part)
       advance = job.display.bar(f"{split}: {images:,} images to write", images, "images")
-      for shard in missing:
+      for shard in part:
         examples = ((record, serialize(example)) for record, example in shard(advance))
         writer.write(work.unfinished, examples)
         work.finish(shard.name, shard.account)
@@ -236,6 +249,7 @@ class ArchiveBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
     with writing_to(work.path):
       labels_lib.save(work.path, labels)
       write_json(work.path / _REPORT, job.report(shards, labels))
+    names = [shard.name for part in shards.values() for shard in part]
     self.info.set_splits(
       tfds.core.SplitDict(
         tfds.core.SplitInfo(
@@ -247,9 +261,15 @@ class ArchiveBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
         for split, part in shards.items()
       )
     )
-    # TFDS will write this again. Should there be no room for it, the shards are still safe.
-    self.info.write_to_directory(self.data_path)
-    work.hand_over(pathlib.Path(self.data_dir))
+    directory = pathlib.Path(self.data_dir)
+    try:
+      work.hand_over(directory, [*names, *_LABELS, _REPORT])
+      # Only now, for with it the directory looks like a data set. TFDS writes it again, and
+      # throws all away if it cannot: should there be no room for it, the shards are safe.
+      self.info.write_to_directory(self.data_path)
+    except BaseException:
+      work.take_back(directory)
+      raise
 
   def _check_classes(self, labels: np.ndarray) -> None:
     names = self._job.found.class_names["label"]
@@ -358,7 +378,15 @@ class _Job(NamedTuple):
     self, shards: Mapping[str, Sequence[_Shard]], labels: Mapping[str, np.ndarray]
   ) -> dict[str, Any]:
     """The content of `prepare.json`."""
-    left_out = self.found.left_out
+    left_out, differences = self.found.left_out, list(self.found.differences)
+    names = np.array(self.found.class_names["label"])
+    for split, part in labels.items():
+      if len(absent := np.delete(names, np.unique(part))):
+        more = ", ..." if len(absent) > NAMES_KEPT else ""
+        differences.append(
+          f"{len(absent):,} of {len(names):,} classes have no image in {split}, so that a "
+          f"run cannot be scored on them: {', '.join(absent[:NAMES_KEPT])}{more}"
+        )
     remarks = {split: LeftOut() for split in shards}
     for split, part in shards.items():
       for shard in part:
@@ -381,7 +409,7 @@ class _Job(NamedTuple):
       },
       "left_out": left_out.to_json(),
       "remarks": {split: tally.to_json() for split, tally in remarks.items()},
-      "differences": list(self.found.differences),
+      "differences": differences,
     }
 
 
@@ -413,17 +441,24 @@ def _in_order(
     yield waiting.popleft().result()
 
 
-def _check_space(folder: pathlib.Path, shards: Iterable[_Shard]) -> None:
-  needed = sum(
-    int(shard.records.size[shard.span.start : shard.span.stop].sum())
-    + _BYTES_AROUND_IMAGE * len(shard.span)
-    for shard in shards
-  )
+def _check_space(
+  folder: pathlib.Path, shards: Mapping[str, Sequence[_Shard]], options: Options
+) -> None:
+  """Raises DataError if there is too little room for the shards."""
+  needed = 0
+  for split, part in shards.items():
+    for shard in part:
+      size = 0
+      # Nothing is known of images that will be shrunk before they are.
+      if options.recoding(split).resize is None:
+        size = int(shard.records.size[shard.span.start : shard.span.stop].sum())
+        size += _BYTES_AROUND_IMAGE * len(shard.span)
+      needed += max(size, _SMALLEST_SHARD)
   free = shutil.disk_usage(folder).free
   if needed > free:
     raise DataError(
-      f"{folder} has {free / 1e6:,.0f} MB free, but {needed / 1e6:,.0f} MB are to be "
-      "written: make room, or use another --data_dir"
+      f"{folder} has {as_bytes(free)} free, {as_bytes(needed - free)} too little for the "
+      f"{as_bytes(needed)} to be written: make room, or use another --data_dir"
     )
 
 

@@ -11,7 +11,7 @@ import zlib
 import numpy as np
 import tensorflow_datasets as tfds
 
-from ssil_jax.data.builders import recode
+from ssil_jax.data.builders import recode, tars
 from ssil_jax.data.builders.base import ArchiveBuilder
 from ssil_jax.data.builders.display import Display
 from ssil_jax.data.builders.found import (
@@ -67,14 +67,14 @@ class Cifar100(ArchiveBuilder, skip_registration=True):
 
   def _find(self, folder: pathlib.Path, findings: Findings, display: Display) -> Found:
     archive = Archive.file(folder, _ARCHIVE)
-    display.bar(f"reading {archive.name}", 1)
-    with open(archive.path, "rb") as file:
-      md5 = hashlib.file_digest(file, "md5").hexdigest()
-    if md5 != _MD5:
-      findings.differs(f"{archive.name} has md5 {md5} instead of {_MD5}")
+    advance = display.bar(f"reading {archive.name}", 1)
+    try:
+      packed = archive.path.read_bytes()
+    except OSError as error:
+      raise DataError(f"{archive.path} cannot be read: {error.strerror}") from error
     try:
       # Whole, for only that checks the checksum of the .gz.
-      content = io.BytesIO(gzip.decompress(archive.path.read_bytes()))
+      content = io.BytesIO(gzip.decompress(packed))
       with tarfile.open(fileobj=content, mode="r:") as tar:
         names = {
           level: _read_names(tar, f"{level}_label_names.txt", count)
@@ -83,6 +83,10 @@ class Cifar100(ArchiveBuilder, skip_registration=True):
         images = {split: _read_images(tar, split) for split in _PER_CLASS}
     except (OSError, EOFError, tarfile.TarError, zlib.error, ValueError) as error:
       raise DataError(f"{archive.path} is damaged ({error}): download it again") from error
+    md5 = hashlib.md5(packed).hexdigest()
+    if md5 != _MD5:
+      findings.differs(f"{archive.name} has md5 {md5} instead of {_MD5}")
+    advance(1)
 
     # All 100, unless the archive is a part of the official one.
     fine = np.unique(images["train"]["fine"])
@@ -148,17 +152,9 @@ def _image_id(split: str, place: int) -> str:
   return f"{split}_{place:05}"
 
 
-def _read_member(tar: tarfile.TarFile, name: str) -> bytes:
-  """The content; raises ValueError if it is missing."""
-  try:
-    return tar.extractfile(f"{_FOLDER}/{name}").read()
-  except KeyError as error:
-    raise ValueError(f"{_FOLDER}/{name} is missing") from error
-
-
 def _read_images(tar: tarfile.TarFile, split: str) -> np.ndarray:
   """The images [n] of _RECORD of a split; raises ValueError if they are not whole."""
-  images = np.frombuffer(_read_member(tar, f"{split}.bin"), _RECORD)
+  images = np.frombuffer(tars.read_member(tar, f"{_FOLDER}/{split}.bin"), _RECORD)
   if not len(images):
     raise ValueError(f"{split}.bin has no images")
   for level, count in _NUM_CLASSES.items():
@@ -170,7 +166,7 @@ def _read_images(tar: tarfile.TarFile, split: str) -> np.ndarray:
 
 
 def _read_names(tar: tarfile.TarFile, name: str, count: int) -> tuple[str, ...]:
-  names = tuple(_read_member(tar, name).decode().split())
+  names = tuple(tars.read_member(tar, f"{_FOLDER}/{name}").decode().split())
   if len(names) != count:
     raise ValueError(f"{name} has {len(names)} names instead of {count}")
   return names

@@ -1,5 +1,6 @@
-"""How far a preparation is: bars on a terminal, a line for each finished part elsewhere."""
+"""How far a preparation is: bars on a terminal, lines now and then elsewhere."""
 
+import datetime
 import time
 from collections.abc import Callable
 
@@ -16,10 +17,15 @@ from rich.progress import (
 from rich.text import Text
 
 _SECONDS_BETWEEN_UPDATES = 0.2
+_SECONDS_BETWEEN_LINES = 30.0
 
 
 class Display:
-  """The bars of a preparation; a context manager."""
+  """The bars of a preparation; a context manager.
+
+  Without a terminal, each part of the work gets a line when it begins and when it ends, and
+  one every 30 seconds in between.
+  """
 
   def __init__(self, console: Console, check_interrupt: Callable[[], None] = lambda: None):
     """`check_interrupt` is called with every step; it may raise KeyboardInterrupt."""
@@ -50,24 +56,56 @@ class Display:
       unit: of the steps, if they are worth showing.
 
     Returns:
-      To be called with the number of steps that were done; cheap.
+      To be called with the number of steps that were done; cheap. With 0 it looks for
+      Ctrl-C.
     """
-    if not self._console.is_terminal:
-      self._console.print(text, markup=False, soft_wrap=True)
-    task = self._progress.add_task(text, total=total, unit=unit)
-    waiting, done, next_update = 0, 0, 0.0
+    if self._console.is_terminal:
+      show, seconds = self._shown_as_bar(text, total, unit), _SECONDS_BETWEEN_UPDATES
+      next_update = 0.0
+    else:
+      show, seconds = self._shown_in_lines(text, total, unit), _SECONDS_BETWEEN_LINES
+      next_update = time.monotonic() + seconds
+    done = 0
 
     def advance(steps: int) -> None:
-      nonlocal waiting, done, next_update
+      nonlocal done, next_update
       self._check_interrupt()
-      waiting += steps
+      was_full = done >= total
       done += steps
-      if done >= total or time.monotonic() >= next_update:
-        self._progress.advance(task, waiting)
-        waiting = 0
-        next_update = time.monotonic() + _SECONDS_BETWEEN_UPDATES
+      now = time.monotonic()
+      if now >= next_update or (done >= total and not was_full):
+        show(done)
+        next_update = now + seconds
 
     return advance
+
+  def _shown_as_bar(self, text: str, total: int, unit: str) -> Callable[[int], None]:
+    task = self._progress.add_task(text, total=total, unit=unit)
+    return lambda done: self._progress.update(task, completed=done)
+
+  def _shown_in_lines(self, text: str, total: int, unit: str) -> Callable[[int], None]:
+    self._print(text)
+    start = time.monotonic()
+
+    def show(done: int) -> None:
+      seconds = time.monotonic() - start
+      parts = [f"{done:,} of {total:,} {unit}" if unit else f"{done / total:.0%}"]
+      if unit and seconds:
+        parts.append(f"{done / seconds:,.0f}/s")
+      if done >= total:
+        parts.append(f"took {_duration(seconds)}")
+      elif done:
+        parts.append(f"{_duration(seconds * (total - done) / done)} left")
+      self._print(f"{text}: {', '.join(parts)}")
+
+    return show
+
+  def _print(self, line: str) -> None:
+    self._console.print(line, markup=False, soft_wrap=True)
+
+
+def _duration(seconds: float) -> str:
+  return str(datetime.timedelta(seconds=round(seconds)))
 
 
 class _Counts(ProgressColumn):

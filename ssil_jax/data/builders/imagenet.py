@@ -1,9 +1,11 @@
 """ImageNet, the 1000 classes of ILSVRC 2012."""
 
+import gzip
 import io
 import pathlib
 import re
 import tarfile
+import zlib
 from collections.abc import Mapping
 
 import numpy as np
@@ -92,12 +94,11 @@ def _shipped(name: str) -> list[str]:
 def _read_devkit(path: pathlib.Path) -> tuple[list[str], dict[str, int]]:
   """The wnid of every validation image, and the number of training images of each wnid."""
   try:
-    with tarfile.open(path, "r:gz") as tar:
-      ids = [int(line) for line in tar.extractfile(_GROUND_TRUTH).read().split()]
-      meta = scipy.io.loadmat(
-        io.BytesIO(tar.extractfile(_META).read()), squeeze_me=True, struct_as_record=True
-      )
-    synsets = np.atleast_1d(meta["synsets"])
+    # Whole, for only that checks the checksum of the .gz; SciPy may crash by damaged bytes.
+    content = io.BytesIO(gzip.decompress(path.read_bytes()))
+    with tarfile.open(fileobj=content, mode="r:") as tar:
+      ids = [int(line) for line in tars.read_member(tar, _GROUND_TRUTH).split()]
+      synsets = _read_synsets(tars.read_member(tar, _META))
     wnids = {int(synset["ILSVRC2012_ID"]): str(synset["WNID"]) for synset in synsets}
     # The synsets after these are the inner nodes of the tree, which have no images.
     counts = {
@@ -106,8 +107,27 @@ def _read_devkit(path: pathlib.Path) -> tuple[list[str], dict[str, int]]:
       if synset["ILSVRC2012_ID"] <= _NUM_CLASSES
     }
     return [wnids[i] for i in ids], counts
-  except (OSError, EOFError, tarfile.TarError, KeyError, ValueError, TypeError) as error:
+  except (
+    OSError,
+    EOFError,
+    tarfile.TarError,
+    zlib.error,
+    KeyError,
+    IndexError,
+    ValueError,
+    TypeError,
+  ) as error:
     raise DataError(f"{path} is damaged ({error}): download it again") from error
+
+
+def _read_synsets(content: bytes) -> np.ndarray:
+  """The synsets [n] of meta.mat; raises ValueError if it cannot be read."""
+  try:
+    meta = scipy.io.loadmat(io.BytesIO(content), squeeze_me=True, struct_as_record=True)
+    return np.atleast_1d(meta["synsets"])
+  except Exception as error:  # there is no end to what SciPy raises for damaged bytes
+    reason = " ".join(str(error).split()) or type(error).__name__
+    raise ValueError(f"{_META} cannot be read: {reason}") from error
 
 
 def _find_train(

@@ -1,11 +1,11 @@
 """Google Landmarks v2: its classes with most images."""
 
+import array
 import csv
 import dataclasses
-import itertools
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -30,6 +30,7 @@ _NUM_LANDMARKS = 203_094
 _NUM_TARS = 500
 
 _ID_BYTES = 16
+_LARGEST_LANDMARK = 2**32 - 1  # a larger one could not seed the choice of test images
 _UNKNOWN = "not in train.csv"
 _ROWS_AT_ONCE = 100_000
 # Of the test images. Changing it makes another data set: it needs a new version.
@@ -147,49 +148,62 @@ class _Images(NamedTuple):
 
 
 def _read_csv(archive: Archive, display: Display) -> _Listed:
-  """Reads ids and landmarks; millions of rows pass by, a part of them at a time."""
+  """Reads ids and landmarks of millions of rows, without a Python object for each."""
   advance = display.bar(f"reading {archive.name}", archive.size)
-  ids, landmarks, line = [np.empty(0, "S1")], [np.empty(0, np.int64)], 2
+  ids, landmarks = bytearray(), array.array("q")
+  line, position = 1, 0
   try:
-    with open(archive.path, newline="", encoding="utf-8", errors="replace") as file:
+    # Spreadsheets put a byte order mark before the header.
+    with open(archive.path, newline="", encoding="utf-8-sig", errors="replace") as file:
       reader = csv.reader(file)
-      header = next(reader)
+      header = next(reader, [])
       missing = {"id", "landmark_id"} - set(header)
       if missing:
         raise DataError(
-          f"{archive.path} has no column {sorted(missing)[0]}, only {', '.join(header)}: "
-          "it is not the official train.csv"
+          f"{archive.path} has no column {sorted(missing)[0]}, only "
+          f"{', '.join(header) or 'an empty line'}: it is not the official train.csv"
         )
       id_column, landmark_column = header.index("id"), header.index("landmark_id")
-      position = 0
-      while rows := list(itertools.islice(reader, _ROWS_AT_ONCE)):
-        names = [_as_id(row[id_column]) for row in rows]
-        ids.append(np.array(names, "S"))
-        landmarks.append(np.array([int(row[landmark_column]) for row in rows], np.int64))
-        line += len(rows)
-        advance(file.buffer.tell() - position)
-        position = file.buffer.tell()
+      while True:
+        line = reader.line_num + 1
+        row = next(reader, None)
+        if row is None:
+          break
+        if not row:  # an empty line, as some programs leave at the end
+          continue
+        ids += _as_id(row[id_column])
+        landmarks.append(_as_landmark(row[landmark_column]))
+        if len(landmarks) % _ROWS_AT_ONCE == 0:
+          advance(file.buffer.tell() - position)
+          position = file.buffer.tell()
   except OSError as error:
     raise DataError(f"{archive.path} cannot be read: {error.strerror}") from error
-  except (csv.Error, StopIteration, ValueError, IndexError, OverflowError) as error:
+  except (csv.Error, ValueError, IndexError) as error:
     raise DataError(
-      f"{archive.path} is damaged at line {line} or after it ({error}): download it again"
+      f"{archive.path} is damaged at line {line} ({error}): download it again"
     ) from error
-  joined = np.concatenate(ids)
-  if not len(joined):
+  advance(archive.size - position)
+  if not landmarks:
     raise DataError(f"{archive.path} lists no images: download it again")
-  order = np.argsort(joined, kind="stable")
-  joined = joined[order]
-  twice = np.flatnonzero(joined[1:] == joined[:-1])
+  listed = np.frombuffer(ids, f"S{_ID_BYTES}")
+  order = np.argsort(listed, kind="stable")
+  listed = listed[order]
+  twice = np.flatnonzero(listed[1:] == listed[:-1])
   if len(twice):
-    raise DataError(f"{archive.path} lists {joined[twice[0]].decode()} twice")
-  return _Listed(joined, np.concatenate(landmarks)[order])
+    raise DataError(f"{archive.path} lists {listed[twice[0]].decode()} twice")
+  return _Listed(listed, np.array(landmarks, np.int64)[order])
 
 
 def _as_id(text: str) -> bytes:
-  if not 0 < len(text) <= _ID_BYTES:
+  if not (0 < len(text) <= _ID_BYTES and text.isascii() and text.isprintable()):
     raise ValueError(f"{text[:40]!r} is not an image id")
-  return text.encode("ascii")
+  return text.encode().ljust(_ID_BYTES, b"\0")
+
+
+def _as_landmark(text: str) -> int:
+  if not 0 <= (landmark := int(text)) <= _LARGEST_LANDMARK:
+    raise ValueError(f"{text[:40]!r} is not a landmark id")
+  return landmark
 
 
 def _find_images(
@@ -219,7 +233,7 @@ def _find_images(
     taken = fresh & (label[row] >= 0)
     table, row = table.take(taken), row[taken]
     if archive.path.is_dir():
-      archive, table = _with_sizes(archive, table)
+      archive, table = _with_sizes(archive, table, display)
     positions.append(np.full(len(row), len(archives), np.int16))
     archives.append(archive)
     tables.append(table)
@@ -241,9 +255,10 @@ def _sources(folder: pathlib.Path, display: Display) -> Iterator[tuple[Archive, 
     for place in _PLACES
     for path in sorted((folder / place).glob(_TARS))
   ]
-  advance = display.bar(
-    f"looking through {len(files)} of {_NUM_TARS} tars", sum(file.size for file in files)
-  )
+  if files:
+    advance = display.bar(
+      f"looking through {len(files)} of {_NUM_TARS} tars", sum(file.size for file in files)
+    )
   for file in files:
     found = tars.members(file.path, advance)
     yield file, Table.of(member for member in found if member.name.endswith(_SUFFIX))
@@ -251,25 +266,34 @@ def _sources(folder: pathlib.Path, display: Display) -> Iterator[tuple[Archive, 
     root = folder / place
     tops = sorted(path.name for path in root.glob("[0-9a-f]") if path.is_dir())
     if tops:
-      display.bar(f"looking through the folders {tops[0]} to {tops[-1]} of {root}", 1)
-      names = (name for top in tops for name in _unpacked(root, top))
+      text = f"looking through the folders {tops[0]} to {tops[-1]} of {root}"
+      advance = display.bar(text, len(tops))
+      names = (name for top in tops for name in _unpacked(root, top, advance))
       yield Archive(root, f"{place or '.'}/", 0), Table.of(Member(n, -1, 0) for n in names)
 
 
-def _unpacked(root: pathlib.Path, top: str) -> Iterator[str]:
-  """Paths of images below a folder, from the root on."""
+def _unpacked(
+  root: pathlib.Path, top: str, advance: Callable[[int], None]
+) -> Iterator[str]:
+  """Paths of images below a folder, from the root on; the folder is one step."""
   for parent, folders, names in os.walk(root / top):
+    advance(0)  # there are thousands of folders
     folders.sort()
     below = os.path.relpath(parent, root)
     for name in sorted(names):
       if name.endswith(_SUFFIX) and not name.startswith("."):
         yield f"{below}/{name}"
+  advance(1)
 
 
-def _with_sizes(archive: Archive, table: Table) -> tuple[Archive, Table]:
+def _with_sizes(archive: Archive, table: Table, display: Display) -> tuple[Archive, Table]:
   """The folder and its files with their sizes; only those of the files taken are asked."""
+  advance = display.bar("looking up the sizes of files", len(table.name), "files")
+  sizes = []
   try:
-    sizes = [(archive.path / os.fsdecode(name)).stat().st_size for name in table.name]
+    for name in table.name:
+      sizes.append((archive.path / os.fsdecode(name)).stat().st_size)
+      advance(1)
   except OSError as error:
     raise DataError(f"{error.filename} cannot be read: {error.strerror}") from error
   return (

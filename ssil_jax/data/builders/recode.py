@@ -20,9 +20,11 @@ from ssil_jax.errors import ConfigError
 
 # It may be damage, but mostly it is something odd beside the pixels.
 _WARNED = "kept, though libjpeg warns of its bytes"
+_NOT_MARKED = "kept without restart markers"
 SMALLEST_RESIZE = 64  # pixels; the crops of training are made from what is left
 
 _JPEGTRAN = "jpegtran"
+_JPEGTRAN_WARNED = 2  # its exit status when it has written a file, but libjpeg warned
 _RESTART_PIXELS = 64  # wide, an interval is about this
 
 
@@ -73,7 +75,8 @@ def recode_photo(data: bytes, recoding: Recoding) -> Stored:
   bilinear filter 36.4 dB with 76 KB. The originals have 115 KB.
 
   Restart markers and their index make a JPEG no larger (see `jpeg.add_index`), for it also
-  gets Huffman tables of its own and loses its metadata.
+  gets Huffman tables of its own and loses its metadata. An image that cannot have them
+  without loss is stored as it would be without the option.
 
   Args:
     data: bytes of the image file.
@@ -86,9 +89,8 @@ def recode_photo(data: bytes, recoding: Recoding) -> Stored:
   if recoding.resize is not None and min(pixels.shape[:2]) > recoding.resize:
     stored = stored._replace(data=_resized(pixels, recoding.resize))
   if recoding.restart_markers:
-    if stored.data is not data:  # its pixels changed a little
-      pixels = decode.read_rgb(stored.data)
-    stored = stored._replace(data=_with_restart_markers(stored.data, pixels))
+    # What is not stored as it came has other pixels by now.
+    stored = _with_restart_markers(stored, pixels if stored.data is data else None)
   return stored
 
 
@@ -131,22 +133,40 @@ def _resized(pixels: np.ndarray, short_side: int) -> bytes:
   return _encode(np.asarray(image), quality=95)
 
 
-def _with_restart_markers(data: bytes, pixels: np.ndarray) -> bytes:
-  """The JPEG as baseline with restart markers and their index, if it keeps its pixels."""
-  interval = _restart_interval(jpeg.read_header(data))
+def _with_restart_markers(stored: Stored, pixels: np.ndarray | None) -> Stored:
+  """The JPEG as baseline with restart markers and their index, if it keeps its pixels.
+
+  Args:
+    stored: a JPEG that decodes.
+    pixels: what it decodes to, if that is known.
+  """
+  interval = _restart_interval(jpeg.read_header(stored.data))
   done = subprocess.run(
     [_jpegtran(), "-copy", "none", "-optimize", "-restart", f"{interval}B"],
-    input=data,
+    input=stored.data,
     capture_output=True,
     close_fds=False,  # lets Python start it without copying this process
   )
-  if done.returncode:
-    reason = done.stderr.decode(errors="replace").strip()
-    raise CorruptImage(f"{_JPEGTRAN}: {reason}")
-  marked = jpeg.add_index(done.stdout)
-  if not np.array_equal(decode.read_rgb(marked), pixels):
-    raise CorruptImage(f"{_JPEGTRAN} changed its pixels")
-  return marked
+  if done.returncode not in (0, _JPEGTRAN_WARNED):
+    said = " ".join(done.stderr.decode(errors="replace").split())
+    return _not_marked(stored, f"{_JPEGTRAN} fails ({said[:100]})")
+  try:
+    marked = jpeg.add_index(done.stdout)
+    if pixels is None:
+      pixels = decode.read_rgb(stored.data)
+    same = np.array_equal(decode.read_rgb(marked), pixels)
+  except ValueError as error:  # ImageError is one
+    return _not_marked(stored, str(error))
+  if not same:
+    return _not_marked(stored, "its pixels would change")
+  if not jpeg.read_header(marked).num_indexed:
+    return _not_marked(stored, "they have no room in an index")
+  return stored._replace(data=marked)
+
+
+def _not_marked(stored: Stored, why: str) -> Stored:
+  remarks = [stored.remark] if stored.remark else []
+  return stored._replace(remark="; ".join([*remarks, f"{_NOT_MARKED}: {why}"]))
 
 
 @functools.cache

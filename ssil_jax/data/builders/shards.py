@@ -7,6 +7,7 @@ They lie in a hidden folder beside the version directory to be:
   SHARD               a finished shard: it has its final name and is on the disk
   unfinished          the shard being written
   downloads           empty; TFDS insists on such a folder
+  lock                locked while a process prepares
 """
 
 import contextlib
@@ -16,7 +17,7 @@ import json
 import os
 import pathlib
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import tensorflow_datasets as tfds
@@ -66,23 +67,24 @@ class WorkFolder:
     self.version_dir = version_dir
     self.path = work_path(version_dir)
     self._plan = self.path / "plan.json"
+    self._finished = self.path / "finished"
+    self._lock_path = self.path / "lock"
     with writing_to(self.path):
-      (self.path / "finished").mkdir(parents=True, exist_ok=True)
-      self._lock = os.open(self.path, os.O_RDONLY)
+      self.path.mkdir(parents=True, exist_ok=True)
+      self._lock = self._locked()
       try:
-        fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-      except BlockingIOError as error:
+        self._finished.mkdir(exist_ok=True)
+      except BaseException:
         os.close(self._lock)
-        raise DataError(
-          f"{self.path} is in use: another process prepares the same data set; wait for "
-          "it to end"
-        ) from error
+        raise
 
   def close(self) -> None:
     """Lets another process prepare; a folder without a plan goes, for it holds nothing."""
-    if self.path.exists() and not self._plan.exists():
-      self.remove()
-    os.close(self._lock)
+    try:
+      if self.path.exists() and not self._plan.exists():
+        self.remove()
+    finally:
+      os.close(self._lock)
 
   def check_same(self, plan: Mapping[str, Any]) -> None:
     """Compares a plan, or parts of it, with that of the shards in the folder.
@@ -90,16 +92,15 @@ class WorkFolder:
     Raises:
       DataError: another was begun here; says what differs.
     """
-    path = self.path / "plan.json"
-    if not path.exists():
+    if not self._plan.exists():
       return
     try:
-      begun = json.loads(path.read_text())
+      begun = json.loads(self._plan.read_text())
       different = [
         line for key in plan for line in _differences(begun[key], plan[key], key)
       ]
     except (OSError, ValueError, KeyError, TypeError) as error:
-      raise DataError(f"{path} is damaged: remove the folder {self.path}") from error
+      raise DataError(f"{self._plan} is damaged: remove the folder {self.path}") from error
     if different:
       more = f" ({len(different)} differences in all)" if len(different) > 1 else ""
       raise DataError(
@@ -114,14 +115,14 @@ class WorkFolder:
       DataError: the folder cannot be written.
     """
     with writing_to(self.path):
+      for folder in (self.path, self._finished):
+        for temporary in folder.glob("*.tmp"):  # of write_bytes
+          temporary.unlink()
       write_json(self._plan, plan)
       self.unfinished.unlink(missing_ok=True)
       # A kill while shards were being moved to TFDS' own folder left some of them there.
       for folder in self.version_dir.parent.glob(f"incomplete.*_{self.version_dir.name}"):
-        for shard in folder.iterdir():
-          noted, here = self._account_path(shard.name), self.path / shard.name
-          if noted.exists() and not here.exists():
-            os.replace(shard, here)
+        self.take_back(folder)
         shutil.rmtree(folder)
 
   def account(self, shard: str) -> Account | None:
@@ -164,22 +165,53 @@ class WorkFolder:
     """For TFDS, which makes it without need."""
     return self.path / "downloads"
 
-  def hand_over(self, directory: pathlib.Path) -> None:
-    """Moves the finished shards and what lies with them, but not the notes."""
-    own = {"plan.json", "finished", "unfinished", "downloads"}
+  def hand_over(self, directory: pathlib.Path, names: Collection[str]) -> None:
+    """Moves the named files, and no other: a kill may have left more here."""
     with writing_to(directory):
-      for path in sorted(self.path.iterdir()):
-        if path.name not in own:
-          os.replace(path, directory / path.name)
+      for name in names:
+        os.replace(self.path / name, directory / name)
       _sync(directory)
+
+  def take_back(self, directory: pathlib.Path) -> None:
+    """Moves the finished shards of a directory here, if `hand_over` got that far."""
+    with writing_to(self.path):
+      for path in directory.iterdir():
+        here = self.path / path.name
+        if self._account_path(path.name).exists() and not here.exists():
+          os.replace(path, here)
 
   def remove(self) -> None:
     """Removes the folder, when all is handed over."""
     with writing_to(self.path):
-      shutil.rmtree(self.path)
+      for path in self.path.iterdir():
+        if path.is_dir():
+          shutil.rmtree(path)
+        elif path != self._lock_path:
+          path.unlink()
+      # Last, so that until then no other process can begin here.
+      self._lock_path.unlink()
+      self.path.rmdir()
+
+  def _locked(self) -> int:
+    """The descriptor of the lock."""
+    # A file open for writing: NFS refuses to lock anything else.
+    lock = os.open(self._lock_path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      if not os.fstat(lock).st_nlink:  # removed by another process before it let go
+        raise BlockingIOError
+    except BaseException as error:
+      os.close(lock)
+      if isinstance(error, BlockingIOError):
+        raise DataError(
+          f"{self.path} is in use: another process prepares the same data set; wait for "
+          "it to end"
+        ) from error
+      raise
+    return lock
 
   def _account_path(self, shard: str) -> pathlib.Path:
-    return self.path / "finished" / f"{shard}.json"
+    return self._finished / f"{shard}.json"
 
 
 class ShardWriter(tfds.core.ExampleWriter):

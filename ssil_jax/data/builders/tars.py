@@ -33,7 +33,7 @@ def members(
   *,
   inside: Member | None = None,
 ) -> Iterator[Member]:
-  """The regular files of an uncompressed tar, in its order, hidden ones left out.
+  """The files of an uncompressed tar, in its order, hidden ones left out.
 
   Args:
     path: the file.
@@ -41,7 +41,7 @@ def members(
     inside: the member of `path` that is the tar, if it is not the whole file.
 
   Raises:
-    DataError: the tar is cut off, damaged, or none.
+    DataError: the tar is cut off, damaged, or none, or has links or devices in it.
   """
   where = path.name if inside is None else f"{path.name}: {inside.name}"
   try:
@@ -60,8 +60,14 @@ def members(
           done = info.offset
           # macOS adds hidden ._NAME files, which hold no images.
           hidden = info.name.rpartition("/")[2].startswith(".")
-          if info.isreg() and not hidden:
-            yield Member(info.name, start + info.offset_data, info.size)
+          if hidden or info.isdir():
+            continue
+          if not info.isreg():
+            raise DataError(
+              f"{where} has {info.name} as a link or device and not as a file, as no "
+              "official archive has: download it again"
+            )
+          yield Member(info.name, start + info.offset_data, info.size)
         # tarfile takes whatever is no header for the end of a tar.
         tar.fileobj.seek(tar.offset)
         if tar.fileobj.read(_BLOCK) != bytes(_BLOCK):
@@ -72,6 +78,17 @@ def members(
     raise DataError(_cut_off(where, str(error))) from error
   except OSError as error:
     raise DataError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def read_member(tar: tarfile.TarFile, name: str) -> bytes:
+  """The content of a member; raises ValueError if it is missing or no file."""
+  try:
+    file = tar.extractfile(name)
+  except KeyError as error:
+    raise ValueError(f"{name} is missing") from error
+  if file is None:
+    raise ValueError(f"{name} is not a file")
+  return file.read()
 
 
 class Table(NamedTuple):
