@@ -26,7 +26,11 @@ def test_every_flag_and_file_named_exists():
     assert (root / "experiments" / flagfile).is_file()
   for picture in re.findall(r"!\[.*?\]\((.*?)\)", README):
     assert (root / picture).is_file()
+  import prepare
   import run
 
-  known = set(re.findall(r"^  --(\w+)$", run.help_text(), re.MULTILINE)) | {"flagfile"}
-  assert set(re.findall(r"--(\w+)", README)) - {"help", "workdir"} <= known
+  # file_format is a flag of TFDS' own command.
+  known = {"flagfile", "help", "file_format"}
+  for text in (run.help_text(), prepare.help_text()):
+    known |= set(re.findall(r"^  --(\w+)$", text, re.MULTILINE))
+  assert set(re.findall(r"--(\w+)", README)) <= known
