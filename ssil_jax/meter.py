@@ -1,5 +1,6 @@
 """Turns the metrics of single steps into records, without making the devices wait."""
 
+import itertools
 import math
 import time
 from typing import Any
@@ -39,8 +40,9 @@ class Meter:
     self._display = display
     self._pending: list[dict[str, Any]] = []
     self._reported = 0
-    self._timed_steps = 0  # sent since `_timed_from`
+    self._sent = 0
     self._timed_from = time.monotonic()
+    self._done_then = 0  # steps
     self._input_seconds = 0.0  # waited for batches since then
     self._seconds_per_step = math.nan
     self._input_share = math.nan  # of the time
@@ -53,9 +55,9 @@ class Meter:
       input_seconds: how long the loop waited for the step's batch.
     """
     self._pending.append(step_metrics)
-    self._timed_steps += 1
+    self._sent += 1
     self._input_seconds += input_seconds
-    if self._reported == 0 and len(self._pending) == 1:
+    if self._sent == 1:
       # Compiling makes the first step slow: it counts only while there is no other.
       jax.block_until_ready(step_metrics)
       self._read_clock()
@@ -70,20 +72,23 @@ class Meter:
     """Writes the oldest steps, a record for every `log_every` of them."""
     if num_steps == len(self._pending):
       jax.block_until_ready(self._pending)
-    if self._timed_steps:
-      self._read_clock()
+    self._read_clock()
     metrics = parallel.fetch(self._pending[:num_steps])
     del self._pending[:num_steps]
     for start in range(0, num_steps, self._log_every):
       self._write(metrics[start : start + self._log_every])
 
   def _read_clock(self) -> None:
-    """Sets the speed from the steps since the last reading."""
-    now = time.monotonic()
-    # Steps sent stand for steps done: only a few are ever under way.
-    self._seconds_per_step = (now - self._timed_from) / self._timed_steps
+    """Sets the speed from the steps that were done since the last reading."""
+    under_way = itertools.takewhile(
+      lambda step_metrics: not step_metrics["loss"].is_ready(), reversed(self._pending)
+    )
+    done, now = self._sent - len(list(under_way)), time.monotonic()
+    if done == self._done_then:
+      return
+    self._seconds_per_step = (now - self._timed_from) / (done - self._done_then)
     self._input_share = self._input_seconds / (now - self._timed_from)
-    self._timed_steps, self._timed_from, self._input_seconds = 0, now, 0.0
+    self._done_then, self._timed_from, self._input_seconds = done, now, 0.0
 
   def _write(self, window: list[dict[str, Any]]) -> None:
     plan = self._plan

@@ -1,5 +1,7 @@
 """Speed and waiting, by a clock that the test moves."""
 
+import types
+
 import jax
 import numpy as np
 import pytest
@@ -34,13 +36,11 @@ def clock(monkeypatch):
   return now
 
 
-def records_of(clock, steps, *, log_every):
-  """The records of a phase whose steps take (seconds, of them waiting for input)."""
+def meter_that_tells(recorder, *, log_every):
   method = get_method("ssil")
   values = {"memory_size": 10, "batch_size_new": BATCH_SIZE, "batch_size_memory": 8}
   plan = make_plan(make_config(values, method.defaults))
-  recorder = Recorder()
-  meter_of_phase = meter.Meter(
+  return meter.Meter(
     phase_plans(plan)[0],
     phase=0,
     first_step=0,
@@ -48,6 +48,12 @@ def records_of(clock, steps, *, log_every):
     journal=recorder,
     display=recorder,
   )
+
+
+def records_of(clock, steps, *, log_every):
+  """The records of a phase whose steps take (seconds, of them waiting for input)."""
+  recorder = Recorder()
+  meter_of_phase = meter_that_tells(recorder, log_every=log_every)
   mesh = Mesh(np.asarray(jax.devices()[:1]), (step.AXIS,))
   for seconds, waiting in steps:
     clock[0] += seconds
@@ -81,3 +87,29 @@ def test_compiling_counts_only_while_there_is_nothing_else(clock):
   (record,) = records_of(clock, [(60.0, 3.0)], log_every=2)
   assert record["input_wait"] == pytest.approx(3 / 60)
   assert record["images_per_second"] == pytest.approx(BATCH_SIZE / 60)
+
+
+class Loss:
+  """A number on a device that has not come to it yet."""
+
+  def __init__(self):
+    self.done = False
+    self.addressable_shards = [types.SimpleNamespace(data=np.ones(1, np.float32))]
+
+  def is_ready(self):
+    return self.done
+
+  def block_until_ready(self):
+    self.done = True
+    return self
+
+
+def test_steps_sent_are_not_steps_done(clock):
+  recorder, losses = Recorder(), [Loss() for _ in range(4)]
+  meter_of_phase = meter_that_tells(recorder, log_every=2)
+  for seconds, loss in zip([60.0, 1.0, 0.0, 0.0], losses, strict=True):
+    clock[0] += seconds
+    losses[1].done = True
+    meter_of_phase.add({"loss": loss, "top1": loss}, input_seconds=0.0)
+  # Three steps were sent in the second after the first, and one of them was done.
+  assert recorder.records[0]["images_per_second"] == pytest.approx(BATCH_SIZE)

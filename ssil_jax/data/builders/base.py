@@ -21,7 +21,6 @@ from ssil_jax.data import labels as labels_lib
 from ssil_jax.data.builders import recode
 from ssil_jax.data.builders.display import Display
 from ssil_jax.data.builders.found import (
-  NAMES_KEPT,
   Findings,
   Found,
   LeftOut,
@@ -42,7 +41,7 @@ from ssil_jax.workdir import write_json
 
 _SHARD_BYTES = 640_000_000
 _MOST_SHARDS = 256
-_NAMED = 5  # corrupt images in an error
+_NAMED = 5  # corrupt images in an error, classes in a line
 _THREADS = min(usable_cores(), 32)
 _LOOK_AHEAD = 4 * _THREADS  # images that are under way or wait for the writer
 # A record holds a hundred bytes or so besides its image, and ArrayRecord adds two hundred.
@@ -382,10 +381,10 @@ class _Job(NamedTuple):
     names = np.array(self.found.class_names["label"])
     for split, part in labels.items():
       if len(absent := np.delete(names, np.unique(part))):
-        more = ", ..." if len(absent) > NAMES_KEPT else ""
+        more = ", ..." if len(absent) > _NAMED else ""
         differences.append(
           f"{len(absent):,} of {len(names):,} classes have no image in {split}, so that a "
-          f"run cannot be scored on them: {', '.join(absent[:NAMES_KEPT])}{more}"
+          f"run cannot be scored on them: {', '.join(absent[:_NAMED])}{more}"
         )
     remarks = {split: LeftOut() for split in shards}
     for split, part in shards.items():
