@@ -11,12 +11,11 @@ from ssil_jax.config import Config
 from ssil_jax.data import decode
 from ssil_jax.data.dataset import Source, Split
 from ssil_jax.data.encoded import EncodedImages
+from ssil_jax.data.small import input_size
 from ssil_jax.errors import DataError
-from ssil_jax.resnet import SMALL_IMAGE
 
 _LAYOUT = "an image folder is DIR/train/CLASS/* and DIR/test/CLASS/* (or DIR/val)"
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-_LARGE_INPUT = 224
 _HEAD_BYTES = 1 << 14  # enough for the header of most images
 
 
@@ -51,12 +50,11 @@ def _open(config: Config) -> Source:
   _check_same_classes(train_dir, class_names, test_dir, _class_names(test_dir))
   train, ignored_train = _list_split(train_dir, class_names)
   test, ignored_test = _list_split(test_dir, class_names)
-  natural = max(train.images.decode(0, decode.size_of))
   return Source(
     class_names=class_names,
     train=train,
     test=test,
-    image_size=natural if natural <= SMALL_IMAGE else _LARGE_INPUT,
+    image_size=input_size(train.images),
     flip=True,
     ignored_files=ignored_train + ignored_test,
   )

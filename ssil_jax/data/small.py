@@ -6,6 +6,19 @@ import numpy as np
 
 from ssil_jax.data import crop, decode
 from ssil_jax.data.encoded import EncodedImages
+from ssil_jax.resnet import SMALL_IMAGE
+
+_LARGE_INPUT = 224
+
+
+def input_size(images: EncodedImages) -> int:
+  """Natural side of the network's input: that of the first image if it is small, or 224.
+
+  Raises:
+    DataError: names the image if it has no readable header.
+  """
+  longest = max(images.decode(0, decode.size_of))
+  return longest if longest <= SMALL_IMAGE else _LARGE_INPUT
 
 
 def central_squares(images: EncodedImages | np.ndarray, size: int) -> np.ndarray:

@@ -24,13 +24,13 @@ from rich.progress import track
 from tensorflow_datasets.proto import tf_example_generated_pb2
 
 from ssil_jax.config import Config
-from ssil_jax.data import decode, labels
+from ssil_jax.data import labels
 from ssil_jax.data.augment import IMAGENET_NORMALIZATION, Normalization
 from ssil_jax.data.dataset import Source, Split
 from ssil_jax.data.encoded import EncodedImages
+from ssil_jax.data.small import input_size
 from ssil_jax.errors import DataError
 from ssil_jax.host import allow_open_files
-from ssil_jax.resnet import SMALL_IMAGE
 
 
 class _DataSet(NamedTuple):
@@ -53,7 +53,6 @@ _INFO = "dataset_info.json"
 _CLASS_NAMES = "label.labels.txt"
 _FILES_PER_SHARD = 2  # that ArrayRecord keeps open of a shard once it was read from
 _PREPARED = "prepare.json"  # what experiments/prepare.py says of itself
-_LARGE_INPUT = 224
 _WRONG_LABELS = "it is of another version; delete it and labels.json"
 _CHUNK = 256  # records that a thread indexes at a time
 
@@ -99,12 +98,11 @@ def open_tfds(config: Config) -> Source:
     _split(stores[name], all_labels[name], len(class_names), directory)
     for name in (train_name, test_name)
   )
-  natural = max(train.images.decode(0, decode.size_of))
   return Source(
     class_names=class_names,
     train=train,
     test=test,
-    image_size=natural if natural <= SMALL_IMAGE else _LARGE_INPUT,
+    image_size=input_size(train.images),
     flip=True,
     normalization=data_set.normalization,
     notes=_notes(directory),
