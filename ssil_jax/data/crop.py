@@ -61,7 +61,7 @@ def resize(pixels: np.ndarray, size: int) -> np.ndarray:
     uint8 [S, S, 3].
   """
   height, width = pixels.shape[:2]
-  return _resample(pixels, (0, 0, width, height), size)
+  return resample(pixels, (0, 0, width, height), size)
 
 
 def central_square(pixels: np.ndarray, size: int, *, short_side: int) -> np.ndarray:
@@ -86,13 +86,22 @@ def central_square(pixels: np.ndarray, size: int, *, short_side: int) -> np.ndar
   # Only the samples that the crop keeps are computed; back to pixels of the source.
   x, w = (place * width / new_width for place in (left, size))
   y, h = (place * height / new_height for place in (top, size))
-  return _resample(pixels, (x, y, w, h), size)
+  return resample(pixels, (x, y, w, h), size)
 
 
-def _resample(
+def resample(
   pixels: np.ndarray, box: tuple[float, float, float, float], size: int
 ) -> np.ndarray:
-  """uint8 [S, S, 3] from a box (left, top, width, height) of an image."""
+  """A box of an image at another size; at its edges, pixels outside it count, too.
+
+  Args:
+    pixels: uint8 [H, W, 3].
+    box: left, top, width, height in pixels, fractions allowed, inside the image.
+    size: S.
+
+  Returns:
+    uint8 [S, S, 3].
+  """
   if not hasattr(_THREAD, "resizer"):
     _THREAD.resizer = cykooz_resizer.Resizer()
   rgb = cykooz_resizer.PixelType.U8x3
