@@ -18,6 +18,7 @@ from ssil_jax.workdir import write_bytes, write_json
 
 _ARRAY = "labels.npy"
 _ORIGIN = "labels.json"
+FILES = (_ARRAY, _ORIGIN)  # what `save` writes
 
 
 def save(

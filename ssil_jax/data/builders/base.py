@@ -1,15 +1,13 @@
 """From official archives to a TFDS directory: what the builders have in common."""
 
 import abc
-import collections
-import concurrent.futures
 import dataclasses
 import functools
 import inspect
 import json
 import pathlib
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -25,29 +23,23 @@ from ssil_jax.data.builders.found import (
   Found,
   LeftOut,
   Options,
-  Records,
 )
+from ssil_jax.data.builders.shard_images import ShardImages
 from ssil_jax.data.builders.shards import (
-  Account,
-  Note,
   ShardWriter,
   WorkFolder,
   work_path,
   writing_to,
 )
 from ssil_jax.errors import DataError
-from ssil_jax.host import usable_cores
 from ssil_jax.workdir import write_json
 
 _SHARD_BYTES = 640_000_000
 _MOST_SHARDS = 256
-_NAMED = 5  # corrupt images in an error, classes in a line
-_THREADS = min(usable_cores(), 32)
-_LOOK_AHEAD = 4 * _THREADS  # images that are under way or wait for the writer
+_NAMED = 5  # classes in a line
 # A record holds a hundred bytes or so besides its image, and ArrayRecord adds two hundred.
 _BYTES_AROUND_IMAGE = 400
 _SMALLEST_SHARD = 128 * 1024  # bytes that ArrayRecord gives a file, however few it needs
-_LABELS = ("labels.npy", "labels.json")  # what `labels.save` writes
 _REPORT = "prepare.json"
 
 
@@ -183,7 +175,7 @@ class ArchiveBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
 
   def _shard_iterators_per_split(
     self, dl_manager: tfds.download.DownloadManager
-  ) -> Mapping[str, Sequence["_Shard"]]:
+  ) -> Mapping[str, Sequence[ShardImages]]:
     del dl_manager  # nothing is downloaded
     job = self._job
     shards = {}
@@ -193,7 +185,7 @@ class ArchiveBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
       template = self._get_filename_template(split)
       recode_image = functools.partial(self._recode, recoding=job.options.recoding(split))
       shards[split] = [
-        _Shard(
+        ShardImages(
           name=template.sharded_filepath(shard_index=i, num_shards=count).name,
           records=records,
           span=range(ends[i], ends[i + 1]),
@@ -262,7 +254,7 @@ class ArchiveBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
     )
     directory = pathlib.Path(self.data_dir)
     try:
-      work.hand_over(directory, [*names, *_LABELS, _REPORT])
+      work.hand_over(directory, [*names, *labels_lib.FILES, _REPORT])
       # Only now, for with it the directory looks like a data set. TFDS writes it again, and
       # throws all away if it cannot: should there be no room for it, the shards are safe.
       self.info.write_to_directory(self.data_path)
@@ -278,78 +270,6 @@ class ArchiveBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
         f"class {names[empty[0]]} ({len(empty)} in all) has no training image that can be "
         "decoded: download its archive again"
       )
-
-
-class _Shard:
-  """The images of a shard, called for its examples.
-
-  Attributes:
-    name: file name.
-    records: of the whole split.
-    span: the records of the shard.
-    account: what became of them; None until the shard is finished.
-  """
-
-  def __init__(
-    self,
-    name: str,
-    records: Records,
-    span: range,
-    recode: Callable[[bytes], recode.Stored],
-    allow_partial: bool,
-  ):
-    self.name, self.records, self.span = name, records, span
-    self.account: Account | None = None
-    self._recode, self._allow_partial = recode, allow_partial
-
-  @property
-  def num_records(self) -> int:
-    return len(self.span) - len(self.account.left_out)
-
-  def __call__(
-    self, advance: Callable[[int], None] = lambda images: None
-  ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Reads, checks and recodes the images in threads; yields them in their order.
-
-    Args:
-      advance: called with the number of images that were dealt with.
-
-    Yields:
-      Position in the split, and features.
-
-    Raises:
-      DataError: images are corrupt and may not be left out, or no image is left.
-    """
-    account = Account()
-    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-      for record, image in zip(
-        self.span, _in_order(pool, self._stored, self.span), strict=True
-      ):
-        advance(1)
-        if isinstance(image, recode.CorruptImage):
-          account.left_out.append(Note(record, str(image)))
-          continue
-        if image.remark:
-          account.remarks.append(Note(record, image.remark))
-        yield record, {"image": image.data, **self.records.features(record)}
-    corrupt = account.left_out
-    if corrupt and (len(corrupt) == len(self.span) or not self._allow_partial):
-      named = "; ".join(
-        f"{self.records.where(note.record)} ({note.reason})" for note in corrupt[:_NAMED]
-      )
-      remedy = "" if self._allow_partial else ", or --allow_partial leaves them out"
-      raise DataError(
-        f"{len(corrupt)} of the {len(self.span)} images for {self.name} cannot be decoded: "
-        f"{named}{'; ...' if len(corrupt) > _NAMED else ''}: download the archive "
-        f"again{remedy}"
-      )
-    self.account = account
-
-  def _stored(self, record: int) -> recode.Stored | recode.CorruptImage:
-    try:
-      return self._recode(self.records.read(record))
-    except recode.CorruptImage as error:
-      return error
 
 
 class _Job(NamedTuple):
@@ -374,7 +294,7 @@ class _Job(NamedTuple):
     }
 
   def report(
-    self, shards: Mapping[str, Sequence[_Shard]], labels: Mapping[str, np.ndarray]
+    self, shards: Mapping[str, Sequence[ShardImages]], labels: Mapping[str, np.ndarray]
   ) -> dict[str, Any]:
     """The content of `prepare.json`."""
     left_out, differences = self.found.left_out, list(self.found.differences)
@@ -412,7 +332,7 @@ class _Job(NamedTuple):
     }
 
 
-def _labels(shards: Iterable[_Shard]) -> np.ndarray:
+def _labels(shards: Iterable[ShardImages]) -> np.ndarray:
   """int32 [n]: the labels of what the shards of a split hold."""
   return np.concatenate(
     [
@@ -425,23 +345,8 @@ def _labels(shards: Iterable[_Shard]) -> np.ndarray:
   )
 
 
-def _in_order(
-  pool: concurrent.futures.Executor,
-  function: Callable[[int], Any],
-  arguments: Iterable[int],
-) -> Iterator[Any]:
-  """Like `map` in a pool, but with few results waiting: images would fill the memory."""
-  waiting: collections.deque[concurrent.futures.Future] = collections.deque()
-  for argument in arguments:
-    waiting.append(pool.submit(function, argument))
-    if len(waiting) >= _LOOK_AHEAD:
-      yield waiting.popleft().result()
-  while waiting:
-    yield waiting.popleft().result()
-
-
 def _check_space(
-  folder: pathlib.Path, shards: Mapping[str, Sequence[_Shard]], options: Options
+  folder: pathlib.Path, shards: Mapping[str, Sequence[ShardImages]], options: Options
 ) -> None:
   """Raises DataError if there is too little room for the shards."""
   needed = 0
