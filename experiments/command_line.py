@@ -18,9 +18,9 @@ def wants_help(argv: Sequence[str]) -> bool:
   return not {"-h", "-?", "-help", "--help"}.isdisjoint(argv[1:])
 
 
-def flag_help(name: str, text: str) -> str:
-  """The lines of the help on one flag."""
-  return f"  --{name}\n{textwrap.indent(textwrap.fill(text, 76), ' ' * 6)}"
+def flag_help(name: str, text: str, *, prefix: str = "--") -> str:
+  """The lines of the help on one flag, or on one choice of a flag."""
+  return f"  {prefix}{name}\n{textwrap.indent(textwrap.fill(text, 76), ' ' * 6)}"
 
 
 def read_flags(flag_values: flags.FlagValues, argv: Sequence[str]) -> None:

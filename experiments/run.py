@@ -24,10 +24,10 @@ from ssil_jax import loop, parallel, report, tables
 from ssil_jax.data import check_dataset_name
 from ssil_jax.errors import ConfigError, UserError
 from ssil_jax.interrupt import Interrupts
-from ssil_jax.methods import get_method
+from ssil_jax.methods import METHODS, get_method
 
 _FLAGFILES = pathlib.Path(__file__).resolve().parent
-_INTERRUPTED = 130  # what a shell reports after Ctrl-C
+INTERRUPTED = 130  # what a shell reports after Ctrl-C
 
 
 def define_flags(flag_values: flags.FlagValues) -> None:
@@ -51,7 +51,23 @@ def help_text() -> str:
       default = config_lib.DEFAULTS[field.name]
       text += f" (default: {default if default != '' else 'none'})"
     lines.append(command_line.flag_help(field.name, text))
+  lines += ["", "Methods, each with the defaults that its paper gives it:"]
+  for name, method in METHODS.items():
+    settings = {**config_lib.DEFAULTS, **method.defaults, **method.fixed}
+    shown = (*method.defaults, *method.fixed, *method.settings)
+    text = ", ".join(
+      f"{field} {_shown_default(settings[field], settings, field)}" for field in shown
+    )
+    lines.append(command_line.flag_help(name, f"{method.title}: {text}", prefix=""))
   return "\n".join(lines)
+
+
+def _shown_default(value: Any, settings: dict[str, Any], field: str) -> str:
+  """A default as text; milestones that follow the epochs, at the epochs' default."""
+  if not callable(value):
+    return str(value)
+  epochs = settings[field.replace("milestones", "epochs")]
+  return ",".join(map(str, value(epochs)))
 
 
 def find_flagfiles(argv: Sequence[str]) -> list[str]:
@@ -86,7 +102,7 @@ def parse(argv: Sequence[str]) -> config_lib.Config:
   for name in ("milestones_first", "milestones"):
     values[name] = _whole_numbers(name, values[name])
   method = get_method(values["method"] or config_lib.DEFAULTS["method"])
-  config = config_lib.make_config(values, method.defaults)
+  config = config_lib.make_config(values, method.defaults, method.fixed)
   check_dataset_name(config.dataset)
   return config
 
@@ -122,7 +138,7 @@ def main(argv: Sequence[str]) -> int:
       "interrupted: every finished state is saved; the same command continues",
       file=sys.stderr,
     )
-    return _INTERRUPTED
+    return INTERRUPTED
   console.print(tables.format_table(results))
   console.print(f"report: {page}", markup=False, soft_wrap=True)
   return 0
@@ -130,7 +146,7 @@ def main(argv: Sequence[str]) -> int:
 
 if __name__ == "__main__":
   exit_code = main(sys.argv)
-  if exit_code == _INTERRUPTED:
+  if exit_code == INTERRUPTED:
     # XLA may be compiling in a thread still, and an ordinary exit would crash in it.
     sys.stdout.flush()
     sys.stderr.flush()

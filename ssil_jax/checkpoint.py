@@ -1,8 +1,7 @@
-"""Checkpoints: all that a run needs to go on, through orbax.
+"""Checkpoints: all that a run needs to go on, and the network after every state.
 
-One is written at the end of every incremental state: device state, exemplars, and the
-results so far. Orbax writes to a temporary folder and renames it, so that a kill leaves the
-one before intact.
+Orbax writes both at the end of every incremental state, to a temporary folder that it
+renames, so that a kill leaves the one before intact.
 """
 
 import pathlib
@@ -22,6 +21,7 @@ class Progress(NamedTuple):
 
   train_state: TrainState
   memory: Memory
+  stats: Any  # of the method
   results: list[dict[str, Any]]  # of the states done, as in results.json
 
 
@@ -49,6 +49,7 @@ class Checkpoints:
       args=ocp.args.Composite(
         train_state=ocp.args.StandardSave(progress.train_state),
         memory=ocp.args.StandardSave(progress.memory._asdict()),
+        stats=ocp.args.StandardSave(_filled(progress.stats)),
         results=ocp.args.JsonSave(progress.results),
       ),
     )
@@ -63,8 +64,53 @@ class Checkpoints:
       args=ocp.args.Composite(
         train_state=ocp.args.StandardRestore(otherwise.train_state),
         memory=ocp.args.StandardRestore(),
+        stats=ocp.args.StandardRestore(_filled(otherwise.stats)),
         results=ocp.args.JsonRestore(),
       ),
     )
     exemplars = Memory(**{name: np.asarray(x) for name, x in saved.memory.items()})
-    return Progress(saved.train_state, exemplars, saved.results)
+    stats = {name: saved.stats[name] for name in otherwise.stats}
+    return Progress(saved.train_state, exemplars, stats, saved.results)
+
+
+def _filled(stats: dict[str, Any]) -> dict[str, Any]:
+  """With an entry more, for orbax, which refuses a tree of none."""
+  return {**stats, "count": np.int32(len(stats))}
+
+
+class Networks:
+  """The network as each state left it, in `WORKDIR/networks`; a context manager."""
+
+  def __init__(self, workdir: pathlib.Path, *, read_only: bool = False):
+    self._manager = ocp.CheckpointManager(
+      workdir / "networks",
+      options=ocp.CheckpointManagerOptions(
+        enable_async_checkpointing=False, read_only=read_only, create=not read_only
+      ),
+    )
+
+  def __enter__(self) -> "Networks":
+    return self
+
+  def __exit__(self, *exc_info) -> None:
+    self._manager.close()
+
+  def save(self, train_state: TrainState, *, state: int) -> None:
+    """Saves parameters and BatchNorm statistics, host arrays."""
+    if state in self._manager.all_steps():
+      self._manager.delete(state)  # of a run that was killed before its checkpoint
+    self._manager.save(state, args=ocp.args.StandardSave(_network(train_state)))
+
+  def states(self) -> list[int]:
+    """The states whose network is there."""
+    return sorted(self._manager.all_steps())
+
+  def load(self, state: int, *, like: TrainState) -> TrainState:
+    """`like`, host arrays, with the steps done and the network of a state's end."""
+    saved = self._manager.restore(state, args=ocp.args.StandardRestore(_network(like)))
+    return like.replace(**saved)
+
+
+def _network(train_state: TrainState) -> dict[str, Any]:
+  names = ("step", "params", "batch_stats")
+  return {name: getattr(train_state, name) for name in names}

@@ -9,19 +9,42 @@ import dataclasses
 import math
 import pathlib
 from collections.abc import Mapping
+from fractions import Fraction
+from types import MappingProxyType
 from typing import Any
 
 from ssil_jax.errors import ConfigError
 
 PRECISIONS = ("float32", "bfloat16")
-SELECTIONS = ("ring",)
+SELECTIONS = ("ring", "herding")
+RATES_BY_STATE = ("inverse", "constant")
+IL2M_SCORES = ("softmax", "logits")
 AUGMENTS = ("auto", "none", "crop", "crop_flip")
 RESUMES = ("auto", "never")
 
 
-def _flag(help_text: str, *, identity: bool = True):
-  """A field with its help text; `identity=False`: may change when a run is resumed."""
-  return dataclasses.field(metadata={"help": help_text, "identity": identity})
+def _flag(
+  help_text: str,
+  *,
+  identity: bool = True,
+  training: bool = True,
+  first_state: bool = False,
+):
+  """A field with its help text.
+
+  Args:
+    help_text: shown by --help.
+    identity: whether a run with another value is another run.
+    training: whether such a run is also trained differently.
+    first_state: whether that is so in the first state already, whatever the method.
+  """
+  metadata = {
+    "help": help_text,
+    "identity": identity,
+    "training": identity and training,
+    "first_state": first_state,
+  }
+  return dataclasses.field(metadata=metadata)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,7 +53,8 @@ class Config:
 
   dataset: str = _flag(
     "data set: digits (embedded), image_folder, or one that experiments/prepare.py "
-    "makes: imagenet, landmarks_v2/1k, landmarks_v2/10k, cifar100"
+    "makes: imagenet, landmarks_v2/1k, landmarks_v2/10k, cifar100",
+    first_state=True,
   )
   data_dir: str = _flag(
     "folder of the data set; image_folder reads DIR/train/CLASS/* and "
@@ -45,47 +69,89 @@ class Config:
     "auto: continue the run found in --workdir; never: refuse such a directory",
     identity=False,
   )
-  method: str = _flag("ssil (separated softmax + ratio-preserving batches) or ft")
-  num_classes: int = _flag("use only the first classes of the class order (0: all)")
+  method: str = _flag("the method, one of those listed below", training=False)
+  num_classes: int = _flag(
+    "use only the first classes of the class order (0: all)", first_state=True
+  )
   num_states: int = _flag("number of incremental states T, the first one included")
   initial_classes: int = _flag(
     "classes of the first state; the others share the rest equally (0: equal states)"
   )
   class_order_seed: int = _flag(
-    "classes are learnt in the order numpy.random.RandomState(SEED).permutation(C)"
+    "classes are learnt in the order numpy.random.RandomState(SEED).permutation(C)",
+    first_state=True,
   )
   memory_size: int = _flag("exemplars kept in all, |M|: floor(M / seen) of each class")
-  selection: str = _flag("which exemplars are kept; ring: a random, balanced subset")
-  batch_size_new: int = _flag("new-class samples of a batch, N_D (ft: the whole batch)")
+  selection: str = _flag(
+    "which exemplars of a class are kept; ring: a random subset, herding: those whose mean "
+    "feature follows the class's best"
+  )
+  batch_size_new: int = _flag(
+    "new-class samples of a ratio-preserving batch, N_D; the size of any other batch",
+    first_state=True,
+  )
   batch_size_memory: int = _flag(
     "exemplars of a ratio-preserving batch, N_M (default: 16/32/64 for T = 20/10/5, "
-    "that is N_D divided by 8/4/2)"
+    "that is N_D divided by 8/4/2); der draws as many twice"
   )
   batch_size_test: int = _flag("images of a test batch", identity=False)
-  epochs_first: int = _flag("epochs of the first state")
-  epochs: int = _flag("epochs of every later state (default: ssil 20, ft 25)")
+  epochs_first: int = _flag("epochs of the first state", first_state=True)
+  epochs: int = _flag("epochs of every later state (default: the method's)")
   milestones_first: tuple[int, ...] = _flag(
-    "epochs of the first state after which the learning rate drops tenfold "
-    "(default: at 40% and 80%)"
+    "epochs of the first state after which the learning rate drops (default: at 40% and "
+    "80%, or the method's)",
+    first_state=True,
   )
   milestones: tuple[int, ...] = _flag(
-    "the same for every later state (default: at 40% and 80%)"
+    "the same for every later state (default: at 40% and 80%, or the method's)"
   )
-  learning_rate: float = _flag("learning rate of state 1; state t starts with 1/t of it")
-  momentum: float = _flag("Nesterov momentum")
+  learning_rate: float = _flag("learning rate at the start of state 1", first_state=True)
+  learning_rate_by_state: str = _flag(
+    "inverse: state t starts with 1/t of the learning rate; constant: with all of it"
+  )
+  learning_rate_drop: float = _flag(
+    "factor of the learning rate at every milestone", first_state=True
+  )
+  momentum: float = _flag("Nesterov momentum", first_state=True)
   reset_momentum: bool = _flag("start every state with zero momentum")
-  weight_decay: float = _flag("weight decay, added to the gradient of every parameter")
-  width: int = _flag("channels of ResNet-18's first stage")
-  precision: str = _flag("what the network computes in: float32 or bfloat16")
+  weight_decay: float = _flag(
+    "weight decay, added to the gradient of every parameter", first_state=True
+  )
+  width: int = _flag("channels of ResNet-18's first stage", first_state=True)
+  precision: str = _flag(
+    "what the network computes in: float32 or bfloat16", first_state=True
+  )
   image_size: int = _flag(
     "side of the square network input in pixels (0: the data set's own). Up to 64, "
     "images stay on the device and the network starts with a 3x3 convolution; above, "
-    "they are streamed and it starts with 7x7/2 and a max-pool"
+    "they are streamed and it starts with 7x7/2 and a max-pool",
+    first_state=True,
   )
   augment: str = _flag(
-    "training images: none, crop, crop_flip, or auto (crop for digits, else crop_flip)"
+    "training images: none, crop, crop_flip, or auto (crop for digits, else crop_flip)",
+    first_state=True,
   )
-  seed: int = _flag("initial weights, batches, augmentation and exemplars")
+  seed: int = _flag(
+    "initial weights, batches, augmentation and exemplars", first_state=True
+  )
+  temperature: float = _flag("of softened softmaxes, where the method distils")
+  il2m_scores: str = _flag(
+    "il2m: which scores are rectified, softmax or logits", training=False
+  )
+  eeil_epochs: int = _flag("eeil: epochs of balanced fine-tuning")
+  bic_held_out: float = _flag(
+    "bic: share of the exemplars that is kept from training to fit the correction"
+  )
+  lucir_lambda: float = _flag("lucir: base weight of the less-forget constraint")
+  lucir_margin: float = _flag("lucir: margin of the inter-class separation, in cosines")
+  lucir_negatives: int = _flag("lucir: new classes that each exemplar is held off from")
+  der_alpha: float = _flag("der: weight of the distance to the stored logits")
+  der_beta: float = _flag("der: weight of the replayed samples' cross-entropy")
+  from_workdir: str = _flag(
+    "work directory of another run: the states that would be trained just as there are "
+    "taken from it, the first state of most methods, all of ft's for il2m",
+    identity=False,
+  )
   num_devices: int = _flag(
     "devices to train on (0: every accelerator, or as many virtual CPU devices as "
     "there are cores and the batch sizes allow)",
@@ -116,6 +182,8 @@ DEFAULTS: Mapping[str, Any] = {
   "batch_size_test": 256,
   "epochs_first": 100,
   "learning_rate": 0.1,
+  "learning_rate_by_state": "inverse",
+  "learning_rate_drop": 0.1,
   "momentum": 0.9,
   "reset_momentum": True,
   "weight_decay": 1e-4,
@@ -124,15 +192,30 @@ DEFAULTS: Mapping[str, Any] = {
   "image_size": 0,
   "augment": "auto",
   "seed": 0,
+  "temperature": 2.0,
+  "il2m_scores": "softmax",
+  "eeil_epochs": 30,
+  "bic_held_out": 0.1,
+  "lucir_lambda": 10.0,
+  "lucir_margin": 0.5,
+  "lucir_negatives": 2,
+  "der_alpha": 0.1,
+  "der_beta": 0.5,
+  "from_workdir": "",
   "num_devices": 0,
   "input_processes": 0,
   "log_every": 50,
 }
 
 
+def milestones_at(epochs: int, *fractions: Fraction) -> tuple[int, ...]:
+  """Whole epochs, rounded down, at fractions of a state's training; never at its start."""
+  return tuple(dict.fromkeys(e for e in (int(epochs * f) for f in fractions) if e > 0))
+
+
 def paper_milestones(epochs: int) -> tuple[int, ...]:
   """Epochs after which the rate drops: 40, 80 of 100; 8, 16 of 20; 10, 20 of 25."""
-  return tuple(dict.fromkeys(e for e in (epochs * 2 // 5, epochs * 4 // 5) if e > 0))
+  return milestones_at(epochs, Fraction(2, 5), Fraction(4, 5))
 
 
 def paper_batch_size_memory(batch_size_new: int, num_states: int) -> int:
@@ -142,12 +225,18 @@ def paper_batch_size_memory(batch_size_new: int, num_states: int) -> int:
   return max(1, round(16 / ratio) * batch_size_new // 16)
 
 
-def make_config(values: Mapping[str, Any], method_defaults: Mapping[str, Any]) -> Config:
+def make_config(
+  values: Mapping[str, Any],
+  method_defaults: Mapping[str, Any],
+  method_fixed: Mapping[str, Any] = MappingProxyType({}),
+) -> Config:
   """Fills in what was not given and checks the whole.
 
   Args:
     values: field name -> value, None where the default is wanted.
-    method_defaults: the hyperparameters that the paper ties to the method.
+    method_defaults: the hyperparameters that its paper ties to the method; milestones may
+      be a function of the epochs.
+    method_fixed: values that the method has whatever was given.
 
   Returns:
     The complete Config.
@@ -156,10 +245,11 @@ def make_config(values: Mapping[str, Any], method_defaults: Mapping[str, Any]) -
     ConfigError: with one line for every mistake that shows without looking at data.
   """
   given = {name: value for name, value in values.items() if value is not None}
-  full = {**DEFAULTS, **method_defaults, **given}
+  full = {**DEFAULTS, **method_defaults, **given, **method_fixed}
   full.setdefault("workdir", f"runs/{full['dataset']}-{full['method']}")
-  full.setdefault("milestones_first", paper_milestones(full["epochs_first"]))
-  full.setdefault("milestones", paper_milestones(full["epochs"]))
+  for name, epochs in (("milestones_first", "epochs_first"), ("milestones", "epochs")):
+    milestones = full.get(name, paper_milestones)
+    full[name] = milestones(full[epochs]) if callable(milestones) else milestones
   full.setdefault(
     "batch_size_memory",
     paper_batch_size_memory(full["batch_size_new"], full["num_states"]),
@@ -199,6 +289,12 @@ _AT_LEAST = {
   "momentum": 0,
   "weight_decay": 0,
   "width": 1,
+  "eeil_epochs": 1,
+  "lucir_lambda": 0,
+  "lucir_margin": 0,
+  "lucir_negatives": 1,
+  "der_alpha": 0,
+  "der_beta": 0,
   "image_size": 0,
   "seed": 0,
   "num_devices": 0,
@@ -213,8 +309,16 @@ def _number_mistakes(config: Config) -> list[str]:
     value = getattr(config, name)
     if not math.isfinite(value) or value < least:
       mistakes.append(f"--{name}={value} must be {least} or more")
-  if not math.isfinite(config.learning_rate) or config.learning_rate <= 0:
-    mistakes.append(f"--learning_rate={config.learning_rate} must be above 0")
+  for name in ("learning_rate", "temperature"):
+    value = getattr(config, name)
+    if not math.isfinite(value) or value <= 0:
+      mistakes.append(f"--{name}={value} must be above 0")
+  if not 0 < config.learning_rate_drop <= 1:
+    mistakes.append(
+      f"--learning_rate_drop={config.learning_rate_drop} must be above 0 and at most 1"
+    )
+  if not 0 < config.bic_held_out < 1:
+    mistakes.append(f"--bic_held_out={config.bic_held_out} must be between 0 and 1")
   if config.momentum >= 1:
     mistakes.append(f"--momentum={config.momentum} must be below 1")
   if 0 < config.image_size < 8:
@@ -232,6 +336,8 @@ def _choice_mistakes(config: Config) -> list[str]:
   choices = {
     "precision": PRECISIONS,
     "selection": SELECTIONS,
+    "learning_rate_by_state": RATES_BY_STATE,
+    "il2m_scores": IL2M_SCORES,
     "augment": AUGMENTS,
     "resume": RESUMES,
   }
@@ -259,13 +365,23 @@ def to_json(config: Config) -> dict[str, Any]:
   }
 
 
-def differences(config: Config, saved: Mapping[str, Any]) -> list[str]:
-  """What in a saved config.json makes it another run: one line per differing field."""
+def differences(
+  config: Config, saved: Mapping[str, Any], *, aspect: str = "identity"
+) -> list[str]:
+  """What in a saved config.json makes it another run: one line per differing field.
+
+  Args:
+    config: of this run.
+    saved: contents of the other's config.json; a field that is not there, because the
+      version that wrote it had none, counts as its default.
+    aspect: "identity", "training" or "first_state": which fields matter, see `_flag`.
+  """
   now = to_json(config)
+  there = {**DEFAULTS, **saved}
   return [
-    f"--{field.name}: {saved.get(field.name)!r} there, {now[field.name]!r} now"
+    f"--{field.name}: {there.get(field.name)!r} there, {now[field.name]!r} now"
     for field in dataclasses.fields(Config)
-    if field.metadata["identity"] and saved.get(field.name) != now[field.name]
+    if field.metadata[aspect] and there.get(field.name) != now[field.name]
   ]
 
 

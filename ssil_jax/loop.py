@@ -1,28 +1,23 @@
-"""The run: for every incremental state, for every phase, for every step.
+"""The run: for every incremental state, train it, look back at it, and save.
 
 It knows states, phases and the `Method` contract; no method's and no data set's name.
 """
 
-import contextlib
 import functools
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from rich.console import Console
 
-from ssil_jax import data, memory, metrics, parallel, step, workdir
-from ssil_jax.checkpoint import Checkpoints, Progress
+from ssil_jax import data, memory, metrics, parallel, reuse, step, workdir
+from ssil_jax.checkpoint import Checkpoints, Networks, Progress
 from ssil_jax.config import Config
-from ssil_jax.data import feed
-from ssil_jax.errors import DivergedError
 from ssil_jax.journal import Journal
 from ssil_jax.meter import Meter
-from ssil_jax.methods import SeenClasses
+from ssil_jax.methods.base import Given, Moment, SeenClasses, Sizes, Survey
 from ssil_jax.plan import (
   PhasePlan,
   Plan,
@@ -33,20 +28,10 @@ from ssil_jax.plan import (
   schedule_table,
 )
 from ssil_jax.progress import ProgressDisplay
-from ssil_jax.resnet import SMALL_IMAGE, ResNet18
-from ssil_jax.sampling import Key, Pool
-from ssil_jax.states import IncrementalState, state_of_class
-
-
-class Trainer(NamedTuple):
-  """What a run holds on the devices, and does there."""
-
-  mesh: Mesh
-  train_step: Callable
-  eval_step: Callable
-  initial: step.TrainState  # on the host
-  train_images: jax.Array | None  # [num_devices, N, S, S, 3] if images live there
-  test_images: jax.Array | None
+from ssil_jax.sampling import Pool
+from ssil_jax.selection import SELECTIONS
+from ssil_jax.states import IncrementalState
+from ssil_jax.trainer import Trainer, evaluate, make_trainer, survey, train_phase
 
 
 def run(
@@ -69,7 +54,9 @@ def run(
   plan = make_plan(config)
   mesh = parallel.choose_devices(config)
   check_shares(plan, mesh.size)
-  folder = workdir.claim(config, data_fingerprint=data.fingerprint(plan.dataset))
+  fingerprint = data.fingerprint(plan.dataset)
+  source = reuse.open_source(plan, data_fingerprint=fingerprint)
+  folder = workdir.claim(config, data_fingerprint=fingerprint)
   workdir.write_json(folder / "schedule.json", schedule_rows(plan))
   if plan.dataset.ignored_files:
     console.print(
@@ -80,14 +67,19 @@ def run(
   console.print(schedule_table(plan))
   trainer = make_trainer(plan, mesh)
 
-  with Checkpoints(folder) as checkpoints:
-    progress = checkpoints.latest(otherwise=start(trainer))
+  with Checkpoints(folder) as checkpoints, Networks(folder) as networks:
+    progress = checkpoints.latest(otherwise=start(plan, trainer))
     done = len(progress.results)
     if done:
       console.print(f"states 1 to {done} are done already, in {folder}", markup=False)
+    if source.num_states > done:
+      console.print(
+        f"states {done + 1} to {source.num_states} are taken from {source.folder}",
+        markup=False,
+      )
     workdir.write_json(folder / "results.json", _results(plan, mesh, progress.results))
-    train_state = parallel.replicate(progress.train_state, mesh)
-    phases = [p for p in phase_plans(plan) if p.state.index > done]
+    trained_here = max(done, source.num_states)
+    phases = [p for p in phase_plans(plan) if p.state.index > trained_here]
     with (
       Journal(
         folder, states_done=done, steps_done=int(progress.train_state.step)
@@ -99,189 +91,213 @@ def run(
       ) as display,
     ):
       for state in plan.states[done:]:
-        started = time.monotonic()
-        if config.reset_momentum:
-          fresh = parallel.replicate(trainer.initial.opt_state, mesh)
-          train_state = train_state.replace(opt_state=fresh)
-        pool = plan.pool(state, progress.memory)
-        for index, phase in enumerate(p for p in phases if p.state is state):
-          meter = Meter(
-            phase,
-            phase=index,
-            first_step=int(parallel.fetch(train_state.step)),
-            log_every=config.log_every,
-            journal=journal,
-            display=display,
-          )
-          train_state = train_phase(
+        if state.index <= source.num_states:
+          trained = take_state(plan, source, progress, state, journal)
+        else:
+          trained = train_state(
             plan,
             trainer,
-            train_state,
-            phase,
-            pool,
-            phase_index=index,
-            meter=meter,
+            progress,
+            state,
+            [p for p in phases if p.state is state],
+            make_meter=functools.partial(
+              Meter, log_every=config.log_every, journal=journal, display=display
+            ),
             check_interrupt=check_interrupt,
           )
-        train_seconds = time.monotonic() - started
-
-        result = {
-          "state": state.index,
-          "num_old": state.num_old,
-          "num_seen": state.num_seen,
-          **evaluate(plan, trainer, train_state, state),
-          "train_seconds": round(train_seconds, 3),
-        }
-        progress = Progress(
-          parallel.fetch(train_state),
-          update_memory(plan, state, pool, progress.memory),
-          [*progress.results, result],
-        )
+        progress = finish_state(plan, trainer, progress, state, trained)
+        networks.save(progress.train_state, state=state.index)
         checkpoints.save(progress)
         workdir.write_json(folder / "results.json", _results(plan, mesh, progress.results))
+        result = progress.results[-1]
         journal.evaluation(result, step=int(progress.train_state.step))
         display.print(_one_line(result, len(plan.states)))
   return _results(plan, mesh, progress.results)
 
 
-def make_trainer(plan: Plan, mesh: Mesh) -> Trainer:
-  """The network's initial state on the host, the steps, and small images in place."""
-  config, dataset = plan.config, plan.dataset
-  model = step.Model(
-    network=ResNet18(
-      num_classes=len(dataset.class_names),
-      width=config.width,
-      small_images=dataset.image_size <= SMALL_IMAGE,
-      dtype=jnp.dtype(config.precision),
-      axis_name=step.AXIS,
-    ),
-    method=plan.method,
-    optimizer=step.make_optimizer(
-      momentum=config.momentum, weight_decay=config.weight_decay
-    ),
-    augmentation=dataset.augmentation,
-    normalization=dataset.normalization,
-    seed=config.seed,
-    state_of_class=tuple(state_of_class(plan.states).tolist()),
-  )
-  train_images, test_images = (
-    parallel.replicate(split.images, mesh) if split.on_device else None
-    for split in (dataset.train, dataset.test)
-  )
-  return Trainer(
-    mesh=mesh,
-    train_step=parallel.map_train_step(model, mesh),
-    eval_step=parallel.map_eval_step(model, mesh),
-    initial=parallel.initial_train_state(model, dataset.image_size),
-    train_images=train_images,
-    test_images=test_images,
-  )
-
-
-def start(trainer: Trainer) -> Progress:
+def start(plan: Plan, trainer: Trainer) -> Progress:
   """A run that has done nothing yet."""
-  return Progress(trainer.initial, memory.empty(), [])
+  params = trainer.initial.params
+  sizes = Sizes(
+    num_classes=len(plan.dataset.class_names),
+    num_features=params["head"]["kernel"].shape[0],
+    num_records=len(plan.dataset.train.labels),
+    memory_size=plan.config.memory_size,
+  )
+  return Progress(trainer.initial, memory.empty(), plan.method.init_stats(sizes), [])
 
 
-def train_phase(
+class Trained(NamedTuple):
+  """A state whose training is over; host arrays."""
+
+  train_state: step.TrainState
+  pool: Pool  # what it trained on
+  seconds: float
+  from_workdir: str | None  # where it was trained, None for here
+
+
+def train_state(
   plan: Plan,
   trainer: Trainer,
-  train_state: step.TrainState,
-  phase: PhasePlan,
-  pool: Pool,
+  progress: Progress,
+  state: IncrementalState,
+  phases: list[PhasePlan],
   *,
-  phase_index: int,
-  meter: Meter,
-  check_interrupt: Callable[[], None] = lambda: None,
-) -> step.TrainState:
-  """All steps of a phase; `train_state` is on the devices, and is used up."""
-  batches = feed.TrainBatches(
-    dataset=plan.dataset,
-    pool=pool,
-    sampling=phase.phase.sampling,
-    key=Key(plan.config.seed, phase.state.index, phase_index),
-    batch_size_new=plan.config.batch_size_new,
-    batch_size_memory=plan.config.batch_size_memory,
-    num_devices=trainer.mesh.size,
-    num_steps=phase.num_steps,
-  )
-  classes = seen_classes(phase.state, trainer.mesh)
-  backpressure = parallel.Backpressure()
-  with prefetched(plan.config, trainer, batches) as batches_on_devices:
-    for number in range(phase.num_steps):
-      check_interrupt()
-      started = time.monotonic()
-      batch = next(batches_on_devices)
-      waited = time.monotonic() - started
-      epoch, place = divmod(number, phase.steps_per_epoch)
-      if place == 0:
-        rate = np.float32(phase.phase.learning_rate_at(epoch))
-        learning_rate = parallel.replicate(rate, trainer.mesh)
-      train_state, step_metrics = trainer.train_step(
-        train_state, batch, classes, learning_rate, trainer.train_images
+  make_meter: Callable[..., Meter],
+  check_interrupt: Callable[[], None],
+) -> Trained:
+  """All phases of a state."""
+  started = time.monotonic()
+  current = progress.train_state
+  if plan.config.reset_momentum:
+    current = current.replace(opt_state=trainer.initial.opt_state)
+  pool = plan.pool(state, progress.memory)
+  given = given_in(plan, state, stats=progress.stats, teacher=current)
+  for index, phase in enumerate(phases):
+    if phase.phase.new_teacher:
+      given = given_in(plan, state, stats=progress.stats, teacher=current, knows_new=True)
+      look = surveyor(plan, trainer, current, given)
+      priority = exemplar_priority(plan, state, pool, look, count=pool.quota)
+      labels = plan.dataset.train.labels[pool.new]
+      pool = pool._replace(new_ranks=memory.rank(labels, priority))
+    current = parallel.fetch(
+      train_phase(
+        plan,
+        trainer,
+        parallel.replicate(current, trainer.mesh),
+        parallel.replicate(given, trainer.mesh),
+        phase,
+        pool,
+        phase_index=index,
+        meter=make_meter(phase, phase=index, first_step=int(current.step)),
+        check_interrupt=check_interrupt,
       )
-      backpressure.add(step_metrics)
-      meter.add(step_metrics, input_seconds=waited)
-  meter.finish()
-  return train_state
+    )
+  return Trained(current, pool, time.monotonic() - started, None)
 
 
-def evaluate(
-  plan: Plan, trainer: Trainer, train_state: step.TrainState, state: IncrementalState
-) -> dict[str, Any]:
-  """The scores over every test image of the classes seen; see `metrics.summarize`."""
-  batches = feed.EvalBatches(
-    dataset=plan.dataset,
-    records=data.records_of(plan.dataset.test.labels, 0, state.num_seen),
-    batch_size=plan.config.batch_size_test,
-    num_devices=trainer.mesh.size,
+def take_state(
+  plan: Plan,
+  source: reuse.Source,
+  progress: Progress,
+  state: IncrementalState,
+  journal: Journal,
+) -> Trained:
+  """A state as another run trained it, with that run's records of the training."""
+  for record in source.records(state.index):
+    journal.train(record)
+  return Trained(
+    source.train_state(state.index, like=progress.train_state),
+    plan.pool(state, progress.memory),
+    source.train_seconds(state.index),
+    str(source.folder),
   )
-  classes = seen_classes(state, trainer.mesh)
-  backpressure, counts = parallel.Backpressure(), []
-  with prefetched(plan.config, trainer, batches) as batches_on_devices:
-    for batch in batches_on_devices:
-      counts.append(trainer.eval_step(train_state, batch, classes, trainer.test_images))
-      backpressure.add(counts[-1])
-  total = metrics.add(parallel.fetch(counts))
-  if not np.isfinite(total.score_new).all():
-    raise DivergedError(
-      f"the network's outputs on the test images are not finite after state "
-      f"{state.index}: lower --learning_rate; the states before this one are saved"
-    )
-  return metrics.summarize(total, state=state.index)
 
 
-def prefetched(
-  config: Config, trainer: Trainer, batches: feed.TrainBatches | feed.EvalBatches
-) -> contextlib.closing:
-  """The batches on the devices, a few ahead of their use; no more are made on leaving."""
-  return contextlib.closing(
-    feed.prefetched(
-      batches,
-      functools.partial(parallel.shard, mesh=trainer.mesh),
-      num_processes=config.input_processes,
-    )
+def finish_state(
+  plan: Plan, trainer: Trainer, progress: Progress, state: IncrementalState, end: Trained
+) -> Progress:
+  """What follows training: exemplars, the method's statistics, evaluation."""
+  method, config = plan.method, plan.config
+  current = end.train_state
+  if method.align:
+    params = method.align(current.params, state.num_old, state.num_seen)
+    current = current.replace(params=params)
+  given = given_in(plan, state, stats=progress.stats, teacher=None)
+  look = surveyor(plan, trainer, current, given)
+  exemplars = update_memory(plan, state, end.pool, progress.memory, look)
+  moment = Moment(
+    num_first=plan.states[0].num_seen,
+    num_old=state.num_old,
+    num_seen=state.num_seen,
+    pool=end.pool,
+    labels=plan.dataset.train.labels,
+    test_labels=plan.dataset.test.labels,
+    memory=exemplars,
+    stats=progress.stats,
+    survey=look,
+  )
+  moment = moment._replace(stats=method.stats(moment, config))
+  given = given_in(plan, state, stats=moment.stats, teacher=None)
+  scores = evaluate(
+    plan,
+    trainer,
+    parallel.replicate(current, trainer.mesh),
+    parallel.replicate(given, trainer.mesh),
+    state,
+  )
+  result = {
+    "state": state.index,
+    "num_old": state.num_old,
+    "num_seen": state.num_seen,
+    **scores,
+    "statistics": method.describe(moment, config),
+    "train_seconds": round(end.seconds, 3),
+    "from_workdir": end.from_workdir,
+  }
+  return Progress(current, exemplars, moment.stats, [*progress.results, result])
+
+
+def given_in(
+  plan: Plan,
+  state: IncrementalState,
+  *,
+  stats: Any,
+  teacher: step.TrainState | None,
+  knows_new: bool = False,
+) -> Given:
+  """What a phase of a state starts with; host arrays.
+
+  Args:
+    plan: of the run.
+    state: the state.
+    stats: of the method.
+    teacher: the network as it was, None where nothing is trained.
+    knows_new: whether it has learnt the state's new classes.
+  """
+  network, num_taught = None, 0
+  if teacher is not None and plan.method.has_teacher:
+    network = {"params": teacher.params, "batch_stats": teacher.batch_stats}
+    num_taught = state.num_seen if knows_new else state.num_old
+  numbers = (state.num_old, state.num_seen, num_taught)
+  return Given(SeenClasses(*map(np.int32, numbers)), network, stats)
+
+
+def surveyor(
+  plan: Plan, trainer: Trainer, current: step.TrainState, given: Given
+) -> Survey:
+  """Looks at images with the network as it is; arguments are host arrays."""
+  given = given._replace(teacher=None)
+  on_devices = functools.cache(lambda: parallel.replicate((current, given), trainer.mesh))
+  return lambda *args, **kwargs: survey(plan, trainer, *on_devices(), *args, **kwargs)
+
+
+def exemplar_priority(
+  plan: Plan, state: IncrementalState, pool: Pool, look: Survey, *, count: int
+) -> np.ndarray:
+  """[n], sortable: which of the new records are kept first, `count` of each class."""
+  return SELECTIONS[plan.config.selection](
+    pool.new,
+    plan.dataset.train.labels[pool.new],
+    memory.random_order(len(pool.new), seed=plan.config.seed, state=state.index),
+    look,
+    count,
   )
 
 
 def update_memory(
-  plan: Plan, state: IncrementalState, pool: Pool, exemplars: memory.Memory
+  plan: Plan, state: IncrementalState, pool: Pool, exemplars: memory.Memory, look: Survey
 ) -> memory.Memory:
   """The exemplars after a state."""
+  count = memory.quota(plan.config.memory_size, state.num_seen)
   return memory.update(
     exemplars,
     pool.new,
     plan.dataset.train.labels[pool.new],
-    memory.random_order(len(pool.new), seed=plan.config.seed, state=state.index),
+    exemplar_priority(plan, state, pool, look, count=count),
     memory_size=plan.config.memory_size,
     num_seen=state.num_seen,
   )
-
-
-def seen_classes(state: IncrementalState, mesh: Mesh) -> SeenClasses:
-  """Where the classes stand in a state, on the devices."""
-  numbers = SeenClasses(np.int32(state.num_old), np.int32(state.num_seen))
-  return parallel.replicate(numbers, mesh)
 
 
 def _results(plan: Plan, mesh: Mesh, states: list[dict[str, Any]]) -> dict[str, Any]:

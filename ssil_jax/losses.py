@@ -1,4 +1,4 @@
-"""Softmax cross-entropies over an interval of the classes: one equation each.
+"""Cross-entropies and distillation over intervals of the classes: one equation each.
 
 The head has a column for every class there will ever be. Two integers say which columns
 count: `[0, num_old)` are the old classes P_t, `[num_old, num_seen)` the new ones N_t, the
@@ -7,6 +7,7 @@ rest is unseen. Both may be traced, so one compiled program serves every state.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def interval_mask(low: jax.Array, high: jax.Array, num_classes: int) -> jax.Array:
@@ -102,3 +103,120 @@ def seen_softmax_cross_entropy(
   """
   low = jnp.zeros_like(labels)
   return interval_cross_entropy(logits, labels, low, jnp.full_like(labels, num_seen))
+
+
+def softened_cross_entropy(
+  logits: jax.Array,
+  teacher_logits: jax.Array,
+  num_taught: jax.Array | int,
+  *,
+  temperature: float,
+) -> jax.Array:
+  """-sum_k q_k log p_k, with q and p one softmax over all classes that the teacher knows.
+
+  Knowledge distillation as in BiC (section 3, L_d) and WA (L_KD), without the factor T^2 of
+  Hinton et al. 2015. No gradient reaches the teacher's logits.
+
+  Args:
+    logits: [B, C], of the network in training.
+    teacher_logits: [B, C].
+    num_taught: the classes `[0, num_taught)` count; with 0, the result is 0.
+    temperature: T, by which both logits are divided.
+
+  Returns:
+    float32 [B].
+  """
+  taught = jnp.arange(logits.shape[-1])[None, :] < num_taught
+  # A softmax over no class at all would be NaN, and so would its gradient.
+  mask = taught | (jnp.asarray(num_taught) == 0)
+  log_p = _log_softmax(logits / temperature, mask)
+  log_q = _log_softmax(jax.lax.stop_gradient(teacher_logits) / temperature, mask)
+  return -jnp.sum(jnp.exp(log_q) * log_p, axis=-1, where=taught)
+
+
+def task_wise_cross_entropy(
+  logits: jax.Array,
+  teacher_logits: jax.Array,
+  state_of_class: np.ndarray,
+  num_taught: jax.Array | int,
+  *,
+  temperature: float,
+) -> jax.Array:
+  """sum_s -sum_k q_k log p_k, with q and p a softmax over the classes of state s only.
+
+  Distillation for each classification layer apart, as in LwF (equations 2 and 3) and EEIL
+  (equation 3). No gradient reaches the teacher's logits.
+
+  Args:
+    logits: [B, C], of the network in training.
+    teacher_logits: [B, C].
+    state_of_class: int [C], which state (from 0) introduced each class; rising.
+    num_taught: the states within `[0, num_taught)` count; with 0, the result is 0.
+    temperature: T, by which both logits are divided.
+
+  Returns:
+    float32 [B].
+  """
+  log_p, log_q, taught = _task_wise(
+    logits, teacher_logits, state_of_class, num_taught, temperature
+  )
+  return -jnp.sum(jnp.exp(log_q) * log_p, axis=-1, where=taught)
+
+
+def task_wise_distillation(
+  logits: jax.Array,
+  teacher_logits: jax.Array,
+  state_of_class: np.ndarray,
+  num_taught: jax.Array | int,
+  *,
+  temperature: float,
+) -> jax.Array:
+  """T^2 sum_s KL(q || p), with q and p a softmax over the classes of state s only.
+
+  TKD of SS-IL's conference version (ICCV 2021), arguments as for
+  `task_wise_cross_entropy`. Its gradient is that of the cross-entropy times T^2.
+
+  Returns:
+    float32 [B].
+  """
+  log_p, log_q, taught = _task_wise(
+    logits, teacher_logits, state_of_class, num_taught, temperature
+  )
+  divergence = jnp.sum(jnp.exp(log_q) * (log_q - log_p), axis=-1, where=taught)
+  return temperature**2 * divergence
+
+
+def log_softmax_by_state(logits: jax.Array, state_of_class: np.ndarray) -> jax.Array:
+  """Each class's log-probability among the classes of its own state.
+
+  Args:
+    logits: [B, C].
+    state_of_class: int [C], which state (from 0) introduced each class; rising.
+
+  Returns:
+    float32 [B, C].
+  """
+  logits = logits.astype(jnp.float32).T  # classes first, for the sums over segments
+  over = {
+    "segment_ids": state_of_class,
+    "num_segments": int(state_of_class.max()) + 1,
+    "indices_are_sorted": True,
+  }
+  largest = jax.lax.stop_gradient(jax.ops.segment_max(logits, **over))
+  shifted = logits - largest[state_of_class]
+  total = jax.ops.segment_sum(jnp.exp(shifted), **over)
+  return (shifted - jnp.log(total)[state_of_class]).T
+
+
+def _task_wise(logits, teacher_logits, state_of_class, num_taught, temperature):
+  """float32 [B, C] log p and log q, and bool [1, C], the classes that count."""
+  teacher_logits = jax.lax.stop_gradient(teacher_logits)
+  log_p, log_q = (
+    log_softmax_by_state(x / temperature, state_of_class) for x in (logits, teacher_logits)
+  )
+  return log_p, log_q, jnp.arange(logits.shape[-1])[None, :] < num_taught
+
+
+def _log_softmax(logits: jax.Array, mask: jax.Array) -> jax.Array:
+  """float32 [B, C], over the classes of a mask [1, C]; elsewhere finite and meaningless."""
+  return logits.astype(jnp.float32) - masked_logsumexp(logits, mask)[:, None]

@@ -67,7 +67,8 @@ def update(
     keeps them all.
   """
   order = np.lexsort((priority, labels))
-  new = Memory(records[order], labels[order], _ranks(labels[order]))
+  new = Memory(records, labels, rank(labels, priority))
+  new = Memory(*(field[order] for field in new))
   keep_old = memory.ranks < quota(memory_size, num_seen)
   keep_new = new.ranks < quota(memory_size, num_seen)
   both = Memory(
@@ -77,8 +78,61 @@ def update(
   return Memory(*(field[by_class] for field in both))
 
 
-def _ranks(sorted_labels: np.ndarray) -> np.ndarray:
-  """int32 [n]: 0, 1, 2, ... anew in every run of equal labels."""
-  starts = np.flatnonzero(np.diff(sorted_labels, prepend=-1))
-  lengths = np.diff(starts, append=len(sorted_labels))
-  return (np.arange(len(sorted_labels)) - np.repeat(starts, lengths)).astype(np.int32)
+def rank(labels: np.ndarray, priority: np.ndarray) -> np.ndarray:
+  """int32 [n]: the place of each record within its class, by rising priority, from 0."""
+  order = np.lexsort((priority, labels))
+  starts = np.flatnonzero(np.diff(labels[order], prepend=-1))
+  lengths = np.diff(starts, append=len(labels))
+  ranks = np.empty(len(labels), np.int32)
+  ranks[order] = np.arange(len(labels)) - np.repeat(starts, lengths)
+  return ranks
+
+
+def herding_order(features: np.ndarray, count: int) -> np.ndarray:
+  """Which records of a class follow its mean best, iCaRL's algorithm 4.
+
+  The k-th is the one with which the mean of the k chosen comes closest to the mean of all.
+
+  Args:
+    features: float [n, d] of one class, of length 1.
+    count: how many to choose.
+
+  Returns:
+    int64 [min(count, n)]: places in `features`, in the order in which they are chosen;
+    the first one wins where several are equally good.
+  """
+  features = features.astype(np.float64)
+  mean = features.mean(axis=0)
+  total = np.zeros_like(mean)
+  left = np.ones(len(features), bool)
+  chosen = np.zeros(min(count, len(features)), np.int64)
+  lengths = (features**2).sum(axis=1)
+  for k in range(len(chosen)):
+    # |(total + f) / (k+1) - mean|^2, less what is the same for all f, times (k+1)^2.
+    distances = lengths + 2 * features @ (total - (k + 1) * mean)
+    chosen[k] = np.argmin(np.where(left, distances, np.inf))
+    left[chosen[k]] = False
+    total += features[chosen[k]]
+  return chosen
+
+
+def herding_priority(
+  features: np.ndarray, labels: np.ndarray, otherwise: np.ndarray, *, count: int
+) -> np.ndarray:
+  """The priority of records by herding within each class, for `update`.
+
+  Args:
+    features: float [n, d], of length 1.
+    labels: int [n].
+    otherwise: [n], the priority of those that herding does not reach, 0 or more.
+    count: records to choose of each class.
+
+  Returns:
+    float64 [n].
+  """
+  priority = np.array(otherwise, np.float64)
+  for label in np.unique(labels):
+    places = np.flatnonzero(labels == label)
+    chosen = places[herding_order(features[places], count)]
+    priority[chosen] = np.arange(-len(chosen), 0)
+  return priority

@@ -14,12 +14,14 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ssil_jax import step as step_lib
 from ssil_jax.config import Config
 from ssil_jax.errors import ConfigError
 from ssil_jax.host import usable_cores
+from ssil_jax.methods.base import Measure
 
 _THREADS_PER_DEVICE = 2
 _STEPS_AHEAD = 8
@@ -139,6 +141,22 @@ def map_eval_step(model: step_lib.Model, mesh: Mesh) -> Callable:
     axis_name=step_lib.AXIS,
     devices=list(mesh.devices),
   )
+
+
+def map_survey_step(model: step_lib.Model, mesh: Mesh, measure: Measure) -> Callable:
+  """`step.survey_step` over all devices."""
+  return jax.pmap(
+    functools.partial(step_lib.survey_step, model=model, measure=measure),
+    axis_name=step_lib.AXIS,
+    devices=list(mesh.devices),
+  )
+
+
+def gather(tree: Any) -> Any:
+  """Host copies of arrays [num_devices, ...] of which each device has its own part."""
+  if jax.process_count() == 1:
+    return jax.device_get(tree)
+  return multihost_utils.process_allgather(tree, tiled=True)
 
 
 def describe(mesh: Mesh) -> dict[str, Any]:

@@ -22,10 +22,17 @@ class Plan(NamedTuple):
   states: tuple[IncrementalState, ...]
 
   def pool(self, state: IncrementalState, exemplars: memory.Memory) -> Pool:
-    """The records that a state trains on."""
+    """The records that a state trains on; the new ones ranked at random."""
     labels = self.dataset.train.labels
     new = data.records_of(labels, state.num_old, state.num_seen)
-    return Pool(new=new, memory=exemplars.records)
+    priority = memory.random_order(len(new), seed=self.config.seed, state=state.index)
+    return Pool(
+      new=new,
+      memory=exemplars.records,
+      new_ranks=memory.rank(labels[new], priority),
+      memory_ranks=exemplars.ranks,
+      old=data.records_of(labels, 0, state.num_old),
+    )
 
 
 class PhasePlan(NamedTuple):
@@ -86,21 +93,19 @@ def phase_plans(plan: Plan) -> list[PhasePlan]:
   images_of_class = np.bincount(plan.dataset.train.labels)
   plans = []
   for state in plan.states:
-    new = images_of_class[state.num_old : state.num_seen].sum()
-    exemplars = 0
-    if state.num_old:
-      quota = memory.quota(plan.config.memory_size, state.num_old)
-      exemplars = np.minimum(images_of_class[: state.num_old], quota).sum()
-    # Only the sizes of a pool matter to the counts asked for here.
-    pool = Pool(new=np.arange(new), memory=np.arange(exemplars))
+    pool = _pool_of_sizes(
+      images_of_class[: state.num_old],
+      images_of_class[state.num_old : state.num_seen],
+      memory.quota(plan.config.memory_size, max(state.num_old, 1)),
+    )
     for phase in state.phases:
       sampling, config = phase.sampling, plan.config
       plans.append(
         PhasePlan(
           state=state,
           phase=phase,
-          num_new=int(new),
-          num_exemplars=int(exemplars),
+          num_new=len(pool.new),
+          num_exemplars=len(pool.memory),
           group_sizes=sampling.group_sizes(
             pool, config.batch_size_new, config.batch_size_memory
           ),
@@ -108,6 +113,30 @@ def phase_plans(plan: Plan) -> list[PhasePlan]:
         )
       )
   return plans
+
+
+def _pool_of_sizes(old: np.ndarray, new: np.ndarray, quota: int) -> Pool:
+  """A pool with made-up records, whose sizes and ranks are those of the real one.
+
+  Args:
+    old: int [num_old], training images of each old class.
+    new: the same for the new classes.
+    quota: exemplars of an old class, unless it has fewer images.
+  """
+
+  def ranks(counts):
+    return np.concatenate([np.arange(count) for count in (0, *counts)])
+
+  new_ranks, memory_ranks = ranks(new), ranks(np.minimum(old, quota))
+  ends = np.cumsum([len(new_ranks), len(memory_ranks), old.sum()])
+  records = np.arange(ends[-1])
+  return Pool(
+    new=records[: ends[0]],
+    memory=records[ends[0] : ends[1]],
+    new_ranks=new_ranks,
+    memory_ranks=memory_ranks,
+    old=records[ends[1] :],
+  )
 
 
 def check_shares(plan: Plan, num_devices: int) -> None:
@@ -149,12 +178,13 @@ def schedule_rows(plan: Plan) -> list[dict[str, Any]]:
 
 def schedule_table(plan: Plan) -> Table:
   """The schedule as it is printed before training."""
-  rows = schedule_rows(plan)
+  rows, config = schedule_rows(plan), plan.config
   table = Table(
     title=f"{plan.method.title} on {plan.config.dataset}",
     caption="classes: old + new; images: exemplars + new;\n"
     "batch: new + exemplars; RP: ratio-preserving;\n"
-    "drops: epochs after which the rate is divided by ten",
+    f"drops: epochs after which the rate is multiplied by {config.learning_rate_drop:g}\n"
+    + _settings_line(plan),
     box=None,
     padding=(0, 1, 0, 0),  # fits a terminal of 80 columns
   )
@@ -163,3 +193,9 @@ def schedule_table(plan: Plan) -> Table:
   for row in rows:
     table.add_row(*map(str, row.values()))
   return table
+
+
+def _settings_line(plan: Plan) -> str:
+  """What else the method trains with."""
+  names = ("momentum", "weight_decay", "selection", *plan.method.settings)
+  return ", ".join(f"{name} {getattr(plan.config, name)}" for name in names)

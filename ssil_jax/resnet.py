@@ -25,13 +25,16 @@ class Outputs(NamedTuple):
 
   features: jax.Array  # float32 [B, 8 * width], the input of the head
   logits: jax.Array  # float32 [B, num_classes]
+  scale: jax.Array | float = 1.0  # float32 [], what a cosine head multiplies cosines by
 
 
 class ResNet18(nn.Module):
-  """ResNet-18 with a linear head over all classes there will ever be.
+  """ResNet-18 with a head over all classes there will ever be.
 
   Attributes:
     num_classes: columns of the head.
+    cosine_head: the head's logits are cosines of feature and class weight, times a learnt
+      scale, and the last ReLU is left out (LUCIR); else they are linear.
     width: channels of the first stage; each later stage has twice as many.
     small_images: 3x3 stem without max-pool.
     dtype: of the computation; parameters and BatchNorm statistics are float32.
@@ -39,6 +42,7 @@ class ResNet18(nn.Module):
   """
 
   num_classes: int
+  cosine_head: bool = False
   width: int = 64
   small_images: bool = False
   dtype: jnp.dtype = jnp.float32
@@ -71,18 +75,41 @@ class ResNet18(nn.Module):
         x = BasicBlock(
           channels=self.width * 2**stage,
           strides=2 if stage > 0 and block == 0 else 1,
+          final_relu=not (self.cosine_head and (stage, block) == (3, 1)),
           conv=conv,
           norm=norm,
           name=f"stage{stage + 1}_block{block + 1}",
         )(x)
     features = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
+    if self.cosine_head:
+      logits, scale = CosineHead(self.num_classes, name="head")(features)
+      return Outputs(features, logits, scale)
     logits = nn.Dense(
       self.num_classes,
       kernel_init=_head_init,
       bias_init=_head_bias_init(features.shape[-1]),
       name="head",
     )(features)
-    return Outputs(features, logits)
+    return Outputs(features, logits, jnp.ones(()))
+
+
+class CosineHead(nn.Module):
+  """Logits eta <w / |w|, f / |f|> (LUCIR, equation 4); eta starts at 1 and is learnt."""
+
+  num_classes: int
+
+  @nn.compact
+  def __call__(self, features: jax.Array) -> tuple[jax.Array, jax.Array]:
+    shape = features.shape[-1], self.num_classes
+    kernel = self.param("kernel", _head_init, shape)
+    scale = self.param("scale", nn.initializers.ones, ())
+    cosines = unit(features, axis=1) @ unit(kernel, axis=0)
+    return scale * cosines, scale
+
+
+def unit(x: jax.Array, *, axis: int) -> jax.Array:
+  """Vectors along an axis at length 1; one of zeros stays as it is."""
+  return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x**2, axis, keepdims=True), 1e-24))
 
 
 class BasicBlock(nn.Module):
@@ -90,6 +117,7 @@ class BasicBlock(nn.Module):
 
   channels: int
   strides: int
+  final_relu: bool
   conv: functools.partial
   norm: functools.partial
 
@@ -102,7 +130,7 @@ class BasicBlock(nn.Module):
     if x.shape != y.shape:
       x = self.conv(self.channels, (1, 1), strides=self.strides, name="project_conv")(x)
       x = self.norm(name="project_norm")(x)
-    return nn.relu(x + y)
+    return nn.relu(x + y) if self.final_relu else x + y
 
 
 def _head_bias_init(fan_in: int):

@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ssil_jax.errors import ConfigError
+
 
 class Purpose(enum.IntEnum):
   """Keeps the host's random streams apart: the second number of every seed tuple."""
@@ -21,11 +23,26 @@ class Purpose(enum.IntEnum):
   CROP = 4  # random resized crops on the host
 
 
+_NONE = np.zeros(0, np.int64)
+
+
 class Pool(NamedTuple):
-  """The training records that a state may draw from; either may be empty."""
+  """The training records that a state may draw from; any part may be empty."""
 
   new: np.ndarray  # int64 [n], records of the new classes: D_t
   memory: np.ndarray  # int64 [m], exemplars of the old classes: M
+  # int32 [n] and [m]: the place of each record within its class in the order in which
+  # exemplars are kept.
+  new_ranks: np.ndarray = _NONE
+  memory_ranks: np.ndarray = _NONE
+  # int64, every training record of the old classes: for joint training, which is no
+  # class-incremental learning but its upper bound.
+  old: np.ndarray = _NONE
+
+  @property
+  def quota(self) -> int:
+    """Exemplars of an old class."""
+    return int(self.memory_ranks.max(initial=-1)) + 1
 
 
 class Key(NamedTuple):
@@ -57,52 +74,123 @@ class Sampling(NamedTuple):
     return len(self.epoch_records(pool)) // batch_size_new
 
 
-def _ratio_preserving_sizes(pool: Pool, batch_size_new: int, batch_size_memory: int):
-  return (batch_size_new, batch_size_memory) if len(pool.memory) else (batch_size_new,)
+def ratio_preserving(num_draws: int, name: str) -> Sampling:
+  """N_D records of D_t, drawn without replacement, and `num_draws` times N_M of the memory.
+
+  The memory is drawn from with replacement, each time anew. Without exemplars, a batch has
+  the new records only.
+  """
+
+  def group_sizes(pool: Pool, batch_size_new: int, batch_size_memory: int):
+    draws = num_draws if len(pool.memory) else 0
+    return (batch_size_new, *[batch_size_memory] * draws)
+
+  def batch(
+    pool: Pool, key: Key, step: int, batch_size_new: int, batch_size_memory: int
+  ) -> np.ndarray:
+    _, *draws = group_sizes(pool, batch_size_new, batch_size_memory)
+    new = draw_from_epoch(pool.new, key, step, batch_size_new)
+    if not draws:
+      return new
+    drawn = key.rng(Purpose.REPLAY, step).integers(len(pool.memory), size=sum(draws))
+    return np.concatenate([new, pool.memory[drawn]])
+
+  return Sampling(name, lambda pool: pool.new, group_sizes, batch)
 
 
-def _ratio_preserving_batch(
-  pool: Pool, key: Key, step: int, batch_size_new: int, batch_size_memory: int
-) -> np.ndarray:
-  new = _draw_from_epoch(pool.new, key, step, batch_size_new)
-  if not len(pool.memory):
-    return new
-  drawn = key.rng(Purpose.REPLAY, step).integers(len(pool.memory), size=batch_size_memory)
-  return np.concatenate([new, pool.memory[drawn]])
+def shuffled(epoch_records: Callable[[Pool], np.ndarray], name: str) -> Sampling:
+  """N_D of the records that `epoch_records` chooses, drawn without replacement."""
+
+  def batch(
+    pool: Pool, key: Key, step: int, batch_size_new: int, batch_size_memory: int
+  ) -> np.ndarray:
+    del batch_size_memory  # exemplars come as often as their share of the records
+    return draw_from_epoch(epoch_records(pool), key, step, batch_size_new)
+
+  return Sampling(
+    name, epoch_records, lambda pool, batch_size_new, _: (batch_size_new,), batch
+  )
 
 
 def _new_and_memory(pool: Pool) -> np.ndarray:
   return np.concatenate([pool.new, pool.memory])
 
 
-def _shuffled_batch(
-  pool: Pool, key: Key, step: int, batch_size_new: int, batch_size_memory: int
-) -> np.ndarray:
-  del batch_size_memory  # exemplars come as often as their share of D_t and M
-  return _draw_from_epoch(_new_and_memory(pool), key, step, batch_size_new)
+def _new_and_old(pool: Pool) -> np.ndarray:
+  return np.concatenate([pool.new, pool.old])
 
 
-# SS-IL, section 5 and Algorithm 1: N_D records of D_t, drawn without replacement, and N_M
-# of the memory, drawn with replacement.
-RATIO_PRESERVING = Sampling(
-  name="RP",
-  epoch_records=lambda pool: pool.new,
-  group_sizes=_ratio_preserving_sizes,
-  batch=_ratio_preserving_batch,
-)
-
-# Vanilla fine-tuning: N_D records of D_t and M together, drawn without replacement.
-SHUFFLED = Sampling(
-  name="shuffled",
-  epoch_records=_new_and_memory,
-  group_sizes=lambda pool, batch_size_new, batch_size_memory: (batch_size_new,),
-  batch=_shuffled_batch,
-)
+def _balanced(pool: Pool) -> np.ndarray:
+  if not len(pool.memory):
+    return pool.new
+  return np.concatenate([pool.new[pool.new_ranks < pool.quota], pool.memory])
 
 
-def _draw_from_epoch(
+# SS-IL, section 5 and Algorithm 1.
+RATIO_PRESERVING = ratio_preserving(1, "RP")
+# DER++, algorithm 1: the memory is drawn from twice.
+RATIO_PRESERVING_TWICE = ratio_preserving(2, "RP twice")
+# Vanilla fine-tuning: D_t and M together.
+SHUFFLED = shuffled(_new_and_memory, "shuffled")
+# Without a memory.
+NEW_ONLY = shuffled(lambda pool: pool.new, "new only")
+# Joint training: D_t and all data of the earlier states.
+EVERYTHING = shuffled(_new_and_old, "joint")
+# EEIL, section 3: as many records of each new class as there are exemplars of an old one.
+BALANCED = shuffled(_balanced, "balanced")
+
+
+def held_out(pool: Pool, fraction: float) -> np.ndarray:
+  """Records of each seen class, equally many, that BiC keeps from training (section 4).
+
+  Args:
+    pool: with ranks.
+    fraction: of an old class's exemplars that is held out.
+
+  Returns:
+    int64 [k]: of every old class the exemplars that are dropped first as the memory
+    shrinks, of every new class those that will be kept longest; at least one of each.
+    Empty without exemplars.
+  """
+  if not len(pool.memory):
+    return _NONE
+  count = held_out_count(pool.quota, fraction)
+  return np.concatenate(
+    [
+      pool.memory[pool.memory_ranks >= pool.quota - count],
+      pool.new[pool.new_ranks < count],
+    ]
+  )
+
+
+def held_out_count(quota: int, fraction: float) -> int:
+  """Records of each class that `held_out` takes.
+
+  Raises:
+    ConfigError: none would be left to train on.
+  """
+  count = max(1, int(quota * fraction))
+  if count >= quota:
+    raise ConfigError(
+      f"--memory_size leaves {quota} exemplars of each old class, of which {count} would "
+      "be held out to fit the correction, and none to train on: raise it"
+    )
+  return count
+
+
+def without_held_out(fraction: float) -> Sampling:
+  """D_t and M together, without what `held_out` takes."""
+
+  def epoch_records(pool: Pool) -> np.ndarray:
+    return np.setdiff1d(_new_and_memory(pool), held_out(pool, fraction))
+
+  return shuffled(epoch_records, "held-out")
+
+
+def draw_from_epoch(
   records: np.ndarray, key: Key, step: int, batch_size: int
 ) -> np.ndarray:
+  """The records of a batch in an epoch that goes through `records` once."""
   epoch, place = divmod(step, len(records) // batch_size)
   order = _epoch_order(key, epoch, len(records))
   return records[order[place * batch_size : (place + 1) * batch_size]]

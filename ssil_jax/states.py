@@ -23,6 +23,9 @@ class Phase(NamedTuple):
   learning_rate: float
   milestones: tuple[int, ...]  # epochs done when the rate is multiplied by `drop`
   drop: float
+  # The network as it is when the phase starts becomes the teacher, and the exemplar
+  # selection ranks the new records by it.
+  new_teacher: bool = False
 
   def learning_rate_at(self, epoch: int) -> float:
     """The learning rate of an epoch, counted from 0."""

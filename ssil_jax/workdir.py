@@ -34,7 +34,7 @@ def claim(config: Config, *, data_fingerprint: str) -> pathlib.Path:
     workdir.mkdir(parents=True, exist_ok=True)
     saved_states = list(workdir.glob("checkpoints/[0-9]*"))
     if path.exists():
-      saved = _read(path)
+      saved = read_config(path)
       if saved_states or set(saved) != set(now):
         _check_same_run(config, saved, data_fingerprint, workdir)
       else:
@@ -48,7 +48,8 @@ def claim(config: Config, *, data_fingerprint: str) -> pathlib.Path:
   return workdir
 
 
-def _read(path: pathlib.Path) -> dict[str, Any]:
+def read_config(path: pathlib.Path) -> dict[str, Any]:
+  """The contents of a config.json; raises WorkdirError if it holds none."""
   try:
     saved = json.loads(path.read_text())
   except ValueError as error:

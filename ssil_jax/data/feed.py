@@ -61,7 +61,7 @@ class TrainBatches:
       crops = [crops[position] for position in positions.ravel()]
       inputs = _decoded(split, dealt.ravel(), crops)
       inputs = inputs.reshape(*positions.shape, *inputs.shape[1:])
-    return Batch(inputs, split.labels[dealt], positions)
+    return Batch(inputs, split.labels[dealt], positions, dealt.astype(np.int32))
 
   def _crops(self, step: int, batch_size: int) -> list[Callable[[bytes], np.ndarray]]:
     """How each position of a batch is cut out, by (seed, state, phase, step, position)."""
@@ -75,10 +75,11 @@ class TrainBatches:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvalBatches:
-  """Test batches of equal shape, the last one padded with positions of -1."""
+  """Batches that are not augmented, of equal shape; the last is padded, position -1."""
 
-  dataset: Dataset
-  records: np.ndarray  # int64 [n], of the test split
+  split: Split
+  image_size: int
+  records: np.ndarray  # int64 [n], of the split
   batch_size: int  # rounded up to a multiple of the devices
   num_devices: int
 
@@ -98,20 +99,20 @@ class EvalBatches:
     padding = whole - len(chunk)
     positions = np.arange(whole, dtype=np.int32)
     positions[len(chunk) :] = -1
-    if self.dataset.test.on_device:
+    if self.split.on_device:
       inputs = chunk.astype(np.int32)
     else:
-      how = functools.partial(_central_crop, size=self.dataset.image_size)
-      inputs = _decoded(self.dataset.test, chunk, [how] * len(chunk))
-    labels = self.dataset.test.labels[chunk]
+      how = functools.partial(_central_crop, size=self.image_size)
+      inputs = _decoded(self.split, chunk, [how] * len(chunk))
     # Padding repeats the first record; its position keeps it out of every count.
-    inputs, labels = (
-      np.concatenate([x, np.repeat(x[:1], padding, axis=0)]) for x in (inputs, labels)
+    inputs, labels, records = (
+      np.concatenate([x, np.repeat(x[:1], padding, axis=0)])
+      for x in (inputs, self.split.labels[chunk], chunk.astype(np.int32))
     )
     return Batch(
       *(
         x.reshape(self.num_devices, self._share, *x.shape[1:])
-        for x in (inputs, labels, positions)
+        for x in (inputs, labels, positions, records)
       )
     )
 

@@ -5,13 +5,17 @@ from ssil_jax.methods.base import Method, one_phase
 from ssil_jax.sampling import SHUFFLED
 
 
-def _loss(outputs, labels, classes):
-  return seen_softmax_cross_entropy(outputs.logits, labels, classes.num_seen)
+def softmax_loss(examples, config):
+  """The ordinary softmax over all classes seen, equation (2)."""
+  del config
+  return seen_softmax_cross_entropy(
+    examples.outputs.logits, examples.labels, examples.given.classes.num_seen
+  )
 
 
 FT = Method(
   title="FT",
-  defaults={"epochs": 25},
   phases=lambda config, t: one_phase(config, t, SHUFFLED),
-  loss=_loss,
+  loss=softmax_loss,
+  defaults={"epochs": 25},
 )

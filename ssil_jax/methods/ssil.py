@@ -5,15 +5,18 @@ from ssil_jax.methods.base import Method, one_phase
 from ssil_jax.sampling import RATIO_PRESERVING
 
 
-def _loss(outputs, labels, classes):
+def separated_softmax_loss(examples, config):
+  """Equation (3)."""
+  del config
+  classes = examples.given.classes
   return separated_softmax_cross_entropy(
-    outputs.logits, labels, classes.num_old, classes.num_seen
+    examples.outputs.logits, examples.labels, classes.num_old, classes.num_seen
   )
 
 
 SSIL = Method(
   title="SS-IL",
-  defaults={"epochs": 20},
   phases=lambda config, t: one_phase(config, t, RATIO_PRESERVING),
-  loss=_loss,
+  loss=separated_softmax_loss,
+  defaults={"epochs": 20},
 )

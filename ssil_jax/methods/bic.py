@@ -1,0 +1,127 @@
+"""BiC: bias correction, a line that maps the new classes' scores.
+
+Y. Wu et al., *Large Scale Incremental Learning*, CVPR 2019, arXiv:1905.13260. Stage one
+trains with lambda L_d + (1 - lambda) L_c, lambda = old / seen classes (equation 1), without
+a tenth of the exemplars and as many images of each new class. Stage two fits
+q_k = alpha o_k + beta for the new classes k to these by the cross-entropy over all classes
+seen (equations 4 and 5), the network fixed. The next state's teacher is the corrected one.
+
+Stage two has two unknowns and is convex, so that it is solved to the end here; the
+authors take 200 epochs of SGD, and add 0.1 beta^2 / 2 to the loss, which is kept. As with
+them, a correction serves until the next one; FACIL and PyCIL keep those of all states,
+for the student in training, too, and PyCIL takes a softmax of a softmax.
+"""
+
+import jax.numpy as jnp
+import numpy as np
+import scipy.optimize
+import scipy.special
+
+from ssil_jax.methods.base import Method, one_phase
+from ssil_jax.methods.wa import large_scale_milestones, weighted_distillation
+from ssil_jax.resnet import Outputs
+from ssil_jax.sampling import held_out, without_held_out
+
+_OFFSET_PENALTY = 0.1
+
+
+def correct(logits, stats):
+  """alpha o_k + beta, [B, C]: alpha 1 and beta 0 for all but the newest classes."""
+  return logits * stats["alpha"][None, :] + stats["beta"][None, :]
+
+
+def fit_correction(logits, labels, num_old):
+  """The alpha and beta of lowest cross-entropy.
+
+  Args:
+    logits: float [n, seen classes], of held-out images.
+    labels: int [n].
+    num_old: classes whose logits stay as they are.
+
+  Returns:
+    alpha, 0 or more, and beta.
+  """
+  logits = logits.astype(np.float64)
+  rows = np.arange(len(labels))
+  new = np.arange(logits.shape[1]) >= num_old
+
+  def loss_and_gradient(pair):
+    alpha, beta = pair
+    corrected = np.where(new, alpha * logits + beta, logits)
+    log_p = scipy.special.log_softmax(corrected, axis=1)
+    error = np.exp(log_p)
+    error[rows, labels] -= 1
+    error[:, ~new] = 0
+    loss = -log_p[rows, labels].mean() + _OFFSET_PENALTY * beta**2 / 2
+    by_alpha = (error * logits).sum(axis=1).mean()
+    by_beta = error.sum(axis=1).mean() + _OFFSET_PENALTY * beta
+    return loss, np.array([by_alpha, by_beta])
+
+  found = scipy.optimize.minimize(
+    loss_and_gradient,
+    np.array([1.0, 0.0]),
+    jac=True,
+    method="L-BFGS-B",
+    bounds=[(0, None), (None, None)],
+    options={"ftol": 1e-12, "gtol": 1e-9},
+  )
+  return tuple(found.x)
+
+
+def _loss(examples, config):
+  teacher_logits = correct(examples.teacher.logits, examples.given.stats)
+  return weighted_distillation(examples, teacher_logits, config)
+
+
+def _logits(outputs, labels, given, config):
+  del labels, given, config
+  return outputs.logits
+
+
+def _stats(moment, config):
+  stats = _init_stats(len(moment.stats["alpha"]))
+  records = held_out(moment.pool, config.bic_held_out)
+  if not len(records):
+    return stats
+  logits = moment.survey(records, _logits)[:, : moment.num_seen]
+  alpha, beta = fit_correction(logits, moment.labels[records], moment.num_old)
+  stats["alpha"][moment.num_old : moment.num_seen] = alpha
+  stats["beta"][moment.num_old : moment.num_seen] = beta
+  return stats
+
+
+def _init_stats(num_classes):
+  return {
+    "alpha": np.ones(num_classes, np.float32),
+    "beta": np.zeros(num_classes, np.float32),
+  }
+
+
+def _predict(outputs: Outputs, given, config):
+  del config
+  seen = jnp.arange(outputs.logits.shape[-1])[None, :] < given.classes.num_seen
+  return jnp.where(seen, correct(outputs.logits, given.stats), -jnp.inf)
+
+
+BIC = Method(
+  title="BiC",
+  phases=lambda config, t: one_phase(config, t, without_held_out(config.bic_held_out)),
+  loss=_loss,
+  defaults={
+    "epochs": 100,
+    "batch_size_new": 256,
+    "milestones_first": large_scale_milestones,
+    "milestones": large_scale_milestones,
+    "learning_rate_by_state": "constant",
+    "selection": "herding",
+  },
+  settings=("temperature", "bic_held_out"),
+  predict=_predict,
+  has_teacher=True,
+  init_stats=lambda sizes: _init_stats(sizes.num_classes),
+  stats=_stats,
+  describe=lambda moment, config: {
+    "alpha": float(moment.stats["alpha"][moment.num_seen - 1]),
+    "beta": float(moment.stats["beta"][moment.num_seen - 1]),
+  },
+)

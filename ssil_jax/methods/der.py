@@ -1,0 +1,88 @@
+"""DER++: dark experience replay, which holds exemplars to the logits they once had.
+
+P. Buzzega, M. Boschini, A. Porrello, D. Abati and S. Calderara, *Dark Experience for
+General Continual Learning: a Strong, Simple Baseline*, NeurIPS 2020, arXiv:2004.07211. The
+loss
+(equation 6) is l(y, x) + alpha |z' - h(x')|^2 + beta l(y'', x''), with x' and x'' two
+independent draws of the memory, z' the stored logits of x', and each part a mean over its
+own samples.
+
+As in the authors' code, and with their alpha and beta, the squared distance is a mean over
+classes. The paper draws its memory, logits included, from the whole course of training
+by reservoir sampling; here exemplars are chosen at the end of a state, and store the
+logits that the network has then, of the classes that it then knows. Batches, epochs and
+learning rates are those of SS-IL.
+"""
+
+import jax.numpy as jnp
+import numpy as np
+
+from ssil_jax.methods.base import Method, one_phase
+from ssil_jax.methods.ft import softmax_loss
+from ssil_jax.sampling import RATIO_PRESERVING_TWICE
+
+
+def squared_distance(logits, stored, labels, state_of_class):
+  """The mean of (z_k - h_k)^2 over the classes k known when z was stored; float32 [B].
+
+  Args:
+    logits: [B, C].
+    stored: float32 [B, C].
+    labels: int [B]; z was stored at the end of the state that introduced the class.
+    state_of_class: int [C], which state (from 0) introduced each class.
+  """
+  state = jnp.asarray(state_of_class)
+  known = state[None, :] <= state[labels][:, None]
+  squares = (logits - stored) ** 2
+  return jnp.sum(squares, axis=-1, where=known) / jnp.sum(known, axis=-1)
+
+
+def _loss(examples, config):
+  stats, positions = examples.given.stats, examples.positions
+  stored = stats["logits"][stats["row"][examples.records]]
+  distance = squared_distance(
+    examples.outputs.logits, stored, examples.labels, examples.state_of_class
+  )
+  entropy = softmax_loss(examples, config)
+  num_new, num_drawn = config.batch_size_new, config.batch_size_memory
+  is_new, is_first_draw = positions < num_new, positions < num_new + num_drawn
+  # The loop takes the mean over all samples of the batch.
+  num_samples = jnp.sum(examples.class_counts)
+  return num_samples * jnp.where(
+    is_new,
+    entropy / num_new,
+    jnp.where(is_first_draw, config.der_alpha * distance, config.der_beta * entropy)
+    / num_drawn,
+  )
+
+
+def _logits(outputs, labels, given, config):
+  del labels, given, config
+  return outputs.logits
+
+
+def _store(moment, config):
+  """The logits of the exemplars: the old ones' as they were stored, the new ones' now."""
+  del config
+  records, labels = moment.memory.records, moment.memory.labels
+  is_new = labels >= moment.num_old
+  row, logits = np.zeros_like(moment.stats["row"]), np.zeros_like(moment.stats["logits"])
+  row[records] = np.arange(len(records))
+  kept = moment.stats["row"][records[~is_new]]
+  logits[row[records[~is_new]]] = moment.stats["logits"][kept]
+  logits[row[records[is_new]]] = moment.survey(records[is_new], _logits)
+  return {"row": row, "logits": logits}
+
+
+DER = Method(
+  title="DER++",
+  phases=lambda config, t: one_phase(config, t, RATIO_PRESERVING_TWICE),
+  loss=_loss,
+  defaults={"epochs": 20},
+  settings=("der_alpha", "der_beta"),
+  init_stats=lambda sizes: {
+    "row": np.zeros(sizes.num_records, np.int32),
+    "logits": np.zeros((sizes.memory_size, sizes.num_classes), np.float32),
+  },
+  stats=_store,
+)

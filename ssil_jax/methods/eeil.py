@@ -1,0 +1,69 @@
+"""EEIL: end-to-end incremental learning, with balanced fine-tuning.
+
+F. Castro, M. Marin-Jimenez, N. Guil, C. Schmid and K. Alahari, *End-to-End Incremental
+Learning*, ECCV 2018, arXiv:1807.09536. The loss is a cross-entropy over all classes seen
+plus, for the classes of each earlier state, the cross-entropy with the teacher's softened
+outputs (equations 1 to 3, T = 2). After that, balanced fine-tuning on as many images of
+each new class as there are exemplars of an old one, at a tenth of the learning rate: there
+the teacher is the network as the first phase left it, which knows the new classes, too.
+
+Left out are the paper's gradient noise and its twelvefold augmentation (brightness,
+contrast, crops, mirrors): all methods here see the same images. FACIL differs: in the
+balanced phase it draws new images at random from all classes together and keeps the old
+teacher, and the first phase does not distil the classes of the last state.
+"""
+
+from fractions import Fraction
+
+from ssil_jax.config import milestones_at
+from ssil_jax.losses import task_wise_cross_entropy
+from ssil_jax.methods.base import Method, one_phase, state_learning_rate
+from ssil_jax.methods.ft import softmax_loss
+from ssil_jax.sampling import BALANCED, SHUFFLED
+from ssil_jax.states import Phase
+
+
+def _loss(examples, config):
+  return softmax_loss(examples, config) + task_wise_cross_entropy(
+    examples.outputs.logits,
+    examples.teacher.logits,
+    examples.state_of_class,
+    examples.given.classes.num_taught,
+    temperature=config.temperature,
+  )
+
+
+def _phases(config, t):
+  unbalanced = one_phase(config, t, SHUFFLED)
+  if t == 1:
+    return unbalanced
+  balanced = Phase(
+    sampling=BALANCED,
+    epochs=config.eeil_epochs,
+    learning_rate=state_learning_rate(config, t) / 10,
+    milestones=milestones_at(config.eeil_epochs, Fraction(1, 3), Fraction(2, 3)),
+    drop=config.learning_rate_drop,
+    new_teacher=True,
+  )
+  return (*unbalanced, balanced)
+
+
+def _milestones(epochs):
+  return milestones_at(epochs, *(Fraction(n, 4) for n in (1, 2, 3)))
+
+
+EEIL = Method(
+  title="EEIL",
+  phases=_phases,
+  loss=_loss,
+  defaults={
+    "epochs_first": 60,
+    "epochs": 40,
+    "milestones_first": _milestones,
+    "milestones": _milestones,
+    "learning_rate_by_state": "constant",
+    "selection": "herding",
+  },
+  settings=("temperature", "eeil_epochs"),
+  has_teacher=True,
+)

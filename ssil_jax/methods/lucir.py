@@ -1,0 +1,105 @@
+"""LUCIR: a cosine classifier, a less-forget constraint and inter-class separation.
+
+S. Hou, X. Pan, C. C. Loy, Z. Wang and D. Lin, *Learning a Unified Classifier Incrementally
+via Rebalancing*, CVPR 2019. Scores are eta times the cosine of feature and class weight
+(equation 4), and the network's last ReLU is left out. The loss (equation 9) is the
+cross-entropy, plus lambda (1 - cos(teacher's feature, feature)) (equation 6), plus, for the
+exemplars alone, sum_k max(0, m - cos_y + cos_k) over the K new classes with the largest
+cosines (equation 8), averaged over the exemplars of the batch. Old class weights are fixed.
+
+The authors' code differs from their paper: there lambda = lambda_base sqrt(old / new
+classes), here, as in equation 7, lambda_base sqrt(new / old); the margin losses are
+averaged over K there; and the new classes' weights start at the mean of their features.
+Their optional balanced fine-tuning of the classifier is left out. lambda_base is their
+10 for ImageNet; for CIFAR-100 it is 5, over 160 epochs.
+"""
+
+from fractions import Fraction
+
+import jax
+import jax.numpy as jnp
+
+from ssil_jax.config import milestones_at
+from ssil_jax.methods.base import Method, one_phase
+from ssil_jax.methods.ft import softmax_loss
+from ssil_jax.resnet import unit
+from ssil_jax.sampling import SHUFFLED
+
+
+def less_forget(features, teacher_features):
+  """1 - cos(f*, f), equation 6, of features [B, d]; float32 [B]."""
+  teacher_features = jax.lax.stop_gradient(teacher_features)
+  return 1 - jnp.sum(unit(features, axis=-1) * unit(teacher_features, axis=-1), axis=-1)
+
+
+def margin_ranking(cosines, labels, classes, *, margin, num_negatives):
+  """sum_k max(0, m - cos_y + cos_k), equation 8; float32 [B], 0 for new samples.
+
+  Args:
+    cosines: float32 [B, C].
+    labels: int [B].
+    classes: SeenClasses; where there are fewer than K new classes, all of them count.
+    margin: m.
+    num_negatives: K.
+  """
+  index = jnp.arange(cosines.shape[-1])[None, :]
+  is_new = (index >= classes.num_old) & (index < classes.num_seen)
+  count = min(num_negatives, cosines.shape[-1])
+  hardest, _ = jax.lax.top_k(jnp.where(is_new, cosines, -jnp.inf), count)
+  own = jnp.take_along_axis(cosines, labels[:, None], axis=-1)
+  return jnp.where(
+    labels < classes.num_old, jnp.sum(jax.nn.relu(margin - own + hardest), axis=-1), 0.0
+  )
+
+
+def _loss(examples, config):
+  classes, outputs = examples.given.classes, examples.outputs
+  num_new = classes.num_seen - classes.num_old
+  constraint = less_forget(outputs.features, examples.teacher.features)
+  weight = config.lucir_lambda * jnp.sqrt(num_new / jnp.maximum(classes.num_old, 1))
+  separation = margin_ranking(
+    outputs.logits / outputs.scale,
+    examples.labels,
+    classes,
+    margin=config.lucir_margin,
+    num_negatives=config.lucir_negatives,
+  )
+  is_old = jnp.arange(outputs.logits.shape[-1]) < classes.num_old
+  num_samples = jnp.sum(examples.class_counts)
+  num_exemplars = jnp.sum(examples.class_counts, where=is_old)
+  return (
+    softmax_loss(examples, config)
+    + jnp.where(classes.num_taught > 0, weight * constraint, 0.0)
+    # The loop takes the mean over all samples of the batch; this one is over exemplars.
+    + separation * num_samples / jnp.maximum(num_exemplars, 1)
+  )
+
+
+def _fix_old_weights(params, before, given):
+  kernel, fixed = params["head"]["kernel"], before["head"]["kernel"]
+  is_old = jnp.arange(kernel.shape[-1])[None, :] < given.classes.num_old
+  return {**params, "head": {**params["head"], "kernel": jnp.where(is_old, fixed, kernel)}}
+
+
+def _milestones(epochs):
+  return milestones_at(epochs, Fraction(1, 3), Fraction(2, 3))
+
+
+LUCIR = Method(
+  title="LUCIR",
+  phases=lambda config, t: one_phase(config, t, SHUFFLED),
+  loss=_loss,
+  defaults={
+    "epochs_first": 90,
+    "epochs": 90,
+    "milestones_first": _milestones,
+    "milestones": _milestones,
+    "learning_rate_by_state": "constant",
+    "selection": "herding",
+  },
+  settings=("lucir_lambda", "lucir_margin", "lucir_negatives"),
+  has_teacher=True,
+  cosine_head=True,
+  project=_fix_old_weights,
+  plain_first_state=False,  # cosines
+)

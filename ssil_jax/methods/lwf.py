@@ -1,0 +1,44 @@
+"""LwF: learning without forgetting, from new data alone.
+
+Z. Li and D. Hoiem, *Learning without Forgetting*, ECCV 2016, arXiv:1606.09282. The loss
+is L_old + L_new (the paper's lambda_o is 1): a softmax over the new classes only
+(equation 1), and for every earlier state the cross-entropy with the teacher's softened
+outputs among its classes (equations 2 and 3, T = 2), all on new images; no exemplars.
+
+The paper knows at test time which task an image belongs to; here all classes seen compete.
+It warms a new head up before it trains the rest, which is left out, as in most
+class-incremental code. Such code also distils all old classes in one softmax (FACIL,
+PyCIL), weighs distillation by 3 (PyCIL), or, as LwF.MC in the iCaRL paper, has a sigmoid
+for every class. Epochs and learning rates are FT's.
+"""
+
+from ssil_jax.losses import interval_cross_entropy, task_wise_cross_entropy
+from ssil_jax.methods.base import Method, one_phase
+from ssil_jax.sampling import NEW_ONLY
+
+
+def _loss(examples, config):
+  classes, labels = examples.given.classes, examples.labels
+  new = interval_cross_entropy(
+    examples.outputs.logits,
+    labels,
+    classes.num_old.repeat(labels.size),
+    classes.num_seen.repeat(labels.size),
+  )
+  return new + task_wise_cross_entropy(
+    examples.outputs.logits,
+    examples.teacher.logits,
+    examples.state_of_class,
+    classes.num_taught,
+    temperature=config.temperature,
+  )
+
+
+LWF = Method(
+  title="LwF",
+  phases=lambda config, t: one_phase(config, t, NEW_ONLY),
+  loss=_loss,
+  defaults={"epochs": 25},
+  settings=("temperature",),
+  has_teacher=True,
+)

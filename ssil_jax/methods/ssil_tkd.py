@@ -1,0 +1,32 @@
+"""SS-IL with task-wise knowledge distillation (TKD), its conference version.
+
+H. Ahn, J. Kwak, S. Lim, H. Bang, H. Kim and T. Moon, *SS-IL: Separated Softmax for
+Incremental Learning*, ICCV 2021. To the separated softmax (equation 3 of the first
+version) it adds, for every earlier state, T^2 KL between teacher and student among the
+classes of that state alone, on all samples of a batch. Every state has 100 epochs.
+"""
+
+from ssil_jax.losses import task_wise_distillation
+from ssil_jax.methods.base import Method, one_phase
+from ssil_jax.methods.ssil import separated_softmax_loss
+from ssil_jax.sampling import RATIO_PRESERVING
+
+
+def _loss(examples, config):
+  return separated_softmax_loss(examples, config) + task_wise_distillation(
+    examples.outputs.logits,
+    examples.teacher.logits,
+    examples.state_of_class,
+    examples.given.classes.num_taught,
+    temperature=config.temperature,
+  )
+
+
+SSIL_TKD = Method(
+  title="SS-IL + TKD",
+  phases=lambda config, t: one_phase(config, t, RATIO_PRESERVING),
+  loss=_loss,
+  defaults={"epochs": 100},
+  settings=("temperature",),
+  has_teacher=True,
+)

@@ -1,0 +1,80 @@
+"""WA: weight aligning, which makes new and old class weights equally long.
+
+B. Zhao, X. Xiao, G. Gan, B. Zhang and S.-T. Xia, *Maintaining Discrimination and Fairness
+in Class Incremental Learning*, CVPR 2020, arXiv:1911.07053. The loss is
+(1 - lambda) L_CE + lambda L_KD with lambda = old / seen classes, L_KD one softened softmax
+(T = 2) over all old classes. After each state the new classes' weights are multiplied by
+gamma = mean |w_old| / mean |w_new|; while training, the weights are clipped at 0 after
+every step, so that their lengths stand for their scores (features are not negative).
+
+Common code differs: PyCIL clips nothing and weighs the two losses 1 : 2. The head's biases
+are left as they are here and there.
+"""
+
+from fractions import Fraction
+
+import jax.numpy as jnp
+import numpy as np
+
+from ssil_jax.config import milestones_at
+from ssil_jax.losses import softened_cross_entropy
+from ssil_jax.methods.base import Method, one_phase
+from ssil_jax.methods.ft import softmax_loss
+from ssil_jax.sampling import SHUFFLED
+
+
+def weighted_distillation(examples, teacher_logits, config):
+  """(1 - lambda) L_CE + lambda L_KD with lambda = taught / seen classes; float32 [B]."""
+  classes = examples.given.classes
+  share = classes.num_taught / classes.num_seen
+  return (1 - share) * softmax_loss(examples, config) + share * softened_cross_entropy(
+    examples.outputs.logits,
+    teacher_logits,
+    classes.num_taught,
+    temperature=config.temperature,
+  )
+
+
+def _loss(examples, config):
+  return weighted_distillation(examples, examples.teacher.logits, config)
+
+
+def _clip_head(params, before, given):
+  del before, given
+  head = params["head"]
+  return {**params, "head": {**head, "kernel": jnp.maximum(head["kernel"], 0)}}
+
+
+def align_head(params, num_old, num_seen):
+  """The parameters with the new classes' weights times gamma; host arrays."""
+  if not num_old:
+    return params
+  kernel = np.array(params["head"]["kernel"])
+  lengths = np.linalg.norm(kernel, axis=0)
+  kernel[:, num_old:num_seen] *= lengths[:num_old].mean() / lengths[num_old:num_seen].mean()
+  return {**params, "head": {**params["head"], "kernel": kernel}}
+
+
+def large_scale_milestones(epochs):
+  """30, 60, 80, 90 of 100 epochs, as BiC and WA train on ImageNet."""
+  return milestones_at(epochs, *(Fraction(n, 10) for n in (3, 6, 8, 9)))
+
+
+WA = Method(
+  title="WA",
+  phases=lambda config, t: one_phase(config, t, SHUFFLED),
+  loss=_loss,
+  defaults={
+    "epochs": 100,
+    "batch_size_new": 256,
+    "milestones_first": large_scale_milestones,
+    "milestones": large_scale_milestones,
+    "learning_rate_by_state": "constant",
+    "selection": "herding",
+  },
+  settings=("temperature",),
+  has_teacher=True,
+  project=_clip_head,
+  align=align_head,
+  plain_first_state=False,  # clipped
+)

@@ -1,0 +1,116 @@
+"""States that another run has trained already, just as this one would.
+
+IL2M trains as FT does and differs in its predictions; and the first state of most methods
+is the same plain training, whatever the memory's size and the later states' settings. With
+`--from_workdir`, such states are taken from a finished run.
+"""
+
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from ssil_jax import config as config_lib
+from ssil_jax import workdir
+from ssil_jax.checkpoint import Networks
+from ssil_jax.config import Config
+from ssil_jax.errors import ConfigError
+from ssil_jax.methods import METHODS
+from ssil_jax.plan import Plan
+from ssil_jax.results import load_run
+from ssil_jax.step import TrainState
+
+
+class Source(NamedTuple):
+  """Another run's states, from the first on, that need no training."""
+
+  folder: pathlib.Path | None
+  num_states: int
+  rows: list[dict[str, Any]]  # of its results.json
+
+  def train_state(self, state: int, *, like: TrainState) -> TrainState:
+    """The network at the end of a state; host arrays."""
+    with Networks(self.folder, read_only=True) as networks:
+      return networks.load(state, like=like)
+
+  def records(self, state: int) -> list[dict[str, Any]]:
+    """The lines of its metrics.jsonl that belong to a state."""
+    lines = (self.folder / "metrics.jsonl").read_text().splitlines()
+    return [row for row in map(json.loads, lines) if row["state"] == state]
+
+  def train_seconds(self, state: int) -> float:
+    """What training the state took there."""
+    return self.rows[state - 1]["train_seconds"]
+
+
+def open_source(plan: Plan, *, data_fingerprint: str) -> Source:
+  """The states that `--from_workdir` has for this run; none without the flag.
+
+  Raises:
+    ConfigError: there is no finished state of a run on these data, or it was trained in
+      another way; every difference is named.
+    DataError: its results.json is damaged.
+  """
+  flag = f"--from_workdir={plan.config.from_workdir}"
+  if not plan.config.from_workdir:
+    return Source(None, 0, [])
+  folder = pathlib.Path(plan.config.from_workdir).expanduser().resolve()
+  if not (folder / "config.json").is_file():
+    raise ConfigError(f"{flag} is not the work directory of a run")
+  if not plan.config.reset_momentum:
+    raise ConfigError(
+      f"{flag} needs states that start without momentum: leave --reset_momentum on"
+    )
+  saved = workdir.read_config(folder / "config.json")
+  if saved.get("data_fingerprint") != data_fingerprint:
+    raise ConfigError(
+      f"{flag} was trained on other data (classes, labels or images differ): repeat it on "
+      "these, or leave the flag out"
+    )
+  num_states, different = shared_states(plan.config, saved)
+  if not num_states:
+    raise ConfigError(
+      f"{flag} was not trained as this run would be, not even in its first state:\n"
+      + "\n".join(different)
+    )
+  rows = load_run(folder).results["states"]
+  with Networks(folder, read_only=True) as networks:
+    there = networks.states()
+  while num_states and not set(range(1, num_states + 1)) <= {*there}:
+    num_states -= 1
+  num_states = min(num_states, len(rows))
+  if not num_states:
+    raise ConfigError(f"{flag} has no network of its first state: continue that run")
+  return Source(folder, num_states, rows)
+
+
+def shared_states(config: Config, saved: Mapping[str, Any]) -> tuple[int, list[str]]:
+  """How many states, from the first on, this run and another one train alike.
+
+  Args:
+    config: of this run.
+    saved: contents of the other's config.json.
+
+  Returns:
+    T, 1 or 0, and if 0, what is different, a line each.
+  """
+  other = METHODS.get(saved.get("method"))
+  if other is None:
+    return 0, [f"--method: {saved.get('method')!r} there"]
+  ours, theirs = (
+    METHODS[name].trains_as or name for name in (config.method, saved["method"])
+  )
+  if ours == theirs and not config_lib.differences(config, saved, aspect="training"):
+    return config.num_states, []
+  different = config_lib.differences(config, saved, aspect="first_state")
+  if not (METHODS[config.method].plain_first_state and other.plain_first_state):
+    different.append(f"--method: {saved['method']!r} there, {config.method!r} now")
+  dealt = ("num_states", "initial_classes")
+  now = config_lib.to_json(config)
+  if not (saved["initial_classes"] == config.initial_classes != 0):
+    different += [
+      f"--{name}: {saved[name]} there, {now[name]} now"
+      for name in dealt
+      if saved[name] != now[name]
+    ]
+  return (0, different) if different else (1, [])

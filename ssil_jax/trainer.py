@@ -1,0 +1,196 @@
+"""What is done on the devices, batch by batch: training, evaluation, surveys."""
+
+import contextlib
+import functools
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from ssil_jax import data, metrics, parallel, step
+from ssil_jax.config import Config
+from ssil_jax.data import feed
+from ssil_jax.errors import DivergedError
+from ssil_jax.meter import Meter
+from ssil_jax.methods.base import Given, Measure
+from ssil_jax.plan import PhasePlan, Plan
+from ssil_jax.resnet import SMALL_IMAGE, ResNet18
+from ssil_jax.sampling import Key, Pool
+from ssil_jax.states import IncrementalState, state_of_class
+
+
+class Trainer(NamedTuple):
+  """What a run holds on the devices, and does there."""
+
+  mesh: Mesh
+  train_step: Callable
+  eval_step: Callable
+  survey_step: Callable[[Measure], Callable]
+  initial: step.TrainState  # on the host
+  train_images: jax.Array | None  # [num_devices, N, S, S, 3] if images live there
+  test_images: jax.Array | None
+
+
+def make_trainer(plan: Plan, mesh: Mesh) -> Trainer:
+  """The network's initial state on the host, the steps, and small images in place."""
+  config, dataset = plan.config, plan.dataset
+  model = step.Model(
+    network=ResNet18(
+      num_classes=len(dataset.class_names),
+      cosine_head=plan.method.cosine_head,
+      width=config.width,
+      small_images=dataset.image_size <= SMALL_IMAGE,
+      dtype=jnp.dtype(config.precision),
+      axis_name=step.AXIS,
+    ),
+    method=plan.method,
+    optimizer=step.make_optimizer(
+      momentum=config.momentum, weight_decay=config.weight_decay
+    ),
+    augmentation=dataset.augmentation,
+    normalization=dataset.normalization,
+    config=config,
+    state_of_class=tuple(state_of_class(plan.states).tolist()),
+  )
+  train_images, test_images = (
+    parallel.replicate(split.images, mesh) if split.on_device else None
+    for split in (dataset.train, dataset.test)
+  )
+  return Trainer(
+    mesh=mesh,
+    train_step=parallel.map_train_step(model, mesh),
+    eval_step=parallel.map_eval_step(model, mesh),
+    # A measure is compiled once in a run.
+    survey_step=functools.cache(functools.partial(parallel.map_survey_step, model, mesh)),
+    initial=parallel.initial_train_state(model, dataset.image_size),
+    train_images=train_images,
+    test_images=test_images,
+  )
+
+
+def train_phase(
+  plan: Plan,
+  trainer: Trainer,
+  train_state: step.TrainState,
+  given: Given,
+  phase: PhasePlan,
+  pool: Pool,
+  *,
+  phase_index: int,
+  meter: Meter,
+  check_interrupt: Callable[[], None] = lambda: None,
+) -> step.TrainState:
+  """All steps of a phase; `train_state`, used up, and `given` are on the devices."""
+  batches = feed.TrainBatches(
+    dataset=plan.dataset,
+    pool=pool,
+    sampling=phase.phase.sampling,
+    key=Key(plan.config.seed, phase.state.index, phase_index),
+    batch_size_new=plan.config.batch_size_new,
+    batch_size_memory=plan.config.batch_size_memory,
+    num_devices=trainer.mesh.size,
+    num_steps=phase.num_steps,
+  )
+  backpressure = parallel.Backpressure()
+  with prefetched(plan.config, trainer, batches) as batches_on_devices:
+    for number in range(phase.num_steps):
+      check_interrupt()
+      started = time.monotonic()
+      batch = next(batches_on_devices)
+      waited = time.monotonic() - started
+      epoch, place = divmod(number, phase.steps_per_epoch)
+      if place == 0:
+        rate = np.float32(phase.phase.learning_rate_at(epoch))
+        learning_rate = parallel.replicate(rate, trainer.mesh)
+      train_state, step_metrics = trainer.train_step(
+        train_state, batch, given, learning_rate, trainer.train_images
+      )
+      backpressure.add(step_metrics)
+      meter.add(step_metrics, input_seconds=waited)
+  meter.finish()
+  return train_state
+
+
+def evaluate(
+  plan: Plan,
+  trainer: Trainer,
+  train_state: step.TrainState,
+  given: Given,
+  state: IncrementalState,
+) -> dict[str, Any]:
+  """The scores over every test image of the classes seen; see `metrics.summarize`."""
+  batches = _plain_batches(
+    plan,
+    trainer,
+    plan.dataset.test,
+    data.records_of(plan.dataset.test.labels, 0, state.num_seen),
+  )
+  backpressure, counts = parallel.Backpressure(), []
+  with prefetched(plan.config, trainer, batches) as batches_on_devices:
+    for batch in batches_on_devices:
+      counts.append(trainer.eval_step(train_state, batch, given, trainer.test_images))
+      backpressure.add(counts[-1])
+  total = metrics.add(parallel.fetch(counts))
+  if not np.isfinite(total.score_new).all():
+    raise DivergedError(
+      f"the network's outputs on the test images are not finite after state "
+      f"{state.index}: lower --learning_rate; the states before this one are saved"
+    )
+  return metrics.summarize(total, state=state.index)
+
+
+def survey(
+  plan: Plan,
+  trainer: Trainer,
+  train_state: step.TrainState,
+  given: Given,
+  records: np.ndarray,
+  measure: Measure,
+  *,
+  test: bool = False,
+) -> Any:
+  """A measure of each record, see `methods.base.Survey`; host arrays [n, ...]."""
+  split = plan.dataset.test if test else plan.dataset.train
+  images = trainer.test_images if test else trainer.train_images
+  batches = _plain_batches(plan, trainer, split, records)
+  survey_step = trainer.survey_step(measure)
+  backpressure, measured = parallel.Backpressure(), []
+  with prefetched(plan.config, trainer, batches) as batches_on_devices:
+    for batch in batches_on_devices:
+      measured.append(survey_step(train_state, batch, given, images))
+      backpressure.add(measured[-1])
+
+  def join(*parts):
+    shape = parts[0].shape[2:]  # without devices and their shares
+    return np.concatenate([part.reshape(-1, *shape) for part in parts])[: len(records)]
+
+  return jax.tree.map(join, *parallel.gather(measured))
+
+
+def _plain_batches(
+  plan: Plan, trainer: Trainer, split: data.Split, records: np.ndarray
+) -> feed.EvalBatches:
+  return feed.EvalBatches(
+    split=split,
+    image_size=plan.dataset.image_size,
+    records=records,
+    batch_size=plan.config.batch_size_test,
+    num_devices=trainer.mesh.size,
+  )
+
+
+def prefetched(
+  config: Config, trainer: Trainer, batches: feed.TrainBatches | feed.EvalBatches
+) -> contextlib.closing:
+  """The batches on the devices, a few ahead of their use; no more are made on leaving."""
+  return contextlib.closing(
+    feed.prefetched(
+      batches,
+      functools.partial(parallel.shard, mesh=trainer.mesh),
+      num_processes=config.input_processes,
+    )
+  )
