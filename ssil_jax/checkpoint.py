@@ -75,18 +75,16 @@ class Checkpoints:
 
 def _filled(stats: dict[str, Any]) -> dict[str, Any]:
   """With an entry more, for orbax, which refuses a tree of none."""
-  return {**stats, "count": np.int32(len(stats))}
+  return {**stats, "count": np.array(len(stats))}
 
 
 class Networks:
   """The network as each state left it, in `WORKDIR/networks`; a context manager."""
 
-  def __init__(self, workdir: pathlib.Path, *, read_only: bool = False):
+  def __init__(self, workdir: pathlib.Path):
     self._manager = ocp.CheckpointManager(
       workdir / "networks",
-      options=ocp.CheckpointManagerOptions(
-        enable_async_checkpointing=False, read_only=read_only, create=not read_only
-      ),
+      options=ocp.CheckpointManagerOptions(enable_async_checkpointing=False),
     )
 
   def __enter__(self) -> "Networks":

@@ -131,7 +131,8 @@ def softened_cross_entropy(
   mask = taught | (jnp.asarray(num_taught) == 0)
   log_p = _log_softmax(logits / temperature, mask)
   log_q = _log_softmax(jax.lax.stop_gradient(teacher_logits) / temperature, mask)
-  return -jnp.sum(jnp.exp(log_q) * log_p, axis=-1, where=taught)
+  # Masked before the product: of an untaught class, q may be infinite.
+  return -jnp.sum(jnp.where(taught, jnp.exp(log_q), 0.0) * log_p, axis=-1)
 
 
 def task_wise_cross_entropy(

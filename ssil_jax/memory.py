@@ -109,7 +109,9 @@ def herding_order(features: np.ndarray, count: int) -> np.ndarray:
   lengths = (features**2).sum(axis=1)
   for k in range(len(chosen)):
     # |(total + f) / (k+1) - mean|^2, less what is the same for all f, times (k+1)^2.
-    distances = lengths + 2 * features @ (total - (k + 1) * mean)
+    # Not by BLAS, which may round the same row differently from place to place.
+    products = np.einsum("nd,d->n", features, total - (k + 1) * mean)
+    distances = lengths + 2 * products
     chosen[k] = np.argmin(np.where(left, distances, np.inf))
     left[chosen[k]] = False
     total += features[chosen[k]]

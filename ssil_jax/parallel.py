@@ -87,7 +87,8 @@ def fetch(tree: Any) -> Any:
   """Host copies of arrays that are the same on every device; waits for them."""
   # Indexing a mapped array would gather it from all devices first.
   one_device = jax.tree.map(lambda x: x.addressable_shards[0].data, tree)
-  return jax.tree.map(lambda x: x[0], jax.device_get(one_device))
+  # With the dots, a number stays an array, which orbax insists on.
+  return jax.tree.map(lambda x: x[0, ...], jax.device_get(one_device))
 
 
 def initial_train_state(model: step_lib.Model, image_size: int) -> step_lib.TrainState:

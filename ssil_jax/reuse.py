@@ -5,6 +5,7 @@ is the same plain training, whatever the memory's size and the later states' set
 `--from_workdir`, such states are taken from a finished run.
 """
 
+import itertools
 import json
 import pathlib
 from collections.abc import Mapping
@@ -30,7 +31,7 @@ class Source(NamedTuple):
 
   def train_state(self, state: int, *, like: TrainState) -> TrainState:
     """The network at the end of a state; host arrays."""
-    with Networks(self.folder, read_only=True) as networks:
+    with Networks(self.folder) as networks:
       return networks.load(state, like=like)
 
   def records(self, state: int) -> list[dict[str, Any]]:
@@ -74,11 +75,12 @@ def open_source(plan: Plan, *, data_fingerprint: str) -> Source:
       + "\n".join(different)
     )
   rows = load_run(folder).results["states"]
-  with Networks(folder, read_only=True) as networks:
-    there = networks.states()
-  while num_states and not set(range(1, num_states + 1)) <= {*there}:
-    num_states -= 1
-  num_states = min(num_states, len(rows))
+  there: list[int] = []
+  if (folder / "networks").is_dir():  # not of a run by an earlier version
+    with Networks(folder) as networks:
+      there = networks.states()
+  consecutive = itertools.takewhile(lambda t: t in there, range(1, num_states + 1))
+  num_states = min(len(list(consecutive)), len(rows))
   if not num_states:
     raise ConfigError(f"{flag} has no network of its first state: continue that run")
   return Source(folder, num_states, rows)

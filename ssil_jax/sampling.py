@@ -6,6 +6,7 @@ own share of any batch.
 
 import enum
 import functools
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -143,23 +144,21 @@ BALANCED = shuffled(_balanced, "balanced")
 def held_out(pool: Pool, fraction: float) -> np.ndarray:
   """Records of each seen class, equally many, that BiC keeps from training (section 4).
 
+  They are those of the lowest ranks, which stay in the memory longest: what was held out of
+  an old class stays so until its share becomes smaller.
+
   Args:
-    pool: with ranks.
-    fraction: of an old class's exemplars that is held out.
+    pool: with ranks; every class should have more images than are held out of it.
+    fraction: of an old class's exemplars that is held out; at least one is.
 
   Returns:
-    int64 [k]: of every old class the exemplars that are dropped first as the memory
-    shrinks, of every new class those that will be kept longest; at least one of each.
-    Empty without exemplars.
+    int64 [k]; empty without exemplars.
   """
   if not len(pool.memory):
     return _NONE
   count = held_out_count(pool.quota, fraction)
   return np.concatenate(
-    [
-      pool.memory[pool.memory_ranks >= pool.quota - count],
-      pool.new[pool.new_ranks < count],
-    ]
+    [pool.memory[pool.memory_ranks < count], pool.new[pool.new_ranks < count]]
   )
 
 
@@ -169,7 +168,7 @@ def held_out_count(quota: int, fraction: float) -> int:
   Raises:
     ConfigError: none would be left to train on.
   """
-  count = max(1, int(quota * fraction))
+  count = max(1, math.floor(quota * fraction + 1e-9))
   if count >= quota:
     raise ConfigError(
       f"--memory_size leaves {quota} exemplars of each old class, of which {count} would "

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import pathlib
+from fractions import Fraction
 
 import pytest
 
@@ -154,8 +155,21 @@ def test_workdir_may_start_at_home():
     ("seed", 2**32),
     ("num_devices", -1),
     ("log_every", 0),
+    ("temperature", 0.0),
+    ("learning_rate_drop", 0.0),
+    ("learning_rate_drop", 1.5),
+    ("learning_rate_by_state", "linear"),
+    ("il2m_scores", "features"),
+    ("eeil_epochs", 0),
+    ("bic_held_out", 0.0),
+    ("bic_held_out", 1.0),
+    ("lucir_lambda", -1.0),
+    ("lucir_margin", math.nan),
+    ("lucir_negatives", 0),
+    ("der_alpha", -0.1),
+    ("der_beta", math.inf),
     ("precision", "float16"),
-    ("selection", "herding"),
+    ("selection", "best"),
     ("augment", "flip"),
     ("resume", "always"),
     ("milestones", (16, 8)),  # falls
@@ -200,14 +214,33 @@ def test_mistakes_are_user_errors():
   assert ConfigError.exit_code == 2
 
 
-@pytest.mark.parametrize("name", ["ssil", "ft"])
+@pytest.mark.parametrize("name", METHODS)
 def test_known_methods(name):
   assert get_method(name) is METHODS[name]
 
 
 def test_an_unknown_method_is_named():
-  with pytest.raises(ConfigError, match="--method=icarl .*ssil, ft"):
-    get_method("icarl")
+  with pytest.raises(ConfigError, match="--method=gdumb .*ssil, ft, .*der$"):
+    get_method("gdumb")
+
+
+def test_what_a_method_fixes_is_stronger_than_a_flag():
+  config = make_config({"num_states": 10}, {"epochs": 5}, {"num_states": 1})
+  assert config.num_states == 1
+
+
+def test_a_method_gives_milestones_for_any_number_of_epochs():
+  defaults = {"milestones": lambda epochs: (epochs // 2,), "epochs": 60}
+  assert make_config({}, defaults).milestones == (30,)
+  assert make_config({"epochs": 8}, defaults).milestones == (4,)
+  assert make_config({"milestones": (1,)}, defaults).milestones == (1,)
+
+
+def test_milestones_at_fractions_of_the_epochs():
+  thirds = Fraction(1, 3), Fraction(2, 3)
+  assert config_lib.milestones_at(90, *thirds) == (30, 60)
+  assert config_lib.milestones_at(2, *thirds) == (1,)  # 0 and 1
+  assert config_lib.milestones_at(1, *thirds) == ()
 
 
 def test_json_holds_every_field():
@@ -233,11 +266,30 @@ def test_differences_name_flag_and_both_values():
   ]
 
 
-def test_a_field_missing_in_the_saved_config_is_a_difference():
-  config = make_config({}, SSIL)
-  saved = config_lib.to_json(config)
+def test_a_field_that_an_earlier_version_did_not_save_counts_as_its_default():
+  saved = config_lib.to_json(make_config({}, SSIL))
   del saved["width"]
-  assert config_lib.differences(config, saved) == ["--width: None there, 64 now"]
+  assert config_lib.differences(make_config({}, SSIL), saved) == []
+  now = make_config({"width": 8}, SSIL)
+  assert config_lib.differences(now, saved) == ["--width: 64 there, 8 now"]
+
+
+def test_what_training_and_the_first_state_depend_on():
+  saved = config_lib.to_json(make_config({}, SSIL))
+  now = make_config(
+    {"il2m_scores": "logits", "memory_size": 20_000, "learning_rate": 0.2}, SSIL
+  )
+  flags = {
+    aspect: [
+      line.split(":")[0] for line in config_lib.differences(now, saved, aspect=aspect)
+    ]
+    for aspect in ("identity", "training", "first_state")
+  }
+  assert flags == {
+    "identity": ["--memory_size", "--learning_rate", "--il2m_scores"],
+    "training": ["--memory_size", "--learning_rate"],
+    "first_state": ["--learning_rate"],
+  }
 
 
 def test_some_flags_may_change_when_a_run_is_resumed():
@@ -249,6 +301,7 @@ def test_some_flags_may_change_when_a_run_is_resumed():
     "batch_size_test": 8,
     "input_processes": 2,
     "log_every": 7,
+    "from_workdir": "other",
   }
   saved = config_lib.to_json(make_config({}, SSIL))
   assert config_lib.differences(make_config(free, SSIL), saved) == []

@@ -18,9 +18,7 @@ BOUNDARIES = [3, 4, 8, 10, 12]
 
 
 def softened(logits, teacher, num_taught, temperature):
-  return losses.softened_cross_entropy(
-    logits, teacher, num_taught, temperature=temperature
-  )
+  return losses.softened_cross_entropy(logits, teacher, num_taught, temperature=temperature)
 
 
 def by_state(logits, teacher, num_taught, temperature):
@@ -41,9 +39,7 @@ ALL = [softened, by_state, tkd]
 def expected(loss, scores, teacher, num_taught, temperature):
   """The loop's value for one sample."""
   if loss is softened:
-    return reference.softened_cross_entropy(
-      scores, teacher, range(num_taught), temperature
-    )
+    return reference.softened_cross_entropy(scores, teacher, range(num_taught), temperature)
   loop = {
     by_state: reference.task_wise_cross_entropy,
     tkd: reference.task_wise_distillation,
@@ -51,25 +47,26 @@ def expected(loss, scores, teacher, num_taught, temperature):
   return loop(scores, teacher, GROUPS, num_taught, temperature)
 
 
-def batch(seed=0, *, size=5, scale=3.0):
+def batch(seed=0, *, size=4, scale=3.0):
   rng = np.random.default_rng(seed)
   logits, teacher = scale * rng.standard_normal((2, size, NUM_CLASSES))
   return jnp.asarray(logits, jnp.float32), jnp.asarray(teacher, jnp.float32)
 
 
+@functools.partial(jax.jit, static_argnums=(0, 4))
 def gradients(loss, logits, teacher, num_taught, temperature):
-  """By the logits and by the teacher's, both [B, C]."""
+  """By the logits and by the teacher's, both [B, C]; compiled once for all `num_taught`."""
   total = lambda x, y: jnp.sum(loss(x, y, num_taught, temperature))  # noqa: E731
   return jax.grad(total, (0, 1))(logits, teacher)
 
 
-@pytest.mark.parametrize("temperature", [1.0, 2.0, 3.5])
+@pytest.mark.parametrize("temperature", [1.0, 3.5])
 @pytest.mark.parametrize("num_taught", BOUNDARIES)
 @pytest.mark.parametrize("loss", ALL)
 def test_values_and_gradients_equal_the_loops(loss, num_taught, temperature):
   logits, teacher = batch(num_taught)
   values = loss(logits, teacher, num_taught, temperature)
-  assert values.shape == (5,)
+  assert values.shape == (4,)
   assert values.dtype == jnp.float32
   by_logits, by_teacher = gradients(loss, logits, teacher, num_taught, temperature)
   for i in range(len(logits)):
@@ -93,11 +90,11 @@ def test_values_and_gradients_equal_the_loops(loss, num_taught, temperature):
 
 @pytest.mark.parametrize("loss", ALL)
 def test_without_taught_classes_it_is_zero_with_zero_gradients(loss):
-  for logits, teacher in (batch(), batch(scale=1e4), (jnp.zeros((2, 12)),) * 2):
-    for num_taught in (0, jnp.int32(0)):
-      np.testing.assert_array_equal(loss(logits, teacher, num_taught, 2.0), 0)
-      for gradient in gradients(loss, logits, teacher, num_taught, 2.0):
-        np.testing.assert_array_equal(gradient, 0)
+  for logits, teacher in (batch(), batch(scale=1e4), (jnp.zeros((4, NUM_CLASSES)),) * 2):
+    np.testing.assert_array_equal(loss(logits, teacher, 0, 2.0), 0)
+    np.testing.assert_array_equal(loss(logits, teacher, jnp.int32(0), 2.0), 0)
+    for gradient in gradients(loss, logits, teacher, 0, 2.0):
+      np.testing.assert_array_equal(gradient, 0)
 
 
 @pytest.mark.parametrize("num_taught", BOUNDARIES)
@@ -173,24 +170,21 @@ def test_tkd_is_zero_where_the_student_is_the_teacher():
 @pytest.mark.parametrize("loss", ALL)
 def test_one_compiled_program_serves_every_number_of_taught_classes(loss):
   logits, teacher = batch()
-
-  @jax.jit
-  def compiled(num_taught):
-    return loss(logits, teacher, num_taught, 2.0), gradients(
-      loss, logits, teacher, num_taught, 2.0
-    )
-
+  gradient = jax.grad(lambda x, y, n: jnp.sum(loss(x, y, n, 2.0)), (0, 1))
+  values = jax.jit(lambda x, y, n: loss(x, y, n, 2.0))
+  compiled = jax.jit(gradient)
   for num_taught in (0, *BOUNDARIES):
-    values, (by_logits, by_teacher) = compiled(jnp.int32(num_taught))
+    n = jnp.int32(num_taught)
     np.testing.assert_allclose(
-      values, loss(logits, teacher, num_taught, 2.0), rtol=1e-5, atol=1e-6
+      values(logits, teacher, n), loss(logits, teacher, num_taught, 2.0), 1e-5, 1e-6
     )
-    np.testing.assert_allclose(
-      by_logits, gradients(loss, logits, teacher, num_taught, 2.0)[0], atol=1e-6
-    )
+    by_logits, by_teacher = compiled(logits, teacher, n)
     assert np.all(np.asarray(by_logits)[:, num_taught:] == 0)
     assert np.all(np.asarray(by_teacher) == 0)
-  assert compiled._cache_size() == 1
+    if num_taught in (0, 4):  # one by one takes long
+      plain, _ = gradient(logits, teacher, num_taught)
+      np.testing.assert_allclose(by_logits, plain, rtol=1e-5, atol=1e-6)
+  assert compiled._cache_size() == values._cache_size() == 1
 
 
 def test_log_softmax_by_state_equals_the_loop():

@@ -30,10 +30,12 @@ def train_batches(dataset, **changes):
   return feed.TrainBatches(dataset=dataset, **values)
 
 
-def eval_batches(dataset, count, *, batch_size, num_devices):
+def eval_batches(dataset, records, *, batch_size, num_devices):
+  """`records`: which ones, or how many from the first on."""
   return feed.EvalBatches(
-    dataset=dataset,
-    records=np.arange(count),
+    split=dataset.test,
+    image_size=dataset.image_size,
+    records=np.arange(records) if isinstance(records, int) else records,
     batch_size=batch_size,
     num_devices=num_devices,
   )
@@ -50,6 +52,7 @@ def test_batches_of_small_images_are_record_numbers(root):
   assert batch.positions.tolist() == [[0, 1, 4], [2, 3, 5]]
   records = RATIO_PRESERVING.batch(POOL, Key(seed=0, state=2, phase=0), 7, 4, 2)
   assert batch.inputs.tolist() == records[[[0, 1, 4], [2, 3, 5]]].tolist()
+  assert batch.records.tolist() == batch.inputs.tolist()
   assert np.array_equal(batch.labels, dataset.train.labels[batch.inputs])
 
 
@@ -94,7 +97,8 @@ def test_a_test_batch_is_rounded_up_to_the_devices(root):
 def test_test_batches_are_of_the_records_asked_for(root):
   dataset = open_folder(root)
   records = np.array([5, 0, 3])
-  batches = feed.EvalBatches(dataset=dataset, records=records, batch_size=2, num_devices=1)
+  batches = eval_batches(dataset, records, batch_size=2, num_devices=1)
+  assert [batches[n].records.tolist() for n in (0, 1)] == [[[5, 0]], [[3, 3]]]
   assert [batches[n].inputs.tolist() for n in (0, 1)] == [[[5, 0]], [[3, 3]]]
   assert batches[0].labels.tolist() == [dataset.test.labels[[5, 0]].tolist()]
   assert batches[1].positions.tolist() == [[0, -1]]

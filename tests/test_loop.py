@@ -33,7 +33,7 @@ def small_config(workdir, **changes):
     **changes,
   }
   method = methods.get_method(values.get("method", "ssil"))
-  return make_config(values, method.defaults)
+  return make_config(values, method.defaults, method.fixed)
 
 
 def run(workdir, **changes):
@@ -156,12 +156,13 @@ def test_checkpoint_holds_the_exemplars_of_the_ring_buffer(finished):
   plan = loop.make_plan(config)
   trainer = loop.make_trainer(plan, loop.parallel.choose_devices(config))
   with checkpoint.Checkpoints(workdir) as checkpoints:
-    progress = checkpoints.latest(otherwise=loop.start(trainer))
+    progress = checkpoints.latest(otherwise=loop.start(plan, trainer))
   assert progress.results == results["states"]
   assert int(progress.train_state.step) == len(records(workdir))
   expected = memory.empty()
   for state in plan.states:
-    expected = loop.update_memory(plan, state, plan.pool(state, expected), expected)
+    pool = plan.pool(state, expected)
+    expected = loop.update_memory(plan, state, pool, expected, look=None)
   for got, want in zip(progress.memory, expected, strict=True):
     np.testing.assert_array_equal(got, want)
   np.testing.assert_array_equal(np.bincount(progress.memory.labels), [3] * 6)

@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 
+from ssil_jax.config import make_config
 from ssil_jax.data.augment import (
   IMAGENET_NORMALIZATION,
   Augmentation,
@@ -13,7 +14,7 @@ from ssil_jax.data.augment import (
   augment,
   to_float,
 )
-from ssil_jax.methods.base import SeenClasses
+from ssil_jax.methods.base import Given, SeenClasses
 from ssil_jax.methods.ssil import SSIL
 from ssil_jax.resnet import Outputs
 from ssil_jax.step import (
@@ -154,11 +155,11 @@ class ChannelMeans:
 def test_training_and_evaluation_see_the_same_normalized_pixels(normalization, expected):
   model = Model(
     network=ChannelMeans(),
-    method=SSIL._replace(loss=lambda outputs, labels, classes: outputs.logits.mean(-1)),
+    method=SSIL._replace(loss=lambda examples, config: examples.outputs.logits.mean(-1)),
     optimizer=make_optimizer(momentum=0.9, weight_decay=0.0),
     augmentation=Augmentation(max_shift=0, flip=False),
     normalization=normalization,
-    seed=0,
+    config=make_config({}, SSIL.defaults),
     state_of_class=(0, 0, 0),
   )
   params = jnp.zeros((1, 3))
@@ -167,12 +168,13 @@ def test_training_and_evaluation_see_the_same_normalized_pixels(normalization, e
     inputs=jnp.full((1, 4, 4, 3), 51, jnp.uint8),
     labels=jnp.zeros(1, jnp.int32),
     positions=jnp.zeros(1, jnp.int32),
+    records=jnp.zeros(1, jnp.int32),
   )
-  classes = SeenClasses(jnp.int32(0), jnp.int32(3))
+  given = Given(SeenClasses(*map(jnp.int32, (0, 3, 0))), None, {})
 
   def both(state):
-    _, step_metrics = train_step(state, batch, classes, 0.1, None, model=model)
-    return step_metrics["loss"], eval_step(state, batch, classes, None, model=model)
+    _, step_metrics = train_step(state, batch, given, 0.1, None, model=model)
+    return step_metrics["loss"], eval_step(state, batch, given, None, model=model)
 
   # One device.
   state = jax.tree.map(lambda x: x[None], state)

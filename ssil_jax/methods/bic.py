@@ -6,10 +6,12 @@ a tenth of the exemplars and as many images of each new class. Stage two fits
 q_k = alpha o_k + beta for the new classes k to these by the cross-entropy over all classes
 seen (equations 4 and 5), the network fixed. The next state's teacher is the corrected one.
 
-Stage two has two unknowns and is convex, so that it is solved to the end here; the
-authors take 200 epochs of SGD, and add 0.1 beta^2 / 2 to the loss, which is kept. As with
-them, a correction serves until the next one; FACIL and PyCIL keep those of all states,
-for the student in training, too, and PyCIL takes a softmax of a softmax.
+Stage two has two unknowns and is convex, so that it is solved to the end here, with alpha
+of 0 or more; the authors take 200 epochs of SGD, and add 0.1 beta^2 / 2 to the loss, which
+is kept. Where very few images are held out and one score tells old from new among them,
+the best alpha may be very large. As with the authors, a correction serves until the next
+one; FACIL and PyCIL keep those of all states, for the student in training, too, and PyCIL
+takes a softmax of a softmax. The authors' weight decay is larger in early states.
 """
 
 import jax.numpy as jnp

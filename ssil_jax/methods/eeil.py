@@ -7,10 +7,12 @@ outputs (equations 1 to 3, T = 2). After that, balanced fine-tuning on as many i
 each new class as there are exemplars of an old one, at a tenth of the learning rate: there
 the teacher is the network as the first phase left it, which knows the new classes, too.
 
-Left out are the paper's gradient noise and its twelvefold augmentation (brightness,
-contrast, crops, mirrors): all methods here see the same images. FACIL differs: in the
-balanced phase it draws new images at random from all classes together and keeps the old
-teacher, and the first phase does not distil the classes of the last state.
+The first state's 60 epochs are those of the authors' ImageNet runs; its rate drops where
+that of later states does. Left out are the paper's gradient noise and its twelvefold
+augmentation (brightness, contrast, crops, mirrors): all methods here see the same images.
+FACIL differs: in the balanced phase it draws new images at random from all classes
+together and keeps the old teacher, and the first phase does not distil the classes of the
+last state.
 """
 
 from fractions import Fraction

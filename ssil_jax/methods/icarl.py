@@ -45,7 +45,7 @@ def _class_means(moment, config):
 
 
 def _nearest_mean(outputs, given, config):
-  """Minus the squared distance of the normalized feature to each class's mean."""
+  """Minus the squared distance of the normalized feature to each normalized mean."""
   del config
   # Of vectors of length 1: -|a - b|^2 = 2 a.b - 2. Accelerators would round the product.
   cosines = jnp.matmul(

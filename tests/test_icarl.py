@@ -1,0 +1,169 @@
+"""iCaRL: class means and the nearest one, and the loss."""
+
+import jax
+import method_reference_other as reference
+import moments
+import numpy as np
+import pytest
+from reference import softmax_cross_entropy
+
+from ssil_jax.methods import METHODS
+from ssil_jax.methods.base import Sizes
+
+ICARL = METHODS["icarl"]
+
+
+def class_means(features, records_of_class, *, num_classes, labels):
+  """The method's statistics at the end of a state that has seen the classes given."""
+  config = moments.config_of("icarl")
+  features = np.asarray(features, np.float32)
+  stats = ICARL.init_stats(Sizes(num_classes, features.shape[1], len(features), 20))
+  moment = moments.moment_of(
+    config,
+    num_old=0,
+    num_seen=len(records_of_class),
+    labels=labels,
+    stats=stats,
+    memory=moments.memory_of(records_of_class),
+    train=moments.outputs_of(features=features, logits=np.zeros((len(features), 1))),
+  )
+  after = ICARL.stats(moment, config)
+  np.testing.assert_array_equal(stats["means"], 0)
+  assert after["means"].shape == stats["means"].shape
+  assert after["means"].dtype == stats["means"].dtype
+  return after
+
+
+def predict(features, stats, num_seen, *, logits=None):
+  size = len(features), len(stats["means"])
+  outputs = moments.outputs_of(
+    features=features, logits=np.zeros(size) if logits is None else logits
+  )
+  given = moments.given_of(0, num_seen, stats=stats)
+  return np.asarray(ICARL.predict(outputs, given, moments.config_of("icarl")))
+
+
+def random_state(seed):
+  """Features of 40 records of four classes of which three are seen; of any length."""
+  rng = np.random.default_rng(seed)
+  labels = np.arange(40) % 4
+  features = rng.standard_normal((40, 5)) + 2 * np.eye(4, 5)[labels]
+  features *= rng.uniform(0.01, 20, (40, 1))
+  kept = [[8, 0, 4], [21, 1], [2, 38, 14]]
+  return features.astype(np.float32), labels, kept
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_class_means_equal_the_loops(seed):
+  features, labels, kept = random_state(seed)
+  means = class_means(features, kept, num_classes=4, labels=labels)["means"]
+  for c, records in enumerate(kept):
+    expected = reference.exemplar_mean(features[records], [c] * len(records), c)
+    np.testing.assert_allclose(means[c], expected, rtol=1e-4, atol=1e-6)
+  np.testing.assert_array_equal(means[3], 0)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_prediction_equals_the_loops(seed):
+  features, labels, kept = random_state(seed)
+  stats = class_means(features, kept, num_classes=4, labels=labels)
+  means = [
+    reference.exemplar_mean(features[records], [c] * len(records), c)
+    for c, records in enumerate(kept)
+  ]
+  scores = predict(features, stats, 3)
+  np.testing.assert_array_equal(scores[:, 3], -np.inf)
+  for feature, row in zip(features, scores, strict=True):
+    distances = [
+      reference.squared_distance(reference.normalized(feature), mean) for mean in means
+    ]
+    np.testing.assert_allclose(row[:3], [-d for d in distances], rtol=1e-3, atol=1e-5)
+    assert np.argmax(row) == reference.nearest_mean(feature, means)
+
+
+def test_the_nearest_mean_may_not_have_the_largest_logit():
+  stats = class_means(
+    [[1, 0], [3, 0], [0, 2]], [[0, 1], [2]], num_classes=3, labels=[0, 0, 1]
+  )
+  np.testing.assert_allclose(stats["means"], [[1, 0], [0, 1], [0, 0]], atol=1e-6)
+  scores = predict([[3, 4], [5, 1]], stats, 2, logits=[[9, 0, 0], [0, 9, 99]])
+  assert np.argmax(scores, axis=1).tolist() == [1, 0]
+  # (.6, .8) is sqrt(.16 + .64) from (1, 0) and sqrt(.36 + .04) from (0, 1).
+  np.testing.assert_allclose(scores[0], [-0.8, -0.4, -np.inf], rtol=1e-5)
+
+
+def test_a_long_exemplar_counts_no_more_than_a_short_one():
+  # Class 0 lies at 45 degrees; by its features as they are, it would be near 6 degrees.
+  stats = class_means(
+    [[10, 0], [0, 1], [3, 1]], [[0, 1], [2]], num_classes=2, labels=[0, 0, 1]
+  )
+  np.testing.assert_allclose(stats["means"][0], [0.5**0.5] * 2, rtol=1e-5)
+  assert np.argmax(predict([[8, 1]], stats, 2)) == 1  # at 7 degrees; class 1 at 18
+
+
+def test_means_have_length_one():
+  # Query at 26.6 degrees, class 0 at 45 with a mean of length .7 before it is normalized,
+  # class 1 at 6.6: 18.4 degrees to one, 20 to the other.
+  angle = np.radians(6.6)
+  features = [[1, 0], [0, 1], [np.cos(angle), np.sin(angle)]]
+  stats = class_means(features, [[0, 1], [2]], num_classes=2, labels=[0, 0, 1])
+  np.testing.assert_allclose(np.linalg.norm(stats["means"], axis=1), 1, rtol=1e-5)
+  assert np.argmax(predict([[2, 1]], stats, 2)) == 0
+
+
+def test_the_nearest_of_unseen_classes_is_not_predicted():
+  stats = {"means": np.asarray([[1, 0], [0, -1], [0, 1]], np.float32)}
+  scores = predict([[0, 5]], stats, 2)
+  assert scores[0, 2] == -np.inf
+  assert np.argmax(scores) == 0
+
+
+def test_features_of_zero_are_no_nan():
+  stats = class_means(
+    [[0, 0], [0, 0], [0, 2], [0, 0]], [[0, 1], [2, 3]], num_classes=3, labels=[0, 0, 1, 1]
+  )
+  np.testing.assert_allclose(stats["means"], [[0, 0], [0, 1], [0, 0]], atol=1e-6)
+  scores = predict([[0, 0], [1, 1]], stats, 2)
+  assert np.isfinite(scores[:, :2]).all()
+  np.testing.assert_array_equal(scores[:, 2], -np.inf)
+  assert np.argmax(scores[1]) == 1
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_loss_equals_the_loops(temperature):
+  # Classes 0 to 2, 3 and 4, and the new ones 5 and 6; 7 is unseen.
+  states, num_old, num_seen = [range(3), range(3, 5)], 5, 7
+  rng = np.random.default_rng(0)
+  logits, teacher = 2 * rng.standard_normal((2, 10, 8))
+  labels = np.arange(10) % num_seen
+  config = moments.config_of("icarl", temperature=temperature)
+  examples = moments.examples_of(
+    moments.outputs_of(logits=logits),
+    labels,
+    moments.given_of(num_old, num_seen, num_taught=num_old),
+    [0, 0, 0, 1, 1, 2, 2, 3],
+    teacher=moments.outputs_of(logits=teacher),
+  )
+  losses = np.asarray(jax.jit(lambda: ICARL.loss(examples, config))())
+  assert losses.dtype == np.float32
+  for i, label in enumerate(labels):
+    expected = softmax_cross_entropy(logits[i], label, range(num_seen))
+    expected += reference.task_wise_kl(logits[i], teacher[i], states, temperature)
+    assert losses[i] == pytest.approx(expected, rel=1e-4)
+
+
+def test_loss_of_the_first_state_is_the_cross_entropy():
+  rng = np.random.default_rng(1)
+  logits, labels = rng.standard_normal((6, 5)), np.arange(6) % 3
+  examples = moments.examples_of(
+    moments.outputs_of(logits=logits),
+    labels,
+    moments.given_of(0, 3),
+    [0, 0, 0, 1, 1],
+    teacher=moments.outputs_of(logits=np.zeros((6, 5))),
+  )
+  config = moments.config_of("icarl")
+  losses = np.asarray(jax.jit(lambda: ICARL.loss(examples, config))())
+  for i, label in enumerate(labels):
+    expected = softmax_cross_entropy(logits[i], label, range(3))
+    assert losses[i] == pytest.approx(expected, rel=1e-5)
