@@ -23,12 +23,11 @@ from rich.console import Console
 from rich.table import Table
 
 from ssil_jax import loop, parallel
-from ssil_jax.data import feed
 from ssil_jax.journal import Journal
 from ssil_jax.meter import Meter
 from ssil_jax.plan import make_plan, phase_plans
 from ssil_jax.progress import ProgressDisplay
-from ssil_jax.sampling import Key
+from ssil_jax.trainer import make_trainer, train_batches, train_phase
 
 DEVICE_COUNTS = (1, 2, 4)
 ROUNDS = 3  # processes for each device count
@@ -40,24 +39,21 @@ def measure(argv: list[str], num_devices: int) -> list[tuple[float, float]]:
   config = run.parse([*argv, f"--num_devices={num_devices}", "--epochs_first=1"])
   parallel.prepare_cpu_devices(config)
   plan = make_plan(config)
-  trainer = loop.make_trainer(plan, parallel.choose_devices(config))
+  trainer = make_trainer(plan, parallel.choose_devices(config))
   phase, state = phase_plans(plan)[0], plan.states[0]
-  progress = loop.start(trainer)
+  progress = loop.start(plan, trainer)
   pool = plan.pool(state, progress.memory)
-  train_state = parallel.replicate(progress.train_state, trainer.mesh)
-
-  make_batch = feed.train_batch_maker(
-    plan.dataset,
-    pool,
-    phase.phase.sampling,
-    Key(config.seed, state.index, 0),
-    batch_size_new=config.batch_size_new,
-    batch_size_memory=config.batch_size_memory,
-    num_devices=num_devices,
+  train_state, given = parallel.replicate(
+    (
+      progress.train_state,
+      loop.given_in(plan, state, stats=progress.stats, teacher=progress.train_state),
+    ),
+    trainer.mesh,
   )
+  batches = train_batches(plan, trainer, phase, pool, phase_index=0)
   arguments = (
-    parallel.shard(make_batch(0), trainer.mesh),
-    loop.seen_classes(state, trainer.mesh),
+    parallel.shard(batches[0], trainer.mesh),
+    given,
     parallel.replicate(jax.numpy.float32(0.1), trainer.mesh),
     trainer.train_images,
   )
@@ -89,8 +85,8 @@ def measure(argv: list[str], num_devices: int) -> list[tuple[float, float]]:
         journal=journal,
         display=display,
       )
-      train_state = loop.train_phase(
-        plan, trainer, train_state, phase, pool, phase_index=0, meter=meter
+      train_state = train_phase(
+        plan, trainer, train_state, given, phase, pool, phase_index=0, meter=meter
       )
       jax.block_until_ready(train_state)
       loop_seconds = time.perf_counter() - started

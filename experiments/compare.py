@@ -1,4 +1,7 @@
-"""Compares runs: a table on the terminal and a page with figures.
+"""Compares runs: tables on the terminal and a page with figures.
+
+Runs that differ in nothing but the seed are also shown together, with their mean and
+standard deviation.
 
 Example:
   python experiments/compare.py --workdir=runs/digits-ft --workdir=runs/digits-ssil
@@ -57,7 +60,15 @@ def main(argv: Sequence[str]) -> int:
     return command_line.print_error(error)
   console = Console()
   console.print(tables.comparison_table(runs))
-  for line in (tables.comparability_note(runs), f"report: {output.resolve()}"):
+  over_seeds = tables.over_seeds(runs)
+  if over_seeds:
+    console.print()
+    console.print(tables.seed_table(over_seeds))
+  for line in (
+    over_seeds.note if over_seeds else "",
+    tables.comparability_note(runs),
+    f"report: {output.resolve()}",
+  ):
     if line:
       console.print(line, markup=False, highlight=False, soft_wrap=True)
   return 0

@@ -142,11 +142,12 @@ def run_all(jobs: list[Job], num_jobs: int) -> bool:
   with concurrent.futures.ThreadPoolExecutor(num_jobs, initializer=take_share) as pool:
     futures = [pool.submit(run_job, job) for job in jobs]
     try:
-      return not any([future.result() for future in futures])
+      codes = [future.result() for future in futures]
     except KeyboardInterrupt:
       # The runs under way hear of it themselves, and stop where they can go on.
       pool.shutdown(wait=False, cancel_futures=True)
       raise
+  return not any(codes)
 
 
 def main(argv: Sequence[str]) -> int:

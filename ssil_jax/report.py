@@ -21,6 +21,9 @@ _SETTINGS = {
   "files ignored": "ignored_files",
 }
 
+_MANY = 8  # runs; above this, settings have a row a run
+_Table = tuple[str, list[str], list[list[str]]]  # heading, names of columns, rows
+
 
 def write_report(workdirs: Sequence[Path], output: Path) -> Path:
   """Writes the page and, next to it, its figures as PNG files.
@@ -70,18 +73,29 @@ def _render(runs: Sequence[Run], plots: Sequence[Plot]) -> str:
   )
   labels = tables.run_labels(runs)
   labelled = list(zip(labels, runs, strict=True))
+  over_seeds = tables.over_seeds(runs)
   return environment.get_template("report.html.jinja").render(
     title=_page_title(runs),
     note=tables.comparability_note(runs),
     unfinished=[label for label, run in labelled if tables.progress(run.results)],
-    settings_columns=["setting", *labels],
-    settings_rows=_settings_rows(runs),
+    settings=_settings_tables(labels, _settings_rows(runs)),
     comparison_columns=tables.COMPARISON_COLUMNS,
     comparison_rows=tables.comparison_rows(runs),
+    over_seeds=over_seeds,
+    seed_columns=tables.SEED_COLUMNS,
+    seed_rows=tables.seed_rows(over_seeds) if over_seeds else [],
     plots=plots,
     state_columns=tables.STATE_COLUMNS,
-    state_tables=[(label, tables.state_rows(run.results)) for label, run in labelled],
-    schedules=[(label, *_schedule(run)) for label, run in labelled],
+    state_tables=[
+      (
+        label,
+        tables.state_rows(run.results),
+        tables.statistics_table(run.results),
+        tables.origin_note(run.results),
+      )
+      for label, run in labelled
+    ],
+    schedules=_schedules(labels, runs),
   )
 
 
@@ -102,6 +116,36 @@ def _settings_rows(runs: Sequence[Run]) -> list[list[str]]:
   for key in dict.fromkeys(key for one in environments for key in one):
     rows.append((key.replace("_", " "), [one.get(key) for one in environments]))
   return [[name, *map(_cell, values)] for name, values in rows]
+
+
+def _settings_tables(labels: Sequence[str], rows: list[list[str]]) -> list[_Table]:
+  """Captions, columns and rows: a column a run; of many, a row a run, for what differs."""
+  if len(labels) <= _MANY:
+    return [("Settings and environment of each run", ["setting", *labels], rows)]
+  common = [row[:2] for row in rows if len(set(row[1:])) == 1]
+  different = [row for row in rows if len(set(row[1:])) > 1]
+  names, *cells = zip(*different, strict=True) if different else [()]
+  return [
+    ("Settings and environment: the same in all runs", ["setting", "all runs"], common),
+    (
+      "Settings and environment: what differs",
+      ["run", *names],
+      [[label, *values] for label, values in zip(labels, cells, strict=True)],
+    ),
+  ]
+
+
+def _schedules(labels: Sequence[str], runs: Sequence[Run]) -> list[_Table]:
+  """Labels, columns and rows of the training schedules; equal ones are shown once."""
+  tables_of = [_schedule(run) for run in runs]
+  shown = []
+  for number, table in enumerate(tables_of):
+    if tables_of.index(table) == number:
+      same = [
+        label for label, other in zip(labels, tables_of, strict=True) if other == table
+      ]
+      shown.append((", ".join(same), *table))
+  return shown
 
 
 def _schedule(run: Run) -> tuple[list[str], list[list[str]]]:

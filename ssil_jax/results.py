@@ -31,10 +31,15 @@ class Run(NamedTuple):
   results: dict[str, Any]  # results.json, at least one state
   schedule: list[dict[str, Any]]  # schedule.json, empty if there is none
   loss: LossCurve | None  # from metrics.jsonl, None if there is none
+  config: dict[str, Any] | None = None  # config.json, None if there is none
 
 
-def _object(**properties: Any) -> dict[str, Any]:
-  return {"type": "object", "required": list(properties), "properties": properties}
+def _object(optional: Any = None, **properties: Any) -> dict[str, Any]:
+  return {
+    "type": "object",
+    "required": list(properties),
+    "properties": {**properties, **(optional or {})},
+  }
 
 
 # The bounds keep what is drawn within float32 and int64.
@@ -49,6 +54,10 @@ _SCALARS = {
   "additionalProperties": {"type": ["string", "number", "boolean", "null"]},
 }
 _STATE = _object(
+  optional={  # older runs have none
+    "statistics": {"type": "object", "additionalProperties": _SCORE_OR_NULL},
+    "from_workdir": {"type": ["string", "null"]},
+  },
   state=_COUNT,
   num_old=_COUNT,
   num_seen=_COUNT,
@@ -80,6 +89,9 @@ _RESULTS = Draft202012Validator(
   )
 )
 _SCHEDULE = Draft202012Validator({"type": "array", "items": _SCALARS})
+_CONFIG = Draft202012Validator(
+  {"type": "object", "properties": {"data_fingerprint": _TEXT}}
+)
 _METRICS_LINE = Draft202012Validator(_object(state=_COUNT, step=_COUNT, loss=_SCORE))
 
 
@@ -103,7 +115,9 @@ def load_run(workdir: Path) -> Run:
   schedule = _parse(_read(path), _SCHEDULE, path) if path.is_file() else []
   path = workdir / "metrics.jsonl"
   loss = _load_loss(path) if path.is_file() else None
-  return Run(_printable(workdir.resolve().name), results, schedule, loss)
+  path = workdir / "config.json"
+  config = _parse(_read(path), _CONFIG, path) if path.is_file() else None
+  return Run(_printable(workdir.resolve().name), results, schedule, loss, config)
 
 
 def _wrong(place: Path | str, what: str) -> DataError:

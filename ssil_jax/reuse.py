@@ -82,7 +82,10 @@ def open_source(plan: Plan, *, data_fingerprint: str) -> Source:
   consecutive = itertools.takewhile(lambda t: t in there, range(1, num_states + 1))
   num_states = min(len(list(consecutive)), len(rows))
   if not num_states:
-    raise ConfigError(f"{flag} has no network of its first state: continue that run")
+    raise ConfigError(
+      f"{flag} has no network of its first state: continue that run, or repeat it if it is "
+      "of an earlier version"
+    )
   return Source(folder, num_states, rows)
 
 

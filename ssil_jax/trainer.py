@@ -85,16 +85,7 @@ def train_phase(
   check_interrupt: Callable[[], None] = lambda: None,
 ) -> step.TrainState:
   """All steps of a phase; `train_state`, used up, and `given` are on the devices."""
-  batches = feed.TrainBatches(
-    dataset=plan.dataset,
-    pool=pool,
-    sampling=phase.phase.sampling,
-    key=Key(plan.config.seed, phase.state.index, phase_index),
-    batch_size_new=plan.config.batch_size_new,
-    batch_size_memory=plan.config.batch_size_memory,
-    num_devices=trainer.mesh.size,
-    num_steps=phase.num_steps,
-  )
+  batches = train_batches(plan, trainer, phase, pool, phase_index=phase_index)
   backpressure = parallel.Backpressure()
   with prefetched(plan.config, trainer, batches) as batches_on_devices:
     for number in range(phase.num_steps):
@@ -113,6 +104,22 @@ def train_phase(
       meter.add(step_metrics, input_seconds=waited)
   meter.finish()
   return train_state
+
+
+def train_batches(
+  plan: Plan, trainer: Trainer, phase: PhasePlan, pool: Pool, *, phase_index: int
+) -> feed.TrainBatches:
+  """The batches of a phase."""
+  return feed.TrainBatches(
+    dataset=plan.dataset,
+    pool=pool,
+    sampling=phase.phase.sampling,
+    key=Key(plan.config.seed, phase.state.index, phase_index),
+    batch_size_new=plan.config.batch_size_new,
+    batch_size_memory=plan.config.batch_size_memory,
+    num_devices=trainer.mesh.size,
+    num_steps=phase.num_steps,
+  )
 
 
 def evaluate(

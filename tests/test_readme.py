@@ -28,9 +28,10 @@ def test_every_flag_and_file_named_exists():
     assert (root / picture).is_file()
   import prepare
   import run
+  import sweep
 
   # file_format is a flag of TFDS' own command.
   known = {"flagfile", "help", "file_format"}
-  for text in (run.help_text(), prepare.help_text()):
+  for text in (run.help_text(), prepare.help_text(), sweep.help_text()):
     known |= set(re.findall(r"^  --(\w+)$", text, re.MULTILINE))
   assert set(re.findall(r"--(\w+)", README)) <= known
