@@ -113,7 +113,7 @@ class Config:
     "factor of the learning rate at every milestone", first_state=True
   )
   momentum: float = _flag("Nesterov momentum", first_state=True)
-  reset_momentum: bool = _flag("start every state with zero momentum")
+  reset_momentum: bool = _flag("start every phase of every state with zero momentum")
   weight_decay: float = _flag(
     "weight decay, added to the gradient of every parameter", first_state=True
   )

@@ -332,7 +332,8 @@ def _loss_figure(groups: Groups) -> Figure:
     for start in starts:
       ax.axvline(steps[start], color="#888888", linewidth=0.8, zorder=0)
       if len(starts) <= 10:
-        text = f"{states[start]}" if start else f"state {states[start]}"
+        first = not start and len(groups) <= _MANY  # else there is no room for the word
+        text = f"state {states[start]}" if first else f"{states[start]}"
         above = ax.get_xaxis_transform()
         ax.text(steps[start], 1.015, text, transform=above, fontsize=8.5)
     ax.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]))
@@ -357,7 +358,7 @@ def _panels(
   The height is a panel's where there are two.
   """
   columns = 3 if len(groups) > _MANY else min(2, len(groups))
-  height *= min(1, 2.25 / columns)
+  height *= 0.7 if columns == 3 else 1
   rows = math.ceil(len(groups) / columns)
   width = _WIDE if columns > 1 else _NARROW
   figure = Figure((width, height * rows), layout=layout)

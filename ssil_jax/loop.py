@@ -149,11 +149,11 @@ def train_state(
   """All phases of a state."""
   started = time.monotonic()
   current = progress.train_state
-  if plan.config.reset_momentum:
-    current = current.replace(opt_state=trainer.initial.opt_state)
   pool = plan.pool(state, progress.memory)
   given = given_in(plan, state, stats=progress.stats, teacher=current)
   for index, phase in enumerate(phases):
+    if plan.config.reset_momentum:
+      current = current.replace(opt_state=trainer.initial.opt_state)
     if phase.phase.new_teacher:
       given = given_in(plan, state, stats=progress.stats, teacher=current, knows_new=True)
       look = surveyor(plan, trainer, current, given)

@@ -136,7 +136,7 @@ SHUFFLED = shuffled(_new_and_memory, "shuffled")
 # Without a memory.
 NEW_ONLY = shuffled(lambda pool: pool.new, "new only")
 # Joint training: D_t and all data of the earlier states.
-EVERYTHING = shuffled(_new_and_old, "joint")
+EVERYTHING = shuffled(_new_and_old, "all data")
 # EEIL, section 3: as many records of each new class as there are exemplars of an old one.
 BALANCED = shuffled(_balanced, "balanced")
 

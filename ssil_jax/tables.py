@@ -137,10 +137,10 @@ def over_seeds(runs: Sequence[Run]) -> OverSeeds | None:
   names = _labels(firsts, _GROUP_DISTINCTIONS, _differing_settings(firsts))
   reasons = {
     "not finished": found.unfinished,
-    "the same seed again": found.repeated,
+    "with a seed that is there already": found.repeated,
   }
   notes = [
-    f"{', '.join(labels[number] for number in numbers)} ({reason})"
+    f"{', '.join(labels[number] for number in numbers)}, {reason}"
     for reason, numbers in reasons.items()
     if numbers
   ]

@@ -6,8 +6,15 @@ import subprocess
 import sys
 
 import pytest
-from test_results import one_state, write_run
-from test_tables import COMPARISON_ROW, STATE_ROWS
+from test_results import RESULTS, one_state, write_run
+from test_tables import (
+  COMPARISON_ROW,
+  SEED_ROW,
+  SEED_RUNS,
+  STATE_ROWS,
+  results_with,
+  seed_run,
+)
 
 from ssil_jax import report
 from ssil_jax.errors import UserError
@@ -150,6 +157,76 @@ def test_schedule_has_the_columns_of_all_its_rows(tmp_path):
   page = page_of(tmp_path, write_run(tmp_path / "a", schedule=schedule))
   for row in (["state", "a", "b"], ["1", "0.1", "-"], ["2", "-", "-"]):
     assert row in page.rows
+
+
+def test_equal_schedules_are_shown_once(tmp_path):
+  other = [{"state": 1, "sampling": "everything"}]
+  page = page_of(
+    tmp_path,
+    write_run(tmp_path / "a"),
+    write_run(tmp_path / "b", method_title="FT", schedule=other),
+    write_run(tmp_path / "c", method_title="WA"),
+  )
+  assert page.rows.count(["2", "ratio-preserving", "0.05"]) == 1
+  assert page.rows.count(["1", "everything"]) == 1
+  assert "\nSS-IL, WA\n" in page.text
+
+
+def test_page_shows_means_over_seeds(tmp_path):
+  page = page_of(
+    tmp_path,
+    *(seed_run(tmp_path / str(run["seed"]), **run) for run in SEED_RUNS),
+    write_run(tmp_path / "b", results=one_state(method_title="<i>FT")),
+  )
+  assert SEED_ROW in page.rows
+  assert "Over seeds" in page.text
+  assert "Mean \u00b1 sample standard deviation" in page.text
+  assert "n is 3." in page.text
+  left_out = "Left out of the means over seeds: <i>FT (1 of 2 states), not finished."
+  assert left_out in page.text
+  assert "bands reach from its lowest seed" in page.captions[0]
+
+
+def test_page_without_several_seeds_does_not_speak_of_them(tmp_path):
+  other = write_run(tmp_path / "b", method_title="FT")
+  page = page_of(tmp_path, write_run(tmp_path / "a"), other)
+  assert "Over seeds" not in page.text
+  assert "\u00b1" not in page.text
+  assert "seeds" not in "".join(page.captions)
+
+
+def test_page_shows_statistics_and_where_states_come_from(tmp_path):
+  bad = '/runs/<b>"ft"'
+  results = results_with(
+    {"statistics": {}, "from_workdir": bad},
+    {"statistics": {"<i>alpha": 1.23456, "beta": None}, "from_workdir": bad},
+  )
+  page = page_of(tmp_path, write_run(tmp_path / "a", results=results))
+  for row in (["state", "<i>alpha", "beta"], ["1", "-", "-"], ["2", "1.235", "-"]):
+    assert row in page.rows
+  assert f"States 1 to 2 were trained in {bad} and taken from there." in page.text
+  assert "own statistics" in page.text
+  assert not {"b", "i"} & {tag for tag, _ in page.tags}
+
+
+def test_page_of_a_run_without_statistics_has_no_table_of_them(tmp_path):
+  page = page_of(tmp_path, write_run(tmp_path / "a", results=RESULTS))
+  assert "own statistics" not in page.text
+  assert "taken from there" not in page.text
+
+
+def test_settings_of_many_runs_have_a_row_a_run(tmp_path):
+  runs = [write_run(tmp_path / f"run{n}", method_title=f"M{n}") for n in range(9)]
+  page = page_of(tmp_path, *runs)
+  assert ["data set", "digits"] in page.rows
+  assert ["run", "method", "folder"] in page.rows
+  assert ["M3", "M3", "run3"] in page.rows
+
+
+def test_settings_of_many_runs_that_differ_in_nothing(tmp_path):
+  runs = [write_run(tmp_path / str(n) / "run") for n in range(9)]
+  page = page_of(tmp_path, *runs)
+  assert ["folder", "run"] in page.rows
 
 
 def test_write_report_needs_runs_and_a_place(tmp_path):

@@ -98,6 +98,24 @@ def test_load_run_needs_only_the_results(tmp_path):
   run = load_run(write_run(tmp_path / "a", schedule=None, metrics=None))
   assert run.schedule == []
   assert run.loss is None
+  assert run.config is None
+
+
+def test_load_run_reads_the_configuration(tmp_path):
+  config = {"epochs": 5, "milestones": [2, 4], "data_fingerprint": "x"}
+  (write_run(tmp_path) / "config.json").write_text(json.dumps(config))
+  assert load_run(tmp_path).config == config
+
+
+def test_statistics_and_origin_of_a_state(tmp_path):
+  results = copy.deepcopy(RESULTS)
+  first, second = results["states"]
+  first |= {"statistics": {}, "from_workdir": None}
+  second |= {"statistics": {"alpha": 0.5, "beta": None}, "from_workdir": "/x\u001b"}
+  states = load_run(write_run(tmp_path, results=results)).results["states"]
+  assert states[0] == first
+  assert states[1]["statistics"] == second["statistics"]
+  assert states[1]["from_workdir"] == "/x\ufffd"
 
 
 def test_metrics_of_a_killed_run(tmp_path):
@@ -162,6 +180,13 @@ def with_value(value, *keys):
     (with_value([[1], [2, 3]], "states", 1, "confusion"), "confusion must be 2 lists"),
     (with_value([[1, 2], [3, -4]], "states", 1, "confusion"), "confusion[1][1]: -4"),
     (without("average", "top5"), "$.average: 'top5'"),
+    (with_value([], "states", 1, "statistics"), "$.states[1].statistics: "),
+    (with_value({"a": "x"}, "states", 1, "statistics"), "$.states[1].statistics.a: 'x'"),
+    (with_value({"a": True}, "states", 1, "statistics"), "$.states[1].statistics.a: "),
+    (with_value({"a": [1]}, "states", 0, "statistics"), "$.states[0].statistics.a: "),
+    (with_value({"a": 1e31}, "states", 0, "statistics"), "$.states[0].statistics.a: "),
+    (with_value(None, "states", 0, "statistics"), "$.states[0].statistics: "),
+    (with_value(1, "states", 0, "from_workdir"), "$.states[0].from_workdir: 1"),
   ],
 )
 def test_bad_results_are_named_in_one_line(tmp_path, text, what):
@@ -190,6 +215,8 @@ def test_results_that_are_missing_or_not_text(tmp_path):
     ("schedule.json", "{}", "$: {} is not of type 'array'"),
     ("schedule.json", "[1]", "$[0]: 1 is not of type 'object'"),
     ("schedule.json", '[{"a": [1]}]', "$[0].a: "),
+    ("config.json", "[]", "$: [] is not of type 'object'"),
+    ("config.json", '{"data_fingerprint": []}', "$.data_fingerprint: [] is not"),
     ("metrics.jsonl", '{"state": 1\n{"state": 1}\n', "line 1: is not valid JSON"),
     ("metrics.jsonl", "[]\n", "line 1: $: "),
     ("metrics.jsonl", '{"state": 1, "step": 1}\n', "line 1: $: 'loss' is a required"),
