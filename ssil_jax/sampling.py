@@ -181,7 +181,12 @@ def without_held_out(fraction: float) -> Sampling:
   """D_t and M together, without what `held_out` takes."""
 
   def epoch_records(pool: Pool) -> np.ndarray:
-    return np.setdiff1d(_new_and_memory(pool), held_out(pool, fraction))
+    if not len(pool.memory):
+      return pool.new
+    count = held_out_count(pool.quota, fraction)
+    return np.concatenate(
+      [pool.new[pool.new_ranks >= count], pool.memory[pool.memory_ranks >= count]]
+    )
 
   return shuffled(epoch_records, "held-out")
 
