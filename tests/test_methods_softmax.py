@@ -559,8 +559,8 @@ PHASES = {
     1: plain("shuffled", *PAPER_FIRST),
     2: plain("shuffled", 25, 0.05, (10, 20)),
   },
-  "joint": {1: plain("joint", *PAPER_FIRST), 2: plain("joint", 25, 0.05, (10, 20))},
-  "joint_full": {1: plain("joint", *PAPER_FIRST)},
+  "joint": {1: plain("all data", *PAPER_FIRST), 2: plain("all data", 25, 0.05, (10, 20))},
+  "joint_full": {1: plain("all data", *PAPER_FIRST)},
   "ssil_tkd": {
     1: plain("RP", *PAPER_FIRST),
     2: plain("RP", 100, 0.05, (40, 80)),
