@@ -332,8 +332,9 @@ def _loss_figure(groups: Groups) -> Figure:
     for start in starts:
       ax.axvline(steps[start], color="#888888", linewidth=0.8, zorder=0)
       if len(starts) <= 10:
-        first = not start and len(groups) <= _MANY  # else there is no room for the word
-        text = f"state {states[start]}" if first else f"{states[start]}"
+        # The word has room where panels are large and states few.
+        word = not start and len(starts) <= 5 and len(groups) <= _MANY
+        text = f"state {states[start]}" if word else f"{states[start]}"
         above = ax.get_xaxis_transform()
         ax.text(steps[start], 1.015, text, transform=above, fontsize=8.5)
     ax.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]))

@@ -124,15 +124,12 @@ def _settings_tables(labels: Sequence[str], rows: list[list[str]]) -> list[_Tabl
     return [("Settings and environment of each run", ["setting", *labels], rows)]
   common = [row[:2] for row in rows if len(set(row[1:])) == 1]
   different = [row for row in rows if len(set(row[1:])) > 1]
-  names, *cells = zip(*different, strict=True) if different else [()]
-  return [
+  columns, *body = map(list, zip(["run", *labels], *different, strict=True))
+  tables_of = [
     ("Settings and environment: the same in all runs", ["setting", "all runs"], common),
-    (
-      "Settings and environment: what differs",
-      ["run", *names],
-      [[label, *values] for label, values in zip(labels, cells, strict=True)],
-    ),
+    ("Settings and environment: what differs", columns, body),
   ]
+  return tables_of if different else tables_of[:1]
 
 
 def _schedules(labels: Sequence[str], runs: Sequence[Run]) -> list[_Table]:

@@ -277,7 +277,8 @@ def statistics_table(results: dict[str, Any]) -> tuple[list[str], list[list[str]
   states = [(row["state"], row.get("statistics", {})) for row in results["states"]]
   names = list(dict.fromkeys(name for _, values in states for name in values))
   rows = [[str(state), *(_number(v.get(name)) for name in names)] for state, v in states]
-  return ["state", *names], rows if names else []
+  titles = [name.replace("_", " ") for name in names]
+  return ["state", *titles], rows if names else []
 
 
 def origin_note(results: dict[str, Any]) -> str:

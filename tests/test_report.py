@@ -215,7 +215,8 @@ def test_page_of_a_run_without_statistics_has_no_table_of_them(tmp_path):
   assert "taken from there" not in page.text
 
 
-def test_settings_of_many_runs_have_a_row_a_run(tmp_path):
+def test_settings_of_many_runs_have_a_row_a_run(tmp_path, monkeypatch):
+  monkeypatch.setattr(report, "draw_plots", lambda runs: [])  # see test_figures
   runs = [write_run(tmp_path / f"run{n}", method_title=f"M{n}") for n in range(9)]
   page = page_of(tmp_path, *runs)
   assert ["data set", "digits"] in page.rows
@@ -223,10 +224,12 @@ def test_settings_of_many_runs_have_a_row_a_run(tmp_path):
   assert ["M3", "M3", "run3"] in page.rows
 
 
-def test_settings_of_many_runs_that_differ_in_nothing(tmp_path):
+def test_settings_of_many_runs_that_differ_in_nothing(tmp_path, monkeypatch):
+  monkeypatch.setattr(report, "draw_plots", lambda runs: [])
   runs = [write_run(tmp_path / str(n) / "run") for n in range(9)]
   page = page_of(tmp_path, *runs)
   assert ["folder", "run"] in page.rows
+  assert "what differs" not in page.text
 
 
 def test_write_report_needs_runs_and_a_place(tmp_path):

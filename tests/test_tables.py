@@ -282,9 +282,9 @@ def results_with(*states):
 
 
 def test_statistics_table():
-  states = ({"statistics": {"a": 0.123456}}, {"statistics": {"b": None, "a": -2.0}})
+  states = ({"statistics": {"a_b": 0.123456}}, {"statistics": {"c": None, "a_b": -2.0}})
   assert tables.statistics_table(results_with(*states)) == (
-    ["state", "a", "b"],
+    ["state", "a b", "c"],
     [["1", "0.1235", "-"], ["2", "-2", "-"]],
   )
 
