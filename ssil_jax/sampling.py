@@ -144,8 +144,9 @@ BALANCED = shuffled(_balanced, "balanced")
 def held_out(pool: Pool, fraction: float) -> np.ndarray:
   """Records of each seen class, equally many, that BiC keeps from training (section 4).
 
-  They are those of the lowest ranks, which stay in the memory longest: what was held out of
-  an old class stays so until its share becomes smaller.
+  They are those of the lowest ranks, which stay in the memory longest. Where exemplars keep
+  the ranks that they had as new records (`--selection=ring`), what was held out of a new
+  class is held out of it as an old one, until its share becomes smaller.
 
   Args:
     pool: with ranks; every class should have more images than are held out of it.

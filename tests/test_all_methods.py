@@ -56,7 +56,9 @@ class QuickBlock(nn.Module):
   @nn.compact
   def __call__(self, x):
     if x.shape[-1] != self.channels:
-      x = self.conv(self.channels, (1, 1), strides=self.strides, name="conv1")(x)
+      # Pooled, for a strided convolution of 1x1 would see a corner of the image.
+      x = nn.avg_pool(x, (self.strides,) * 2, strides=(self.strides,) * 2)
+      x = self.conv(self.channels, (1, 1), name="conv1")(x)
     return nn.relu(x) if self.final_relu else self.norm(name="norm1")(x)
 
 
@@ -345,14 +347,16 @@ def test_no_gradient_reaches_the_teacher(every_run, name):
     )
     return jnp.mean(model.method.loss(examples, model.config))
 
-  value, (by_teacher, by_params) = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(
-    given.teacher, state.params
-  )
+  other = jax.tree.map(lambda x: np.flip(x), given.teacher)
+  with quick_network():
+    value, (by_teacher, by_params) = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(
+      given.teacher, state.params
+    )
+    other_value = jax.jit(loss)(other, state.params)
   assert all(not np.any(leaf) for leaf in jax.tree.leaves(by_teacher))
   assert any(np.any(leaf) for leaf in jax.tree.leaves(by_params))
   # And not because the loss looks at no teacher.
-  other = jax.tree.map(lambda x: np.flip(x), given.teacher)
-  assert abs(float(jax.jit(loss)(other, state.params)) - float(value)) > 1e-6
+  assert abs(float(other_value) - float(value)) > 1e-6
 
 
 def first_losses(watched):
@@ -362,7 +366,7 @@ def first_losses(watched):
 @pytest.mark.parametrize("name", [n for n in METHODS if n != "joint_full"])
 def test_plain_methods_and_no_others_share_the_first_state(every_run, name):
   ft, other = every_run("ft"), every_run(name)
-  assert len(first_losses(ft)) == 9
+  assert len(first_losses(ft)) == phase_plans(ft.plan)[0].num_steps > 4
   assert (first_losses(other) == first_losses(ft)) == (name in PLAIN)
   networks = [watched.phases[0].after for watched in (ft, other)]
   if name in PLAIN:
@@ -413,7 +417,7 @@ def test_the_first_state_of_a_plain_method_is_a_softmax_over_all_its_classes(nam
   np.testing.assert_allclose(gradient, plain_gradient, atol=1e-7)
 
 
-@pytest.mark.parametrize("name", ["il2m", "icarl", "der", "bic"])
+@pytest.mark.parametrize("name", ["il2m", "der", "bic"])
 def test_statistics_survive_an_interruption(every_run, tmp_path, name):
   finished = every_run(name)
   copy = tmp_path / "copy"

@@ -12,6 +12,11 @@ is kept. Where very few images are held out and one score tells old from new amo
 the best alpha may be very large. As with the authors, a correction serves until the next
 one; FACIL and PyCIL keep those of all states, for the student in training, too, and PyCIL
 takes a softmax of a softmax. The authors' weight decay is larger in early states.
+
+The authors choose exemplars by herding and images to hold out at random. Here exemplars are
+random, too, and the first of them are those held out, so that images of the second state
+on are not trained on before they serve to fit; those of the first state are, in that state.
+With `--selection=herding`, so are most others, in the state that brings them.
 """
 
 import jax.numpy as jnp
@@ -115,7 +120,6 @@ BIC = Method(
     "milestones_first": large_scale_milestones,
     "milestones": large_scale_milestones,
     "learning_rate_by_state": "constant",
-    "selection": "herding",
   },
   settings=("temperature", "bic_held_out"),
   predict=_predict,

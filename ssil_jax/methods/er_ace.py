@@ -61,4 +61,5 @@ ER_ACE = Method(
   phases=lambda config, t: one_phase(config, t, RATIO_PRESERVING),
   loss=_loss,
   defaults={"epochs": 20},
+  plain_first_state=False,  # over the classes of each batch
 )

@@ -1,0 +1,336 @@
+"""Sweeps: which runs a command line means, what is wrong with it, and what is repeated."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+import run
+import sweep
+
+from ssil_jax.errors import ConfigError
+from ssil_jax.host import usable_cores
+from ssil_jax.methods import METHODS
+
+# Stands in for run.py: writes down its arguments, and fails where it is told to.
+STAND_IN = """
+import json, os, pathlib, sys
+flags = dict(a.removeprefix("--").split("=", 1) for a in sys.argv[1:])
+workdir = pathlib.Path(flags["workdir"])
+workdir.mkdir(parents=True, exist_ok=True)
+cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
+with open(workdir.parent / "calls.jsonl", "a") as file:
+  file.write(json.dumps({"flags": flags, "cores": cores}) + "\\n")
+print("output of", workdir.name)
+print("errors of", workdir.name, file=sys.stderr)
+sys.exit(int(flags.get("seed")) if workdir.name.startswith("ft") else 0)
+"""
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+
+
+def parse(*arguments):
+  return sweep.parse(["sweep.py", *arguments])
+
+
+def names(jobs):
+  return [job.workdir.name for job in jobs]
+
+
+# Command lines --------------------------------------------------------------------------
+
+
+def test_the_first_method_of_each_seed_trains_first(tmp_path):
+  found = parse("--methods=ft,il2m,ssil", "--seeds=3,5", "--output=runs", "--jobs=1")
+  assert found.output == tmp_path / "runs"
+  assert found.num_jobs == 1
+  assert names(found.first) == ["ft-3", "ft-5"]
+  assert names(found.others) == ["il2m-3", "ssil-3", "il2m-5", "ssil-5"]
+  for job in (*found.first, *found.others):
+    method, seed = job.workdir.name.split("-")
+    config = run.parse(["run.py", *job.arguments])
+    assert (config.method, config.seed) == (method, int(seed))
+    assert (
+      pathlib.Path(config.workdir)
+      == job.workdir
+      == tmp_path / "runs" / (f"{method}-{seed}")
+    )
+    expected = None if method == "ft" else tmp_path / "runs" / f"ft-{seed}"
+    assert job.lender == expected
+
+
+def test_seeds_and_jobs_have_defaults():
+  found = parse("--methods=ssil", "--output=runs")
+  assert (names(found.first), found.others, found.num_jobs) == (["ssil-0"], [], 1)
+
+
+def test_all_means_every_method():
+  found = parse("--methods=all", "--output=runs", "--", "--epochs_first=2")
+  assert names([*found.first, *found.others]) == [f"{name}-0" for name in METHODS]
+  lenders = {job.workdir.name: job.lender for job in found.others}
+  assert lenders["ft-0"] == lenders["lwf-0"] == found.first[0].workdir
+  # Their first states differ, by the method or by its schedule.
+  assert lenders["lucir-0"] is lenders["wa-0"] is lenders["bic-0"] is None
+  assert lenders["joint_full-0"] is None
+
+
+def test_what_follows_the_dashes_goes_to_the_runs():
+  passed = ["--flagfile=quickstart.cfg", "--width=4", "--method=lwf", "--seed=9"]
+  found = parse("--methods=ft,ssil", "--output=runs", "--", *passed)
+  for job in (*found.first, *found.others):
+    assert job.arguments[:4] == passed
+    config = run.parse(["run.py", *job.arguments])
+    assert (config.width, config.num_states, config.memory_size) == (4, 5, 10)
+    # The sweep's own flags win.
+    assert (config.method, config.seed) == (job.workdir.name.split("-")[0], 0)
+
+
+def test_the_output_may_start_at_home(tmp_path, monkeypatch):
+  monkeypatch.setenv("HOME", str(tmp_path / "home"))
+  assert parse("--methods=ft", "--output=~/runs").output == tmp_path / "home" / "runs"
+
+
+def test_nothing_is_lent_to_runs_that_keep_their_momentum():
+  # run.py refuses --from_workdir where a state starts with momentum.
+  found = parse("--methods=ft,il2m,ssil", "--output=runs", "--", "--reset_momentum=false")
+  assert [job.lender for job in found.others] == [None, None]
+
+
+@pytest.mark.parametrize(
+  "arguments",
+  [["--methods=ft,il2m,il2m"], ["--methods=ft,ft"], ["--methods=ft", "--seeds=1,1"]],
+)
+def test_no_two_runs_share_a_work_directory(arguments):
+  try:
+    found = parse(*arguments, "--output=runs")
+  except ConfigError:
+    return
+  folders = names([*found.first, *found.others])
+  assert len(folders) == len(set(folders))
+
+
+MISTAKES = [
+  ([], "--methods is missing"),
+  (["--methods=ft"], "--output is missing"),
+  (["--methods=", "--output=runs"], "--methods is missing"),
+  (["--methods=ft,svm", "--output=runs"], "--method=svm is unknown; choose from: ssil"),
+  (["--methods=all,ft", "--output=runs"], "--method=all is unknown"),
+  (["--methods=ft,", "--output=runs"], "--method= is unknown"),
+  (["--methods=ft", "--output=runs", "--seeds=0,x"], "--seeds=0,x must be whole"),
+  (["--methods=ft", "--output=runs", "--seeds=-1"], "--seeds=-1 must be whole"),
+  (["--methods=ft", "--output=runs", "--seeds=1.5"], "--seeds=1.5 must be whole"),
+  (["--methods=ft", "--output=runs", "--seeds="], "--seeds"),
+  (["--methods=ft", "--output=runs", "--seeds=4294967296"], "must be below 2**32"),
+  (["--methods=ft", "--output=runs", "--jobs=0"], "--jobs"),
+  (["--methods=ft", "--output=runs", "--jobs=two"], "--jobs=two"),
+  (["--methods=ft", "--output=runs", "--jobs=999999"], "--jobs=999999, but there are"),
+  (["--methods=ft", "--output=runs", "stray"], "'stray' is not a flag"),
+  (["--methods=ft", "--output=runs", "--width=4"], "Unknown command line flag 'width'"),
+  (["--methods=ft", "--output=runs", "--", "--wide=4"], "Unknown command line flag 'wide'"),
+  (["--methods=ft", "--output=runs", "--", "stray"], "'stray' is not a flag"),
+  (["--methods=ft", "--output=runs", "--", "--num_states=0"], "--num_states=0 must be 1"),
+  (["--methods=ft", "--output=runs", "--", "--flagfile=no.cfg"], "--flagfile=no.cfg was"),
+  (["--methods=ft", "--output=runs", "--", "--dataset=mnist"], "--dataset=mnist is"),
+  # Only the second method cannot be run so.
+  (
+    ["--methods=ft,bic", "--output=runs", "--", "--bic_held_out=1"],
+    "--bic_held_out=1.0 must be between",
+  ),
+  (["--methods=ft", "--output=/dev/null/runs"], "--output cannot be used"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), MISTAKES)
+def test_each_mistake_is_named_before_any_training(
+  capsys, tmp_path, monkeypatch, arguments, message
+):
+  monkeypatch.setattr(sweep, "run_job", None)
+  assert sweep.main(["sweep.py", *arguments]) == 2
+  error = capsys.readouterr().err
+  assert error.startswith("error: ")
+  assert error.count("\n") == 1
+  assert message in error
+  assert not (tmp_path / "runs").exists()
+
+
+def test_help_names_every_flag(capsys):
+  assert sweep.main(["sweep.py", "--help"]) == 0
+  text = capsys.readouterr().out
+  for name in ("methods", "seeds", "output", "jobs"):
+    assert f"  --{name}\n" in text
+
+
+# Jobs -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def stand_in(tmp_path, monkeypatch):
+  """Calls of a script that takes run.py's place; () -> what it was called with."""
+  script = tmp_path / "stand_in.py"
+  script.write_text(STAND_IN)
+  monkeypatch.setattr(sweep, "_RUN", script)
+  compared = []
+  monkeypatch.setattr(sweep.compare, "main", lambda argv: compared.append(argv) or 0)
+
+  def calls():
+    path = tmp_path / "runs" / "calls.jsonl"
+    return [json.loads(line) for line in open(path)], compared
+
+  return calls
+
+
+def test_the_runs_of_a_sweep_and_their_logs(stand_in, tmp_path, capsys):
+  command = ["--methods=ft,il2m,wa", "--seeds=0", "--output=runs", "--", "--width=4"]
+  assert sweep.main(["sweep.py", *command]) == 0
+  called, compared = stand_in()
+  runs = tmp_path / "runs"
+  common = {"width": "4", "seed": "0"}
+  assert [call["flags"] for call in called] == [
+    common | {"method": "ft", "workdir": f"{runs}/ft-0"},
+    common
+    | {"method": "il2m", "workdir": f"{runs}/il2m-0", "from_workdir": f"{runs}/ft-0"},
+    common | {"method": "wa", "workdir": f"{runs}/wa-0"},
+  ]
+  (argv,) = compared
+  assert argv[1:] == [
+    *(f"--workdir={runs}/{name}-0" for name in ("ft", "il2m", "wa")),
+    f"--output={runs}",
+  ]
+  log = (runs / "il2m-0.log").read_text().splitlines()
+  assert sorted(log) == ["errors of il2m-0", "output of il2m-0"]
+  assert capsys.readouterr().out.splitlines() == [
+    line for name in ("ft-0", "il2m-0", "wa-0") for line in (f"{name} ...", f"{name} done")
+  ]
+  # Logs grow: the story of an interrupted run stays.
+  assert sweep.main(["sweep.py", *command]) == 0
+  assert len((runs / "il2m-0.log").read_text().splitlines()) == 4
+
+
+def test_a_run_that_fails_is_named_with_its_log_and_stops_those_that_need_it(
+  stand_in, tmp_path, capsys
+):
+  command = ["--methods=ft,il2m", "--seeds=0,3", "--output=runs"]
+  assert sweep.main(["sweep.py", *command]) == 1
+  called, compared = stand_in()
+  assert [call["flags"]["workdir"][-4:] for call in called] == ["ft-0", "ft-3"]
+  assert not compared
+  out, error = capsys.readouterr()
+  log = tmp_path / "runs" / "ft-3.log"
+  assert f"ft-3 failed with exit code 3, see {log}" in out.splitlines()
+  assert error == "error: not all runs are done; the same command continues\n"
+
+
+def test_the_others_go_on_when_one_of_them_fails(stand_in, capsys):
+  command = ["--methods=il2m,ft,wa", "--seeds=3", "--output=runs"]
+  assert sweep.main(["sweep.py", *command]) == 1
+  called, compared = stand_in()
+  assert [call["flags"]["method"] for call in called] == ["il2m", "ft", "wa"]
+  assert not compared
+  assert "ft-3 failed with exit code 3" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(
+  usable_cores() < 2 or not hasattr(os, "sched_getaffinity"), reason="needs two cores"
+)
+def test_jobs_at_a_time_share_the_cores(stand_in):
+  mine = os.sched_getaffinity(0)
+  command = ["--methods=il2m,wa,icarl", "--seeds=0,1", "--output=runs", "--jobs=2"]
+  assert sweep.main(["sweep.py", *command]) == 0
+  called, _ = stand_in()
+  assert len(called) == 6
+  shares = {tuple(call["cores"]) for call in called}
+  # Which thread is given a job is a matter of luck.
+  assert len(shares) <= 2
+  halves = [sorted(mine)[n::2] for n in (0, 1)]
+  assert all(list(share) in halves for share in shares)
+  assert os.sched_getaffinity(0) == mine
+
+
+def test_ctrl_c_is_passed_on_as_an_exit_code(monkeypatch, capsys):
+  def interrupted(job):
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(sweep, "run_job", interrupted)
+  assert sweep.main(["sweep.py", "--methods=ft,il2m", "--output=runs"]) == run.INTERRUPTED
+  assert capsys.readouterr().err == "interrupted: the same command continues\n"
+
+
+# A whole sweep --------------------------------------------------------------------------
+
+# run.py with a network that compiles in a fraction of the time.
+QUICK_RUN = """
+import sys
+sys.path[:0] = [{experiments!r}, {tests!r}, {root!r}]
+import jax
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_disable_most_optimizations", True)
+import run
+from test_all_methods import quick_network
+with quick_network():
+  code = run.main(sys.argv)
+sys.exit(code)
+"""
+
+
+def test_the_script_runs_from_anywhere_and_starts_run_py(tmp_path):
+  assert pathlib.Path(sweep.__file__).resolve().parent / "run.py" == sweep._RUN
+  done = subprocess.run(
+    [sys.executable, sweep.__file__, "--methods=none", "--output=runs"],
+    cwd=tmp_path,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 2
+  assert done.stderr.startswith("error: --method=none is unknown")
+
+
+def test_a_sweep_of_two_methods_trains_once_and_repeats_nothing(
+  tmp_path, monkeypatch, capsys
+):
+  tests = pathlib.Path(__file__).resolve().parent
+  script = tmp_path / "quick_run.py"
+  places = {"experiments": str(sweep._RUN.parent), "tests": str(tests)}
+  script.write_text(QUICK_RUN.format(**places, root=str(tests.parent)))
+  monkeypatch.setattr(sweep, "_RUN", script)
+  flags = {
+    "num_classes": 2,
+    "num_states": 2,
+    "memory_size": 4,
+    "batch_size_new": 32,
+    "epochs_first": 1,
+    "epochs": 1,
+    "width": 1,
+    "num_devices": 1,
+    "log_every": 1,
+  }
+  passed_on = [f"--{name}={value}" for name, value in flags.items()]
+  command = ["sweep.py", "--methods=ft,il2m", "--output=runs", "--", *passed_on]
+
+  code = sweep.main(command)
+  runs = tmp_path / "runs"
+  assert code == 0, [path.read_text() for path in runs.glob("*.log")]
+  assert (runs / "report.html").is_file()
+  table = capsys.readouterr().out
+  assert "IL2M" in table
+  ft, il2m = (
+    json.loads((runs / name / "results.json").read_text()) for name in ("ft-0", "il2m-0")
+  )
+  assert [row["from_workdir"] for row in ft["states"]] == [None, None]
+  assert [row["from_workdir"] for row in il2m["states"]] == [str(runs / "ft-0")] * 2
+  written = ("results.json", "metrics.jsonl", "config.json")
+  before = {path: path.read_bytes() for name in written for path in runs.glob(f"*/{name}")}
+  assert len(before) == 6
+  networks = {path: path.stat().st_mtime_ns for path in runs.glob("*/networks/*")}
+  assert len(networks) == 4
+
+  assert sweep.main(command) == 0
+  assert {path: path.read_bytes() for path in before} == before
+  assert {path: path.stat().st_mtime_ns for path in runs.glob("*/networks/*")} == networks
+  for name in ("ft-0", "il2m-0"):
+    assert "states 1 to 2 are done already" in (runs / f"{name}.log").read_text()
