@@ -6,15 +6,16 @@ Examples:
   python experiments/sweep.py --methods=all --output=runs/cifar100 \\
       -- --flagfile=cifar100.cfg --data_dir=DIR
 
-What follows -- goes to run.py. The first method of a seed trains first, and lends the
-others the states that they would train alike (run.py --from_workdir). The same command
-line again continues: finished runs are not repeated.
+What follows -- goes to run.py. A run takes the states that one before it has
+trained alike (run.py --from_workdir). The same command line again continues: finished
+runs are not repeated.
 """
 
 import concurrent.futures
 import os
 import pathlib
 import queue
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -26,10 +27,11 @@ import run
 from absl import flags
 
 from ssil_jax import config as config_lib
-from ssil_jax import reuse
+from ssil_jax import data, reuse
 from ssil_jax.errors import ConfigError, UserError
 from ssil_jax.host import usable_cores
-from ssil_jax.methods import METHODS, get_method
+from ssil_jax.methods import METHODS
+from ssil_jax.plan import make_plan
 
 _RUN = pathlib.Path(run.__file__).resolve()
 _HELP = {
@@ -38,23 +40,24 @@ _HELP = {
   "output": "folder for the runs, OUTPUT/METHOD-SEED, their logs and report.html",
   "jobs": "runs at a time, for a CPU: each gets its share of the cores (default: 1)",
 }
+_SET_HERE = ("method", "seed", "workdir", "from_workdir")  # flags of run.py
 
 
 class Job(NamedTuple):
   """One run."""
 
   workdir: pathlib.Path
+  config: config_lib.Config
   arguments: list[str]  # of run.py
-  lender: pathlib.Path | None  # the work directory that it may take states from
+  lender: pathlib.Path | None = None  # the work directory that states are taken from
 
 
 class Sweep(NamedTuple):
-  """All runs; those of `first` come before the others."""
+  """All runs; a lender comes before those that borrow from it."""
 
   output: pathlib.Path
   num_jobs: int
-  first: list[Job]
-  others: list[Job]
+  jobs: list[Job]
 
 
 def help_text() -> str:
@@ -64,7 +67,7 @@ def help_text() -> str:
 
 
 def parse(argv: Sequence[str]) -> Sweep:
-  """The runs that a command line asks for; raises ConfigError."""
+  """The runs that a command line asks for; raises UserError."""
   argv = list(argv)
   cut = argv.index("--") if "--" in argv else len(argv)
   own, passed_on = argv[:cut], argv[cut + 1 :]
@@ -74,80 +77,151 @@ def parse(argv: Sequence[str]) -> Sweep:
   flags.DEFINE_string("output", None, _HELP["output"], flag_values=flag_values)
   flags.DEFINE_integer("jobs", 1, _HELP["jobs"], lower_bound=1, flag_values=flag_values)
   command_line.read_flags(flag_values, own)
-  for name in ("methods", "output"):
+  for name in ("methods", "seeds", "output"):
     if not getattr(flag_values, name):
       raise ConfigError(f"--{name} is missing: {_HELP[name]}")
   if flag_values.jobs > usable_cores():
     raise ConfigError(f"--jobs={flag_values.jobs}, but there are {usable_cores()} cores")
-  methods = list(METHODS) if flag_values.methods == ["all"] else flag_values.methods
-  for name in methods:
-    get_method(name)
-  if not all(seed.isdecimal() for seed in flag_values.seeds):
-    raise ConfigError(
-      f"--seeds={','.join(flag_values.seeds)} must be whole numbers with commas between"
-    )
+  for name in _SET_HERE:
+    if any(argument.lstrip("-").split("=")[0] == name for argument in passed_on):
+      raise ConfigError(f"--{name} after -- is set by the sweep itself: leave it out")
+  methods = _methods(flag_values.methods)
+  seeds = _seeds(flag_values.seeds)
   output = pathlib.Path(flag_values.output).expanduser().resolve()
-  first, others = [], []
-  for seed in flag_values.seeds:
-    lender = None
-    for method in methods:
-      workdir = output / f"{method}-{seed}"
-      arguments = [
-        *passed_on,
-        f"--method={method}",
-        f"--seed={seed}",
-        f"--workdir={workdir}",
-      ]
-      config = run.parse(["run.py", *arguments])  # so that mistakes show before training
-      if lender is None:
-        lender, lent = workdir, config_lib.to_json(config)
-        first.append(Job(workdir, arguments, None))
-      else:
-        num_states, _ = reuse.shared_states(config, lent)
-        others.append(Job(workdir, arguments, lender if num_states else None))
-  return Sweep(output, flag_values.jobs, first, others)
+  jobs = [
+    _with_lender(job, jobs_of_seed)
+    for seed in seeds
+    for jobs_of_seed in [[_job(method, seed, output, passed_on) for method in methods]]
+    for job in jobs_of_seed
+  ]
+  _check_plans(jobs)
+  return Sweep(output, flag_values.jobs, _lenders_first(jobs))
 
 
-def run_job(job: Job) -> int:
-  """The exit code of a run; its output goes to WORKDIR.log."""
-  arguments = list(job.arguments)
-  if job.lender is not None:
-    arguments.append(f"--from_workdir={job.lender}")
-  print(f"{job.workdir.name} ...", flush=True)
-  with open(f"{job.workdir}.log", "a", encoding="utf-8") as log:
-    code = subprocess.run(
-      [sys.executable, str(_RUN), *arguments],
-      stdout=log,
-      stderr=subprocess.STDOUT,
-      check=False,
-    ).returncode
-  outcome = "done" if code == 0 else f"failed with exit code {code}, see {log.name}"
-  print(f"{job.workdir.name} {outcome}", flush=True)
-  return code
+def _methods(names: list[str]) -> list[str]:
+  if names == ["all"]:
+    return list(METHODS)
+  shown = f"--methods={','.join(names)}"
+  if unknown := [name for name in names if name not in METHODS]:
+    raise ConfigError(
+      f"{shown}: {unknown[0]!r} is unknown; choose from: {', '.join(METHODS)}; or all"
+    )
+  if len(set(names)) < len(names):
+    raise ConfigError(f"{shown} names a method twice")
+  return names
 
 
-def run_all(jobs: list[Job], num_jobs: int) -> bool:
-  """Runs them, `num_jobs` at a time; whether all went well."""
-  shares = queue.SimpleQueue()
-  if hasattr(os, "sched_getaffinity"):  # not on macOS
-    cores = sorted(os.sched_getaffinity(0))
-    for number in range(num_jobs):
-      shares.put(cores[number::num_jobs])
+def _seeds(texts: list[str]) -> list[int]:
+  shown = f"--seeds={','.join(texts)}"
+  if not all(text.isdecimal() for text in texts):
+    raise ConfigError(f"{shown} must be whole numbers with commas between")
+  seeds = [int(text) for text in texts]
+  if len(set(seeds)) < len(seeds):
+    raise ConfigError(f"{shown} names a seed twice")
+  return seeds
 
-  def take_share():
-    # Children inherit the cores of the thread that starts them.
-    if not shares.empty():
-      os.sched_setaffinity(0, shares.get())
 
-  with concurrent.futures.ThreadPoolExecutor(num_jobs, initializer=take_share) as pool:
-    futures = [pool.submit(run_job, job) for job in jobs]
+def _job(method: str, seed: int, output: pathlib.Path, passed_on: list[str]) -> Job:
+  workdir = output / f"{method}-{seed}"
+  chosen = [f"--method={method}", f"--seed={seed}", f"--workdir={workdir}"]
+  arguments = [*passed_on, *chosen]
+  return Job(workdir, run.parse(["run.py", *arguments]), arguments)
+
+
+def _with_lender(job: Job, jobs_of_seed: list[Job]) -> Job:
+  """With the earliest of those before it that trains as many states as possible alike."""
+  earlier = jobs_of_seed[: jobs_of_seed.index(job)]
+  shared = [
+    reuse.shared_states(job.config, config_lib.to_json(other.config))[0]
+    for other in earlier
+  ]
+  if not any(shared):
+    return job
+  lender = earlier[shared.index(max(shared))].workdir
+  arguments = [*job.arguments, f"--from_workdir={lender}"]
+  return job._replace(lender=lender, arguments=arguments)
+
+
+def _check_plans(jobs: list[Job]) -> None:
+  """Raises UserError, before any training, for what the data and a method rule out."""
+  dataset = data.open_dataset(jobs[0].config)  # the same for all
+  for job in jobs:
     try:
-      codes = [future.result() for future in futures]
-    except KeyboardInterrupt:
-      # The runs under way hear of it themselves, and stop where they can go on.
-      pool.shutdown(wait=False, cancel_futures=True)
-      raise
-  return not any(codes)
+      make_plan(job.config, dataset)
+    except UserError as error:
+      raise ConfigError(f"--method={job.config.method}: {error}") from error
+
+
+def _lenders_first(jobs: list[Job]) -> list[Job]:
+  """Sorted by how many lenders a job has to wait for, so that few wait in vain."""
+  lenders = {job.workdir: job.lender for job in jobs}
+
+  def depth(workdir: pathlib.Path) -> int:
+    lender = lenders[workdir]
+    return 0 if lender is None else 1 + depth(lender)
+
+  return sorted(jobs, key=lambda job: depth(job.workdir))
+
+
+class Runner:
+  """Runs jobs, several at a time, each on its share of the cores."""
+
+  def __init__(self, num_jobs: int):
+    self._num_jobs = num_jobs
+    self._processes: set[subprocess.Popen] = set()
+    self._finished: dict[pathlib.Path, concurrent.futures.Future] = {}
+    self._shares: queue.SimpleQueue = queue.SimpleQueue()
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+      cores = sorted(os.sched_getaffinity(0))
+      for number in range(num_jobs):
+        self._shares.put(cores[number::num_jobs])
+
+  def run(self, jobs: list[Job]) -> bool:
+    """Whether all went well. Ctrl-C and SIGTERM reach the runs, which then stop."""
+    with concurrent.futures.ThreadPoolExecutor(
+      self._num_jobs, initializer=self._take_share
+    ) as pool:
+      for job in jobs:
+        self._finished[job.workdir] = pool.submit(self._run, job)
+      try:
+        done = [future.result() for future in self._finished.values()]
+      except KeyboardInterrupt:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in list(self._processes):
+          process.send_signal(signal.SIGINT)
+        raise
+    return all(done)
+
+  def _take_share(self) -> None:
+    # Children inherit the cores of the thread that starts them.
+    if not self._shares.empty():
+      os.sched_setaffinity(0, self._shares.get())
+
+  def _run(self, job: Job) -> bool:
+    """Whether the job went well; its output goes to WORKDIR.log."""
+    name = job.workdir.name
+    # The lender was submitted earlier, so that it has been started.
+    if job.lender is not None and not self._finished[job.lender].result():
+      print(f"{name} needs {job.lender.name}, and is not run", flush=True)
+      return False
+    print(f"{name} ...", flush=True)
+    with open(f"{job.workdir}.log", "a", encoding="utf-8") as log:
+      process = subprocess.Popen(
+        [sys.executable, str(_RUN), *job.arguments],
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,  # so that Ctrl-C reaches it once, from here
+      )
+      self._processes.add(process)
+      code = process.wait()
+      self._processes.remove(process)
+    outcome = "done" if code == 0 else f"failed with exit code {code}, see {log.name}"
+    print(f"{name} {outcome}", flush=True)
+    return code == 0
+
+
+def _interrupt(*_) -> None:
+  raise KeyboardInterrupt
 
 
 def main(argv: Sequence[str]) -> int:
@@ -162,17 +236,20 @@ def main(argv: Sequence[str]) -> int:
     return command_line.print_error(error)
   except OSError as error:
     return command_line.print_error(ConfigError(f"--output cannot be used: {error}"))
+  signal.signal(signal.SIGTERM, _interrupt)
   try:
-    # Without the first runs, the others would have nothing to take states from.
-    done = run_all(sweep.first, sweep.num_jobs) and run_all(sweep.others, sweep.num_jobs)
+    done = Runner(sweep.num_jobs).run(sweep.jobs)
   except KeyboardInterrupt:
     print("interrupted: the same command continues", file=sys.stderr)
     return run.INTERRUPTED
+  started = [job.workdir for job in sweep.jobs if (job.workdir / "results.json").is_file()]
+  compared = 0
+  if started:
+    workdirs = [f"--workdir={workdir}" for workdir in started]
+    compared = compare.main(["compare.py", *workdirs, f"--output={sweep.output}"])
   if not done:
     print("error: not all runs are done; the same command continues", file=sys.stderr)
-    return 1
-  workdirs = [f"--workdir={job.workdir}" for job in (*sweep.first, *sweep.others)]
-  return compare.main(["compare.py", *workdirs, f"--output={sweep.output}"])
+  return compared if done else 1
 
 
 if __name__ == "__main__":

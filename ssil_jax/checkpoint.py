@@ -4,12 +4,15 @@ Orbax writes both at the end of every incremental state, to a temporary folder t
 renames, so that a kill leaves the one before intact.
 """
 
+import contextlib
 import pathlib
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 import orbax.checkpoint as ocp
 
+from ssil_jax.errors import WorkdirError
 from ssil_jax.memory import Memory
 from ssil_jax.step import TrainState
 
@@ -29,8 +32,9 @@ class Checkpoints:
   """The checkpoints of a work directory; a context manager."""
 
   def __init__(self, workdir: pathlib.Path):
+    self._folder = workdir / "checkpoints"
     self._manager = ocp.CheckpointManager(
-      workdir / "checkpoints",
+      self._folder,
       options=ocp.CheckpointManagerOptions(
         max_to_keep=_KEPT, enable_async_checkpointing=False
       ),
@@ -49,8 +53,8 @@ class Checkpoints:
       args=ocp.args.Composite(
         train_state=ocp.args.StandardSave(progress.train_state),
         memory=ocp.args.StandardSave(progress.memory._asdict()),
-        stats=ocp.args.StandardSave(_filled(progress.stats)),
         results=ocp.args.JsonSave(progress.results),
+        **_stats_item(ocp.args.StandardSave, progress.stats),
       ),
     )
 
@@ -59,31 +63,44 @@ class Checkpoints:
     number = self._manager.latest_step()
     if number is None:
       return otherwise
-    saved = self._manager.restore(
-      number,
-      args=ocp.args.Composite(
-        train_state=ocp.args.StandardRestore(otherwise.train_state),
-        memory=ocp.args.StandardRestore(),
-        stats=ocp.args.StandardRestore(_filled(otherwise.stats)),
-        results=ocp.args.JsonRestore(),
-      ),
+    args = ocp.args.Composite(
+      train_state=ocp.args.StandardRestore(otherwise.train_state),
+      memory=ocp.args.StandardRestore(),
+      results=ocp.args.JsonRestore(),
+      **_stats_item(ocp.args.StandardRestore, otherwise.stats),
     )
+    with _damage_named(self._folder / str(number)):
+      saved = self._manager.restore(number, args=args)
     exemplars = Memory(**{name: np.asarray(x) for name, x in saved.memory.items()})
-    stats = {name: saved.stats[name] for name in otherwise.stats}
+    stats = saved.stats if otherwise.stats else otherwise.stats
     return Progress(saved.train_state, exemplars, stats, saved.results)
 
 
-def _filled(stats: dict[str, Any]) -> dict[str, Any]:
-  """With an entry more, for orbax, which refuses a tree of none."""
-  return {**stats, "count": np.array(len(stats))}
+def _stats_item(args: Callable[[Any], Any], stats: dict[str, Any]) -> dict[str, Any]:
+  """The argument for a method's statistics; none for none, which orbax refuses."""
+  return {"stats": args(stats)} if stats else {}
+
+
+@contextlib.contextmanager
+def _damage_named(folder: pathlib.Path) -> Iterator[None]:
+  """Raises WorkdirError for what orbax raises where files are missing or damaged."""
+  try:
+    yield
+  except (KeyError, OSError, TypeError, ValueError) as error:
+    first_line, *_ = str(error).splitlines() or [type(error).__name__]
+    raise WorkdirError(
+      f"{folder} is damaged or does not fit this run ({first_line[:200]}): restore it from "
+      "a copy, or repeat the run in another --workdir"
+    ) from error
 
 
 class Networks:
   """The network as each state left it, in `WORKDIR/networks`; a context manager."""
 
   def __init__(self, workdir: pathlib.Path):
+    self._folder = workdir / "networks"
     self._manager = ocp.CheckpointManager(
-      workdir / "networks",
+      self._folder,
       options=ocp.CheckpointManagerOptions(enable_async_checkpointing=False),
     )
 
@@ -105,7 +122,8 @@ class Networks:
 
   def load(self, state: int, *, like: TrainState) -> TrainState:
     """`like`, host arrays, with the steps done and the network of a state's end."""
-    saved = self._manager.restore(state, args=ocp.args.StandardRestore(_network(like)))
+    with _damage_named(self._folder / str(state)):
+      saved = self._manager.restore(state, args=ocp.args.StandardRestore(_network(like)))
     return like.replace(**saved)
 
 

@@ -4,6 +4,7 @@ It knows states, phases and the `Method` contract; no method's and no data set's
 """
 
 import functools
+import math
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -189,7 +190,7 @@ def take_state(
   return Trained(
     source.train_state(state.index, like=progress.train_state),
     plan.pool(state, progress.memory),
-    source.train_seconds(state.index),
+    source.train_seconds[state.index - 1],
     str(source.folder),
   )
 
@@ -200,7 +201,7 @@ def finish_state(
   """What follows training: exemplars, the method's statistics, evaluation."""
   method, config = plan.method, plan.config
   current = end.train_state
-  if method.align:
+  if method.align and end.from_workdir is None:  # else it is aligned already
     params = method.align(current.params, state.num_old, state.num_seen)
     current = current.replace(params=params)
   given = given_in(plan, state, stats=progress.stats, teacher=None)
@@ -231,7 +232,10 @@ def finish_state(
     "num_old": state.num_old,
     "num_seen": state.num_seen,
     **scores,
-    "statistics": method.describe(moment, config),
+    "statistics": {
+      name: value if math.isfinite(value) else None
+      for name, value in method.describe(moment, config).items()
+    },
     "train_seconds": round(end.seconds, 3),
     "from_workdir": end.from_workdir,
   }

@@ -42,6 +42,7 @@ class PhasePlan(NamedTuple):
   phase: Phase
   num_new: int  # training images of the new classes
   num_exemplars: int  # of the old classes, at hand in this state
+  epoch_size: int  # training images that an epoch goes through
   group_sizes: tuple[int, ...]  # samples of each kind in a batch
   steps_per_epoch: int
 
@@ -54,23 +55,26 @@ class PhasePlan(NamedTuple):
     return self.num_steps * sum(self.group_sizes)
 
 
-def make_plan(config: Config) -> Plan:
-  """Opens the data and deals the classes out.
+def make_plan(config: Config, dataset: data.Dataset | None = None) -> Plan:
+  """Opens the data, unless they are given, and deals the classes out.
 
   Raises:
     ConfigError: flags and data do not go together.
     DataError: something in the data folder is wrong.
   """
   method = get_method(config.method)
-  dataset = data.open_dataset(config)
+  if dataset is None:
+    dataset = data.open_dataset(config)
   states = schedule(config, len(dataset.class_names), method.phases)
   plan = Plan(config, method, dataset, states)
   _check_test_images(plan)
   for phase in phase_plans(plan):
     if phase.steps_per_epoch == 0:
       raise ConfigError(
-        f"state {phase.state.index} has {phase.num_new} new training images, too few "
-        f"for one batch of --batch_size_new={config.batch_size_new}: lower it, or use "
+        f"state {phase.state.index} has {phase.num_new} new training images and "
+        f"{phase.num_exemplars} exemplars; an epoch ({phase.phase.sampling.name}) goes "
+        f"through {phase.epoch_size} images, too few for one batch of "
+        f"--batch_size_new={config.batch_size_new}: lower it, raise --memory_size, or use "
         "fewer states"
       )
   return plan
@@ -106,6 +110,7 @@ def phase_plans(plan: Plan) -> list[PhasePlan]:
           phase=phase,
           num_new=len(pool.new),
           num_exemplars=len(pool.memory),
+          epoch_size=len(sampling.epoch_records(pool)),
           group_sizes=sampling.group_sizes(
             pool, config.batch_size_new, config.batch_size_memory
           ),

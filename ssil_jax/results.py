@@ -93,6 +93,17 @@ _CONFIG = Draft202012Validator(
   {"type": "object", "properties": {"data_fingerprint": _TEXT}}
 )
 _METRICS_LINE = Draft202012Validator(_object(state=_COUNT, step=_COUNT, loss=_SCORE))
+_JOURNAL_LINE = Draft202012Validator(
+  _object(
+    state=_COUNT,
+    step=_COUNT,
+    loss=_SCORE,
+    top1=_FRACTION,
+    learning_rate=_SCORE,
+    images_per_second=_SCORE,
+    input_wait=_SCORE,
+  )
+)
 
 
 def load_run(workdir: Path) -> Run:
@@ -179,13 +190,25 @@ def _check_states(states: Sequence[dict[str, Any]], path: Path) -> None:
 
 
 def _load_loss(path: Path) -> LossCurve | None:
-  # What follows the last line break was cut off when the run was killed.
-  *lines, _ = _read(path).split("\n")
-  rows = [
-    _parse(line, _METRICS_LINE, f"{path}: line {number}")
-    for number, line in enumerate(lines, start=1)
-  ]
+  rows = _rows(path, _METRICS_LINE)
   if not rows:
     return None
   columns = ([row[name] for row in rows] for name in ("step", "loss", "state"))
   return LossCurve(*map(np.array, columns))
+
+
+def load_journal(workdir: Path) -> list[dict[str, Any]]:
+  """The lines of metrics.jsonl, with all that a `Journal` writes; raises as `load_run`."""
+  path = Path(workdir) / "metrics.jsonl"
+  if not path.is_file():
+    raise _wrong(path, "does not exist")
+  return _rows(path, _JOURNAL_LINE)
+
+
+def _rows(path: Path, schema: Draft202012Validator) -> list[dict[str, Any]]:
+  # What follows the last line break was cut off when the run was killed.
+  *lines, _ = _read(path).split("\n")
+  return [
+    _parse(line, schema, f"{path}: line {number}")
+    for number, line in enumerate(lines, start=1)
+  ]

@@ -6,7 +6,6 @@ is the same plain training, whatever the memory's size and the later states' set
 """
 
 import itertools
-import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -18,7 +17,7 @@ from ssil_jax.config import Config
 from ssil_jax.errors import ConfigError
 from ssil_jax.methods import METHODS
 from ssil_jax.plan import Plan
-from ssil_jax.results import load_run
+from ssil_jax.results import load_journal, load_run
 from ssil_jax.step import TrainState
 
 
@@ -27,7 +26,8 @@ class Source(NamedTuple):
 
   folder: pathlib.Path | None
   num_states: int
-  rows: list[dict[str, Any]]  # of its results.json
+  train_seconds: list[float]  # of each state
+  journal: list[dict[str, Any]]  # the lines of its metrics.jsonl
 
   def train_state(self, state: int, *, like: TrainState) -> TrainState:
     """The network at the end of a state; host arrays."""
@@ -36,12 +36,7 @@ class Source(NamedTuple):
 
   def records(self, state: int) -> list[dict[str, Any]]:
     """The lines of its metrics.jsonl that belong to a state."""
-    lines = (self.folder / "metrics.jsonl").read_text().splitlines()
-    return [row for row in map(json.loads, lines) if row["state"] == state]
-
-  def train_seconds(self, state: int) -> float:
-    """What training the state took there."""
-    return self.rows[state - 1]["train_seconds"]
+    return [row for row in self.journal if row["state"] == state]
 
 
 def open_source(plan: Plan, *, data_fingerprint: str) -> Source:
@@ -50,18 +45,16 @@ def open_source(plan: Plan, *, data_fingerprint: str) -> Source:
   Raises:
     ConfigError: there is no finished state of a run on these data, or it was trained in
       another way; every difference is named.
-    DataError: its results.json is damaged.
+    DataError, WorkdirError: one of its files is damaged.
   """
   flag = f"--from_workdir={plan.config.from_workdir}"
   if not plan.config.from_workdir:
-    return Source(None, 0, [])
+    return Source(None, 0, [], [])
   folder = pathlib.Path(plan.config.from_workdir).expanduser().resolve()
+  if folder == config_lib.workdir_path(plan.config):
+    raise ConfigError(f"{flag} is --workdir itself: leave the flag out")
   if not (folder / "config.json").is_file():
     raise ConfigError(f"{flag} is not the work directory of a run")
-  if not plan.config.reset_momentum:
-    raise ConfigError(
-      f"{flag} needs states that start without momentum: leave --reset_momentum on"
-    )
   saved = workdir.read_config(folder / "config.json")
   if saved.get("data_fingerprint") != data_fingerprint:
     raise ConfigError(
@@ -86,7 +79,8 @@ def open_source(plan: Plan, *, data_fingerprint: str) -> Source:
       f"{flag} has no network of its first state: continue that run, or repeat it if it is "
       "of an earlier version"
     )
-  return Source(folder, num_states, rows)
+  seconds = [row["train_seconds"] for row in rows]
+  return Source(folder, num_states, seconds, load_journal(folder))
 
 
 def shared_states(config: Config, saved: Mapping[str, Any]) -> tuple[int, list[str]]:
@@ -99,23 +93,23 @@ def shared_states(config: Config, saved: Mapping[str, Any]) -> tuple[int, list[s
   Returns:
     T, 1 or 0, and if 0, what is different, a line each.
   """
-  other = METHODS.get(saved.get("method"))
-  if other is None:
-    return 0, [f"--method: {saved.get('method')!r} there"]
-  ours, theirs = (
-    METHODS[name].trains_as or name for name in (config.method, saved["method"])
-  )
+  saved = {**config_lib.DEFAULTS, **saved}
+  if saved["method"] not in METHODS:
+    return 0, [f"--method: {saved['method']!r} there"]
+  if not (config.reset_momentum and saved["reset_momentum"]):
+    return 0, ["--noreset_momentum: states go on with the momentum of those before them"]
+  names = (config.method, saved["method"])
+  ours, theirs = (METHODS[name].trains_as or name for name in names)
   if ours == theirs and not config_lib.differences(config, saved, aspect="training"):
     return config.num_states, []
   different = config_lib.differences(config, saved, aspect="first_state")
-  if not (METHODS[config.method].plain_first_state and other.plain_first_state):
+  if ours != theirs and not all(METHODS[name].plain_first_state for name in names):
     different.append(f"--method: {saved['method']!r} there, {config.method!r} now")
-  dealt = ("num_states", "initial_classes")
   now = config_lib.to_json(config)
   if not (saved["initial_classes"] == config.initial_classes != 0):
     different += [
-      f"--{name}: {saved[name]} there, {now[name]} now"
-      for name in dealt
+      f"--{name}: {saved[name]!r} there, {now[name]!r} now"
+      for name in ("num_states", "initial_classes")
       if saved[name] != now[name]
     ]
   return (0, different) if different else (1, [])

@@ -1,5 +1,6 @@
 """What is done on the devices, batch by batch: training, evaluation, surveys."""
 
+import collections
 import contextlib
 import functools
 import time
@@ -21,6 +22,8 @@ from ssil_jax.plan import PhasePlan, Plan
 from ssil_jax.resnet import SMALL_IMAGE, ResNet18
 from ssil_jax.sampling import Key, Pool
 from ssil_jax.states import IncrementalState, state_of_class
+
+_SURVEYS_AHEAD = 8
 
 
 class Trainer(NamedTuple):
@@ -160,22 +163,25 @@ def survey(
   *,
   test: bool = False,
 ) -> Any:
-  """A measure of each record, see `methods.base.Survey`; host arrays [n, ...]."""
+  """A measure of each record (at least one), see `methods.base.Survey`."""
   split = plan.dataset.test if test else plan.dataset.train
   images = trainer.test_images if test else trainer.train_images
   batches = _plain_batches(plan, trainer, split, records)
   survey_step = trainer.survey_step(measure)
-  backpressure, measured = parallel.Backpressure(), []
+  under_way, measured = collections.deque(), []
   with prefetched(plan.config, trainer, batches) as batches_on_devices:
     for batch in batches_on_devices:
-      measured.append(survey_step(train_state, batch, given, images))
-      backpressure.add(measured[-1])
+      under_way.append(survey_step(train_state, batch, given, images))
+      # Fetched some steps later, so that neither side waits and little stays on devices.
+      if len(under_way) > _SURVEYS_AHEAD:
+        measured.append(parallel.gather(under_way.popleft()))
+  measured += map(parallel.gather, under_way)
 
   def join(*parts):
     shape = parts[0].shape[2:]  # without devices and their shares
     return np.concatenate([part.reshape(-1, *shape) for part in parts])[: len(records)]
 
-  return jax.tree.map(join, *parallel.gather(measured))
+  return jax.tree.map(join, *measured)
 
 
 def _plain_batches(

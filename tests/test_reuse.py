@@ -225,7 +225,7 @@ def no_loss(folder):
     ),
     (None, {"method": "lucir"}, ConfigError, "--method: 'ft' there, 'lucir' now$"),
     (None, {"method": "wa"}, ConfigError, "--method: 'ft' there, 'wa' now$"),
-    (None, {"reset_momentum": False}, ConfigError, "leave --reset_momentum on"),
+    (None, {"reset_momentum": False}, ConfigError, "--noreset_momentum: states go on"),
     (edit_json("config.json", method="svm"), {}, ConfigError, "--method: 'svm' there"),
     (edit_json("config.json", data_fingerprint="0"), {}, ConfigError, "other data"),
     (
@@ -318,7 +318,7 @@ TABLE = [
   ("ft", {"selection": "herding"}, "il2m", {}, 1),
   ("ft", {"epochs": 3}, "il2m", {}, 1),
   ("ft", {"learning_rate_by_state": "constant"}, "il2m", {}, 1),
-  ("ft", {"reset_momentum": False}, "ft", {}, 1),
+  ("ft", {"reset_momentum": False}, "ft", {}, 0),
   ("ssil", {"batch_size_memory": 8}, "ssil", {}, 1),
   ("ft", {}, "ssil", {}, 1),
   ("ssil", {}, "ft", {}, 1),
@@ -372,7 +372,7 @@ TABLE = [
   # Another first state.
   ("ft", {}, "lucir", {"epochs_first": 100, "milestones_first": (40, 80)}, 0),
   ("lucir", {}, "lucir", {}, 5),
-  ("lucir", {"memory_size": 2000}, "lucir", {}, 0),
+  ("lucir", {"memory_size": 2000}, "lucir", {}, 1),
   ("wa", {}, "wa", {}, 5),
   ("wa", {}, "lucir", {}, 0),
 ]

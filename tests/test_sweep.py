@@ -3,14 +3,15 @@
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import run
 import sweep
 
-from ssil_jax.errors import ConfigError
 from ssil_jax.host import usable_cores
 from ssil_jax.methods import METHODS
 
@@ -25,7 +26,10 @@ with open(workdir.parent / "calls.jsonl", "a") as file:
   file.write(json.dumps({"flags": flags, "cores": cores}) + "\\n")
 print("output of", workdir.name)
 print("errors of", workdir.name, file=sys.stderr)
-sys.exit(int(flags.get("seed")) if workdir.name.startswith("ft") else 0)
+code = int(flags.get("seed")) if workdir.name.startswith("ft") else 0
+if not code:
+  (workdir / "results.json").write_text("{}")
+sys.exit(code)
 """
 
 
@@ -45,49 +49,59 @@ def names(jobs):
 # Command lines --------------------------------------------------------------------------
 
 
-def test_the_first_method_of_each_seed_trains_first(tmp_path):
-  found = parse("--methods=ft,il2m,ssil", "--seeds=3,5", "--output=runs", "--jobs=1")
+def test_runs_take_states_from_the_first_that_has_most_of_them(tmp_path):
+  found = parse("--methods=ssil,il2m,ft,joint", "--seeds=3,5", "--output=runs", "--jobs=1")
   assert found.output == tmp_path / "runs"
   assert found.num_jobs == 1
-  assert names(found.first) == ["ft-3", "ft-5"]
-  assert names(found.others) == ["il2m-3", "ssil-3", "il2m-5", "ssil-5"]
-  for job in (*found.first, *found.others):
+  # il2m has ssil's first state, ft all of il2m's. A lender comes before its borrowers.
+  lenders = {"ssil": None, "il2m": "ssil", "joint": "ssil", "ft": "il2m"}
+  assert names(found.jobs) == [
+    f"{method}-{seed}"
+    for methods in (["ssil"], ["il2m", "joint"], ["ft"])
+    for seed in (3, 5)
+    for method in methods
+  ]
+  for job in found.jobs:
     method, seed = job.workdir.name.split("-")
     config = run.parse(["run.py", *job.arguments])
     assert (config.method, config.seed) == (method, int(seed))
     assert (
-      pathlib.Path(config.workdir)
-      == job.workdir
-      == tmp_path / "runs" / (f"{method}-{seed}")
+      pathlib.Path(config.workdir) == job.workdir == tmp_path / "runs" / job.workdir.name
     )
-    expected = None if method == "ft" else tmp_path / "runs" / f"ft-{seed}"
-    assert job.lender == expected
+    lender = lenders[method] and tmp_path / "runs" / f"{lenders[method]}-{seed}"
+    assert job.lender == lender
+    assert config.from_workdir == str(lender or "")
 
 
 def test_seeds_and_jobs_have_defaults():
   found = parse("--methods=ssil", "--output=runs")
-  assert (names(found.first), found.others, found.num_jobs) == (["ssil-0"], [], 1)
+  assert (names(found.jobs), found.num_jobs) == (["ssil-0"], 1)
 
 
 def test_all_means_every_method():
   found = parse("--methods=all", "--output=runs", "--", "--epochs_first=2")
-  assert names([*found.first, *found.others]) == [f"{name}-0" for name in METHODS]
-  lenders = {job.workdir.name: job.lender for job in found.others}
-  assert lenders["ft-0"] == lenders["lwf-0"] == found.first[0].workdir
+  assert sorted(names(found.jobs)) == sorted(f"{name}-0" for name in METHODS)
+  lenders = {job.workdir.name: job.lender and job.lender.name for job in found.jobs}
+  assert lenders["ft-0"] == lenders["lwf-0"] == "ssil-0"
+  assert lenders["il2m-0"] == "ft-0"
   # Their first states differ, by the method or by its schedule.
-  assert lenders["lucir-0"] is lenders["wa-0"] is lenders["bic-0"] is None
-  assert lenders["joint_full-0"] is None
+  for name in ("lucir-0", "wa-0", "bic-0", "er_ace-0", "joint_full-0"):
+    assert lenders[name] is None
+
+
+def test_a_first_method_that_can_lend_nothing_does_not_keep_others_from_it():
+  found = parse("--methods=joint_full,ft,il2m", "--output=runs")
+  lenders = {job.workdir.name: job.lender and job.lender.name for job in found.jobs}
+  assert lenders == {"joint_full-0": None, "ft-0": None, "il2m-0": "ft-0"}
 
 
 def test_what_follows_the_dashes_goes_to_the_runs():
-  passed = ["--flagfile=quickstart.cfg", "--width=4", "--method=lwf", "--seed=9"]
+  passed = ["--flagfile=quickstart.cfg", "--width=4"]
   found = parse("--methods=ft,ssil", "--output=runs", "--", *passed)
-  for job in (*found.first, *found.others):
-    assert job.arguments[:4] == passed
+  for job in found.jobs:
+    assert job.arguments[:2] == passed
     config = run.parse(["run.py", *job.arguments])
     assert (config.width, config.num_states, config.memory_size) == (4, 5, 10)
-    # The sweep's own flags win.
-    assert (config.method, config.seed) == (job.workdir.name.split("-")[0], 0)
 
 
 def test_the_output_may_start_at_home(tmp_path, monkeypatch):
@@ -98,33 +112,32 @@ def test_the_output_may_start_at_home(tmp_path, monkeypatch):
 def test_nothing_is_lent_to_runs_that_keep_their_momentum():
   # run.py refuses --from_workdir where a state starts with momentum.
   found = parse("--methods=ft,il2m,ssil", "--output=runs", "--", "--reset_momentum=false")
-  assert [job.lender for job in found.others] == [None, None]
-
-
-@pytest.mark.parametrize(
-  "arguments",
-  [["--methods=ft,il2m,il2m"], ["--methods=ft,ft"], ["--methods=ft", "--seeds=1,1"]],
-)
-def test_no_two_runs_share_a_work_directory(arguments):
-  try:
-    found = parse(*arguments, "--output=runs")
-  except ConfigError:
-    return
-  folders = names([*found.first, *found.others])
-  assert len(folders) == len(set(folders))
+  assert [job.lender for job in found.jobs] == [None] * 3
 
 
 MISTAKES = [
   ([], "--methods is missing"),
   (["--methods=ft"], "--output is missing"),
   (["--methods=", "--output=runs"], "--methods is missing"),
-  (["--methods=ft,svm", "--output=runs"], "--method=svm is unknown; choose from: ssil"),
-  (["--methods=all,ft", "--output=runs"], "--method=all is unknown"),
-  (["--methods=ft,", "--output=runs"], "--method= is unknown"),
+  (
+    ["--methods=ft,svm", "--output=runs"],
+    "--methods=ft,svm: 'svm' is unknown; choose from: ssil",
+  ),
+  (["--methods=all,ft", "--output=runs"], "--methods=all,ft: 'all' is unknown"),
+  (["--methods=ft,", "--output=runs"], "--methods=ft,: '' is unknown"),
   (["--methods=ft", "--output=runs", "--seeds=0,x"], "--seeds=0,x must be whole"),
   (["--methods=ft", "--output=runs", "--seeds=-1"], "--seeds=-1 must be whole"),
   (["--methods=ft", "--output=runs", "--seeds=1.5"], "--seeds=1.5 must be whole"),
-  (["--methods=ft", "--output=runs", "--seeds="], "--seeds"),
+  (["--methods=ft", "--output=runs", "--seeds="], "--seeds is missing"),
+  (["--methods=ft,il2m,ft", "--output=runs"], "--methods=ft,il2m,ft names a method twice"),
+  (["--methods=ft", "--output=runs", "--seeds=1,01"], "--seeds=1,01 names a seed twice"),
+  (["--methods=ft", "--output=runs", "--", "--seed=1"], "--seed after -- is set by"),
+  (["--methods=ft", "--output=runs", "--", "--workdir", "a"], "--workdir after -- is set"),
+  # What only data and method together rule out.
+  (
+    ["--methods=ft,eeil", "--output=runs", "--", "--flagfile=quickstart.cfg"],
+    "--method=eeil: state 2 has 288 new training images",
+  ),
   (["--methods=ft", "--output=runs", "--seeds=4294967296"], "must be below 2**32"),
   (["--methods=ft", "--output=runs", "--jobs=0"], "--jobs"),
   (["--methods=ft", "--output=runs", "--jobs=two"], "--jobs=two"),
@@ -149,7 +162,7 @@ MISTAKES = [
 def test_each_mistake_is_named_before_any_training(
   capsys, tmp_path, monkeypatch, arguments, message
 ):
-  monkeypatch.setattr(sweep, "run_job", None)
+  monkeypatch.setattr(sweep, "Runner", None)
   assert sweep.main(["sweep.py", *arguments]) == 2
   error = capsys.readouterr().err
   assert error.startswith("error: ")
@@ -192,19 +205,19 @@ def test_the_runs_of_a_sweep_and_their_logs(stand_in, tmp_path, capsys):
   common = {"width": "4", "seed": "0"}
   assert [call["flags"] for call in called] == [
     common | {"method": "ft", "workdir": f"{runs}/ft-0"},
+    common | {"method": "wa", "workdir": f"{runs}/wa-0"},
     common
     | {"method": "il2m", "workdir": f"{runs}/il2m-0", "from_workdir": f"{runs}/ft-0"},
-    common | {"method": "wa", "workdir": f"{runs}/wa-0"},
   ]
   (argv,) = compared
   assert argv[1:] == [
-    *(f"--workdir={runs}/{name}-0" for name in ("ft", "il2m", "wa")),
+    *(f"--workdir={runs}/{name}-0" for name in ("ft", "wa", "il2m")),
     f"--output={runs}",
   ]
   log = (runs / "il2m-0.log").read_text().splitlines()
   assert sorted(log) == ["errors of il2m-0", "output of il2m-0"]
   assert capsys.readouterr().out.splitlines() == [
-    line for name in ("ft-0", "il2m-0", "wa-0") for line in (f"{name} ...", f"{name} done")
+    line for name in ("ft-0", "wa-0", "il2m-0") for line in (f"{name} ...", f"{name} done")
   ]
   # Logs grow: the story of an interrupted run stays.
   assert sweep.main(["sweep.py", *command]) == 0
@@ -217,9 +230,16 @@ def test_a_run_that_fails_is_named_with_its_log_and_stops_those_that_need_it(
   command = ["--methods=ft,il2m", "--seeds=0,3", "--output=runs"]
   assert sweep.main(["sweep.py", *command]) == 1
   called, compared = stand_in()
-  assert [call["flags"]["workdir"][-4:] for call in called] == ["ft-0", "ft-3"]
-  assert not compared
+  assert [call["flags"]["workdir"].split("/")[-1] for call in called] == [
+    "ft-0",
+    "ft-3",
+    "il2m-0",
+  ]
+  # What is finished is compared all the same.
+  ((_, *workdirs, _),) = compared
+  assert [workdir.split("/")[-1] for workdir in workdirs] == ["ft-0", "il2m-0"]
   out, error = capsys.readouterr()
+  assert "il2m-3 needs ft-3, and is not run" in out.splitlines()
   log = tmp_path / "runs" / "ft-3.log"
   assert f"ft-3 failed with exit code 3, see {log}" in out.splitlines()
   assert error == "error: not all runs are done; the same command continues\n"
@@ -229,8 +249,8 @@ def test_the_others_go_on_when_one_of_them_fails(stand_in, capsys):
   command = ["--methods=il2m,ft,wa", "--seeds=3", "--output=runs"]
   assert sweep.main(["sweep.py", *command]) == 1
   called, compared = stand_in()
-  assert [call["flags"]["method"] for call in called] == ["il2m", "ft", "wa"]
-  assert not compared
+  assert sorted(call["flags"]["method"] for call in called) == ["ft", "il2m", "wa"]
+  assert len(compared) == 1
   assert "ft-3 failed with exit code 3" in capsys.readouterr().out
 
 
@@ -251,13 +271,36 @@ def test_jobs_at_a_time_share_the_cores(stand_in):
   assert os.sched_getaffinity(0) == mine
 
 
-def test_ctrl_c_is_passed_on_as_an_exit_code(monkeypatch, capsys):
-  def interrupted(job):
-    raise KeyboardInterrupt
-
-  monkeypatch.setattr(sweep, "run_job", interrupted)
-  assert sweep.main(["sweep.py", "--methods=ft,il2m", "--output=runs"]) == run.INTERRUPTED
-  assert capsys.readouterr().err == "interrupted: the same command continues\n"
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_sweep_interrupts_its_runs(tmp_path, number):
+  # A run that ends only when it is interrupted, and says so.
+  script = tmp_path / "waiting.py"
+  script.write_text(
+    "import pathlib, time\n"
+    "try:\n"
+    "  pathlib.Path('started').touch()\n"
+    "  time.sleep(60)\n"
+    "except KeyboardInterrupt:\n"
+    "  pathlib.Path('interrupted').touch()\n"
+  )
+  code = (
+    "import pathlib, sys\n"
+    f"sys.path.insert(0, {str(pathlib.Path(sweep.__file__).parent)!r})\n"
+    "import sweep\n"
+    f"sweep._RUN = pathlib.Path({str(script)!r})\n"
+    "sys.exit(sweep.main(['sweep.py', '--methods=ft,wa', '--output=runs']))\n"
+  )
+  process = subprocess.Popen(
+    [sys.executable, "-c", code], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+  )
+  while not (tmp_path / "started").exists():
+    assert process.poll() is None
+    time.sleep(0.05)
+  process.send_signal(number)
+  _, error = process.communicate(timeout=30)
+  assert process.returncode == run.INTERRUPTED
+  assert error == "interrupted: the same command continues\n"
+  assert (tmp_path / "interrupted").exists()
 
 
 # A whole sweep --------------------------------------------------------------------------
@@ -287,7 +330,7 @@ def test_the_script_runs_from_anywhere_and_starts_run_py(tmp_path):
     check=False,
   )
   assert done.returncode == 2
-  assert done.stderr.startswith("error: --method=none is unknown")
+  assert done.stderr.startswith("error: --methods=none: 'none' is unknown")
 
 
 def test_a_sweep_of_two_methods_trains_once_and_repeats_nothing(

@@ -58,7 +58,10 @@ class Survey(Protocol):
   """Looks at images, not augmented, with the network and what it was given."""
 
   def __call__(self, records: np.ndarray, measure: Measure, *, test: bool = False) -> Any:
-    """The measure of each record, of the training or the test split: host arrays."""
+    """The measure of each record (at least one) of the training or the test split.
+
+    Returns host arrays [n, ...].
+    """
 
 
 class Moment(NamedTuple):
@@ -117,7 +120,8 @@ class Method(NamedTuple):
     align: (params, num_old, num_seen) -> params, host arrays, at the end of a state.
     init_stats: Sizes -> the statistics before the first state, host arrays.
     stats: (moment, config) -> the statistics from this state on; shapes must stay.
-    describe: (moment, with the new statistics, config) -> numbers for results.json.
+    describe: (moment, with the new statistics, config) -> numbers for results.json; null
+      there if not finite.
     trains_as: the method whose training, in every state, is also this one's.
     plain_first_state: whether the first state is one phase of plain softmax training.
   """
@@ -135,7 +139,7 @@ class Method(NamedTuple):
   align: Callable[[Any, int, int], Any] | None = None
   init_stats: Callable[[Sizes], Any] = lambda sizes: {}
   stats: Callable[[Moment, Config], Any] = lambda moment, config: moment.stats
-  describe: Callable[[Moment, Config], dict[str, float | None]] = lambda moment, config: {}
+  describe: Callable[[Moment, Config], dict[str, float]] = lambda moment, config: {}
   trains_as: str | None = None
   plain_first_state: bool = True
 

@@ -2,16 +2,19 @@
 
 P. Buzzega, M. Boschini, A. Porrello, D. Abati and S. Calderara, *Dark Experience for
 General Continual Learning: a Strong, Simple Baseline*, NeurIPS 2020, arXiv:2004.07211. The
-loss
-(equation 6) is l(y, x) + alpha |z' - h(x')|^2 + beta l(y'', x''), with x' and x'' two
+loss (equation 6) is l(y, x) + alpha |z' - h(x')|^2 + beta l(y'', x''), with x' and x'' two
 independent draws of the memory, z' the stored logits of x', and each part a mean over its
 own samples.
 
 As in the authors' code, and with their alpha and beta, the squared distance is a mean over
 classes. The paper draws its memory, logits included, from the whole course of training
 by reservoir sampling; here exemplars are chosen at the end of a state, and store the
-logits that the network has then, of the classes that it then knows. Batches, epochs and
-learning rates are those of SS-IL.
+logits that the network has then, of the classes that it then knows, for the image as it
+is, not augmented, with BatchNorm's running statistics. All three parts of a batch go
+through the network together. Epochs and learning rates are those of SS-IL.
+
+The stored logits, |M| times all classes in float32, are on every device: 80 MB for
+ImageNet with |M| = 20,000, 1.2 GB for 10,000 classes with 30,000.
 """
 
 import jax.numpy as jnp

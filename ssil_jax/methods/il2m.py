@@ -14,8 +14,8 @@ fine-tuning also begins every state with a fresh last layer, the SS-IL paper's d
 What the paper's figure 7 shows of FT is in results.json under `statistics`:
 `rectification`, the mean factor R over 50 classes of the first state (class order is
 random, so the first 50); `probability_ratio`, mean P_pred / mean P(C_i), equation 4, over
-their test images; `exemplar_top1` and `old_top1`, FT's accuracy on the exemplars and
-the test images of the old classes.
+their test images (with `--il2m_scores=logits`, of logits); `exemplar_top1` and `old_top1`,
+FT's accuracy on the exemplars and the test images of the old classes.
 """
 
 import jax
@@ -69,8 +69,11 @@ def _own_and_top(outputs, labels, given, config):
 
 
 def rectification(then, conf_then, now, conf_now):
-  """mu_then / mu_now * conf_now / conf_then, the factor of equation 1."""
-  return then / now * conf_now / conf_then
+  """mu_then / mu_now * conf_now / conf_then, the factor of equation 1; float32."""
+  # A probability may vanish, and infinitely many times nothing would be no number.
+  largest = np.float64(1e30)
+  with np.errstate(divide="ignore"):
+    return np.clip(then / now * conf_now / conf_then, -largest, largest)
 
 
 def _stats(moment, config):

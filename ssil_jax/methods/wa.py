@@ -51,7 +51,9 @@ def align_head(params, num_old, num_seen):
     return params
   kernel = np.array(params["head"]["kernel"])
   lengths = np.linalg.norm(kernel, axis=0)
-  kernel[:, num_old:num_seen] *= lengths[:num_old].mean() / lengths[num_old:num_seen].mean()
+  old, new = lengths[:num_old].mean(), lengths[num_old:num_seen].mean()
+  if new > 0:  # they may all be clipped
+    kernel[:, num_old:num_seen] *= old / new
   return {**params, "head": {**params["head"], "kernel": kernel}}
 
 
