@@ -96,7 +96,7 @@ def shared_states(config: Config, saved: Mapping[str, Any]) -> tuple[int, list[s
   saved = {**config_lib.DEFAULTS, **saved}
   if saved["method"] not in METHODS:
     return 0, [f"--method: {saved['method']!r} there"]
-  if not (config.reset_momentum and saved["reset_momentum"]):
+  if not config.reset_momentum:  # which a network without its optimizer cannot give
     return 0, ["--noreset_momentum: states go on with the momentum of those before them"]
   names = (config.method, saved["method"])
   ours, theirs = (METHODS[name].trains_as or name for name in names)

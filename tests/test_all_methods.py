@@ -367,14 +367,16 @@ def first_losses(watched):
 def test_plain_methods_and_no_others_share_the_first_state(every_run, name):
   ft, other = every_run("ft"), every_run(name)
   assert len(first_losses(ft)) == phase_plans(ft.plan)[0].num_steps > 4
-  assert (first_losses(other) == first_losses(ft)) == (name in PLAIN)
+  # er_ace's differs only where a class is missing in a batch, as none is here.
+  alike = name in PLAIN or name == "er_ace"
+  assert (first_losses(other) == first_losses(ft)) == alike
   networks = [watched.phases[0].after for watched in (ft, other)]
-  if name in PLAIN:
+  if alike:
     assert_same(*networks)
 
 
 def test_the_plain_methods():
-  assert {*METHODS} - {*PLAIN} >= {"wa", "lucir"}
+  assert {*METHODS} - {*PLAIN} == {"wa", "lucir", "er_ace"}
 
 
 @pytest.mark.parametrize("name", PLAIN)

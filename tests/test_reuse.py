@@ -318,7 +318,7 @@ TABLE = [
   ("ft", {"selection": "herding"}, "il2m", {}, 1),
   ("ft", {"epochs": 3}, "il2m", {}, 1),
   ("ft", {"learning_rate_by_state": "constant"}, "il2m", {}, 1),
-  ("ft", {"reset_momentum": False}, "ft", {}, 0),
+  ("ft", {"reset_momentum": False}, "ft", {}, 1),
   ("ssil", {"batch_size_memory": 8}, "ssil", {}, 1),
   ("ft", {}, "ssil", {}, 1),
   ("ssil", {}, "ft", {}, 1),
