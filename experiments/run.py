@@ -24,7 +24,7 @@ from ssil_jax import loop, parallel, report, tables
 from ssil_jax.data import check_dataset_name
 from ssil_jax.errors import ConfigError, UserError
 from ssil_jax.interrupt import Interrupts
-from ssil_jax.methods import METHODS, get_method
+from ssil_jax.methods import METHODS, Method, get_method
 
 _FLAGFILES = pathlib.Path(__file__).resolve().parent
 INTERRUPTED = 130  # what a shell reports after Ctrl-C
@@ -53,21 +53,25 @@ def help_text() -> str:
     lines.append(command_line.flag_help(field.name, text))
   lines += ["", "Methods, each with the defaults that its paper gives it:"]
   for name, method in METHODS.items():
-    settings = {**config_lib.DEFAULTS, **method.defaults, **method.fixed}
-    shown = (*method.defaults, *method.fixed, *method.settings)
-    text = ", ".join(
-      f"{field} {_shown_default(settings[field], settings, field)}" for field in shown
-    )
-    lines.append(command_line.flag_help(name, f"{method.title}: {text}", prefix=""))
+    text = f"{method.title}: {', '.join(_method_defaults(method))}"
+    lines.append(command_line.flag_help(name, text, prefix=""))
   return "\n".join(lines)
 
 
-def _shown_default(value: Any, settings: dict[str, Any], field: str) -> str:
-  """A default as text; milestones that follow the epochs, at the epochs' default."""
-  if not callable(value):
-    return str(value)
-  epochs = settings[field.replace("milestones", "epochs")]
-  return ",".join(map(str, value(epochs)))
+_SCHEDULE = ("epochs_first", "epochs", "learning_rate", "learning_rate_by_state")
+
+
+def _method_defaults(method: Method) -> list[str]:
+  """A method's schedule and what else it has of its own, each as text."""
+  config = config_lib.make_config({}, method.defaults, method.fixed)
+  milestones = ("milestones_first", "milestones")
+  names = dict.fromkeys((*_SCHEDULE, *milestones, *method.defaults, *method.settings))
+  texts = []
+  for name in names:
+    value = getattr(config, name)
+    shown = ",".join(map(str, value)) if isinstance(value, tuple) else value
+    texts.append(f"{name} {shown}")
+  return [*texts, *(f"always {name} {value}" for name, value in method.fixed.items())]
 
 
 def find_flagfiles(argv: Sequence[str]) -> list[str]:

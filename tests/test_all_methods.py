@@ -40,7 +40,7 @@ SETTINGS = {
 }
 # Programs that look at images for a method: one for each measure and split. Herding has
 # one, too, which it shares with iCaRL's.
-SURVEYS = {"il2m": 2, "icarl": 1, "eeil": 1, "bic": 2, "wa": 1, "lucir": 1, "der": 1}
+SURVEYS = {"il2m": 2, "icarl": 1, "eeil": 1, "bic": 1, "wa": 1, "lucir": 1, "der": 1}
 PLAIN = [name for name, method in METHODS.items() if method.plain_first_state]
 
 

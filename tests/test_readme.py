@@ -22,7 +22,7 @@ def test_every_python_block_runs():
 
 def test_every_flag_and_file_named_exists():
   root = pathlib.Path(__file__).parent.parent
-  for flagfile in re.findall(r"--flagfile=(\S+)", README):
+  for flagfile in re.findall(r"--flagfile=([\w.]+)", README):
     assert (root / "experiments" / flagfile).is_file()
   for picture in re.findall(r"!\[.*?\]\((.*?)\)", README):
     assert (root / picture).is_file()
