@@ -26,6 +26,15 @@ from ssil_jax.errors import ConfigError, UserError
 from ssil_jax.interrupt import Interrupts
 from ssil_jax.methods import METHODS, Method, get_method
 
+_SCHEDULE = (
+  "epochs_first",
+  "epochs",
+  "learning_rate",
+  "learning_rate_by_state",
+  "milestones_first",
+  "milestones",
+  "learning_rate_drop",
+)
 _FLAGFILES = pathlib.Path(__file__).resolve().parent
 INTERRUPTED = 130  # what a shell reports after Ctrl-C
 
@@ -51,21 +60,20 @@ def help_text() -> str:
       default = config_lib.DEFAULTS[field.name]
       text += f" (default: {default if default != '' else 'none'})"
     lines.append(command_line.flag_help(field.name, text))
-  lines += ["", "Methods, each with the defaults that its paper gives it:"]
+  lines += [
+    "",
+    "Methods, each with its defaults (ssil_jax/methods/ has their source):",
+  ]
   for name, method in METHODS.items():
     text = f"{method.title}: {', '.join(_method_defaults(method))}"
     lines.append(command_line.flag_help(name, text, prefix=""))
   return "\n".join(lines)
 
 
-_SCHEDULE = ("epochs_first", "epochs", "learning_rate", "learning_rate_by_state")
-
-
 def _method_defaults(method: Method) -> list[str]:
   """A method's schedule and what else it has of its own, each as text."""
   config = config_lib.make_config({}, method.defaults, method.fixed)
-  milestones = ("milestones_first", "milestones")
-  names = dict.fromkeys((*_SCHEDULE, *milestones, *method.defaults, *method.settings))
+  names = dict.fromkeys((*_SCHEDULE, *method.defaults, *method.settings))
   texts = []
   for name in names:
     value = getattr(config, name)

@@ -12,13 +12,16 @@ runs are not repeated.
 """
 
 import concurrent.futures
+import contextlib
+import json
 import os
 import pathlib
 import queue
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import command_line
@@ -88,14 +91,12 @@ def parse(argv: Sequence[str]) -> Sweep:
   methods = _methods(flag_values.methods)
   seeds = _seeds(flag_values.seeds)
   output = pathlib.Path(flag_values.output).expanduser().resolve()
-  jobs = [
-    _with_lender(job, jobs_of_seed)
-    for seed in seeds
-    for jobs_of_seed in [[_job(method, seed, output, passed_on) for method in methods]]
-    for job in jobs_of_seed
-  ]
+  jobs = []
+  for seed in seeds:
+    of_seed = [_job(method, seed, output, passed_on) for method in methods]
+    jobs += [_with_lender(job, of_seed[:place]) for place, job in enumerate(of_seed)]
   _check_plans(jobs)
-  return Sweep(output, flag_values.jobs, _lenders_first(jobs))
+  return Sweep(output, min(flag_values.jobs, len(jobs)), _lenders_first(jobs))
 
 
 def _methods(names: list[str]) -> list[str]:
@@ -124,13 +125,12 @@ def _seeds(texts: list[str]) -> list[int]:
 def _job(method: str, seed: int, output: pathlib.Path, passed_on: list[str]) -> Job:
   workdir = output / f"{method}-{seed}"
   chosen = [f"--method={method}", f"--seed={seed}", f"--workdir={workdir}"]
-  arguments = [*passed_on, *chosen]
+  arguments = [*passed_on, *chosen, "--from_workdir="]  # until there is a lender
   return Job(workdir, run.parse(["run.py", *arguments]), arguments)
 
 
-def _with_lender(job: Job, jobs_of_seed: list[Job]) -> Job:
-  """With the earliest of those before it that trains as many states as possible alike."""
-  earlier = jobs_of_seed[: jobs_of_seed.index(job)]
+def _with_lender(job: Job, earlier: list[Job]) -> Job:
+  """With the first of the earlier ones that trains as many states as possible alike."""
   shared = [
     reuse.shared_states(job.config, config_lib.to_json(other.config))[0]
     for other in earlier
@@ -145,11 +145,14 @@ def _with_lender(job: Job, jobs_of_seed: list[Job]) -> Job:
 def _check_plans(jobs: list[Job]) -> None:
   """Raises UserError, before any training, for what the data and a method rule out."""
   dataset = data.open_dataset(jobs[0].config)  # the same for all
-  for job in jobs:
+  for method, job in {job.config.method: job for job in jobs}.items():
     try:
       make_plan(job.config, dataset)
     except UserError as error:
-      raise ConfigError(f"--method={job.config.method}: {error}") from error
+      lines = str(error).splitlines()
+      raise ConfigError(
+        "\n".join(f"--methods: {method}: {line}" for line in lines)
+      ) from error
 
 
 def _lenders_first(jobs: list[Job]) -> list[Job]:
@@ -168,6 +171,8 @@ class Runner:
 
   def __init__(self, num_jobs: int):
     self._num_jobs = num_jobs
+    self._lock = threading.Lock()  # of the two below
+    self._stopped = False
     self._processes: set[subprocess.Popen] = set()
     self._finished: dict[pathlib.Path, concurrent.futures.Future] = {}
     self._shares: queue.SimpleQueue = queue.SimpleQueue()
@@ -177,20 +182,30 @@ class Runner:
         self._shares.put(cores[number::num_jobs])
 
   def run(self, jobs: list[Job]) -> bool:
-    """Whether all went well. Ctrl-C and SIGTERM reach the runs, which then stop."""
+    """Whether all went well. On KeyboardInterrupt the runs are interrupted, too."""
     with concurrent.futures.ThreadPoolExecutor(
       self._num_jobs, initializer=self._take_share
     ) as pool:
-      for job in jobs:
-        self._finished[job.workdir] = pool.submit(self._run, job)
       try:
+        for job in jobs:
+          self._finished[job.workdir] = pool.submit(self._run, job)
         done = [future.result() for future in self._finished.values()]
       except KeyboardInterrupt:
-        pool.shutdown(wait=False, cancel_futures=True)
-        for process in list(self._processes):
-          process.send_signal(signal.SIGINT)
+        self._stop(signal.SIGINT)
+        print("the runs stop after their step; Ctrl-C again kills them", file=sys.stderr)
+        try:
+          concurrent.futures.wait(self._finished.values())
+        except KeyboardInterrupt:
+          self._stop(signal.SIGKILL)
         raise
     return all(done)
+
+  def _stop(self, number: signal.Signals) -> None:
+    """Starts nothing more, and sends a signal to what runs."""
+    with self._lock:
+      self._stopped = True
+      for process in self._processes:
+        process.send_signal(number)
 
   def _take_share(self) -> None:
     # Children inherit the cores of the thread that starts them.
@@ -202,26 +217,61 @@ class Runner:
     name = job.workdir.name
     # The lender was submitted earlier, so that it has been started.
     if job.lender is not None and not self._finished[job.lender].result():
-      print(f"{name} needs {job.lender.name}, and is not run", flush=True)
+      if not self._stopped:
+        print(f"{name} needs {job.lender.name}, and is not run", flush=True)
       return False
-    print(f"{name} ...", flush=True)
-    with open(f"{job.workdir}.log", "a", encoding="utf-8") as log:
-      process = subprocess.Popen(
-        [sys.executable, str(_RUN), *job.arguments],
-        stdout=log,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,  # so that Ctrl-C reaches it once, from here
-      )
-      self._processes.add(process)
-      code = process.wait()
-      self._processes.remove(process)
-    outcome = "done" if code == 0 else f"failed with exit code {code}, see {log.name}"
+    try:
+      with open(f"{job.workdir}.log", "a", encoding="utf-8") as log:
+        with self._lock:
+          if self._stopped:
+            return False
+          print(f"{name} ...", flush=True)
+          process = subprocess.Popen(
+            [sys.executable, str(_RUN), *job.arguments],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # so that Ctrl-C reaches it once, from here
+          )
+          self._processes.add(process)
+        code = process.wait()
+        with self._lock:
+          self._processes.remove(process)
+    except OSError as error:
+      print(f"{name} cannot be run: {error}", flush=True)
+      return False
+    if code in (run.INTERRUPTED, -signal.SIGKILL):
+      outcome = "stopped"
+    else:
+      outcome = "done" if code == 0 else f"failed with exit code {code}, see {log.name}"
     print(f"{name} {outcome}", flush=True)
     return code == 0
 
 
-def _interrupt(*_) -> None:
-  raise KeyboardInterrupt
+@contextlib.contextmanager
+def _signals_as_interrupts() -> Iterator[None]:
+  """SIGTERM and a closed terminal raise KeyboardInterrupt, as Ctrl-C does."""
+  numbers = [signal.SIGTERM, signal.SIGHUP, signal.SIGINT]
+  before = {number: signal.getsignal(number) for number in numbers}
+  for number in numbers:
+    # nohup ignores SIGHUP. A script's background job ignores SIGINT, and so would its runs.
+    if number == signal.SIGINT or before[number] != signal.SIG_IGN:
+      signal.signal(number, signal.default_int_handler)
+  try:
+    yield
+  finally:
+    for number, handler in before.items():
+      signal.signal(number, handler)
+
+
+def _has_finished_state(workdir: pathlib.Path) -> bool:
+  """Whether there is something to compare; a damaged file is, so that it is named."""
+  path = workdir / "results.json"
+  if not path.is_file():
+    return False
+  try:
+    return json.loads(path.read_bytes())["states"] != []
+  except (KeyError, TypeError, ValueError):
+    return True
 
 
 def main(argv: Sequence[str]) -> int:
@@ -230,23 +280,22 @@ def main(argv: Sequence[str]) -> int:
     print(help_text())
     return 0
   try:
-    sweep = parse(argv)
-    sweep.output.mkdir(parents=True, exist_ok=True)
+    with _signals_as_interrupts():
+      sweep = parse(argv)
+      sweep.output.mkdir(parents=True, exist_ok=True)
+      done = Runner(sweep.num_jobs).run(sweep.jobs)
+      started = [j.workdir for j in sweep.jobs if _has_finished_state(j.workdir)]
+      compared = 0
+      if started:
+        workdirs = [f"--workdir={workdir}" for workdir in started]
+        compared = compare.main(["compare.py", *workdirs, f"--output={sweep.output}"])
   except UserError as error:
     return command_line.print_error(error)
   except OSError as error:
     return command_line.print_error(ConfigError(f"--output cannot be used: {error}"))
-  signal.signal(signal.SIGTERM, _interrupt)
-  try:
-    done = Runner(sweep.num_jobs).run(sweep.jobs)
   except KeyboardInterrupt:
     print("interrupted: the same command continues", file=sys.stderr)
     return run.INTERRUPTED
-  started = [job.workdir for job in sweep.jobs if (job.workdir / "results.json").is_file()]
-  compared = 0
-  if started:
-    workdirs = [f"--workdir={workdir}" for workdir in started]
-    compared = compare.main(["compare.py", *workdirs, f"--output={sweep.output}"])
   if not done:
     print("error: not all runs are done; the same command continues", file=sys.stderr)
   return compared if done else 1

@@ -69,7 +69,8 @@ class Checkpoints:
       results=ocp.args.JsonRestore(),
       **_stats_item(ocp.args.StandardRestore, otherwise.stats),
     )
-    with _damage_named(self._folder / str(number)):
+    advice = "delete it, and the run goes on from the one before it, or begins anew"
+    with _damage_named(self._folder / str(number), advice):
       saved = self._manager.restore(number, args=args)
     exemplars = Memory(**{name: np.asarray(x) for name, x in saved.memory.items()})
     stats = saved.stats if otherwise.stats else otherwise.stats
@@ -82,15 +83,14 @@ def _stats_item(args: Callable[[Any], Any], stats: dict[str, Any]) -> dict[str, 
 
 
 @contextlib.contextmanager
-def _damage_named(folder: pathlib.Path) -> Iterator[None]:
+def _damage_named(folder: pathlib.Path, advice: str) -> Iterator[None]:
   """Raises WorkdirError for what orbax raises where files are missing or damaged."""
   try:
     yield
   except (KeyError, OSError, TypeError, ValueError) as error:
     first_line, *_ = str(error).splitlines() or [type(error).__name__]
     raise WorkdirError(
-      f"{folder} is damaged or does not fit this run ({first_line[:200]}): restore it from "
-      "a copy, or repeat the run in another --workdir"
+      f"{folder} is damaged or does not fit this run ({first_line[:200]}): {advice}"
     ) from error
 
 
@@ -112,8 +112,9 @@ class Networks:
 
   def save(self, train_state: TrainState, *, state: int) -> None:
     """Saves parameters and BatchNorm statistics, host arrays."""
-    if state in self._manager.all_steps():
-      self._manager.delete(state)  # of a run that was killed before its checkpoint
+    # What a run that was killed before its checkpoint left, or one before that.
+    for later in [s for s in self.states() if s >= state]:
+      self._manager.delete(later)
     self._manager.save(state, args=ocp.args.StandardSave(_network(train_state)))
 
   def states(self) -> list[int]:
@@ -122,7 +123,8 @@ class Networks:
 
   def load(self, state: int, *, like: TrainState) -> TrainState:
     """`like`, host arrays, with the steps done and the network of a state's end."""
-    with _damage_named(self._folder / str(state)):
+    advice = "leave --from_workdir out, or repeat that run"
+    with _damage_named(self._folder / str(state), advice):
       saved = self._manager.restore(state, args=ocp.args.StandardRestore(_network(like)))
     return like.replace(**saved)
 

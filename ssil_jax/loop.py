@@ -4,7 +4,6 @@ It knows states, phases and the `Method` contract; no method's and no data set's
 """
 
 import functools
-import math
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -33,6 +32,8 @@ from ssil_jax.sampling import Pool
 from ssil_jax.selection import SELECTIONS
 from ssil_jax.states import IncrementalState
 from ssil_jax.trainer import Trainer, evaluate, make_trainer, survey, train_phase
+
+_LARGEST_SHOWN = 1e30  # in results.json, whose readers take float32
 
 
 def run(
@@ -233,7 +234,7 @@ def finish_state(
     "num_seen": state.num_seen,
     **scores,
     "statistics": {
-      name: value if math.isfinite(value) else None
+      name: value if abs(value) < _LARGEST_SHOWN else None
       for name, value in method.describe(moment, config).items()
     },
     "train_seconds": round(end.seconds, 3),

@@ -64,8 +64,8 @@ def open_source(plan: Plan, *, data_fingerprint: str) -> Source:
   num_states, different = shared_states(plan.config, saved)
   if not num_states:
     raise ConfigError(
-      f"{flag} was not trained as this run would be, not even in its first state:\n"
-      + "\n".join(different)
+      f"{flag} was not trained as this run would be, not even in its first state; leave "
+      "the flag out, or give the same settings:\n" + "\n".join(different)
     )
   rows = load_run(folder).results["states"]
   there: list[int] = []
@@ -97,7 +97,7 @@ def shared_states(config: Config, saved: Mapping[str, Any]) -> tuple[int, list[s
   if saved["method"] not in METHODS:
     return 0, [f"--method: {saved['method']!r} there"]
   if not config.reset_momentum:  # which a network without its optimizer cannot give
-    return 0, ["--noreset_momentum: states go on with the momentum of those before them"]
+    return 0, ["--noreset_momentum: no momentum can be taken; leave --reset_momentum on"]
   names = (config.method, saved["method"])
   ours, theirs = (METHODS[name].trains_as or name for name in names)
   if ours == theirs and not config_lib.differences(config, saved, aspect="training"):

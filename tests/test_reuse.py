@@ -225,7 +225,7 @@ def no_loss(folder):
     ),
     (None, {"method": "lucir"}, ConfigError, "--method: 'ft' there, 'lucir' now$"),
     (None, {"method": "wa"}, ConfigError, "--method: 'ft' there, 'wa' now$"),
-    (None, {"reset_momentum": False}, ConfigError, "--noreset_momentum: states go on"),
+    (None, {"reset_momentum": False}, ConfigError, "leave --reset_momentum on"),
     (edit_json("config.json", method="svm"), {}, ConfigError, "--method: 'svm' there"),
     (edit_json("config.json", data_fingerprint="0"), {}, ConfigError, "other data"),
     (

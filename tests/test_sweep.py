@@ -27,8 +27,8 @@ with open(workdir.parent / "calls.jsonl", "a") as file:
 print("output of", workdir.name)
 print("errors of", workdir.name, file=sys.stderr)
 code = int(flags.get("seed")) if workdir.name.startswith("ft") else 0
-if not code:
-  (workdir / "results.json").write_text("{}")
+# As run.py does, before it trains.
+(workdir / "results.json").write_text('{"states": []}' if code else '{"states": [1]}')
 sys.exit(code)
 """
 
@@ -136,7 +136,7 @@ MISTAKES = [
   # What only data and method together rule out.
   (
     ["--methods=ft,eeil", "--output=runs", "--", "--flagfile=quickstart.cfg"],
-    "--method=eeil: state 2 has 288 new training images",
+    "--methods: eeil: state 2 has 288 new training images",
   ),
   (["--methods=ft", "--output=runs", "--seeds=4294967296"], "must be below 2**32"),
   (["--methods=ft", "--output=runs", "--jobs=0"], "--jobs"),
@@ -204,8 +204,8 @@ def test_the_runs_of_a_sweep_and_their_logs(stand_in, tmp_path, capsys):
   runs = tmp_path / "runs"
   common = {"width": "4", "seed": "0"}
   assert [call["flags"] for call in called] == [
-    common | {"method": "ft", "workdir": f"{runs}/ft-0"},
-    common | {"method": "wa", "workdir": f"{runs}/wa-0"},
+    common | {"method": "ft", "workdir": f"{runs}/ft-0", "from_workdir": ""},
+    common | {"method": "wa", "workdir": f"{runs}/wa-0", "from_workdir": ""},
     common
     | {"method": "il2m", "workdir": f"{runs}/il2m-0", "from_workdir": f"{runs}/ft-0"},
   ]
@@ -299,8 +299,39 @@ def test_an_interrupted_sweep_interrupts_its_runs(tmp_path, number):
   process.send_signal(number)
   _, error = process.communicate(timeout=30)
   assert process.returncode == run.INTERRUPTED
-  assert error == "interrupted: the same command continues\n"
+  assert error.splitlines() == [
+    "the runs stop after their step; Ctrl-C again kills them",
+    "interrupted: the same command continues",
+  ]
   assert (tmp_path / "interrupted").exists()
+
+
+def test_nothing_is_started_after_an_interrupt(tmp_path):
+  # A run that is too near its end to be stopped, and ends well.
+  script = tmp_path / "deaf.py"
+  script.write_text(
+    "import pathlib, signal, sys, time\n"
+    "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+    "pathlib.Path(f'started-{len(list(pathlib.Path().glob(\"started*\")))}').touch()\n"
+    "time.sleep(1)\n"
+  )
+  code = (
+    "import pathlib, sys\n"
+    f"sys.path.insert(0, {str(pathlib.Path(sweep.__file__).parent)!r})\n"
+    "import sweep\n"
+    f"sweep._RUN = pathlib.Path({str(script)!r})\n"
+    "sys.exit(sweep.main(['sweep.py', '--methods=ft,il2m', '--output=runs']))\n"
+  )
+  process = subprocess.Popen(
+    [sys.executable, "-c", code], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+  )
+  while not (tmp_path / "started-0").exists():
+    assert process.poll() is None
+    time.sleep(0.05)
+  process.send_signal(signal.SIGINT)
+  process.communicate(timeout=30)
+  assert process.returncode == run.INTERRUPTED
+  assert not (tmp_path / "started-1").exists()
 
 
 # A whole sweep --------------------------------------------------------------------------

@@ -121,7 +121,7 @@ class Method(NamedTuple):
     init_stats: Sizes -> the statistics before the first state, host arrays.
     stats: (moment, config) -> the statistics from this state on; shapes must stay.
     describe: (moment, with the new statistics, config) -> numbers for results.json; null
-      there if not finite.
+      there if not finite, or beyond 1e30.
     trains_as: the method whose training, in every state, is also this one's.
     plain_first_state: whether the first state is one phase of plain softmax training.
   """

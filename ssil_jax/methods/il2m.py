@@ -26,6 +26,7 @@ from ssil_jax.methods.base import mask_unseen
 from ssil_jax.methods.ft import FT
 
 _SHOWN_CLASSES = 50
+_LARGEST = 1e20
 
 
 def scores(outputs, given, config):
@@ -69,11 +70,13 @@ def _own_and_top(outputs, labels, given, config):
 
 
 def rectification(then, conf_then, now, conf_now):
-  """mu_then / mu_now * conf_now / conf_then, the factor of equation 1; float32."""
+  """mu_then / mu_now * conf_now / conf_then, the factor of equation 1."""
   # A probability may vanish, and infinitely many times nothing would be no number.
-  largest = np.float64(1e30)
-  with np.errstate(divide="ignore"):
-    return np.clip(then / now * conf_now / conf_then, -largest, largest)
+  with np.errstate(divide="ignore", invalid="ignore"):
+    factor = then / now * conf_now / conf_then
+  return np.nan_to_num(factor, nan=1.0, posinf=_LARGEST, neginf=-_LARGEST).clip(
+    -_LARGEST, _LARGEST
+  )
 
 
 def _stats(moment, config):
