@@ -211,7 +211,7 @@ def no_loss(folder):
     ),
     (None, {"class_order_seed": 3}, ConfigError, "was trained on other data"),
     (None, {"num_classes": 2}, ConfigError, "was trained on other data"),
-    (None, {"width": 8}, ConfigError, r"first state:\n--width: 4 there, 8 now$"),
+    (None, {"width": 8}, ConfigError, r"settings:\n--width: 4 there, 8 now$"),
     (None, {"seed": 1}, ConfigError, "--seed: 0 there, 1 now$"),
     (None, {"learning_rate": 0.02}, ConfigError, "--learning_rate: 0.01 there, 0.02"),
     (None, {"epochs_first": 2}, ConfigError, "--epochs_first: 1 there, 2 now"),
