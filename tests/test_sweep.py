@@ -271,6 +271,20 @@ def test_jobs_at_a_time_share_the_cores(stand_in):
   assert os.sched_getaffinity(0) == mine
 
 
+def sweep_with(script, methods):
+  """A process of a sweep whose runs are runs of a script beside it."""
+  code = (
+    "import pathlib, sys\n"
+    f"sys.path.insert(0, {str(pathlib.Path(sweep.__file__).parent)!r})\n"
+    "import sweep\n"
+    f"sweep._RUN = pathlib.Path({str(script)!r})\n"
+    f"sys.exit(sweep.main(['sweep.py', '--methods={methods}', '--output=runs']))\n"
+  )
+  return subprocess.Popen(
+    [sys.executable, "-c", code], cwd=script.parent, stderr=subprocess.PIPE, text=True
+  )
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_sweep_interrupts_its_runs(tmp_path, number):
   # A run that ends only when it is interrupted, and says so.
@@ -283,16 +297,7 @@ def test_an_interrupted_sweep_interrupts_its_runs(tmp_path, number):
     "except KeyboardInterrupt:\n"
     "  pathlib.Path('interrupted').touch()\n"
   )
-  code = (
-    "import pathlib, sys\n"
-    f"sys.path.insert(0, {str(pathlib.Path(sweep.__file__).parent)!r})\n"
-    "import sweep\n"
-    f"sweep._RUN = pathlib.Path({str(script)!r})\n"
-    "sys.exit(sweep.main(['sweep.py', '--methods=ft,wa', '--output=runs']))\n"
-  )
-  process = subprocess.Popen(
-    [sys.executable, "-c", code], cwd=tmp_path, stderr=subprocess.PIPE, text=True
-  )
+  process = sweep_with(script, "ft,wa")
   while not (tmp_path / "started").exists():
     assert process.poll() is None
     time.sleep(0.05)
@@ -315,16 +320,7 @@ def test_nothing_is_started_after_an_interrupt(tmp_path):
     "pathlib.Path(f'started-{len(list(pathlib.Path().glob(\"started*\")))}').touch()\n"
     "time.sleep(1)\n"
   )
-  code = (
-    "import pathlib, sys\n"
-    f"sys.path.insert(0, {str(pathlib.Path(sweep.__file__).parent)!r})\n"
-    "import sweep\n"
-    f"sweep._RUN = pathlib.Path({str(script)!r})\n"
-    "sys.exit(sweep.main(['sweep.py', '--methods=ft,il2m', '--output=runs']))\n"
-  )
-  process = subprocess.Popen(
-    [sys.executable, "-c", code], cwd=tmp_path, stderr=subprocess.PIPE, text=True
-  )
+  process = sweep_with(script, "ft,il2m")
   while not (tmp_path / "started-0").exists():
     assert process.poll() is None
     time.sleep(0.05)

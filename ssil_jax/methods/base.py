@@ -102,6 +102,19 @@ def normalized_features(
   return unit(outputs.features, axis=-1)
 
 
+def distil(
+  distance: Callable[..., jax.Array], examples: Examples, config: Config
+) -> jax.Array:
+  """float32 [B]: a task-wise distance of `losses` between teacher and network."""
+  return distance(
+    examples.outputs.logits,
+    examples.teacher.logits,
+    examples.state_of_class,
+    examples.given.classes.num_taught,
+    temperature=config.temperature,
+  )
+
+
 class Method(NamedTuple):
   """A method of class-incremental learning.
 

@@ -25,7 +25,7 @@ import scipy.optimize
 import scipy.special
 
 from ssil_jax.methods.base import Method, one_phase
-from ssil_jax.methods.wa import large_scale_milestones, weighted_distillation
+from ssil_jax.methods.wa import LARGE_SCALE, weighted_distillation
 from ssil_jax.resnet import Outputs
 from ssil_jax.sampling import held_out, without_held_out
 
@@ -114,13 +114,7 @@ BIC = Method(
   title="BiC",
   phases=lambda config, t: one_phase(config, t, without_held_out(config.bic_held_out)),
   loss=_loss,
-  defaults={
-    "epochs": 100,
-    "batch_size_new": 256,
-    "milestones_first": large_scale_milestones,
-    "milestones": large_scale_milestones,
-    "learning_rate_by_state": "constant",
-  },
+  defaults=LARGE_SCALE,
   settings=("temperature", "bic_held_out"),
   predict=_predict,
   has_teacher=True,

@@ -19,20 +19,14 @@ from fractions import Fraction
 
 from ssil_jax.config import milestones_at
 from ssil_jax.losses import task_wise_cross_entropy
-from ssil_jax.methods.base import Method, one_phase, state_learning_rate
+from ssil_jax.methods.base import Method, distil, one_phase, state_learning_rate
 from ssil_jax.methods.ft import softmax_loss
 from ssil_jax.sampling import BALANCED, SHUFFLED
 from ssil_jax.states import Phase
 
 
 def _loss(examples, config):
-  return softmax_loss(examples, config) + task_wise_cross_entropy(
-    examples.outputs.logits,
-    examples.teacher.logits,
-    examples.state_of_class,
-    examples.given.classes.num_taught,
-    temperature=config.temperature,
-  )
+  return softmax_loss(examples, config) + distil(task_wise_cross_entropy, examples, config)
 
 
 def _phases(config, t):

@@ -18,20 +18,14 @@ import numpy as np
 
 from ssil_jax.config import milestones_at
 from ssil_jax.losses import task_wise_distillation
-from ssil_jax.methods.base import Method, normalized_features, one_phase
+from ssil_jax.methods.base import Method, distil, normalized_features, one_phase
 from ssil_jax.methods.ft import softmax_loss
 from ssil_jax.resnet import unit
 from ssil_jax.sampling import SHUFFLED
 
 
 def _loss(examples, config):
-  return softmax_loss(examples, config) + task_wise_distillation(
-    examples.outputs.logits,
-    examples.teacher.logits,
-    examples.state_of_class,
-    examples.given.classes.num_taught,
-    temperature=config.temperature,
-  )
+  return softmax_loss(examples, config) + distil(task_wise_distillation, examples, config)
 
 
 def _class_means(moment, config):

@@ -13,7 +13,7 @@ for every class. Epochs and learning rates are FT's.
 """
 
 from ssil_jax.losses import interval_cross_entropy, task_wise_cross_entropy
-from ssil_jax.methods.base import Method, one_phase
+from ssil_jax.methods.base import Method, distil, one_phase
 from ssil_jax.sampling import NEW_ONLY
 
 
@@ -25,13 +25,7 @@ def _loss(examples, config):
     classes.num_old.repeat(labels.size),
     classes.num_seen.repeat(labels.size),
   )
-  return new + task_wise_cross_entropy(
-    examples.outputs.logits,
-    examples.teacher.logits,
-    examples.state_of_class,
-    classes.num_taught,
-    temperature=config.temperature,
-  )
+  return new + distil(task_wise_cross_entropy, examples, config)
 
 
 LWF = Method(

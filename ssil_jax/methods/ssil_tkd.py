@@ -7,18 +7,14 @@ classes of that state alone, on all samples of a batch. Every state has 100 epoc
 """
 
 from ssil_jax.losses import task_wise_distillation
-from ssil_jax.methods.base import Method, one_phase
+from ssil_jax.methods.base import Method, distil, one_phase
 from ssil_jax.methods.ssil import separated_softmax_loss
 from ssil_jax.sampling import RATIO_PRESERVING
 
 
 def _loss(examples, config):
-  return separated_softmax_loss(examples, config) + task_wise_distillation(
-    examples.outputs.logits,
-    examples.teacher.logits,
-    examples.state_of_class,
-    examples.given.classes.num_taught,
-    temperature=config.temperature,
+  return separated_softmax_loss(examples, config) + distil(
+    task_wise_distillation, examples, config
   )
 
 

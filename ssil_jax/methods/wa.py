@@ -57,23 +57,24 @@ def align_head(params, num_old, num_seen):
   return {**params, "head": {**params["head"], "kernel": kernel}}
 
 
-def large_scale_milestones(epochs):
-  """30, 60, 80, 90 of 100 epochs, as BiC and WA train on ImageNet."""
+def _milestones(epochs):
   return milestones_at(epochs, *(Fraction(n, 10) for n in (3, 6, 8, 9)))
 
+
+# How BiC and WA train on ImageNet: the rate drops after 30, 60, 80 and 90 of 100 epochs.
+LARGE_SCALE = {
+  "epochs": 100,
+  "batch_size_new": 256,
+  "milestones_first": _milestones,
+  "milestones": _milestones,
+  "learning_rate_by_state": "constant",
+}
 
 WA = Method(
   title="WA",
   phases=lambda config, t: one_phase(config, t, SHUFFLED),
   loss=_loss,
-  defaults={
-    "epochs": 100,
-    "batch_size_new": 256,
-    "milestones_first": large_scale_milestones,
-    "milestones": large_scale_milestones,
-    "learning_rate_by_state": "constant",
-    "selection": "herding",
-  },
+  defaults={**LARGE_SCALE, "selection": "herding"},
   settings=("temperature",),
   has_teacher=True,
   project=_clip_head,
