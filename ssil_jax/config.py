@@ -163,6 +163,37 @@ class Config:
     identity=False,
   )
   log_every: int = _flag("steps between two lines of metrics.jsonl", identity=False)
+  checkpoint_minutes: float = _flag(
+    "minutes of training between two checkpoints (0: only after each state, and when the "
+    "run is interrupted)",
+    identity=False,
+  )
+  checkpoints_kept: int = _flag(
+    "how many of the last checkpoints are kept", identity=False
+  )
+  verify_data: bool = _flag(
+    "decode every image once before training, unless that was done already where the data "
+    "were prepared or by an earlier run",
+    identity=False,
+  )
+  skip_bad_records: bool = _flag(
+    "leave out images that cannot be decoded, and count them in results.json, instead of "
+    "stopping before training",
+    identity=False,
+  )
+  coordinator_address: str = _flag(
+    "HOST:PORT of process 0, for a run by several processes that neither SLURM nor a TPU "
+    "pod tells of each other",
+    identity=False,
+  )
+  num_processes: int = _flag(
+    "processes of the run, with --coordinator_address (0: what SLURM or a TPU pod says, "
+    "else one)",
+    identity=False,
+  )
+  process_id: int = _flag(
+    "number of this process, from 0, with --coordinator_address", identity=False
+  )
 
 
 # What the paper uses for every data set and method (section 6.2), or what it leaves to us.
@@ -205,6 +236,13 @@ DEFAULTS: Mapping[str, Any] = {
   "num_devices": 0,
   "input_processes": 0,
   "log_every": 50,
+  "checkpoint_minutes": 10.0,
+  "checkpoints_kept": 3,
+  "verify_data": True,
+  "skip_bad_records": False,
+  "coordinator_address": "",
+  "num_processes": 0,
+  "process_id": -1,
 }
 
 
@@ -264,6 +302,7 @@ def validate(config: Config) -> None:
   mistakes = [
     *_number_mistakes(config),
     *_choice_mistakes(config),
+    *_process_mistakes(config),
     *_milestone_mistakes(config, "milestones_first", "epochs_first"),
     *_milestone_mistakes(config, "milestones", "epochs"),
   ]
@@ -300,6 +339,10 @@ _AT_LEAST = {
   "num_devices": 0,
   "input_processes": 0,
   "log_every": 1,
+  "checkpoint_minutes": 0,
+  "checkpoints_kept": 1,
+  "num_processes": 0,
+  "process_id": -1,
 }
 
 
@@ -329,6 +372,34 @@ def _number_mistakes(config: Config) -> list[str]:
   for name in ("class_order_seed", "seed"):
     if getattr(config, name) >= 2**32:
       mistakes.append(f"--{name}={getattr(config, name)} must be below 2**32")
+  return mistakes
+
+
+def _process_mistakes(config: Config) -> list[str]:
+  address, count, number = (
+    config.coordinator_address,
+    config.num_processes,
+    config.process_id,
+  )
+  if not address:
+    return [
+      f"--{name}={value} needs --coordinator_address=HOST:PORT"
+      for name, value, unset in (("num_processes", count, 0), ("process_id", number, -1))
+      if value != unset
+    ]
+  mistakes = []
+  host, _, port = address.rpartition(":")
+  if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+    mistakes.append(
+      f"--coordinator_address={address} must be HOST:PORT, with a port from 1 to 65535"
+    )
+  if count < 1:
+    mistakes.append(f"--num_processes={count} must be 1 or more: how many there are")
+  elif not 0 <= number < count:
+    mistakes.append(
+      f"--process_id={number} must be from 0 to {count - 1} with --num_processes={count}, "
+      "another one for each process"
+    )
   return mistakes
 
 
