@@ -114,7 +114,7 @@ def start(folder: pathlib.Path, started: float) -> None:
   gc.collect()
   objects = len(gc.get_objects())
   plan = make_plan(config)
-  fingerprint = loop.data.fingerprint(plan.dataset)
+  fingerprint = loop.data.fingerprint(loop.data.parts(plan.dataset))
   opened = time.time() - started
   phase = phase_plans(plan)[0]
   batches = feed.TrainBatches(

@@ -22,9 +22,9 @@ import run
 from rich.console import Console
 from rich.table import Table
 
-from ssil_jax import loop, parallel
+from ssil_jax import incremental, loop, parallel
 from ssil_jax.journal import Journal
-from ssil_jax.meter import Meter
+from ssil_jax.meter import NO_STEPS, Meter
 from ssil_jax.plan import make_plan, phase_plans
 from ssil_jax.progress import ProgressDisplay
 from ssil_jax.trainer import make_trainer, train_batches, train_phase
@@ -46,7 +46,7 @@ def measure(argv: list[str], num_devices: int) -> list[tuple[float, float]]:
   train_state, given = parallel.replicate(
     (
       progress.train_state,
-      loop.given_in(plan, state, stats=progress.stats, teacher=progress.train_state),
+      incremental.given_in(plan, state, stats=progress.stats, teacher=progress.train_state),
     ),
     trainer.mesh,
   )
@@ -64,7 +64,7 @@ def measure(argv: list[str], num_devices: int) -> list[tuple[float, float]]:
   pairs = []
   with (
     tempfile.TemporaryDirectory() as folder,
-    Journal(pathlib.Path(folder), states_done=0, steps_done=0) as journal,
+    Journal(pathlib.Path(folder), steps_done=0, steps_recorded=0) as journal,
     ProgressDisplay(
       Console(quiet=True), num_states=1, num_images=PAIRS * phase.num_images
     ) as display,
@@ -81,12 +81,22 @@ def measure(argv: list[str], num_devices: int) -> list[tuple[float, float]]:
         phase,
         phase=0,
         first_step=0,
+        steps_done=0,
+        window=NO_STEPS,
         log_every=config.log_every,
         journal=journal,
         display=display,
       )
       train_state = train_phase(
-        plan, trainer, train_state, given, phase, pool, phase_index=0, meter=meter
+        plan,
+        trainer,
+        train_state,
+        given,
+        phase,
+        pool,
+        phase_index=0,
+        steps_done=0,
+        meter=meter,
       )
       jax.block_until_ready(train_state)
       loop_seconds = time.perf_counter() - started

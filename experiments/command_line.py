@@ -1,8 +1,12 @@
 """What the scripts of this folder share: help, flags and errors on the command line."""
 
+import collections
+import io
+import os
 import pathlib
 import sys
 import textwrap
+import unicodedata
 from collections.abc import Sequence
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -11,6 +15,24 @@ sys.path.insert(0, str(ROOT))  # so that the scripts run without being installed
 from absl import flags
 
 from ssil_jax.errors import ConfigError, UserError
+
+_FLAGFILES = pathlib.Path(__file__).resolve().parent
+_MOST_FLAGFILES = 100  # read in all: files that name files may multiply
+_FLAGFILE_BYTES = 1 << 20
+_LONGEST = 4096  # characters of a flag; a path has no more
+_LARGEST = 2**53  # of whole numbers, which results.json keeps exactly
+# What absl says of a value that it cannot read, and what it means.
+_KINDS = {
+  "invalid literal for int": "a whole number",
+  "could not convert string to float": "a number",
+  "Non-boolean argument": "true or false",
+  "comma separated list": "values with commas between",
+}
+
+for _stream in (sys.stdout, sys.stderr):
+  # Where the encoding lacks a character, as in the C locale, an escape stands for it.
+  if isinstance(_stream, io.TextIOWrapper):
+    _stream.reconfigure(errors="backslashreplace")
 
 
 def wants_help(argv: Sequence[str]) -> bool:
@@ -24,23 +46,153 @@ def flag_help(name: str, text: str, *, prefix: str = "--") -> str:
 
 
 def read_flags(flag_values: flags.FlagValues, argv: Sequence[str]) -> None:
-  """Sets the flags from the command line.
+  """Sets the flags from the command line and the flag files that it names.
 
   Raises:
-    ConfigError: an argument is no flag, is unknown or has a wrong value.
+    ConfigError: an argument is no flag, is unknown or has a wrong value, or a flag file
+      cannot be read.
   """
+  arguments = expand_flagfiles(argv[1:])
+  for argument in arguments:
+    _check_text(argument)
   try:
-    rest = flag_values(argv)
-  except flags.Error as error:
-    raise ConfigError(" ".join(str(error).split())) from error
-  except UnicodeDecodeError as error:
-    raise ConfigError(f"--flagfile is not a text file: {error}") from error
+    rest = flag_values([argv[0], *arguments])
+  except flags.IllegalFlagValueError as error:
+    raise ConfigError(_of_wrong_kind(str(error))) from error
+  except flags.UnrecognizedFlagError as error:
+    raise ConfigError(f"{error} (--help lists them all)") from error
+  except (flags.Error, ValueError) as error:
+    what = " ".join(str(error).split())
+    raise ConfigError(f"{what}: flags are written --name=value") from error
   if len(rest) > 1:
     raise ConfigError(f"{rest[1]!r} is not a flag: flags are written --name=value")
+  for name, value in flag_values.flag_values_dict().items():
+    for item in value if isinstance(value, list) else [value]:
+      _check_value(name, item)
+
+
+def expand_flagfiles(arguments: Sequence[str]) -> list[str]:
+  """Puts the flags in place of each --flagfile=FILE, also of those inside such files.
+
+  A file is looked up as given, then beside this script. Lines that are empty or begin
+  with # or // are comments.
+
+  Raises:
+    ConfigError: a file is missing, no text, names itself, or holds what is no flag.
+  """
+  expanded: list[str] = []
+  waiting = collections.deque((argument, ()) for argument in arguments)
+  files_read = 0
+  while waiting:
+    argument, within = waiting.popleft()  # within: the flag files it comes from
+    option, equals, name = argument.partition("=")
+    if option not in ("--flagfile", "-flagfile"):
+      expanded.append(argument)
+      continue
+    if not equals and waiting:
+      name, _ = waiting.popleft()
+    path = _find_flagfile(name, within)
+    files_read += 1
+    if path in within or files_read > _MOST_FLAGFILES:
+      what = "includes itself" if path in within else f"is file {files_read} to be read"
+      raise ConfigError(
+        f"--flagfile={name} in {within[-1] if within else 'the command line'} {what}: "
+        "take it out"
+      )
+    lines = _lines_of_flagfile(path)
+    waiting.extendleft((line, (*within, path)) for line in reversed(lines))
+  return expanded
+
+
+def _find_flagfile(name: str, within: tuple[str, ...]) -> str:
+  places = [os.path.expanduser(name), str(_FLAGFILES / name)]
+  path = next(filter(os.path.isfile, places), None)
+  if path is None:
+    known = sorted(p.name for p in _FLAGFILES.glob("*.cfg"))
+    where = f" (in {within[-1]})" if within else ""
+    raise ConfigError(
+      f"--flagfile={_shortened(name)}{where} was not found, neither here nor in "
+      f"experiments/, which has: {', '.join(known)}"
+    )
+  return os.path.realpath(path)
+
+
+def _lines_of_flagfile(path: str) -> list[str]:
+  try:
+    with open(path, "rb") as file:
+      text = file.read(_FLAGFILE_BYTES + 1).decode("utf-8-sig")
+  except OSError as error:
+    raise ConfigError(f"--flagfile={path} cannot be read: {error.strerror}") from error
+  except UnicodeDecodeError as error:
+    raise ConfigError(
+      f"--flagfile={path} is not a text file: it needs a flag on each line, --name=value"
+    ) from error
+  if len(text) > _FLAGFILE_BYTES:
+    raise ConfigError(f"--flagfile={path} is larger than 1 MiB: is it a flag file?")
+  lines = []
+  for number, line in enumerate(text.split("\n"), start=1):
+    line = line.strip()
+    if not line or line.startswith(("#", "//")):
+      continue
+    if not line.startswith("-"):
+      raise ConfigError(
+        f"--flagfile={path}: line {number}: {_shortened(line)!r} is not a flag: flags are "
+        "written --name=value"
+      )
+    lines.append(line)
+  return lines
+
+
+def _shortened(text: str) -> str:
+  return text if len(text) <= 80 else f"{text[:60]}..."
+
+
+def _check_text(argument: str) -> None:
+  """Raises ConfigError for what no path, name or number holds."""
+  shown = _shortened(argument)
+  if len(argument) > _LONGEST:
+    raise ConfigError(
+      f"{shown} has {len(argument)} characters: give a flag {_LONGEST} at most"
+    )
+  if any(unicodedata.category(char) in ("Cc", "Cs") for char in argument):
+    raise ConfigError(
+      f"{shown!r} has control characters or is not in UTF-8: write it without them"
+    )
+
+
+def _check_value(name: str, value: object) -> None:
+  if isinstance(value, int) and abs(value) > _LARGEST:
+    raise ConfigError(
+      f"--{name}={_shortened(str(value))} is too large a number: use one up to 2**53"
+    )
+  if isinstance(value, str) and value.startswith("~"):
+    try:
+      pathlib.Path(value).expanduser()
+    except RuntimeError as error:
+      raise ConfigError(
+        f"--{name}={value}: there is no such user: give the folder itself"
+      ) from error
+
+
+def _of_wrong_kind(message: str) -> str:
+  """absl's message on a value, in plain words where they are known."""
+  message = " ".join(message.split())
+  for fragment, kind in _KINDS.items():
+    flag, found, _ = message.partition(fragment)
+    if found:
+      return f"{_shortened(flag.removeprefix('flag ').split(': ')[0])} must be {kind}"
+  return message
 
 
 def print_error(error: UserError) -> int:
   """Prints the lines of an error; returns the exit code."""
-  for line in str(error).splitlines():
-    print(f"error: {line}", file=sys.stderr)
+  for line in filter(None, str(error).split("\n")):
+    print(f"error: {_visible(line)}", file=sys.stderr)
   return error.exit_code
+
+
+def _visible(text: str) -> str:
+  """With escapes for what could drive a terminal: names of files may hold anything."""
+  return "".join(
+    char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
+  )

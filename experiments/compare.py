@@ -58,7 +58,7 @@ def main(argv: Sequence[str]) -> int:
     report.write_report(workdirs, output)
   except UserError as error:
     return command_line.print_error(error)
-  console = Console()
+  console = Console(emoji=False)  # paths may look like emoji codes
   console.print(tables.comparison_table(runs))
   over_seeds = tables.over_seeds(runs)
   if over_seeds:

@@ -27,9 +27,7 @@ from rich.console import Console
 
 from ssil_jax.data import builders
 from ssil_jax.errors import ConfigError, UserError
-from ssil_jax.interrupt import Interrupts
-
-_INTERRUPTED = 130  # what a shell reports after Ctrl-C
+from ssil_jax.interrupt import Interrupted, Interrupts
 
 _HELP = {
   "archives": "folder with the official archives",
@@ -120,11 +118,11 @@ def main(argv: Sequence[str]) -> int:
       )
   except UserError as error:
     return command_line.print_error(error)
-  except KeyboardInterrupt:
+  except Interrupted as interrupt:
     print(
-      "interrupted: finished shards are kept; the same command continues", file=sys.stderr
+      f"{interrupt}; finished shards are kept, the same command continues", file=sys.stderr
     )
-    return _INTERRUPTED
+    return interrupt.exit_code
   summary = builders.summary(pathlib.Path(builder.data_dir))
   if not written:
     summary = [f"{builder.data_dir} was prepared before", *summary]

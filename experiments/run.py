@@ -10,7 +10,7 @@ command line again continues a run that was interrupted.
 
 import dataclasses
 import os
-import pathlib
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -23,8 +23,9 @@ from ssil_jax import config as config_lib
 from ssil_jax import loop, parallel, report, tables
 from ssil_jax.data import check_dataset_name
 from ssil_jax.errors import ConfigError, UserError
-from ssil_jax.interrupt import Interrupts
+from ssil_jax.interrupt import Interrupted
 from ssil_jax.methods import METHODS, Method, get_method
+from ssil_jax.shared_interrupt import interrupts
 
 _SCHEDULE = (
   "epochs_first",
@@ -35,8 +36,6 @@ _SCHEDULE = (
   "milestones",
   "learning_rate_drop",
 )
-_FLAGFILES = pathlib.Path(__file__).resolve().parent
-INTERRUPTED = 130  # what a shell reports after Ctrl-C
 
 
 def define_flags(flag_values: flags.FlagValues) -> None:
@@ -82,31 +81,11 @@ def _method_defaults(method: Method) -> list[str]:
   return [*texts, *(f"always {name} {value}" for name, value in method.fixed.items())]
 
 
-def find_flagfiles(argv: Sequence[str]) -> list[str]:
-  """Completes the path of each --flagfile; raises ConfigError for one not found."""
-  found, arguments = [argv[0]], iter(argv[1:])
-  for argument in arguments:
-    option, equals, name = argument.partition("=")
-    if option.lstrip("-") == "flagfile":
-      name = name if equals else next(arguments, "")
-      places = [pathlib.Path(name), _FLAGFILES / name]
-      path = next((place for place in places if place.is_file()), None)
-      if path is None:
-        known = sorted(p.name for p in _FLAGFILES.glob("*.cfg"))
-        raise ConfigError(
-          f"--flagfile={name} was not found, neither here nor in experiments/, which "
-          f"has: {', '.join(known)}"
-        )
-      argument = f"--flagfile={path}"
-    found.append(argument)
-  return found
-
-
 def parse(argv: Sequence[str]) -> config_lib.Config:
   """The command line as a Config; raises ConfigError."""
   flag_values = flags.FlagValues()
   define_flags(flag_values)
-  command_line.read_flags(flag_values, find_flagfiles(argv))
+  command_line.read_flags(flag_values, argv)
   values: dict[str, Any] = flag_values.flag_values_dict()
   values = {
     field.name: values[field.name] for field in dataclasses.fields(config_lib.Config)
@@ -139,18 +118,24 @@ def main(argv: Sequence[str]) -> int:
   try:
     config = parse(argv)
     parallel.prepare_cpu_devices(config)
-    with Interrupts() as interrupts:
-      results = loop.run(config, console, check_interrupt=interrupts.check)
-    workdir = config_lib.workdir_path(config)
-    page = report.write_report([workdir], workdir / "report.html")
+    with parallel.connected(config), interrupts() as requests:
+      console.quiet = not parallel.is_main()
+      results = loop.run(config, console, check_interrupt=requests.check)
+      workdir = config_lib.workdir_path(config)
+      if parallel.is_main():
+        page = report.write_report([workdir], workdir / "report.html")
   except UserError as error:
     return command_line.print_error(error)
-  except KeyboardInterrupt:
+  except Interrupted as interrupt:
     print(
-      "interrupted: every finished state is saved; the same command continues",
-      file=sys.stderr,
+      f"{interrupt}; the same command continues from the last checkpoint", file=sys.stderr
     )
-    return INTERRUPTED
+    return interrupt.exit_code
+  except KeyboardInterrupt:  # before the run began
+    print("interrupted", file=sys.stderr)
+    return 128 + signal.SIGINT
+  if console.quiet:
+    return 0
   console.print(tables.format_table(results))
   console.print(f"report: {page}", markup=False, soft_wrap=True)
   return 0
@@ -158,9 +143,8 @@ def main(argv: Sequence[str]) -> int:
 
 if __name__ == "__main__":
   exit_code = main(sys.argv)
-  if exit_code == INTERRUPTED:
-    # XLA may be compiling in a thread still, and an ordinary exit would crash in it.
-    sys.stdout.flush()
-    sys.stderr.flush()
+  sys.stdout.flush()
+  sys.stderr.flush()
+  if exit_code:
+    # Libraries would go on: XLA compiling, a process waiting for the others to end as well.
     os._exit(exit_code)
-  sys.exit(exit_code)

@@ -43,6 +43,7 @@ _HELP = {
   "output": "folder for the runs, OUTPUT/METHOD-SEED, their logs and report.html",
   "jobs": "runs at a time, for a CPU: each gets its share of the cores (default: 1)",
 }
+_INTERRUPTED = 128 + signal.SIGINT  # what a shell reports after Ctrl-C
 _SET_HERE = ("method", "seed", "workdir", "from_workdir")  # flags of run.py
 
 
@@ -90,7 +91,7 @@ def parse(argv: Sequence[str]) -> Sweep:
       raise ConfigError(f"--{name} after -- is set by the sweep itself: leave it out")
   methods = _methods(flag_values.methods)
   seeds = _seeds(flag_values.seeds)
-  output = pathlib.Path(flag_values.output).expanduser().resolve()
+  output = config_lib.real_path(flag_values.output)
   jobs = []
   for seed in seeds:
     of_seed = [_job(method, seed, output, passed_on) for method in methods]
@@ -239,7 +240,7 @@ class Runner:
     except OSError as error:
       print(f"{name} cannot be run: {error}", flush=True)
       return False
-    if code in (run.INTERRUPTED, -signal.SIGKILL):
+    if code in (_INTERRUPTED, 128 + signal.SIGTERM, -signal.SIGKILL):
       outcome = "stopped"
     else:
       outcome = "done" if code == 0 else f"failed with exit code {code}, see {log.name}"
@@ -270,7 +271,7 @@ def _has_finished_state(workdir: pathlib.Path) -> bool:
     return False
   try:
     return json.loads(path.read_bytes())["states"] != []
-  except (KeyError, TypeError, ValueError):
+  except (KeyError, TypeError, ValueError, RecursionError):
     return True
 
 
@@ -295,7 +296,7 @@ def main(argv: Sequence[str]) -> int:
     return command_line.print_error(ConfigError(f"--output cannot be used: {error}"))
   except KeyboardInterrupt:
     print("interrupted: the same command continues", file=sys.stderr)
-    return run.INTERRUPTED
+    return _INTERRUPTED
   if not done:
     print("error: not all runs are done; the same command continues", file=sys.stderr)
   return compared if done else 1

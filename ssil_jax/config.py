@@ -7,6 +7,7 @@ below this file reads a flag; whatever a run depends on is a field here, and is 
 
 import dataclasses
 import math
+import os
 import pathlib
 from collections.abc import Mapping
 from fractions import Fraction
@@ -153,8 +154,8 @@ class Config:
     identity=False,
   )
   num_devices: int = _flag(
-    "devices to train on (0: every accelerator, or as many virtual CPU devices as "
-    "there are cores and the batch sizes allow)",
+    "devices to train on, in each process (0: every accelerator, or as many virtual CPU "
+    "devices as there are cores and the batch sizes allow)",
     identity=False,
   )
   input_processes: int = _flag(
@@ -168,9 +169,7 @@ class Config:
     "run is interrupted)",
     identity=False,
   )
-  checkpoints_kept: int = _flag(
-    "how many of the last checkpoints are kept", identity=False
-  )
+  checkpoints_kept: int = _flag("how many of the last checkpoints are kept", identity=False)
   verify_data: bool = _flag(
     "decode every image once before training, unless that was done already where the data "
     "were prepared or by an earlier run",
@@ -450,7 +449,7 @@ def differences(
   now = to_json(config)
   there = {**DEFAULTS, **saved}
   return [
-    f"--{field.name}: {there.get(field.name)!r} there, {now[field.name]!r} now"
+    f"--{field.name}: {there.get(field.name)!r:.100} there, {now[field.name]!r} now"
     for field in dataclasses.fields(Config)
     if field.metadata[aspect] and there.get(field.name) != now[field.name]
   ]
@@ -458,4 +457,9 @@ def differences(
 
 def workdir_path(config: Config) -> pathlib.Path:
   """The work directory as an absolute path (orbax takes no relative ones)."""
-  return pathlib.Path(config.workdir).expanduser().resolve()
+  return real_path(config.workdir)
+
+
+def real_path(path: str) -> pathlib.Path:
+  """An absolute path without links; one in a circle stays, for its use to fail."""
+  return pathlib.Path(os.path.realpath(os.path.expanduser(path)))

@@ -4,6 +4,7 @@ import base64
 import io
 import math
 import textwrap
+import warnings
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -396,5 +397,8 @@ def _png(figure: Figure | None) -> bytes | None:
   if figure is None:
     return None
   buffer = io.BytesIO()
-  figure.savefig(buffer, format="png")
+  with warnings.catch_warnings():
+    # A box stands for a character that the font lacks; the page has it as text.
+    warnings.filterwarnings("ignore", "Glyph .* missing from font")
+    figure.savefig(buffer, format="png")
   return buffer.getvalue()

@@ -4,20 +4,27 @@ It knows states, phases and the `Method` contract; no method's and no data set's
 """
 
 import functools
-import time
+import pathlib
+import zlib
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 from rich.console import Console
 
-from ssil_jax import data, memory, metrics, parallel, reuse, step, workdir
-from ssil_jax.checkpoint import Checkpoints, Networks, Progress
+from ssil_jax import config as config_lib
+from ssil_jax import data, incremental, memory, metrics, parallel, reuse, workdir
+from ssil_jax.checkpoint import Checkpoints, Networks, Progress, Underway
 from ssil_jax.config import Config
-from ssil_jax.journal import Journal
+from ssil_jax.errors import DivergedError
+from ssil_jax.files import write_json
+from ssil_jax.interrupt import Interrupted
+from ssil_jax.journal import open_journal
+from ssil_jax.keeper import Keeper
 from ssil_jax.meter import Meter
-from ssil_jax.methods.base import Given, Moment, SeenClasses, Sizes, Survey
+from ssil_jax.methods.base import Sizes
 from ssil_jax.plan import (
   PhasePlan,
   Plan,
@@ -28,12 +35,7 @@ from ssil_jax.plan import (
   schedule_table,
 )
 from ssil_jax.progress import ProgressDisplay
-from ssil_jax.sampling import Pool
-from ssil_jax.selection import SELECTIONS
-from ssil_jax.states import IncrementalState
-from ssil_jax.trainer import Trainer, evaluate, make_trainer, survey, train_phase
-
-_LARGEST_SHOWN = 1e30  # in results.json, whose readers take float32
+from ssil_jax.trainer import Trainer, make_trainer
 
 
 def run(
@@ -44,77 +46,142 @@ def run(
   Args:
     config: of the run.
     console: where progress is shown.
-    check_interrupt: called before every step; what it raises ends the run, with every
-      finished state saved.
+    check_interrupt: called before every step and every test batch; if it raises
+      Interrupted, the run is saved and ends. With several processes it must do so in all of
+      them at the same call.
 
   Returns:
     The contents of results.json.
 
   Raises:
     UserError: bad input, named, before any training; or DivergedError.
+    Interrupted: `check_interrupt` did; the same run goes on from there.
   """
-  plan = make_plan(config)
+  # What processes do not do together must not count for their stopping together.
+  alone = check_interrupt if not parallel.several() else lambda: None
+  plan = make_plan(config, check_interrupt=alone)
   mesh = parallel.choose_devices(config)
   check_shares(plan, mesh.size)
-  fingerprint = data.fingerprint(plan.dataset)
-  source = reuse.open_source(plan, data_fingerprint=fingerprint)
-  folder = workdir.claim(config, data_fingerprint=fingerprint)
-  workdir.write_json(folder / "schedule.json", schedule_rows(plan))
-  if plan.dataset.ignored_files:
-    console.print(
-      f"{plan.dataset.ignored_files} files or folders beside the images are ignored"
-    )
-  for note in plan.dataset.notes:
-    console.print(note, markup=False)
-  console.print(schedule_table(plan))
-  trainer = make_trainer(plan, mesh)
-
-  with Checkpoints(folder) as checkpoints, Networks(folder) as networks:
-    progress = checkpoints.latest(otherwise=start(plan, trainer))
-    done = len(progress.results)
-    if done:
-      console.print(f"states 1 to {done} are done already, in {folder}", markup=False)
-    if source.num_states > done:
-      console.print(
-        f"states {done + 1} to {source.num_states} are taken from {source.folder}",
-        markup=False,
-      )
-    workdir.write_json(folder / "results.json", _results(plan, mesh, progress.results))
-    trained_here = max(done, source.num_states)
-    phases = [p for p in phase_plans(plan) if p.state.index > trained_here]
+  data_parts = data.parts(plan.dataset)
+  source = reuse.open_source(plan, data_fingerprint=data.fingerprint(data_parts))
+  flags = config_lib.to_json(config)
+  for name in ("process_id", "data_dir"):  # may differ from process to process
+    del flags[name]
+  parallel.check_same({name: str(value) for name, value in {**flags, **data_parts}.items()})
+  with (
+    workdir.claimed(config, data_parts=data_parts, warn=_printer(console)) as folder,
+    workdir.writing(config),
+  ):
+    if parallel.is_main():
+      write_json(folder / "schedule.json", schedule_rows(plan))
+    _show(plan, console)
+    trainer = make_trainer(plan, mesh, check_interrupt=check_interrupt)
+    beginning = start(plan, trainer)
+    workdir.check_space(folder, _bytes_needed(plan, beginning, folder))
     with (
-      Journal(
-        folder, states_done=done, steps_done=int(progress.train_state.step)
-      ) as journal,
-      ProgressDisplay(
-        console,
-        num_states=len(plan.states),
-        num_images=sum(p.num_images for p in phases),
-      ) as display,
+      Checkpoints(
+        folder, kept=config.checkpoints_kept, warn=_printer(console)
+      ) as checkpoints,
+      Networks(folder) as networks,
     ):
-      for state in plan.states[done:]:
-        if state.index <= source.num_states:
-          trained = take_state(plan, source, progress, state, journal)
-        else:
-          trained = train_state(
-            plan,
-            trainer,
-            progress,
-            state,
-            [p for p in phases if p.state is state],
-            make_meter=functools.partial(
-              Meter, log_every=config.log_every, journal=journal, display=display
-            ),
-            check_interrupt=check_interrupt,
-          )
-        progress = finish_state(plan, trainer, progress, state, trained)
-        networks.save(progress.train_state, state=state.index)
-        checkpoints.save(progress)
-        workdir.write_json(folder / "results.json", _results(plan, mesh, progress.results))
-        result = progress.results[-1]
-        journal.evaluation(result, step=int(progress.train_state.step))
-        display.print(_one_line(result, len(plan.states)))
-  return _results(plan, mesh, progress.results)
+      progress = checkpoints.latest(otherwise=beginning)
+      if progress.underway:  # a state that was begun here is finished here
+        there = min(source.num_states, len(progress.results))
+        source = source._replace(num_states=there)
+      parallel.check_same(
+        {
+          "checkpoints in --workdir (which all must share)": str(progress.number),
+          "states in --from_workdir": str(source.num_states),
+        }
+      )
+      _show_progress(plan, source, progress, folder, console)
+      try:
+        return _run_states(
+          plan, trainer, source, progress, checkpoints, networks, folder, console
+        )
+      except DivergedError as error:
+        raise DivergedError(f"{error}; {_way_back(checkpoints)}") from error
+
+
+def _run_states(
+  plan: Plan,
+  trainer: Trainer,
+  source: reuse.Source,
+  progress: Progress,
+  checkpoints: Checkpoints,
+  networks: Networks,
+  folder: pathlib.Path,
+  console: Console,
+) -> dict[str, Any]:
+  """All states from `progress` on; see `run`."""
+  config = plan.config
+  done, underway = len(progress.results), progress.underway
+  first_trained = max(done, source.num_states) + 1
+  phases = [p for p in phase_plans(plan) if p.state.index >= first_trained]
+
+  def write_results():
+    results = _results(plan, trainer.mesh, progress.results)
+    if parallel.is_main():
+      write_json(folder / "results.json", results)
+    return results
+
+  if not checkpoints.damaged:  # else it may know more states than the good checkpoint
+    write_results()
+  steps_done = int(progress.train_state.step)
+  with (
+    open_journal(
+      folder,
+      steps_done=steps_done,
+      steps_recorded=steps_done - (len(underway.window) if underway else 0),
+      warn=_printer(console),
+    ) as journal,
+    ProgressDisplay(
+      console,
+      num_states=len(plan.states),
+      num_images=sum(p.num_images for p in phases) - _images_done(phases, underway),
+    ) as display,
+  ):
+    keeper = Keeper(
+      checkpoints,
+      journal,
+      minutes=config.checkpoint_minutes,
+      check_interrupt=trainer.check_interrupt,
+    )
+    for state in plan.states[done:]:
+      if state.index <= source.num_states:
+        trained = incremental.take_state(plan, source, progress, state, journal)
+      else:
+        trained = incremental.train_state(
+          plan,
+          trainer,
+          progress,
+          state,
+          [p for p in phases if p.state is state],
+          make_meter=functools.partial(
+            Meter, log_every=config.log_every, journal=journal, display=display
+          ),
+          keeper=keeper,
+        )
+      try:
+        progress = incremental.finish_state(plan, trainer, progress, state, trained)
+      except Interrupted:
+        if trained.here is not None:
+          keeper.save(trained.here)
+        raise
+      # Each process works them out by itself, perhaps on another kind of machine.
+      parallel.check_same(
+        {
+          "exemplars": _checksum(progress.memory),
+          "parameters and statistics": _checksum((progress.train_state, progress.stats)),
+        }
+      )
+      networks.save(progress.train_state, state=state.index)
+      keeper.save(progress)
+      write_results()
+      result = progress.results[-1]
+      journal.evaluation(result, step=int(progress.train_state.step))
+      display.print(_one_line(result, len(plan.states)))
+  return write_results()
 
 
 def start(plan: Plan, trainer: Trainer) -> Progress:
@@ -129,179 +196,81 @@ def start(plan: Plan, trainer: Trainer) -> Progress:
   return Progress(trainer.initial, memory.empty(), plan.method.init_stats(sizes), [])
 
 
-class Trained(NamedTuple):
-  """A state whose training is over; host arrays."""
-
-  train_state: step.TrainState
-  pool: Pool  # what it trained on
-  seconds: float
-  from_workdir: str | None  # where it was trained, None for here
+def _printer(console: Console) -> Callable[[str], None]:
+  return functools.partial(console.print, markup=False, emoji=False, soft_wrap=True)
 
 
-def train_state(
-  plan: Plan,
-  trainer: Trainer,
-  progress: Progress,
-  state: IncrementalState,
-  phases: list[PhasePlan],
-  *,
-  make_meter: Callable[..., Meter],
-  check_interrupt: Callable[[], None],
-) -> Trained:
-  """All phases of a state."""
-  started = time.monotonic()
-  current = progress.train_state
-  pool = plan.pool(state, progress.memory)
-  given = given_in(plan, state, stats=progress.stats, teacher=current)
-  for index, phase in enumerate(phases):
-    if plan.config.reset_momentum:
-      current = current.replace(opt_state=trainer.initial.opt_state)
-    if phase.phase.new_teacher:
-      given = given_in(plan, state, stats=progress.stats, teacher=current, knows_new=True)
-      look = surveyor(plan, trainer, current, given)
-      priority = exemplar_priority(plan, state, pool, look, count=pool.quota)
-      labels = plan.dataset.train.labels[pool.new]
-      pool = pool._replace(new_ranks=memory.rank(labels, priority))
-    current = parallel.fetch(
-      train_phase(
-        plan,
-        trainer,
-        parallel.replicate(current, trainer.mesh),
-        parallel.replicate(given, trainer.mesh),
-        phase,
-        pool,
-        phase_index=index,
-        meter=make_meter(phase, phase=index, first_step=int(current.step)),
-        check_interrupt=check_interrupt,
-      )
+def _show(plan: Plan, console: Console) -> None:
+  """What is to be done, and on what."""
+  if plan.dataset.ignored_files:
+    console.print(
+      f"{plan.dataset.ignored_files} files or folders beside the images are ignored"
     )
-  return Trained(current, pool, time.monotonic() - started, None)
+  for note in plan.dataset.notes:
+    _printer(console)(note)
+  console.print(schedule_table(plan))
 
 
-def take_state(
+def _show_progress(
   plan: Plan,
   source: reuse.Source,
   progress: Progress,
-  state: IncrementalState,
-  journal: Journal,
-) -> Trained:
-  """A state as another run trained it, with that run's records of the training."""
-  for record in source.records(state.index):
-    journal.train(record)
-  return Trained(
-    source.train_state(state.index, like=progress.train_state),
-    plan.pool(state, progress.memory),
-    source.train_seconds[state.index - 1],
-    str(source.folder),
-  )
+  folder: pathlib.Path,
+  console: Console,
+) -> None:
+  """What needs not be done."""
+  say = _printer(console)
+  done, underway = len(progress.results), progress.underway
+  if done:
+    say(f"states 1 to {done} are done already, in {folder}")
+  if underway:
+    say(f"state {done + 1} goes on after step {int(progress.train_state.step)}")
+  if source.num_states > done:
+    say(f"states {done + 1} to {source.num_states} are taken from {source.folder}")
 
 
-def finish_state(
-  plan: Plan, trainer: Trainer, progress: Progress, state: IncrementalState, end: Trained
-) -> Progress:
-  """What follows training: exemplars, the method's statistics, evaluation."""
-  method, config = plan.method, plan.config
-  current = end.train_state
-  if method.align and end.from_workdir is None:  # else it is aligned already
-    params = method.align(current.params, state.num_old, state.num_seen)
-    current = current.replace(params=params)
-  given = given_in(plan, state, stats=progress.stats, teacher=None)
-  look = surveyor(plan, trainer, current, given)
-  exemplars = update_memory(plan, state, end.pool, progress.memory, look)
-  moment = Moment(
-    num_first=plan.states[0].num_seen,
-    num_old=state.num_old,
-    num_seen=state.num_seen,
-    pool=end.pool,
-    labels=plan.dataset.train.labels,
-    test_labels=plan.dataset.test.labels,
-    memory=exemplars,
-    stats=progress.stats,
-    survey=look,
-  )
-  moment = moment._replace(stats=method.stats(moment, config))
-  given = given_in(plan, state, stats=moment.stats, teacher=None)
-  scores = evaluate(
-    plan,
-    trainer,
-    parallel.replicate(current, trainer.mesh),
-    parallel.replicate(given, trainer.mesh),
-    state,
-  )
-  result = {
-    "state": state.index,
-    "num_old": state.num_old,
-    "num_seen": state.num_seen,
-    **scores,
-    "statistics": {
-      name: value if abs(value) < _LARGEST_SHOWN else None
-      for name, value in method.describe(moment, config).items()
-    },
-    "train_seconds": round(end.seconds, 3),
-    "from_workdir": end.from_workdir,
-  }
-  return Progress(current, exemplars, moment.stats, [*progress.results, result])
+def _images_done(phases: list[PhasePlan], underway: Underway | None) -> int:
+  """Training images of a state underway, the first of `phases`, that are behind it."""
+  if underway is None:
+    return 0
+  images = sum(p.num_images for p in phases[: underway.phase])
+  return images + underway.steps_done * sum(phases[underway.phase].group_sizes)
 
 
-def given_in(
-  plan: Plan,
-  state: IncrementalState,
-  *,
-  stats: Any,
-  teacher: step.TrainState | None,
-  knows_new: bool = False,
-) -> Given:
-  """What a phase of a state starts with; host arrays.
-
-  Args:
-    plan: of the run.
-    state: the state.
-    stats: of the method.
-    teacher: the network as it was, None where nothing is trained.
-    knows_new: whether it has learnt the state's new classes.
-  """
-  network, num_taught = None, 0
-  if teacher is not None and plan.method.has_teacher:
-    network = {"params": teacher.params, "batch_stats": teacher.batch_stats}
-    num_taught = state.num_seen if knows_new else state.num_old
-  numbers = (state.num_old, state.num_seen, num_taught)
-  return Given(SeenClasses(*map(np.int32, numbers)), network, stats)
+def _bytes_needed(plan: Plan, beginning: Progress, folder: pathlib.Path) -> int:
+  """Room for what is still to be saved; an old checkpoint goes after a new one came."""
+  network = _size((beginning.train_state.params, beginning.train_state.batch_stats))
+  teacher = network if plan.method.has_teacher else 0
+  saved = _size((beginning.train_state, beginning.stats)) + teacher
+  there = len(workdir.saved(folder, "checkpoints"))
+  checkpoints = max(1, plan.config.checkpoints_kept + 1 - there)
+  states = len(plan.states) - len(workdir.saved(folder, "networks"))
+  return checkpoints * saved + states * network
 
 
-def surveyor(
-  plan: Plan, trainer: Trainer, current: step.TrainState, given: Given
-) -> Survey:
-  """Looks at images with the network as it is; arguments are host arrays."""
-  given = given._replace(teacher=None)
-  on_devices = functools.cache(lambda: parallel.replicate((current, given), trainer.mesh))
-  return lambda *args, **kwargs: survey(plan, trainer, *on_devices(), *args, **kwargs)
+def _checksum(tree: Any) -> str:
+  """Of all arrays; nothing where there is no other process to compare with."""
+  if not parallel.several():
+    return ""
+  sums = [
+    zlib.crc32(np.ascontiguousarray(leaf).tobytes()) for leaf in jax.tree.leaves(tree)
+  ]
+  return str(sums)
 
 
-def exemplar_priority(
-  plan: Plan, state: IncrementalState, pool: Pool, look: Survey, *, count: int
-) -> np.ndarray:
-  """[n], sortable: which of the new records are kept first, `count` of each class."""
-  return SELECTIONS[plan.config.selection](
-    pool.new,
-    plan.dataset.train.labels[pool.new],
-    memory.random_order(len(pool.new), seed=plan.config.seed, state=state.index),
-    look,
-    count,
-  )
+def _size(tree: Any) -> int:
+  """Bytes of all arrays."""
+  return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
 
 
-def update_memory(
-  plan: Plan, state: IncrementalState, pool: Pool, exemplars: memory.Memory, look: Survey
-) -> memory.Memory:
-  """The exemplars after a state."""
-  count = memory.quota(plan.config.memory_size, state.num_seen)
-  return memory.update(
-    exemplars,
-    pool.new,
-    plan.dataset.train.labels[pool.new],
-    exemplar_priority(plan, state, pool, look, count=count),
-    memory_size=plan.config.memory_size,
-    num_seen=state.num_seen,
+def _way_back(checkpoints: Checkpoints) -> str:
+  """What to do after a divergence."""
+  checkpoints.wait()
+  if checkpoints.last is None:
+    return "there is no checkpoint before that: lower --learning_rate"
+  return (
+    f"the last good checkpoint is {checkpoints.last}: lower --learning_rate, with another "
+    "--workdir"
   )
 
 
@@ -315,6 +284,7 @@ def _results(plan: Plan, mesh: Mesh, states: list[dict[str, Any]]) -> dict[str, 
     "memory_size": plan.config.memory_size,
     "seed": plan.config.seed,
     "ignored_files": plan.dataset.ignored_files,
+    "skipped_records": plan.dataset.skipped_records,
     "environment": parallel.describe(mesh),
     "states": states,
     "average": metrics.average(states),

@@ -1,5 +1,6 @@
 """What a run will do, settled from flags and data before a device is used."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -55,8 +56,18 @@ class PhasePlan(NamedTuple):
     return self.num_steps * sum(self.group_sizes)
 
 
-def make_plan(config: Config, dataset: data.Dataset | None = None) -> Plan:
+def make_plan(
+  config: Config,
+  dataset: data.Dataset | None = None,
+  *,
+  check_interrupt: Callable[[], None] = lambda: None,
+) -> Plan:
   """Opens the data, unless they are given, and deals the classes out.
+
+  Args:
+    config: of the run.
+    dataset: its data.
+    check_interrupt: called while images are verified; it may raise KeyboardInterrupt.
 
   Raises:
     ConfigError: flags and data do not go together.
@@ -64,7 +75,7 @@ def make_plan(config: Config, dataset: data.Dataset | None = None) -> Plan:
   """
   method = get_method(config.method)
   if dataset is None:
-    dataset = data.open_dataset(config)
+    dataset = data.open_dataset(config, check_interrupt=check_interrupt)
   states = schedule(config, len(dataset.class_names), method.phases)
   plan = Plan(config, method, dataset, states)
   _check_test_images(plan)

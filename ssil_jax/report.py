@@ -9,6 +9,7 @@ import jinja2
 from ssil_jax import tables
 from ssil_jax.errors import UserError
 from ssil_jax.figures import Plot, draw_plots
+from ssil_jax.files import write_bytes
 from ssil_jax.results import Run, load_run
 
 _SETTINGS = {
@@ -27,6 +28,8 @@ _Table = tuple[str, list[str], list[list[str]]]  # heading, names of columns, ro
 
 def write_report(workdirs: Sequence[Path], output: Path) -> Path:
   """Writes the page and, next to it, its figures as PNG files.
+
+  Each file is replaced, even where it is a link: to what, someone else may have chosen.
 
   Args:
     workdirs: work directories of runs, in the order in which they are shown.
@@ -53,12 +56,12 @@ def write_report(workdirs: Sequence[Path], output: Path) -> Path:
       if plot.png is None:
         path.unlink(missing_ok=True)  # of an earlier report, which had that figure
       else:
-        path.write_bytes(plot.png)
-    output.write_text(page, encoding="utf-8")
+        write_bytes(path, plot.png)
+    write_bytes(output, page.encode())
   except OSError as error:
+    place = error.filename2 or error.filename or output  # the second is what is replaced
     raise UserError(
-      f"{error.filename or output} cannot be written ({error.strerror}): choose "
-      "another place for the report"
+      f"{place} cannot be written ({error.strerror}): choose another place for the report"
     ) from error
   return output
 
@@ -110,6 +113,9 @@ def _page_title(runs: Sequence[Run]) -> str:
 def _settings_rows(runs: Sequence[Run]) -> list[list[str]]:
   """What was run and on what: a name, then the value of each run."""
   rows = [(name, [run.results[key] for run in runs]) for name, key in _SETTINGS.items()]
+  skipped = [run.results.get("skipped_records", {}) for run in runs]
+  for split, name in (("train", "training"), ("test", "test")):
+    rows.append((f"{name} images skipped", [part.get(split) for part in skipped]))
   rows.append(("states finished", [len(run.results["states"]) for run in runs]))
   rows.append(("folder", [run.folder for run in runs]))
   environments = [run.results["environment"] for run in runs]

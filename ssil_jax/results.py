@@ -74,6 +74,7 @@ _STATE = _object(
 )
 _RESULTS = Draft202012Validator(
   _object(
+    optional={"skipped_records": _object(train=_COUNT, test=_COUNT)},  # older runs: none
     dataset=_TEXT,
     method_title=_TEXT,
     num_states=_COUNT,

@@ -31,7 +31,7 @@ class Source(NamedTuple):
 
   def train_state(self, state: int, *, like: TrainState) -> TrainState:
     """The network at the end of a state; host arrays."""
-    with Networks(self.folder) as networks:
+    with Networks(self.folder, own=False) as networks:
       return networks.load(state, like=like)
 
   def records(self, state: int) -> list[dict[str, Any]]:
@@ -50,11 +50,13 @@ def open_source(plan: Plan, *, data_fingerprint: str) -> Source:
   flag = f"--from_workdir={plan.config.from_workdir}"
   if not plan.config.from_workdir:
     return Source(None, 0, [], [])
-  folder = pathlib.Path(plan.config.from_workdir).expanduser().resolve()
+  folder = config_lib.real_path(plan.config.from_workdir)
   if folder == config_lib.workdir_path(plan.config):
     raise ConfigError(f"{flag} is --workdir itself: leave the flag out")
   if not (folder / "config.json").is_file():
-    raise ConfigError(f"{flag} is not the work directory of a run")
+    raise ConfigError(
+      f"{flag} is not the work directory of a run: give one, or leave it out"
+    )
   saved = workdir.read_config(folder / "config.json")
   if saved.get("data_fingerprint") != data_fingerprint:
     raise ConfigError(
@@ -70,7 +72,7 @@ def open_source(plan: Plan, *, data_fingerprint: str) -> Source:
   rows = load_run(folder).results["states"]
   there: list[int] = []
   if (folder / "networks").is_dir():  # not of a run by an earlier version
-    with Networks(folder) as networks:
+    with Networks(folder, own=False) as networks:
       there = networks.states()
   consecutive = itertools.takewhile(lambda t: t in there, range(1, num_states + 1))
   num_states = min(len(list(consecutive)), len(rows))
@@ -94,7 +96,7 @@ def shared_states(config: Config, saved: Mapping[str, Any]) -> tuple[int, list[s
     T, 1 or 0, and if 0, what is different, a line each.
   """
   saved = {**config_lib.DEFAULTS, **saved}
-  if saved["method"] not in METHODS:
+  if saved["method"] not in list(METHODS):  # which may be of any type
     return 0, [f"--method: {saved['method']!r} there"]
   if not config.reset_momentum:  # which a network without its optimizer cannot give
     return 0, ["--noreset_momentum: no momentum can be taken; leave --reset_momentum on"]

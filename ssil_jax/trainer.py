@@ -34,11 +34,14 @@ class Trainer(NamedTuple):
   eval_step: Callable
   survey_step: Callable[[Measure], Callable]
   initial: step.TrainState  # on the host
-  train_images: jax.Array | None  # [num_devices, N, S, S, 3] if images live there
+  train_images: jax.Array | None  # [own devices, N, S, S, 3] if images live there
   test_images: jax.Array | None
+  check_interrupt: Callable[[], None]  # called before every batch that is not trained on
 
 
-def make_trainer(plan: Plan, mesh: Mesh) -> Trainer:
+def make_trainer(
+  plan: Plan, mesh: Mesh, *, check_interrupt: Callable[[], None] = lambda: None
+) -> Trainer:
   """The network's initial state on the host, the steps, and small images in place."""
   config, dataset = plan.config, plan.dataset
   model = step.Model(
@@ -72,6 +75,7 @@ def make_trainer(plan: Plan, mesh: Mesh) -> Trainer:
     initial=parallel.initial_train_state(model, dataset.image_size),
     train_images=train_images,
     test_images=test_images,
+    check_interrupt=check_interrupt,
   )
 
 
@@ -84,20 +88,36 @@ def train_phase(
   pool: Pool,
   *,
   phase_index: int,
+  steps_done: int,
   meter: Meter,
-  check_interrupt: Callable[[], None] = lambda: None,
+  before_step: Callable[[step.TrainState, int], None] = lambda train_state, number: None,
 ) -> step.TrainState:
-  """All steps of a phase; `train_state`, used up, and `given` are on the devices."""
+  """The steps of a phase that are not done.
+
+  Args:
+    plan: of the run.
+    trainer: of the run.
+    train_state: on the devices, used up.
+    given: on the devices.
+    phase: the phase.
+    pool: what it draws from.
+    phase_index: its number in its state, from 0.
+    steps_done: of the phase.
+    meter: takes the metrics of the steps.
+    before_step: called with the network, on the devices, and the steps done of the phase;
+      what it raises ends the run.
+  """
   batches = train_batches(plan, trainer, phase, pool, phase_index=phase_index)
   backpressure = parallel.Backpressure()
-  with prefetched(plan.config, trainer, batches) as batches_on_devices:
-    for number in range(phase.num_steps):
-      check_interrupt()
+  learning_rate = None
+  with prefetched(plan.config, trainer, batches, start=steps_done) as batches_on_devices:
+    for number in range(steps_done, phase.num_steps):
+      before_step(train_state, number)
       started = time.monotonic()
       batch = next(batches_on_devices)
       waited = time.monotonic() - started
       epoch, place = divmod(number, phase.steps_per_epoch)
-      if place == 0:
+      if place == 0 or learning_rate is None:
         rate = np.float32(phase.phase.learning_rate_at(epoch))
         learning_rate = parallel.replicate(rate, trainer.mesh)
       train_state, step_metrics = trainer.train_step(
@@ -122,6 +142,7 @@ def train_batches(
     batch_size_memory=plan.config.batch_size_memory,
     num_devices=trainer.mesh.size,
     num_steps=phase.num_steps,
+    devices=parallel.own_devices(trainer.mesh),
   )
 
 
@@ -142,13 +163,13 @@ def evaluate(
   backpressure, counts = parallel.Backpressure(), []
   with prefetched(plan.config, trainer, batches) as batches_on_devices:
     for batch in batches_on_devices:
+      trainer.check_interrupt()
       counts.append(trainer.eval_step(train_state, batch, given, trainer.test_images))
       backpressure.add(counts[-1])
   total = metrics.add(parallel.fetch(counts))
   if not np.isfinite(total.score_new).all():
     raise DivergedError(
-      f"the network's outputs on the test images are not finite after state "
-      f"{state.index}: lower --learning_rate; the states before this one are saved"
+      f"the network's outputs on the test images are not finite after state {state.index}"
     )
   return metrics.summarize(total, state=state.index)
 
@@ -168,14 +189,16 @@ def survey(
   images = trainer.test_images if test else trainer.train_images
   batches = _plain_batches(plan, trainer, split, records)
   survey_step = trainer.survey_step(measure)
+  gather = functools.partial(parallel.gather, mesh=trainer.mesh)
   under_way, measured = collections.deque(), []
   with prefetched(plan.config, trainer, batches) as batches_on_devices:
     for batch in batches_on_devices:
+      trainer.check_interrupt()
       under_way.append(survey_step(train_state, batch, given, images))
       # Fetched some steps later, so that neither side waits and little stays on devices.
       if len(under_way) > _SURVEYS_AHEAD:
-        measured.append(parallel.gather(under_way.popleft()))
-  measured += map(parallel.gather, under_way)
+        measured.append(gather(under_way.popleft()))
+  measured += map(gather, under_way)
 
   def join(*parts):
     shape = parts[0].shape[2:]  # without devices and their shares
@@ -193,17 +216,23 @@ def _plain_batches(
     records=records,
     batch_size=plan.config.batch_size_test,
     num_devices=trainer.mesh.size,
+    devices=parallel.own_devices(trainer.mesh),
   )
 
 
 def prefetched(
-  config: Config, trainer: Trainer, batches: feed.TrainBatches | feed.EvalBatches
+  config: Config,
+  trainer: Trainer,
+  batches: feed.TrainBatches | feed.EvalBatches,
+  *,
+  start: int = 0,
 ) -> contextlib.closing:
   """The batches on the devices, a few ahead of their use; no more are made on leaving."""
   return contextlib.closing(
     feed.prefetched(
       batches,
       functools.partial(parallel.shard, mesh=trainer.mesh),
+      start=start,
       num_processes=config.input_processes,
     )
   )

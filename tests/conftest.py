@@ -16,3 +16,11 @@ jax.config.update("jax_disable_most_optimizations", True)
 @pytest.fixture
 def root(tmp_path):
   return folder_of(tmp_path / "images")
+
+
+@pytest.fixture(autouse=True)
+def cache_home(tmp_path_factory, monkeypatch):
+  """What tests find out about their data goes nowhere near the user's cache."""
+  folder = tmp_path_factory.mktemp("cache")
+  monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+  return folder

@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_loop import records, run, small_config
+from test_loop import last_checkpoint, records, run, small_config
 
-from ssil_jax import checkpoint, loop, metrics, parallel, resnet, step
+from ssil_jax import checkpoint, incremental, loop, metrics, parallel, resnet, step
 from ssil_jax.config import make_config
 from ssil_jax.methods import METHODS
 from ssil_jax.methods.base import Examples, Given, SeenClasses, Sizes
@@ -153,16 +153,16 @@ def watch(name, workdir):
     )
     return after
 
-  inner_train_phase = loop.train_phase
+  inner_train_phase = incremental.train_phase
   with quick_network() as patch:
     for kind in ("train", "eval", "survey"):
       function = getattr(step, f"{kind}_step")
       patch.setattr(step, f"{kind}_step", traced_as(kind, function))
     patch.setattr(parallel, "map_train_step", map_train_step)
-    patch.setattr(loop, "train_phase", train_phase)
+    patch.setattr(incremental, "train_phase", train_phase)
     patch.setattr(loop, "make_plan", kept(loop.make_plan, plans))
     patch.setattr(loop, "start", kept(loop.start, progress))
-    patch.setattr(loop, "finish_state", kept(loop.finish_state, progress))
+    patch.setattr(incremental, "finish_state", kept(incremental.finish_state, progress))
     with logged_compiles(compiled):
       results = run(workdir, method=name, **SETTINGS)
   return Watched(
@@ -249,7 +249,7 @@ def test_statistics_keep_their_kind_and_are_in_the_checkpoint(watched):
   for progress in later:
     assert_same_kind(progress.stats, start.stats)
     assert_same_kind(progress.train_state, start.train_state)
-  with checkpoint.Checkpoints(watched.workdir) as checkpoints:
+  with checkpoint.Checkpoints(watched.workdir, kept=3) as checkpoints:
     saved = checkpoints.latest(otherwise=start)
   assert_same(saved.stats, later[-1].stats)
   assert_same(saved.train_state, later[-1].train_state)
@@ -424,7 +424,7 @@ def test_statistics_survive_an_interruption(every_run, tmp_path, name):
   finished = every_run(name)
   copy = tmp_path / "copy"
   shutil.copytree(finished.workdir, copy)
-  shutil.rmtree(copy / "checkpoints" / "2")
+  shutil.rmtree(last_checkpoint(copy))
   with quick_network():
     resumed = run(copy, method=name, **SETTINGS)
   untimed = {"states": []}  # compared below
@@ -435,7 +435,7 @@ def test_statistics_survive_an_interruption(every_run, tmp_path, name):
   assert [line | speed for line in records(copy)] == [
     line | speed for line in records(finished.workdir)
   ]
-  with checkpoint.Checkpoints(copy) as checkpoints:
+  with checkpoint.Checkpoints(copy, kept=3) as checkpoints:
     saved = checkpoints.latest(otherwise=finished.progress[0])
   assert_same(saved.stats, finished.progress[-1].stats)
 

@@ -1,13 +1,18 @@
 """From archives to TFDS directories: what is written, whatever the data set."""
 
+import contextlib
+import gzip
 import hashlib
+import io
 import os
 import pathlib
 import resource
 import shutil
 import signal
+import stat
 import subprocess
 import sys
+import tarfile
 
 import archives
 import numpy as np
@@ -15,6 +20,7 @@ import pytest
 import simplejpeg
 import tensorflow_datasets as tfds
 from archives import GOLDFISH, PARTIAL, TENCH, image, report_of
+from PIL import Image, ImageOps
 
 from ssil_jax.data import builders, jpeg, labels
 from ssil_jax.data import decode as decode_lib
@@ -174,7 +180,7 @@ def corrupt(folder, *images):
   [
     (image(1)[:-100], "Premature end of JPEG file"),
     (image(1)[:100], "breaks off"),
-    (b"", "not a JPEG"),
+    (b"", "it is empty"),
     (b"text, no image", "not a JPEG"),
     (image(1, "RGB", "PNG")[:-50], "truncated"),
     (image(1, "CMYK")[:-300], "Premature end of JPEG file"),
@@ -585,6 +591,39 @@ def test_restart_markers_keep_the_pixels(data):
 
 @needs_libjpeg_programs
 @pytest.mark.parametrize(
+  ("mode", "file_format"), [("RGB", "JPEG"), ("CMYK", "JPEG"), ("RGB", "PNG")]
+)
+@pytest.mark.parametrize("orientation", [2, 6, 7])
+@pytest.mark.parametrize("resize", [None, 96])
+@pytest.mark.parametrize("restart_markers", [False, True])
+def test_images_stay_upright(mode, file_format, orientation, resize, restart_markers):
+  exif = Image.Exif()
+  exif[0x0112] = orientation
+  shape = {"width": 200, "height": 130}
+  data = image(
+    4, mode, file_format, quality=100, subsampling=0, exif=exif.tobytes(), **shape
+  )
+  recoding = recode.Recoding(resize, restart_markers)
+  stored = recode.recode_photo(data, recoding)
+  with Image.open(io.BytesIO(data)) as turned:
+    expected = ImageOps.exif_transpose(turned).convert("RGB")
+  if resize:
+    width, height = expected.size
+    size = (round(width * 96 / 130), round(height * 96 / 130))
+    expected = expected.resize(size, Image.Resampling.LANCZOS)
+  pixels = decode_lib.read_rgb(stored.data)
+  assert pixels.shape == np.asarray(expected).shape
+  # By anything like a turn, it would be tens.
+  assert np.abs(pixels - np.asarray(expected, np.float64)).mean() < 3
+  assert decode_lib.size_of(stored.data) == expected.size
+  assert bool(jpeg.read_header(stored.data).num_indexed) == restart_markers
+  assert (stored.data == data) == (
+    (mode, file_format, resize, restart_markers) == ("RGB", "JPEG", None, False)
+  )
+
+
+@needs_libjpeg_programs
+@pytest.mark.parametrize(
   ("width", "options", "interval"),
   [
     (500, {}, 4),  # 32 MCUs of 16 pixels
@@ -646,3 +685,74 @@ def test_a_missing_program_is_named(imagenet, tmp_path, monkeypatch):
 def test_resize_has_a_limit(imagenet, tmp_path):
   with pytest.raises(ConfigError, match="--resize=63 must be 64 or more"):
     prepare(imagenet, tmp_path / "d", builders.Options(resize=63))
+
+
+# Archives from elsewhere.
+
+# Names, types and targets of members of a tar.
+HOSTILE = {
+  "parent folders": [("../../../outside/{image}", tarfile.REGTYPE, "")],
+  "folders and parents": [("a/../../../outside/{image}", tarfile.REGTYPE, "")],
+  "absolute": [("{root}/outside/{image}", tarfile.REGTYPE, "")],
+  "hidden": [("../../outside/.{image}", tarfile.REGTYPE, "")],
+  "link": [
+    ("link", tarfile.SYMTYPE, "{root}/outside"),
+    ("link/{image}", tarfile.REGTYPE, ""),
+  ],
+  "hard link": [("{image}", tarfile.LNKTYPE, "{root}/outside/victim")],
+  "device": [("{image}", tarfile.CHRTYPE, "")],
+  "pipe": [("{image}", tarfile.FIFOTYPE, "")],
+}
+ARCHIVES = {
+  "ILSVRC2012_img_train.tar": ("imagenet", archives.imagenet, "n01440764.tar"),
+  "ILSVRC2012_img_val.tar": (
+    "imagenet",
+    archives.imagenet,
+    archives.validation_name(archives.validation_numbers(TENCH, 3)[2]),
+  ),
+  "images_000.tar": (
+    "landmarks_v2/1k",
+    lambda folder: archives.landmarks(folder, {1: 60, 2: 60}),
+    "0123456789abcdef.jpg",
+  ),
+  "cifar-100-binary.tar.gz": ("cifar100", archives.cifar, "cifar-100-binary/train.bin"),
+}
+
+
+def tree(folder):
+  """All that lies in a folder: kinds, and the contents of files."""
+  return {
+    path: path.read_bytes() if path.is_file() else stat.S_IFMT(path.lstat().st_mode)
+    for path in folder.rglob("*")
+  }
+
+
+@pytest.mark.parametrize("evil", HOSTILE)
+@pytest.mark.parametrize("archive", ARCHIVES)
+def test_nothing_is_written_outside_whatever_an_archive_holds(tmp_path, archive, evil):
+  dataset, make, image_name = ARCHIVES[archive]
+  outside = tmp_path / "outside"
+  outside.mkdir()
+  (outside / "victim").write_text("as it was")
+  folder = tmp_path / "archives"
+  make(folder)
+  path, zipped = folder / archive, archive.endswith(".gz")
+  content = path.read_bytes()
+  file = io.BytesIO(gzip.decompress(content) if zipped else content)
+  with tarfile.open(fileobj=file, mode="a") as tar:
+    for name, kind, target in HOSTILE[evil]:
+      info = tarfile.TarInfo(name.format(image=image_name, root=tmp_path))
+      info.type, info.linkname = kind, target.format(root=tmp_path)
+      data = image(7) if kind == tarfile.REGTYPE else b""
+      info.size = len(data)
+      tar.addfile(info, io.BytesIO(data))
+  path.write_bytes(gzip.compress(file.getvalue()) if zipped else file.getvalue())
+  before = tree(tmp_path)
+  with contextlib.suppress(DataError):
+    archives.prepare(dataset, folder, tmp_path / "a" / "b" / "data")
+  data = tmp_path / "a"
+  after = tree(tmp_path)
+  assert {p: c for p, c in after.items() if p != data and data not in p.parents} == before
+  for written, kind in tree(data).items():
+    assert isinstance(kind, bytes) or kind == stat.S_IFDIR
+    assert not written.name.endswith((".JPEG", ".jpg"))

@@ -302,6 +302,13 @@ def test_some_flags_may_change_when_a_run_is_resumed():
     "input_processes": 2,
     "log_every": 7,
     "from_workdir": "other",
+    "checkpoint_minutes": 1.5,
+    "checkpoints_kept": 1,
+    "verify_data": False,
+    "skip_bad_records": True,
+    "coordinator_address": "host:1234",
+    "num_processes": 2,
+    "process_id": 1,
   }
   saved = config_lib.to_json(make_config({}, SSIL))
   assert config_lib.differences(make_config(free, SSIL), saved) == []

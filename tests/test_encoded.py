@@ -1,6 +1,7 @@
 """Encoded images: records of a store, and what happens to those that libjpeg warns of."""
 
 import io
+import pickle
 
 import numpy as np
 import pytest
@@ -73,3 +74,19 @@ def test_an_odd_header_does_not_hide_an_end_that_is_missing():
   assert images(revised).decode(0, decode.read_rgb).shape == (40, 48, 3)
   with pytest.raises(DataError, match="truncated"):
     images(revised[:-300]).decode(0, decode.read_rgb)
+
+
+def test_a_bad_image_is_named_in_other_processes():
+  with pytest.raises(encoded.BadImage) as caught:
+    images(b"").decode(0, decode.read_rgb)
+  again = pickle.loads(pickle.dumps(caught.value))
+  assert str(again) == "cannot read image number 0: it is empty"
+  assert (again.name, again.reason) == ("number 0", "it is empty")
+
+
+def test_hashes_of_numbers_that_are_close_are_far_apart():
+  rows = np.stack(np.meshgrid(np.arange(-50, 50), np.arange(100)), axis=-1).reshape(-1, 2)
+  hashes = encoded.mixed(rows)
+  assert hashes.dtype == np.uint64
+  assert len(np.unique(hashes)) == len(np.unique(hashes >> np.uint64(32))) == len(rows)
+  assert np.array_equal(encoded.mixed(rows[5:7]), hashes[5:7])

@@ -1,17 +1,29 @@
 """Batches: record numbers or decoded images, in order, from any step on."""
 
 import gc
+import math
 import multiprocessing
 import os
 import threading
+import types
 
 import numpy as np
 import pytest
 from folders import encode, noise, open_folder, photo, save
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ssil_jax.data import crop, decode, feed, jpeg
 from ssil_jax.errors import DataError
-from ssil_jax.sampling import RATIO_PRESERVING, SHUFFLED, Key, Pool, Purpose
+from ssil_jax.sampling import (
+  RATIO_PRESERVING,
+  RATIO_PRESERVING_TWICE,
+  SHUFFLED,
+  Key,
+  Pool,
+  Purpose,
+)
+from ssil_jax.step import Batch
 
 POOL = Pool(new=np.arange(4), memory=np.array([4, 5]))
 
@@ -239,6 +251,122 @@ def test_without_augmentation_training_images_are_central_squares(tmp_path):
   )[0]
   expected = crop.central_square(noise(80, 90), 72, short_side=82)
   assert np.array_equal(batch.inputs[0, 0], expected)
+
+
+# Shares of several processes.
+
+
+class Numbered:
+  """Images that show their record's number; remembers which were decoded."""
+
+  def __init__(self):
+    self.decoded = []
+
+  def decode(self, record, how):
+    del how
+    self.decoded.append(record)
+    return np.full((2, 2, 3), record, np.uint8)
+
+
+def numbered_split(*, on_device):
+  labels = np.arange(200, dtype=np.int32) % 7
+  return types.SimpleNamespace(images=Numbered(), labels=labels, on_device=on_device)
+
+
+def together(shares):
+  """The batch whose parts several processes made."""
+  return Batch(*(np.concatenate(field) for field in zip(*shares, strict=True)))
+
+
+def shares_of(num_processes, num_devices):
+  """The devices of each process."""
+  size = num_devices // num_processes
+  return [range(i * size, (i + 1) * size) for i in range(num_processes)]
+
+
+layouts = st.tuples(st.integers(1, 5), st.integers(1, 3)).map(
+  lambda x: (x[0], math.prod(x))
+)
+
+
+@given(
+  layout=layouts,
+  on_device=st.booleans(),
+  sampling=st.sampled_from([RATIO_PRESERVING, RATIO_PRESERVING_TWICE, SHUFFLED]),
+  each=st.tuples(st.integers(1, 3), st.integers(1, 2)),
+  step=st.integers(0, 9),
+)
+def test_processes_share_training_batches(layout, on_device, sampling, each, step):
+  num_processes, num_devices = layout
+  dataset = types.SimpleNamespace(
+    train=numbered_split(on_device=on_device), random_resized_crop=True, image_size=2
+  )
+
+  def batch(devices):
+    return train_batches(
+      dataset,
+      pool=Pool(new=np.arange(150), memory=np.arange(150, 180)),
+      sampling=sampling,
+      batch_size_new=each[0] * num_devices,
+      batch_size_memory=each[1] * num_devices,
+      num_devices=num_devices,
+      num_steps=10,
+      devices=devices,
+    )[step]
+
+  whole = batch(None)
+  dataset.train.images.decoded.clear()
+  shares = [batch(devices) for devices in shares_of(num_processes, num_devices)]
+  assert_equal([together(shares)], [whole])
+  # Nothing is decoded that another process needs.
+  expected = [] if on_device else whole.records.ravel().tolist()
+  assert dataset.train.images.decoded == expected
+
+
+@given(
+  layout=layouts,
+  on_device=st.booleans(),
+  batch_size=st.integers(1, 40),
+  count=st.integers(1, 100),
+)
+def test_processes_share_test_batches(layout, on_device, batch_size, count):
+  num_processes, num_devices = layout
+  split = numbered_split(on_device=on_device)
+  records = np.random.default_rng(count).permutation(200)[:count]
+
+  def batches(devices):
+    return feed.EvalBatches(
+      split=split,
+      image_size=2,
+      records=records,
+      batch_size=batch_size,
+      num_devices=num_devices,
+      devices=devices,
+    )
+
+  whole = list(batches(None))
+  split.images.decoded.clear()
+  parts = [list(batches(d)) for d in shares_of(num_processes, num_devices)]
+  # All have as many batches, or they would wait for each other.
+  assert {len(part) for part in parts} == {len(whole)}
+  joined = [together(shares) for shares in zip(*parts, strict=True)]
+  assert_equal(joined, whole)
+  # Every record once, in order, whatever is left over.
+  counted = [batch.records[batch.positions >= 0] for batch in joined]
+  assert np.concatenate(counted).tolist() == records.tolist()
+  assert {batch.inputs.shape[:2] for batch in joined} == {whole[0].positions.shape}
+  if not on_device:
+    shown = np.concatenate([b.inputs[b.positions >= 0] for b in joined])
+    assert (shown == records.astype(np.uint8)[:, None, None, None]).all()
+    # And each is decoded once, but for one image that stands for padding.
+    assert len(split.images.decoded) <= count + num_processes
+
+
+def test_shares_of_streamed_images_are_those_of_the_whole(large):
+  whole = train_batches(large, num_devices=2)[3]
+  shares = [train_batches(large, num_devices=2, devices=d)[3] for d in shares_of(2, 2)]
+  assert_equal([together(shares)], [whole])
+  assert shares[1].positions.tolist() == [[2, 3, 5]]
 
 
 # Prefetching.

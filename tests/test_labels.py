@@ -1,6 +1,8 @@
 """Labels kept beside the shards: as they were saved, or refused."""
 
+import io
 import json
+import zlib
 
 import numpy as np
 import pytest
@@ -260,3 +262,21 @@ def test_labels_that_were_not_written_to_the_end_are_none(directory, monkeypatch
     labels.save(directory, LABELS)
   assert (directory / "labels.npy").exists()
   assert labels.load(directory) is None
+
+
+class Executed:
+  """Does something when it is unpickled."""
+
+  def __reduce__(self):
+    return pytest.fail, ("labels.npy was unpickled",)
+
+
+def test_labels_are_never_unpickled(directory):
+  file = io.BytesIO()
+  np.save(file, np.array([Executed()] * 3, object), allow_pickle=True)
+  (directory / "labels.npy").write_bytes(file.getvalue())
+  path = directory / "labels.json"
+  origin = json.loads(path.read_text())
+  origin["crc32"] = zlib.crc32(file.getvalue())
+  path.write_text(json.dumps(origin))
+  assert_refused(directory)

@@ -24,7 +24,18 @@ def test_no_method_is_asked_for_by_name(path):
 
 
 @pytest.mark.parametrize(
-  "name", ["loop", "trainer", "step", "metrics", "plan", "reuse", "parallel", "memory"]
+  "name",
+  [
+    "loop",
+    "incremental",
+    "trainer",
+    "step",
+    "metrics",
+    "plan",
+    "reuse",
+    "parallel",
+    "memory",
+  ],
 )
 def test_no_data_set_is_asked_for_by_name(name):
   found = {word for _, word in STRINGS.findall((PACKAGE / f"{name}.py").read_text())}

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from ssil_jax import checkpoint, loop, memory, methods, metrics
+from ssil_jax import checkpoint, incremental, loop, memory, methods, metrics
 from ssil_jax.config import make_config
 from ssil_jax.errors import ConfigError, DivergedError, WorkdirError
 
@@ -42,6 +42,11 @@ def run(workdir, **changes):
 
 def records(workdir):
   return [json.loads(line) for line in open(workdir / "metrics.jsonl")]
+
+
+def last_checkpoint(workdir):
+  """The folder of the newest one."""
+  return max((workdir / "checkpoints").iterdir(), key=lambda path: int(path.name))
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +121,7 @@ def test_resumes_after_the_last_saved_state(finished, tmp_path):
   workdir, results, _ = finished
   copy = tmp_path / "copy"
   shutil.copytree(workdir, copy)
-  shutil.rmtree(copy / "checkpoints" / "3")
+  shutil.rmtree(last_checkpoint(copy))
   resumed = run(copy)
   strip = [dict(state, train_seconds=0) for state in results["states"]]
   assert [dict(state, train_seconds=0) for state in resumed["states"]] == strip
@@ -155,14 +160,14 @@ def test_checkpoint_holds_the_exemplars_of_the_ring_buffer(finished):
   config = small_config(workdir)
   plan = loop.make_plan(config)
   trainer = loop.make_trainer(plan, loop.parallel.choose_devices(config))
-  with checkpoint.Checkpoints(workdir) as checkpoints:
+  with checkpoint.Checkpoints(workdir, kept=3) as checkpoints:
     progress = checkpoints.latest(otherwise=loop.start(plan, trainer))
   assert progress.results == results["states"]
   assert int(progress.train_state.step) == len(records(workdir))
   expected = memory.empty()
   for state in plan.states:
     pool = plan.pool(state, expected)
-    expected = loop.update_memory(plan, state, pool, expected, look=None)
+    expected = incremental.update_memory(plan, state, pool, expected, look=None)
   for got, want in zip(progress.memory, expected, strict=True):
     np.testing.assert_array_equal(got, want)
   np.testing.assert_array_equal(np.bincount(progress.memory.labels), [3] * 6)

@@ -64,8 +64,8 @@ def test_fine_tuning_has_no_share_of_exemplars():
 def test_a_state_that_cannot_be_scored_is_named(monkeypatch):
   whole = data.open_dataset
 
-  def without_tests(config):
-    dataset = whole(config)
+  def without_tests(config, **kwargs):
+    dataset = whole(config, **kwargs)
     return dataset._replace(
       test=dataset.test.take(np.flatnonzero(dataset.test.labels // 2 != 2))
     )

@@ -88,7 +88,7 @@ def test_photos_of_imagenet(tmp_path):
   assert "cannot be decoded" not in archives.report_of(builder)["left_out"]
 
 
-def test_ctrl_c_keeps_what_is_finished(folders, tmp_path, capsys, monkeypatch):
+def test_ctrl_c_keeps_what_is_finished(folders, tmp_path, capfd, monkeypatch):
   monkeypatch.setattr(Imagenet, "shard_bytes", 2500)
   recode = Imagenet._recode
   seen = []
@@ -101,9 +101,11 @@ def test_ctrl_c_keeps_what_is_finished(folders, tmp_path, capsys, monkeypatch):
 
   monkeypatch.setattr(Imagenet, "_recode", recode_and_interrupt)
   assert run("imagenet", *folders, "--allow_partial") == 130
-  lines = capsys.readouterr().err.splitlines()
+  lines = capfd.readouterr().err.splitlines()
   assert lines[0] == "stopping; what is finished is kept; Ctrl-C again stops at once"
-  assert lines[-1] == "interrupted: finished shards are kept; the same command continues"
+  assert lines[-1] == (
+    "stopped by SIGINT; finished shards are kept, the same command continues"
+  )
   work = tmp_path / "data" / "imagenet" / ".preparing_1.0.0"
   finished = len(list((work / "finished").iterdir()))
   assert finished >= 4

@@ -1,9 +1,12 @@
 """The Python in README.md runs, and says the truth."""
 
+import dataclasses
 import pathlib
 import re
 
 import numpy as np
+
+from ssil_jax.config import Config
 
 README = (pathlib.Path(__file__).parent.parent / "README.md").read_text()
 
@@ -26,6 +29,7 @@ def test_every_flag_and_file_named_exists():
     assert (root / "experiments" / flagfile).is_file()
   for picture in re.findall(r"!\[.*?\]\((.*?)\)", README):
     assert (root / picture).is_file()
+  import kills
   import prepare
   import run
   import sweep
@@ -34,4 +38,6 @@ def test_every_flag_and_file_named_exists():
   known = {"flagfile", "help", "file_format"}
   for text in (run.help_text(), prepare.help_text(), sweep.help_text()):
     known |= set(re.findall(r"^  --(\w+)$", text, re.MULTILINE))
+  known |= set(re.findall(r"^  --(\w+)", kills.make_parser().format_help(), re.MULTILINE))
+  known |= {f"no{field.name}" for field in dataclasses.fields(Config) if field.type is bool}
   assert set(re.findall(r"--(\w+)", README)) <= known

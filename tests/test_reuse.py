@@ -8,9 +8,9 @@ import orbax.checkpoint as ocp
 import pytest
 from rich.console import Console
 from test_all_methods import quick_network
-from test_loop import records, run, small_config
+from test_loop import last_checkpoint, records, run, small_config
 
-from ssil_jax import loop, reuse
+from ssil_jax import incremental, loop, reuse
 from ssil_jax.config import make_config, to_json
 from ssil_jax.errors import ConfigError, DataError, UserError, WorkdirError
 from ssil_jax.methods import METHODS
@@ -49,11 +49,11 @@ def steps(workdir):
   return [row | speed for row in records(workdir)]
 
 
-def checkpoint_of(workdir):
+def arrays_of(workdir):
+  """The arrays of the last checkpoint."""
   with ocp.CheckpointManager(workdir / "checkpoints") as manager:
-    names = ("train_state", "memory")
-    items = {name: ocp.args.StandardRestore() for name in names}
-    return manager.restore(2, args=ocp.args.Composite(**items))
+    items = {"arrays": ocp.args.StandardRestore()}
+    return manager.restore(manager.latest_step(), args=ocp.args.Composite(**items)).arrays
 
 
 def test_il2m_takes_all_states_of_ft_and_trains_nothing(ft, tmp_path, monkeypatch):
@@ -64,8 +64,8 @@ def test_il2m_takes_all_states_of_ft_and_trains_nothing(ft, tmp_path, monkeypatc
   def no_training(*args, **kwargs):
     raise AssertionError("a state is trained")
 
-  monkeypatch.setattr(loop, "train_state", no_training)
-  monkeypatch.setattr(loop, "train_phase", no_training)
+  monkeypatch.setattr(incremental, "train_state", no_training)
+  monkeypatch.setattr(incremental, "train_phase", no_training)
   taken = small_run(tmp_path / "taken", method="il2m", from_workdir=str(workdir))
   assert untimed(taken) == untimed(alone)
   assert taken["method"] == "il2m"
@@ -85,7 +85,7 @@ def test_a_run_can_go_on_from_a_run_that_took_its_states(ft, tmp_path, monkeypat
   workdir, _ = ft
   first = tmp_path / "first"
   taken = small_run(first, method="il2m", from_workdir=str(workdir))
-  monkeypatch.setattr(loop, "train_phase", None)
+  monkeypatch.setattr(incremental, "train_phase", None)
   again = small_run(
     tmp_path / "again", method="il2m", il2m_scores="logits", from_workdir=str(first)
   )
@@ -96,12 +96,12 @@ def test_a_run_can_go_on_from_a_run_that_took_its_states(ft, tmp_path, monkeypat
 
 def test_states_whose_end_was_aligned_are_not_aligned_anew(tmp_path, monkeypatch):
   alone = small_run(tmp_path / "alone", method="wa")
-  monkeypatch.setattr(loop, "train_phase", None)
+  monkeypatch.setattr(incremental, "train_phase", None)
   taken = small_run(tmp_path / "taken", method="wa", from_workdir=str(tmp_path / "alone"))
   assert untimed(taken) == untimed(alone)
   kernels = [
-    saved["train_state"]["params"]["head"]["kernel"]
-    for saved in (checkpoint_of(tmp_path / name) for name in ("alone", "taken"))
+    arrays_of(tmp_path / name)["train_state.params.head.kernel"]
+    for name in ("alone", "taken")
   ]
   np.testing.assert_array_equal(*kernels)
 
@@ -111,13 +111,13 @@ def test_ssil_takes_the_first_state_alone(ft, tmp_path, monkeypatch):
   changes = {"method": "ssil", "memory_size": 24, "batch_size_memory": 16}
   alone = run(tmp_path / "alone", **SETTINGS | RATE | changes)
   trained = []
-  inner = loop.train_state
+  inner = incremental.train_state
 
   def train_state(plan, trainer, progress, state, *args, **kwargs):
     trained.append(state.index)
     return inner(plan, trainer, progress, state, *args, **kwargs)
 
-  monkeypatch.setattr(loop, "train_state", train_state)
+  monkeypatch.setattr(incremental, "train_state", train_state)
   taken = run(tmp_path / "taken", **SETTINGS | RATE | changes, from_workdir=str(workdir))
   assert trained == [2]
   assert untimed(taken) == untimed(alone)
@@ -132,8 +132,8 @@ def test_an_interrupted_run_goes_on_with_or_without_the_other(ft, tmp_path, monk
   taken = tmp_path / "taken"
   results = small_run(taken, method="il2m", from_workdir=str(workdir))
   lines = records(taken)
-  shutil.rmtree(taken / "checkpoints" / "2")
-  monkeypatch.setattr(loop, "train_phase", None)
+  shutil.rmtree(last_checkpoint(taken))
+  monkeypatch.setattr(incremental, "train_phase", None)
   assert small_run(taken, method="il2m", from_workdir=str(workdir)) == results
   assert records(taken) == lines
   # Finished, it needs the other no more.
@@ -297,7 +297,7 @@ def test_a_damaged_source_ends_in_a_user_error_or_in_a_run(
   source = tmp_path / "ft"
   shutil.copytree(ft[0], source)
   damage(source)
-  monkeypatch.setattr(loop, "train_phase", None)
+  monkeypatch.setattr(incremental, "train_phase", None)
   try:
     small_run(tmp_path / "run", method="il2m", from_workdir=str(source))
   except UserError:
@@ -408,6 +408,8 @@ def test_what_does_not_change_training_may_differ():
     "log_every": 3,
     "resume": "never",
     "from_workdir": "c",
+    "checkpoint_minutes": 1.5,
+    "checkpoints_kept": 1,
     "il2m_scores": "logits",
   }
   saved = to_json(config_of("ft", free))

@@ -153,7 +153,8 @@ def test_script_runs_from_anywhere_without_being_installed(tmp_path):
   assert done.stderr.startswith("error: --dataset=none is unknown")
 
 
-def test_ctrl_c_keeps_the_finished_states(tmp_path):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_keeps_the_finished_states(tmp_path, number, code):
   flags = [
     "--flagfile=quickstart.cfg",
     "--width=4",
@@ -169,14 +170,16 @@ def test_ctrl_c_keeps_the_finished_states(tmp_path):
   )
   for line in child.stdout:
     if line.startswith("state 1/5 done"):  # and saved; state 2 is about to compile
-      child.send_signal(signal.SIGINT)
+      child.send_signal(number)
       break
   _, error = child.communicate(timeout=60)
-  assert child.returncode == 130
+  assert child.returncode == code
   assert error.splitlines() == [
     "stopping after this step; Ctrl-C again stops at once",
-    "interrupted: every finished state is saved; the same command continues",
+    f"stopped by {number.name}; the same command continues from the last checkpoint",
   ]
   results = json.loads((tmp_path / "results.json").read_text())
   assert [state["state"] for state in results["states"]] == [1]
-  assert (tmp_path / "checkpoints" / "1").is_dir()
+  steps = json.loads((tmp_path / "schedule.json").read_text())[0]["steps"]
+  # A checkpoint's number is that of the steps and of the finished states together.
+  assert (tmp_path / "checkpoints" / str(steps + 1)).is_dir()

@@ -9,7 +9,7 @@ from folders import GREEN, RED, encode, noise
 from ssil_jax.data import crop
 from ssil_jax.data.encoded import EncodedImages
 from ssil_jax.data.image_folder import Files
-from ssil_jax.data.small import central_squares
+from ssil_jax.data.small import central_squares, input_size
 from ssil_jax.errors import DataError
 
 
@@ -19,7 +19,8 @@ def files_of(folder, *contents):
     (folder / str(number)).write_bytes(data)
   names = [os.fsencode(str(number)) for number in range(len(contents))]
   store = Files(
-    [str(folder)],
+    folder.parent,
+    [folder.name],
     np.zeros(len(names), np.int32),
     b"".join(names),
     np.cumsum([len(name) for name in names]),
@@ -27,19 +28,25 @@ def files_of(folder, *contents):
   return EncodedImages(store, np.arange(len(names)))
 
 
+def squares_of(images):
+  squares, bad = central_squares(images, 8)
+  assert bad == {}
+  return squares
+
+
 def test_central_squares_of_arrays_and_files(tmp_path):
   arrays = np.stack([noise(8, 8, seed=i) for i in range(12)])
   files = files_of(tmp_path, *(encode(pixels, "PNG") for pixels in arrays))
-  assert np.array_equal(central_squares(arrays, 8), arrays)
-  assert np.array_equal(central_squares(files, 8), arrays)
+  assert np.array_equal(squares_of(arrays), arrays)
+  assert np.array_equal(squares_of(files), arrays)
   chosen = np.array([7, 0, 11, 7])
-  assert np.array_equal(central_squares(files.take(chosen), 8), arrays[chosen])
+  assert np.array_equal(squares_of(files.take(chosen)), arrays[chosen])
 
 
 def test_another_size_is_resized_by_its_short_side_and_cut(tmp_path):
   shapes = [(8, 8), (8, 13), (40, 8), (100, 90), (3, 2)]
   arrays = [noise(*shape) for shape in shapes]
-  squares = central_squares(files_of(tmp_path, *(encode(a, "PNG") for a in arrays)), 8)
+  squares = squares_of(files_of(tmp_path, *(encode(a, "PNG") for a in arrays)))
   assert squares.shape == (5, 8, 8, 3)
   assert squares.dtype == np.uint8
   for pixels, square in zip(arrays, squares, strict=True):
@@ -52,25 +59,35 @@ def test_arrays_of_another_size(tmp_path):
   # The middle 10 of 20 columns, and what a resampled border may touch, are green.
   wide = np.full((1, 10, 20, 3), RED, np.uint8)
   wide[:, :, 3:17] = GREEN
-  assert (central_squares(wide, 8) == GREEN).all()
-  assert (central_squares(wide.swapaxes(1, 2), 8) == GREEN).all()
+  assert (squares_of(wide) == GREEN).all()
+  assert (squares_of(wide.swapaxes(1, 2)) == GREEN).all()
 
 
 def test_of_no_images():
-  assert central_squares(np.zeros((0, 9, 9, 3), np.uint8), 8).shape == (0, 8, 8, 3)
+  assert squares_of(np.zeros((0, 9, 9, 3), np.uint8)).shape == (0, 8, 8, 3)
 
 
-def test_the_first_image_that_cannot_be_read_is_named(tmp_path):
+def test_images_that_cannot_be_read_are_collected(tmp_path):
   good = encode(noise(8, 8), "PNG")
-  images = files_of(tmp_path, good, good, good[:-30], b"text", good)
-  with pytest.raises(DataError, match=f"cannot read image {tmp_path / '2'}: "):
-    central_squares(images, 8)
-  with pytest.raises(DataError, match=f"cannot read image {tmp_path / '3'}: not a JPEG"):
-    central_squares(images.take(np.array([0, 3, 2])), 8)
+  images = files_of(tmp_path, good, good, good[:-30], b"text", good, good)
+  (tmp_path / "5").unlink()
+  squares, bad = central_squares(images.take(np.array([0, 3, 2, 1, 5])), 8)
+  for record in (0, 3):
+    assert np.array_equal(squares[record], noise(8, 8))
+  assert sorted(bad) == [1, 2, 4]
+  assert bad[1] == ("not a JPEG, PNG or WebP image", True)
+  assert bad[2].lasting
+  assert bad[4] == ("No such file or directory", False)
 
 
-def test_a_file_that_is_gone_is_named(tmp_path):
-  images = files_of(tmp_path, encode(noise(8, 8), "PNG"))
-  (tmp_path / "0").unlink()
-  with pytest.raises(DataError, match=f"cannot read image {tmp_path / '0'}: No such file"):
-    central_squares(images, 8)
+def test_the_input_size_is_that_of_the_first_image_that_can_be_read(tmp_path):
+  large, small = encode(noise(90, 70), "PNG"), encode(noise(20, 30), "PNG")
+  assert input_size(files_of(tmp_path, small, large)) == 30
+  assert input_size(files_of(tmp_path, large, small)) == 224
+  assert input_size(files_of(tmp_path, b"text", large[:-30], small, large)) == 30
+
+
+def test_no_image_that_can_be_read(tmp_path):
+  images = files_of(tmp_path, b"text", b"")
+  with pytest.raises(DataError, match="none of 2 training images can be read; the first"):
+    input_size(images)

@@ -9,7 +9,17 @@ import pytest
 from test_all_methods import quick_network
 from test_loop import run, small_config
 
-from ssil_jax import checkpoint, config, loop, memory, metrics, parallel, resnet, selection
+from ssil_jax import (
+  checkpoint,
+  config,
+  incremental,
+  loop,
+  memory,
+  metrics,
+  parallel,
+  resnet,
+  selection,
+)
 from ssil_jax.methods.base import Given, SeenClasses
 from ssil_jax.selection import SELECTIONS
 
@@ -67,7 +77,7 @@ def test_each_record_has_its_own_measure_in_order(num_devices, test):
   plan, trainer, state, given = world(num_devices)
   split = plan.dataset.test if test else plan.dataset.train
   wanted = expected_outputs(split)
-  look = loop.surveyor(plan, trainer, state, given)
+  look = incremental.surveyor(plan, trainer, state, given)
   rng = np.random.default_rng(1)
   # Less than a batch, several, one image too many, each image once, and some twice.
   for records in (
@@ -104,8 +114,8 @@ def test_a_measure_is_compiled_once_in_a_run(num_devices):
     traced.append(labels.shape)
     return outputs.logits
 
-  look = loop.surveyor(plan, trainer, state, given)
-  other = loop.surveyor(plan, trainer, trainer.initial, given)
+  look = incremental.surveyor(plan, trainer, state, given)
+  other = incremental.surveyor(plan, trainer, trainer.initial, given)
   for survey in (look, other, look):
     survey(np.arange(30), counted)
   assert traced == [(24 // num_devices,)]
@@ -118,7 +128,7 @@ def test_the_network_is_put_on_the_devices_when_it_is_first_needed(monkeypatch):
   monkeypatch.setattr(
     parallel, "replicate", lambda *args: moved.append(1) or replicate(*args)
   )
-  look = loop.surveyor(plan, trainer, state, given)
+  look = incremental.surveyor(plan, trainer, state, given)
   assert not moved
   first = look(np.arange(3), measure)
   again = look(np.arange(3), measure)
@@ -129,7 +139,7 @@ def test_the_network_is_put_on_the_devices_when_it_is_first_needed(monkeypatch):
 def test_training_images_are_not_augmented():
   plan, trainer, state, given = world(1)
   assert plan.dataset.augmentation.max_shift > 0
-  look = loop.surveyor(plan, trainer, state, given)
+  look = incremental.surveyor(plan, trainer, state, given)
   same = look(np.array([0] * 40), measure)["logits"]
   np.testing.assert_array_equal(same, np.repeat(same[:1], 40, axis=0))
 
@@ -138,14 +148,14 @@ def test_training_images_are_not_augmented():
 def test_no_method_asks_for_a_survey_of_no_record(tmp_path, name):
   """A survey of none has no batch, and is not supported."""
   asked = []
-  survey = loop.survey
+  survey = incremental.survey
 
   def noted(plan, trainer, state, given, records, *args, **kwargs):
     asked.append(len(records))
     return survey(plan, trainer, state, given, records, *args, **kwargs)
 
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(loop, "survey", noted)
+    patch.setattr(incremental, "survey", noted)
     # As small a memory as there may be, for BiC to hold one image out of two.
     small = {"memory_size": 8 if name == "bic" else 4, "batch_size_new": 8}
     run(tmp_path, method=name, num_devices=1, eeil_epochs=1, **SETTINGS | small)
@@ -195,7 +205,7 @@ def herded(tmp_path_factory):
   """A run with herding: its progress after each state, and what it was surveyed with."""
   workdir = tmp_path_factory.mktemp("run") / "ft"
   progress, features = [], []
-  finish_state, survey = loop.finish_state, loop.survey
+  finish_state, survey = incremental.finish_state, incremental.survey
 
   def finish(*args):
     progress.append(finish_state(*args))
@@ -207,8 +217,8 @@ def herded(tmp_path_factory):
     return values
 
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(loop, "finish_state", finish)
-    patch.setattr(loop, "survey", look)
+    patch.setattr(incremental, "finish_state", finish)
+    patch.setattr(incremental, "survey", look)
     values = {**SETTINGS, "num_devices": 2, "learning_rate": 1e-2}
     run(workdir, method="ft", selection="herding", **values)
   return loop.make_plan(small_config(workdir, method="ft", **values)), progress, features
@@ -245,8 +255,8 @@ def test_the_features_of_herding_are_those_of_the_network_after_the_state(herded
   for state, (records, features), after in zip(
     plan.states, surveyed, progress, strict=True
   ):
-    given = loop.given_in(plan, state, stats={"offset": np.float32(0)}, teacher=None)
-    look = loop.surveyor(world(1)[0], trainer, after.train_state, given)
+    given = incremental.given_in(plan, state, stats={"offset": np.float32(0)}, teacher=None)
+    look = incremental.surveyor(world(1)[0], trainer, after.train_state, given)
     ours = look(records, measure)["features"]
     ours /= np.linalg.norm(ours, axis=1, keepdims=True)
     np.testing.assert_allclose(features, ours, rtol=1e-4, atol=1e-5)
@@ -254,7 +264,7 @@ def test_the_features_of_herding_are_those_of_the_network_after_the_state(herded
 
 def test_herding_and_ring_keep_different_exemplars(herded):
   plan, progress, _ = herded
-  at_random = loop.update_memory(
+  at_random = incremental.update_memory(
     plan._replace(config=small_config("unused", method="ft", **SETTINGS)),
     plan.states[0],
     plan.pool(plan.states[0], memory.empty()),
@@ -268,7 +278,7 @@ def test_herded_exemplars_are_in_the_checkpoint(herded):
   plan, progress, _ = herded
   trainer = world(1)[1]
   folder = config.workdir_path(plan.config)
-  with checkpoint.Checkpoints(folder) as checkpoints:
+  with checkpoint.Checkpoints(folder, kept=3) as checkpoints:
     saved = checkpoints.latest(otherwise=loop.start(plan, trainer))
   for got, want in zip(saved.memory, progress[-1].memory, strict=True):
     np.testing.assert_array_equal(got, want)
@@ -277,8 +287,8 @@ def test_herded_exemplars_are_in_the_checkpoint(herded):
 
 
 def test_eeil_ranks_the_new_records_by_herding_before_it_balances_them(tmp_path):
-  seen, phases, train_phase = [], [], loop.train_phase
-  survey = loop.survey
+  seen, phases, train_phase = [], [], incremental.train_phase
+  survey = incremental.survey
 
   def look(plan, trainer, state, given, records, measure, **kwargs):
     values = survey(plan, trainer, state, given, records, measure, **kwargs)
@@ -290,8 +300,8 @@ def test_eeil_ranks_the_new_records_by_herding_before_it_balances_them(tmp_path)
     return train_phase(plan, trainer, state, given, phase, pool, **kwargs)
 
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(loop, "survey", look)
-    patch.setattr(loop, "train_phase", train)
+    patch.setattr(incremental, "survey", look)
+    patch.setattr(incremental, "train_phase", train)
     values = {**SETTINGS, "num_devices": 1, "eeil_epochs": 1}
     run(tmp_path, method="eeil", **values | {"memory_size": 40})
   phase, pool, surveys = phases[-1]

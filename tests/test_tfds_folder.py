@@ -11,7 +11,7 @@ import tensorflow_datasets as tfds
 from folders import config_of, noise
 from PIL import Image
 
-from ssil_jax.data import decode, feed, fingerprint, open_dataset, tfds_folder
+from ssil_jax.data import decode, feed, open_dataset, parts, tfds_folder
 from ssil_jax.data.augment import IMAGENET_NORMALIZATION
 from ssil_jax.errors import DataError
 from ssil_jax.sampling import RATIO_PRESERVING, Key, Pool
@@ -74,6 +74,19 @@ def root(prepared, tmp_path):
   return shutil.copytree(prepared, tmp_path / "data")
 
 
+@pytest.fixture
+def decoded(monkeypatch):
+  """The lengths of the images that are decoded whole."""
+  lengths, read_rgb = [], decode.read_rgb
+
+  def read(data, **options):
+    lengths.append(len(data))
+    return read_rgb(data, **options)
+
+  monkeypatch.setattr(decode, "read_rgb", read)
+  return lengths
+
+
 def version_of(root):
   return root / "imagenet2012" / "5.1.0"
 
@@ -130,7 +143,7 @@ def test_labels_are_read_once(root, monkeypatch):
   monkeypatch.setattr(tfds_folder, "_index", None)
   again = open_imagenet(root)
   assert np.array_equal(again.train.labels, first.train.labels)
-  assert fingerprint(again) == fingerprint(first)
+  assert parts(again) == parts(first)
 
 
 def test_labels_of_a_directory_that_cannot_be_written_are_kept_elsewhere(
@@ -149,10 +162,10 @@ def test_a_version_directory_can_be_given_itself(root):
 
 
 def test_the_fingerprint_is_that_of_the_data_wherever_they_lie(root, tmp_path):
-  here = fingerprint(open_imagenet(root))
+  here = parts(open_imagenet(root))
   moved = shutil.move(root, tmp_path / "moved")
-  assert fingerprint(open_imagenet(moved)) == here
-  assert fingerprint(open_imagenet(moved, class_order_seed=5)) != here
+  assert parts(open_imagenet(moved)) == here
+  assert parts(open_imagenet(moved, class_order_seed=5)) != here
 
 
 def test_batches_are_decoded_from_the_records(root):
@@ -315,19 +328,61 @@ def test_a_shard_of_another_length(root):
   assert_refused(root, shard_of(root), "has 4 records", "says 5")
 
 
-def test_a_corrupt_record(root):
-  open_imagenet(root)
+def corrupt_record(root):
+  """Damages record 1 of the last shard; its path."""
+  open_imagenet(root)  # reads the labels
   path = shard_of(root)
   data = bytearray(path.read_bytes())
   place = data.index(jpeg((0, 1, 1))[2000:2060])  # of the scan, unlike any other
   data[place : place + 60] = bytes(60)
   path.write_bytes(data)
-  dataset = open_imagenet(root)
+  return path
+
+
+def test_a_corrupt_record_is_found_before_training(root):
+  path = corrupt_record(root)
+  assert_refused(root, f"cannot read image 1 of shard {path}", "prepare the data again")
+
+
+def test_a_corrupt_record_can_be_skipped(root):
+  path = corrupt_record(root)
+  for _ in range(2):
+    dataset = open_imagenet(root, skip_bad_records=True)
+    assert dataset.skipped_records == {"train": 1, "test": 0}
+    assert len(dataset.train.labels) == 7
+    (note,) = dataset.notes
+    assert f"1 of 11 images are left out as bad: 1 of shard {path}: " in note
+
+
+def test_a_corrupt_record_that_is_met_in_training(root):
+  path = corrupt_record(root)
+  dataset = open_imagenet(root, verify_data=False)
   (second, *_) = np.flatnonzero(dataset.train.labels == dataset.class_names.index("n2"))[
     1:
   ]  # the first one of its class is in the other shard
-  with pytest.raises(DataError, match=f"cannot read record 1 of shard {path}"):
+  with pytest.raises(DataError, match=f"cannot read image 1 of shard {path}"):
     dataset.train.images.decode(second, decode.read_rgb)
+
+
+def test_every_record_is_decoded_once(root, decoded):
+  open_imagenet(root)
+  assert len(decoded) == 1 + 11  # one for the size of the input
+  open_imagenet(root)
+  assert len(decoded) == 12 + 1
+  path = shard_of(root)
+  os.utime(path, (1, 1))  # as if it were another one
+  open_imagenet(root)
+  assert len(decoded) == 13 + 1 + 4
+
+
+def test_what_was_decoded_when_it_was_prepared_is_not_decoded_again(root, decoded):
+  (version_of(root) / "prepare.json").write_text('{"differences": []}')
+  open_imagenet(root)
+  assert len(decoded) == 1
+  assert open_imagenet(root, skip_bad_records=True, verify_data=False).skipped_records == {
+    "train": 0,
+    "test": 0,
+  }
 
 
 def test_labels_of_another_version(root):

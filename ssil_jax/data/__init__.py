@@ -1,15 +1,15 @@
 """Data sets, by the name that `--dataset` takes."""
 
-import hashlib
-import json
 from collections.abc import Callable, Mapping
 
 import numpy as np
 
 from ssil_jax.config import Config
+from ssil_jax.data import verify
 from ssil_jax.data.augment import Augmentation
 from ssil_jax.data.dataset import Dataset, Source, Split, in_class_order
 from ssil_jax.data.digits import open_digits
+from ssil_jax.data.identity import differences, fingerprint, parts
 from ssil_jax.data.image_folder import open_image_folder
 from ssil_jax.data.small import central_squares
 from ssil_jax.data.tfds_folder import NAMES, open_tfds
@@ -30,13 +30,21 @@ def check_dataset_name(name: str) -> None:
     raise ConfigError(f"--dataset={name} is unknown; choose from: {', '.join(SOURCES)}")
 
 
-def open_dataset(config: Config) -> Dataset:
+def open_dataset(
+  config: Config, *, check_interrupt: Callable[[], None] = lambda: None
+) -> Dataset:
   """Opens the data set with its classes in the order of learning.
 
-  Images of up to 64 pixels are decoded here and now; larger ones stay encoded.
+  Images of up to 64 pixels are decoded here and now; larger ones stay encoded, and are only
+  looked at with `--verify_data`. Bad images stop the run, or are left out before anything
+  else is done with `--skip_bad_records`.
+
+  Args:
+    config: of the run.
+    check_interrupt: called while images are verified; it may raise KeyboardInterrupt.
 
   Raises:
-    ConfigError: the data set is unknown or has too few classes.
+    ConfigError: the data set is unknown or has too few classes, or flags contradict.
     DataError: something in the data folder is wrong.
   """
   check_dataset_name(config.dataset)
@@ -46,22 +54,40 @@ def open_dataset(config: Config) -> Dataset:
     num_classes=config.num_classes,
     seed=config.class_order_seed,
   )
+  class_names = tuple(source.class_names[c] for c in order)
   size = config.image_size or source.image_size
-  small = size <= SMALL_IMAGE
-  train = in_class_order(source.train, order)
-  test = in_class_order(source.test, order)
-  if small or train.on_device:
-    train = Split(central_squares(train.images, size), train.labels)
-    test = Split(central_squares(test.images, size), test.labels)
-  else:
-    # Read for the first time when a whole state has been trained: too late to complain.
-    test.images.store.check(test.images.numbers)
+  splits = {
+    "train": in_class_order(source.train, order),
+    "test": in_class_order(source.test, order),
+  }
+  images = {name: split.images for name, split in splits.items()}
+  bad, notes = {}, source.notes
+  if size <= SMALL_IMAGE or splits["train"].on_device:
+    for name, split in splits.items():
+      pixels, bad[name] = central_squares(split.images, size, check_interrupt)
+      splits[name] = Split(pixels, split.labels)
+  elif not all(encoded.store.was_verified for encoded in images.values()):
+    if config.verify_data:
+      verification = verify.verify(images, check_interrupt)
+      bad, notes = verification.bad, notes + verification.notes
+    elif config.skip_bad_records:
+      raise ConfigError(
+        "--skip_bad_records needs --verify_data: without it, bad images are not known "
+        "before training"
+      )
+    else:
+      # Read for the first time when a whole state has been trained: too late to complain.
+      images["test"].store.check(images["test"].numbers)
+  kept = verify.without(
+    splits, bad, images, class_names=class_names, skip=config.skip_bad_records
+  )
+  train, test = kept.splits["train"], kept.splits["test"]
   augment = config.augment
   if augment == "auto":
     augment = "crop_flip" if source.flip else "crop"
   crop, flip = augment != "none", augment == "crop_flip"
   return Dataset(
-    class_names=tuple(source.class_names[c] for c in order),
+    class_names=class_names,
     train=train,
     test=test,
     image_size=size,
@@ -71,25 +97,9 @@ def open_dataset(config: Config) -> Dataset:
     random_resized_crop=crop and not train.on_device,
     normalization=source.normalization,
     ignored_files=source.ignored_files,
-    notes=source.notes,
+    skipped_records=kept.skipped,
+    notes=notes + kept.notes,
   )
-
-
-def fingerprint(dataset: Dataset) -> str:
-  """A hash of the classes, labels and images: of pixels, or of what their store is.
-
-  Record numbers in checkpoints mean nothing in a data set with another fingerprint.
-  """
-  digest = hashlib.blake2b(digest_size=16)
-  digest.update(json.dumps([dataset.class_names, dataset.image_size]).encode())
-  for split in (dataset.train, dataset.test):
-    digest.update(split.labels.tobytes())
-    if split.on_device:
-      digest.update(np.ascontiguousarray(split.images))
-    else:
-      digest.update(split.images.store.digest())
-      digest.update(split.images.numbers.tobytes())
-  return digest.hexdigest()
 
 
 def records_of(labels: np.ndarray, low: int, high: int) -> np.ndarray:
@@ -104,6 +114,9 @@ __all__ = [
   "Source",
   "Split",
   "check_dataset_name",
+  "differences",
+  "fingerprint",
   "open_dataset",
+  "parts",
   "records_of",
 ]

@@ -1,5 +1,6 @@
 """What a data set is to the rest of the package."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -50,6 +51,7 @@ class Dataset(NamedTuple):
   random_resized_crop: bool  # of training images, on the host
   normalization: Normalization | None  # of all images, on the device
   ignored_files: int
+  skipped_records: Mapping[str, int]  # train, test -> bad images that were left out
   notes: tuple[str, ...]
 
 

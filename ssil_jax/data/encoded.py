@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import pathlib
 from collections.abc import Callable
 from typing import Protocol, TypeVar
 
@@ -14,6 +15,39 @@ from ssil_jax.errors import DataError
 T = TypeVar("T")
 
 
+class BadImage(DataError):
+  """An image that cannot be read.
+
+  Attributes:
+    name: where it is, for a person.
+    reason: why it cannot be read.
+  """
+
+  def __init__(self, name: str, reason: str):
+    super().__init__(name, reason)  # so that it can be sent to another process
+    self.name, self.reason = name, reason
+
+  def __str__(self) -> str:
+    return f"cannot read image {self.name}: {self.reason}"
+
+
+# Tells whether an image is still the one that was looked at: hashes of what it is called in
+# its store, and of its size and the time of its last change; 0 if they are not known.
+STAMP = np.dtype([("name", np.uint64), ("state", np.uint64)])
+
+
+def mixed(numbers: np.ndarray) -> np.ndarray:
+  """A hash, uint64 [n], of every row of int64 [n, k]; close rows are far apart."""
+  result = np.zeros(len(numbers), np.uint64)
+  for column in numbers.astype(np.uint64).T:
+    # SplitMix64: Steele et al., Fast splittable pseudorandom number generators, 2014.
+    result = (result ^ column) + np.uint64(0x9E3779B97F4A7C15)
+    result = (result ^ (result >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    result = (result ^ (result >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    result ^= result >> np.uint64(31)
+  return result
+
+
 class Store(Protocol):
   """Something that holds encoded images under numbers from 0; used by many threads.
 
@@ -22,19 +56,26 @@ class Store(Protocol):
   Attributes:
     has_checksums: whether `read` gives the very bytes that were stored, or raises. What is
       odd about them then is how the image was published, and is no reason to stop.
+    was_verified: whether every image was decoded before it was stored.
+    directory: that holds the images.
   """
 
   has_checksums: bool
+  was_verified: bool
+  directory: pathlib.Path
 
   def read(self, number: int) -> bytes:
-    """The encoded image. Raises DataError."""
+    """The encoded image. Raises BadImage."""
 
   def name(self, number: int) -> str:
     """Where the image is, for a person."""
 
   def check(self, numbers: np.ndarray) -> None:
-    """Raises DataError, naming the first image of `numbers` (int64 [n]) of which it can be
+    """Raises BadImage, naming the first image of `numbers` (int64 [n]) of which it can be
     told without decoding that it is no image."""
+
+  def stamps(self, numbers: np.ndarray) -> np.ndarray:
+    """`STAMP` [n] of images `numbers` (int64 [n])."""
 
   def digest(self) -> bytes:
     """Differs if other images are held, or in another order; the same wherever it lies."""
@@ -58,7 +99,7 @@ class EncodedImages:
     """`how` of a record's bytes, and of `strict=False` if it must be.
 
     Raises:
-      DataError: names the image that cannot be decoded.
+      BadImage: it cannot be decoded.
     """
     number = int(self.numbers[record])
     data = self.store.read(number)
@@ -71,7 +112,7 @@ class EncodedImages:
         _warn_once(self.name(record), str(error))
         return how(data, strict=False)
     except ImageError as error:
-      raise DataError(f"cannot read image {self.name(record)}: {error}") from error
+      raise BadImage(self.name(record), str(error)) from error
 
   def name(self, record: int) -> str:
     """Where a record's image is, for a person."""

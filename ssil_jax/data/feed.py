@@ -6,15 +6,15 @@ which records a batch holds is decided by `sampling.py`, from counters alone.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import grain
 import numpy as np
-from absl import flags
 from grain.experimental import ThreadPrefetchIterDataset
 
-from ssil_jax.data import crop, decode
+from ssil_jax.data import crop, decode, workers
 from ssil_jax.data.dataset import Dataset, Split
 from ssil_jax.host import usable_cores
 from ssil_jax.sampling import Key, Pool, Purpose, Sampling, device_shares
@@ -37,12 +37,13 @@ class TrainBatches:
   batch_size_memory: int
   num_devices: int
   num_steps: int
+  devices: range | None = None  # whose shares are made; None for all
 
   def __len__(self) -> int:
     return self.num_steps
 
   def __getitem__(self, step: int) -> Batch:
-    """Arrays [num_devices, share, ...]; every share has N_D : N_M."""
+    """Arrays [devices, share, ...]; every share has N_D : N_M."""
     if not 0 <= step < len(self):
       raise IndexError(f"batch {step} of {len(self)}")
     records = self.sampling.batch(
@@ -51,26 +52,27 @@ class TrainBatches:
     sizes = self.sampling.group_sizes(
       self.pool, self.batch_size_new, self.batch_size_memory
     )
-    positions = device_shares(sizes, self.num_devices)
+    positions = _of_devices(device_shares(sizes, self.num_devices), self.devices)
     split, dealt = self.dataset.train, records[positions]
     if split.on_device:
       inputs = dealt.astype(np.int32)
     else:
-      crops = self._crops(step, len(records))
       # In the devices' order already: to reorder decoded images would copy them.
-      crops = [crops[position] for position in positions.ravel()]
+      crops = self._crops(step, len(records), positions.ravel())
       inputs = _decoded(split, dealt.ravel(), crops)
       inputs = inputs.reshape(*positions.shape, *inputs.shape[1:])
     return Batch(inputs, split.labels[dealt], positions, dealt.astype(np.int32))
 
-  def _crops(self, step: int, batch_size: int) -> list[Callable[[bytes], np.ndarray]]:
-    """How each position of a batch is cut out, by (seed, state, phase, step, position)."""
+  def _crops(
+    self, step: int, batch_size: int, positions: np.ndarray
+  ) -> list[Callable[[bytes], np.ndarray]]:
+    """How positions of a batch are cut out, by (seed, state, phase, step, position)."""
     size = self.dataset.image_size
     if not self.dataset.random_resized_crop:
-      return [functools.partial(_central_crop, size=size)] * batch_size
+      return [functools.partial(_central_crop, size=size)] * len(positions)
     # Row by row, so that a position's numbers are the same in a batch of any size.
     draws = self.key.rng(Purpose.CROP, step).random((batch_size, *crop.DRAWS_SHAPE))
-    return [functools.partial(_random_crop, size=size, draws=row) for row in draws]
+    return [functools.partial(_random_crop, size=size, draws=draws[p]) for p in positions]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -82,6 +84,7 @@ class EvalBatches:
   records: np.ndarray  # int64 [n], of the split
   batch_size: int  # rounded up to a multiple of the devices
   num_devices: int
+  devices: range | None = None  # whose shares are made; None for all
 
   @property
   def _share(self) -> int:
@@ -91,30 +94,39 @@ class EvalBatches:
     return -(-len(self.records) // (self._share * self.num_devices))
 
   def __getitem__(self, n: int) -> Batch:
-    """Arrays [num_devices, share, ...]."""
+    """Arrays [devices, share, ...]."""
     if not 0 <= n < len(self):
       raise IndexError(f"batch {n} of {len(self)}")
-    whole = self._share * self.num_devices
-    chunk = self.records[n * whole : (n + 1) * whole]
-    padding = whole - len(chunk)
-    positions = np.arange(whole, dtype=np.int32)
-    positions[len(chunk) :] = -1
-    if self.split.on_device:
-      inputs = chunk.astype(np.int32)
-    else:
-      how = functools.partial(_central_crop, size=self.image_size)
-      inputs = _decoded(self.split, chunk, [how] * len(chunk))
+    shape = (self.num_devices, self._share)
+    chunk = self.records[n * math.prod(shape) : (n + 1) * math.prod(shape)]
+    padding = math.prod(shape) - len(chunk)
+    positions = np.pad(
+      np.arange(len(chunk), dtype=np.int32), (0, padding), constant_values=-1
+    )
     # Padding repeats the first record; its position keeps it out of every count.
-    inputs, labels, records = (
-      np.concatenate([x, np.repeat(x[:1], padding, axis=0)])
-      for x in (inputs, self.split.labels[chunk], chunk.astype(np.int32))
+    records = np.concatenate([chunk, np.repeat(chunk[:1], padding)])
+    positions, records = (
+      _of_devices(x.reshape(shape), self.devices) for x in (positions, records)
     )
-    return Batch(
-      *(
-        x.reshape(self.num_devices, self._share, *x.shape[1:])
-        for x in (inputs, labels, positions, records)
-      )
-    )
+    inputs = records.astype(np.int32)
+    if not self.split.on_device:
+      inputs = self._decoded(records.ravel(), num_real=np.count_nonzero(positions >= 0))
+      inputs = inputs.reshape(*records.shape, *inputs.shape[1:])
+    return Batch(inputs, self.split.labels[records], positions, records.astype(np.int32))
+
+  def _decoded(self, records: np.ndarray, *, num_real: int) -> np.ndarray:
+    """uint8 [n, S, S, 3]; what follows the real records repeats one, decoded once."""
+    how = functools.partial(_central_crop, size=self.image_size)
+    distinct = records[: num_real + 1]
+    images = _decoded(self.split, distinct, [how] * len(distinct))
+    if len(distinct) == len(records):
+      return images
+    repeated = np.repeat(images[-1:], len(records) - len(distinct), axis=0)
+    return np.concatenate([images, repeated])
+
+
+def _of_devices(shares: np.ndarray, devices: range | None) -> np.ndarray:
+  return shares if devices is None else shares[devices.start : devices.stop]
 
 
 def prefetched(
@@ -143,13 +155,7 @@ def prefetched(
   )
   made = grain.MapDataset.source(batches)[start:].to_iter_dataset(options)
   if num_processes:
-    if not flags.FLAGS.is_parsed():
-      flags.FLAGS.mark_as_parsed()  # grain reads its own flags, and absl insists
-    made = made.mp_prefetch(
-      grain.MultiprocessingOptions(
-        num_workers=num_processes, per_worker_buffer_size=_BATCHES_AHEAD
-      )
-    )
+    made = workers.in_processes(made, num_processes, ahead=_BATCHES_AHEAD)
   return iter(
     ThreadPrefetchIterDataset(made.map(to_device), prefetch_buffer_size=_BATCHES_ON_DEVICE)
   )

@@ -3,6 +3,8 @@
 import hashlib
 import os
 import pathlib
+import stat
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -10,13 +12,15 @@ import numpy as np
 from ssil_jax.config import Config
 from ssil_jax.data import decode
 from ssil_jax.data.dataset import Source, Split
-from ssil_jax.data.encoded import EncodedImages
+from ssil_jax.data.encoded import STAMP, BadImage, EncodedImages, mixed
 from ssil_jax.data.small import input_size
 from ssil_jax.errors import DataError
 
 _LAYOUT = "an image folder is DIR/train/CLASS/* and DIR/test/CLASS/* (or DIR/val)"
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 _HEAD_BYTES = 1 << 14  # enough for the header of most images
+MAX_BYTES = 1 << 30  # of a file; ten bytes for every pixel that an image may have
+_CHUNK = 256  # files that a thread looks at at a time
 
 
 def open_image_folder(config: Config) -> Source:
@@ -93,9 +97,10 @@ def _list_split(folder: pathlib.Path, class_names: tuple[str, ...]) -> tuple[Spl
   """The split's files and labels, and how many entries were not taken for images."""
   joined, counts, ends, ignored = [], [], [], 0
   for name in class_names:
-    with os.scandir(folder / name) as entries:
-      listed = [(entry.name, entry.is_file()) for entry in entries]
-    found = sorted(name for name, is_file in listed if is_file and _is_image(name))
+    # Folders and broken links with the name of an image are taken for images, too, so that
+    # they are complained of.
+    listed = os.listdir(folder / name)
+    found = sorted(filter(_is_image, listed))
     if not found:
       raise DataError(
         f"{folder / name} has no images ({', '.join(_SUFFIXES)}): add some or "
@@ -109,7 +114,8 @@ def _list_split(folder: pathlib.Path, class_names: tuple[str, ...]) -> tuple[Spl
   labels = np.repeat(np.arange(len(class_names), dtype=np.int32), counts)
   starts_of_classes = np.cumsum([0, *map(len, joined)])
   files = Files(
-    [str(folder / name) for name in class_names],
+    folder,
+    class_names,
     labels,
     b"".join(joined),
     np.concatenate([e + s for e, s in zip(ends, starts_of_classes, strict=False)]),
@@ -121,10 +127,12 @@ class Files:
   """A `Store` of image files in the folders of their classes."""
 
   has_checksums = False
+  was_verified = False
 
   def __init__(
     self,
-    folders: list[str],
+    directory: pathlib.Path,
+    folders: Sequence[str],
     folder_of_file: np.ndarray,
     names: bytes,
     name_ends: np.ndarray,
@@ -132,28 +140,41 @@ class Files:
     """Takes N files.
 
     Args:
-      folders: of the classes.
+      directory: that holds the folders of the classes.
+      folders: of the classes, by name.
       folder_of_file: int32 [N].
       names: all file names, one after another, without separators.
       name_ends: int64 [N], where each of them ends.
     """
-    self._folders = folders
+    self.directory = directory
+    self._folders = tuple(folders)
     self._folder_of_file = folder_of_file
     self._names = names
     self._name_ends = name_ends
 
-  def read(self, number: int, num_bytes: int = -1) -> bytes:
+  def read(self, number: int, num_bytes: int = MAX_BYTES) -> bytes:
+    """The first bytes of a file. Raises BadImage."""
     path = self.name(number)
     try:
-      with open(path, "rb") as file:
-        return file.read(num_bytes)
+      # Without waiting for someone to write to a named pipe.
+      descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+      try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+          raise BadImage(path, "it is a folder, pipe or device, and not a file")
+        if status.st_size > MAX_BYTES:
+          raise BadImage(
+            path, f"it has {status.st_size} bytes, more than the {MAX_BYTES} allowed"
+          )
+        with open(descriptor, "rb", closefd=False) as file:
+          return file.read(min(num_bytes, status.st_size))
+      finally:
+        os.close(descriptor)
     except OSError as error:
-      raise DataError(f"cannot read image {path}: {error.strerror}") from error
+      raise BadImage(path, error.strerror) from error
 
   def name(self, number: int) -> str:
-    start = self._name_ends[number - 1] if number else 0
-    file_name = os.fsdecode(self._names[start : self._name_ends[number]])
-    return os.path.join(self._folders[self._folder_of_file[number]], file_name)
+    return os.path.join(self.directory, self._relative_name(number))
 
   def check(self, numbers: np.ndarray) -> None:
     with ThreadPoolExecutor() as threads:
@@ -164,6 +185,46 @@ class Files:
     digest = hashlib.blake2b(self._names)
     digest.update(self._name_ends.tobytes())
     return digest.digest()
+
+  def stamps(self, numbers: np.ndarray) -> np.ndarray:
+    result = np.zeros(len(numbers), STAMP)
+    sizes_and_times = np.zeros((len(numbers), 2), np.int64)
+    folders = [os.fsencode(folder) for folder in self._folders]
+    directory = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY)
+
+    def look(start: int) -> None:
+      chosen = slice(start, start + _CHUNK)
+      ends = self._name_ends[numbers[chosen]].tolist()
+      starts = np.where(
+        numbers[chosen] > 0, self._name_ends[numbers[chosen] - 1], 0
+      ).tolist()
+      owners = self._folder_of_file[numbers[chosen]].tolist()
+      names, found = [], []
+      for first, last, owner in zip(starts, ends, owners, strict=True):
+        name = b"%b/%b" % (folders[owner], self._names[first:last])
+        names.append(hashlib.blake2b(name, digest_size=8).digest())
+        try:
+          status = os.stat(name, dir_fd=directory)
+          found.append((status.st_size, status.st_mtime_ns))
+        except OSError:
+          found.append((-1, 0))
+      result["name"][chosen] = np.frombuffer(b"".join(names), np.uint64)
+      sizes_and_times[chosen] = found
+
+    try:
+      with ThreadPoolExecutor() as threads:
+        for _ in threads.map(look, range(0, len(numbers), _CHUNK)):
+          pass  # to raise what a thread raised
+    finally:
+      os.close(directory)
+    result["state"] = mixed(sizes_and_times)
+    result["state"][sizes_and_times[:, 0] < 0] = 0
+    return result
+
+  def _relative_name(self, number: int) -> str:
+    start = self._name_ends[number - 1] if number else 0
+    file_name = os.fsdecode(self._names[start : self._name_ends[number]])
+    return os.path.join(self._folders[self._folder_of_file[number]], file_name)
 
   def _check(self, number: int) -> None:
     try:

@@ -12,11 +12,15 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ssil_jax.data import exif
+
 MAGIC = b"\xff\xd8\xff"
 
 _SOF_SEQUENTIAL = (0xC0, 0xC1)  # baseline and extended, Huffman-coded
 _SOF_OTHER = tuple(m for m in range(0xC2, 0xD0) if m not in (0xC4, 0xC8, 0xCC))
-_DRI, _SOS, _EOI, _RST0, _APP15 = 0xDD, 0xDA, 0xD9, 0xD0, 0xEF
+_DRI, _SOS, _EOI, _RST0 = 0xDD, 0xDA, 0xD9, 0xD0
+_APP1, _APP15 = 0xE1, 0xEF
+_EXIF_NAME = b"Exif\0\0"
 # An application segment that begins like this holds the length of every restart interval
 # in bytes, its marker left out, as big-endian 16-bit numbers.
 _INDEX_NAME = b"ssil_jax intervals\0"
@@ -41,6 +45,7 @@ class Header(NamedTuple):
   scan_start: int  # byte offset of the entropy-coded data
   index_start: int  # byte offset of the lengths that `add_index` wrote; 0: there are none
   num_indexed: int  # restart intervals in it
+  orientation: int = exif.UPRIGHT  # how to hold the stored pixels, see `exif`
 
 
 def read_header(data: bytes) -> Header:
@@ -53,6 +58,7 @@ def read_header(data: bytes) -> Header:
     raise ValueError("not a JPEG file")
   offset, restart_interval, frame = 2, 0, None
   index_start = num_indexed = 0
+  orientation = None
   try:
     while True:
       if data[offset] != 0xFF:
@@ -66,6 +72,11 @@ def read_header(data: bytes) -> Header:
         frame = offset
       elif marker == _DRI:
         (restart_interval,) = struct.unpack_from(">H", data, offset + 4)
+      elif (
+        marker == _APP1 and orientation is None and data.startswith(_EXIF_NAME, offset + 4)
+      ):
+        block = data[offset + 4 + len(_EXIF_NAME) : offset + 2 + length]
+        orientation = exif.orientation(block)
       elif marker == _APP15 and data.startswith(_INDEX_NAME, offset + 4):
         index_start = offset + 4 + len(_INDEX_NAME)
         num_indexed = (offset + 2 + length - index_start) // _INDEX_DTYPE.itemsize
@@ -98,6 +109,7 @@ def read_header(data: bytes) -> Header:
     scan_start=offset + 2 + length,
     index_start=index_start,
     num_indexed=num_indexed,
+    orientation=orientation or exif.UPRIGHT,
   )
 
 
@@ -123,8 +135,23 @@ def add_index(data: bytes) -> bytes:
   room = (_SEGMENT_BYTES - len(_INDEX_NAME)) // _INDEX_DTYPE.itemsize
   if not whole or len(lengths) > room or lengths.max() > np.iinfo(_INDEX_DTYPE).max:
     return data
-  content = _INDEX_NAME + lengths.astype(_INDEX_DTYPE).tobytes()
-  segment = struct.pack(">BBH", 0xFF, _APP15, len(content) + 2) + content
+  return _with_segment(
+    data, header, _APP15, _INDEX_NAME + lengths.astype(_INDEX_DTYPE).tobytes()
+  )
+
+
+def add_orientation(data: bytes, orientation: int) -> bytes:
+  """A JPEG file without EXIF data, with those that say how to hold it.
+
+  Raises:
+    ValueError: it has no readable header.
+  """
+  content = _EXIF_NAME + exif.block_of(orientation)
+  return _with_segment(data, read_header(data), _APP1, content)
+
+
+def _with_segment(data: bytes, header: Header, marker: int, content: bytes) -> bytes:
+  segment = struct.pack(">BBH", 0xFF, marker, len(content) + 2) + content
   # After the segments that must come first (JFIF, Adobe): just before the frame.
   return data[: header.frame_start] + segment + data[header.frame_start :]
 

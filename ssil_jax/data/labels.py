@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ssil_jax.errors import DataError
-from ssil_jax.workdir import write_bytes, write_json
+from ssil_jax.files import write_bytes, write_json
 
 _ARRAY = "labels.npy"
 _ORIGIN = "labels.json"
@@ -76,12 +76,12 @@ def load(
     splits, shards = dict(origin["splits"]), dict(origin["shards"])
     length = sum(splits.values())
     intact = origin["crc32"] == zlib.crc32(content)
-  except (OSError, ValueError, KeyError, TypeError) as error:
+    joined = np.load(io.BytesIO(content), allow_pickle=False) if intact else None
+  except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
     raise DataError(
       f"{path} or {_ORIGIN} beside it cannot be read ({error}): {_remedy(folder)}"
     ) from error
-  joined = np.load(io.BytesIO(content)) if intact else ()
-  if not intact or length != len(joined):
+  if not intact or (joined.shape, joined.dtype) != ((length,), np.int32):
     raise DataError(f"{path} is damaged or of another version: {_remedy(folder)}")
   if shards != (found := _shards(directory)):
     different = sorted(

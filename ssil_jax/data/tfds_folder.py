@@ -24,10 +24,11 @@ from rich.progress import track
 from tensorflow_datasets.proto import tf_example_generated_pb2
 
 from ssil_jax.config import Config
+from ssil_jax.data import cache as cache_lib
 from ssil_jax.data import labels
 from ssil_jax.data.augment import IMAGENET_NORMALIZATION, Normalization
 from ssil_jax.data.dataset import Source, Split
-from ssil_jax.data.encoded import EncodedImages
+from ssil_jax.data.encoded import STAMP, BadImage, EncodedImages, mixed
 from ssil_jax.data.small import input_size
 from ssil_jax.errors import DataError
 from ssil_jax.host import allow_open_files
@@ -50,11 +51,16 @@ _DATA_SETS: Mapping[str, _DataSet] = {
 NAMES = tuple(_DATA_SETS)
 
 _INFO = "dataset_info.json"
+_FEATURES = "features.json"
+_CLASS_KEYS = ("pythonClassName", "python_class_name", "type")  # the last one is older
+_TFDS_FEATURES = "tensorflow_datasets.core.features."
 _CLASS_NAMES = "label.labels.txt"
 _FILES_PER_SHARD = 2  # that ArrayRecord keeps open of a shard once it was read from
 _PREPARED = "prepare.json"  # what experiments/prepare.py says of itself
 _WRONG_LABELS = "it is of another version; delete it and labels.json"
 _CHUNK = 256  # records that a thread indexes at a time
+_RECORD_ERRORS = (DecodeError, ValueError, IndexError, RuntimeError, OSError)
+_AGAIN = "prepare the data again"
 
 
 def open_tfds(config: Config) -> Source:
@@ -67,6 +73,7 @@ def open_tfds(config: Config) -> Source:
   """
   data_set = _DATA_SETS[config.dataset]
   directory = _find(config, data_set.tfds_names)
+  _check_features(directory)
   try:
     info = tfds.builder_from_directory(directory).info
     splits, num_classes = info.splits, info.features["label"].num_classes
@@ -92,7 +99,10 @@ def open_tfds(config: Config) -> Source:
   allow_open_files(
     _FILES_PER_SHARD * sum(len(split.shard_lengths) for split in chosen.values())
   )
-  stores = {name: Records(split) for name, split in chosen.items()}
+  was_verified = (directory / _PREPARED).is_file()
+  stores = {
+    name: Records(split, was_verified=was_verified) for name, split in chosen.items()
+  }
   all_labels = _labels(directory, stores)
   train, test = (
     _split(stores[name], all_labels[name], len(class_names), directory)
@@ -109,18 +119,42 @@ def open_tfds(config: Config) -> Source:
   )
 
 
+def _check_features(directory: pathlib.Path) -> None:
+  """Raises DataError for features that are not TFDS' own: it would import any module."""
+  path = directory / _FEATURES
+  try:
+    waiting = [json.loads(path.read_text())]
+  except (OSError, ValueError, RecursionError) as error:
+    raise DataError(f"{path} cannot be read ({error}): {_AGAIN}") from error
+  while waiting:
+    value = waiting.pop()
+    if isinstance(value, dict):
+      for name in filter(None, map(value.get, _CLASS_KEYS)):
+        if not str(name).startswith(_TFDS_FEATURES) and "." in str(name):
+          raise DataError(f"{path} names {name!r}, which is no feature of TFDS: {_AGAIN}")
+      waiting += value.values()
+    elif isinstance(value, list):
+      waiting += value
+
+
 class Records:
   """A `Store` of the images of one TFDS split."""
 
   has_checksums = True  # ArrayRecord has one for every record
 
-  def __init__(self, split: tfds.core.SplitInfo):
+  def __init__(self, split: tfds.core.SplitInfo, *, was_verified: bool):
     """Opens every shard.
+
+    Args:
+      split: of a TFDS builder.
+      was_verified: whether `experiments/prepare.py` wrote it, which decodes every image.
 
     Raises:
       DataError: a shard is missing, damaged or of another length than TFDS wrote.
     """
+    self.was_verified = was_verified
     self._paths = [pathlib.Path(path) for path in split.filepaths]
+    self.directory = self._paths[0].parent
     with ThreadPoolExecutor() as threads:
       for _ in threads.map(_check_shard, self._paths, split.shard_lengths):
         pass  # to raise what a thread raised
@@ -131,11 +165,19 @@ class Records:
     return len(self._source)
 
   def read(self, number: int) -> bytes:
-    return self._feature(number, "image").bytes_list.value[0]
+    try:
+      return self._feature(number, "image").bytes_list.value[0]
+    except _RECORD_ERRORS as error:
+      raise BadImage(self.name(number), f"{error}; {_AGAIN}") from error
 
   def label(self, number: int) -> int:
     """The class of an image. Raises DataError."""
-    return self._feature(number, "label").int64_list.value[0]
+    try:
+      return self._feature(number, "label").int64_list.value[0]
+    except _RECORD_ERRORS as error:
+      raise DataError(
+        f"cannot read record {self.name(number)} ({error}): {_AGAIN}"
+      ) from error
 
   def ends_of_shards(self) -> list[int]:
     """The first and the last record of every shard: enough to tell two data sets apart."""
@@ -148,19 +190,29 @@ class Records:
     return f"{place} of shard {self._paths[shard]}"
 
   def check(self, numbers: np.ndarray) -> None:
-    """Does nothing: images were decoded when they were prepared."""
+    """Does nothing: no program writes records that are no images."""
 
   def digest(self) -> bytes:
     shards = [(path.name, path.stat().st_size) for path in self._paths]
     return hashlib.blake2b(json.dumps(shards).encode()).digest()
 
+  def stamps(self, numbers: np.ndarray) -> np.ndarray:
+    result = np.empty(len(numbers), STAMP)
+    shards = np.searchsorted(self._ends, numbers, side="right")
+    places = numbers - np.concatenate([[0], self._ends[:-1]])[shards]
+    statuses = [path.stat() for path in self._paths]
+    states = mixed(np.array([(s.st_size, s.st_mtime_ns) for s in statuses], np.int64))
+    digests = [
+      hashlib.blake2b(os.fsencode(path.name), digest_size=8).digest()
+      for path in self._paths
+    ]
+    names = np.frombuffer(b"".join(digests), np.int64)
+    result["name"] = mixed(np.stack([names[shards], places], axis=1))
+    result["state"] = states[shards]
+    return result
+
   def _feature(self, number: int, name: str) -> Any:
-    try:
-      example = tf_example_generated_pb2.Example.FromString(self._source[number])
-    except (DecodeError, ValueError, RuntimeError, OSError) as error:
-      raise DataError(
-        f"cannot read record {self.name(number)} ({error}): prepare the data again"
-      ) from error
+    example = tf_example_generated_pb2.Example.FromString(self._source[number])
     return example.features.feature[name]
 
 
@@ -277,9 +329,8 @@ def _labels(
   """split -> int32 [n]; read from the records once, and kept."""
   cache = None
   if not os.access(directory, os.W_OK):
-    base = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    place = hashlib.blake2b(os.fsencode(directory.resolve()), digest_size=8).hexdigest()
-    cache = base / "ssil_jax" / place
+    with _writing_labels_to(directory):
+      cache = cache_lib.folder_of(directory)
   found = labels.load(directory)
   if found is None and cache:
     found = labels.load(directory, cache=cache)

@@ -17,7 +17,6 @@ from rich.filesize import decimal as as_bytes
 
 from ssil_jax.data import labels as labels_lib
 from ssil_jax.data.builders import recode
-from ssil_jax.data.builders.display import Display
 from ssil_jax.data.builders.found import (
   Findings,
   Found,
@@ -31,8 +30,9 @@ from ssil_jax.data.builders.shards import (
   work_path,
   writing_to,
 )
+from ssil_jax.data.display import Display
 from ssil_jax.errors import DataError
-from ssil_jax.workdir import write_json
+from ssil_jax.files import write_json
 
 _SHARD_BYTES = 640_000_000
 _MOST_SHARDS = 256

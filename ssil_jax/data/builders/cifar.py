@@ -1,7 +1,6 @@
 """CIFAR-100."""
 
 import dataclasses
-import gzip
 import hashlib
 import io
 import pathlib
@@ -13,7 +12,6 @@ import tensorflow_datasets as tfds
 
 from ssil_jax.data.builders import recode, tars
 from ssil_jax.data.builders.base import ArchiveBuilder
-from ssil_jax.data.builders.display import Display
 from ssil_jax.data.builders.found import (
   Archive,
   Findings,
@@ -22,6 +20,7 @@ from ssil_jax.data.builders.found import (
   Options,
   Records,
 )
+from ssil_jax.data.display import Display
 from ssil_jax.errors import ConfigError, DataError
 
 # https://www.cs.toronto.edu/~kriz/cifar.html
@@ -74,7 +73,7 @@ class Cifar100(ArchiveBuilder, skip_registration=True):
       raise DataError(f"{archive.path} cannot be read: {error.strerror}") from error
     try:
       # Whole, for only that checks the checksum of the .gz.
-      content = io.BytesIO(gzip.decompress(packed))
+      content = io.BytesIO(tars.unpack_gzip(packed))
       with tarfile.open(fileobj=content, mode="r:") as tar:
         names = {
           level: _read_names(tar, f"{level}_label_names.txt", count)

@@ -1,6 +1,5 @@
 """ImageNet, the 1000 classes of ILSVRC 2012."""
 
-import gzip
 import io
 import pathlib
 import re
@@ -14,9 +13,9 @@ import tensorflow_datasets as tfds
 
 from ssil_jax.data.builders import tars
 from ssil_jax.data.builders.base import ArchiveBuilder
-from ssil_jax.data.builders.display import Display
 from ssil_jax.data.builders.found import Archive, Findings, Found, LeftOut, Records
 from ssil_jax.data.builders.tars import Table
+from ssil_jax.data.display import Display
 from ssil_jax.errors import DataError
 
 _TRAIN = "ILSVRC2012_img_train.tar"
@@ -95,7 +94,7 @@ def _read_devkit(path: pathlib.Path) -> tuple[list[str], dict[str, int]]:
   """The wnid of every validation image, and the number of training images of each wnid."""
   try:
     # Whole, for only that checks the checksum of the .gz; SciPy may crash by damaged bytes.
-    content = io.BytesIO(gzip.decompress(path.read_bytes()))
+    content = io.BytesIO(tars.unpack_gzip(path.read_bytes()))
     with tarfile.open(fileobj=content, mode="r:") as tar:
       ids = [int(line) for line in tars.read_member(tar, _GROUND_TRUTH).split()]
       synsets = _read_synsets(tars.read_member(tar, _META))

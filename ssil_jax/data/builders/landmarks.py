@@ -13,9 +13,9 @@ import tensorflow_datasets as tfds
 
 from ssil_jax.data.builders import tars
 from ssil_jax.data.builders.base import ArchiveBuilder
-from ssil_jax.data.builders.display import Display
 from ssil_jax.data.builders.found import Archive, Findings, Found, LeftOut, Records
 from ssil_jax.data.builders.tars import Member, Table
+from ssil_jax.data.display import Display
 from ssil_jax.errors import DataError
 
 _CSV = "train.csv"

@@ -15,7 +15,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from ssil_jax.data import decode, jpeg
+from ssil_jax.data import decode, exif, jpeg
 from ssil_jax.errors import ConfigError
 
 # It may be damage, but mostly it is something odd beside the pixels.
@@ -67,7 +67,8 @@ def recode_photo(data: bytes, recoding: Recoding) -> Stored:
 
   A JPEG in gray or colour keeps its bytes. Other formats than JPEG, and CMYK, become RGB
   JPEG (quality 100, 4:4:4).
-  A rotation that metadata ask for is ignored, as the usual readers of these data sets do.
+  A rotation that metadata ask for is done where pixels are written anew, and stays in the
+  metadata elsewhere: an image that is read is upright either way, and never turned twice.
 
   Resized images are JPEG of quality 95 without chroma subsampling, by a Lanczos filter.
   For crops of 251 images of ImageNet, compared with the same crops of the originals, that
@@ -75,8 +76,8 @@ def recode_photo(data: bytes, recoding: Recoding) -> Stored:
   bilinear filter 36.4 dB with 76 KB. The originals have 115 KB.
 
   Restart markers and their index make a JPEG no larger (see `jpeg.add_index`), for it also
-  gets Huffman tables of its own and loses its metadata. An image that cannot have them
-  without loss is stored as it would be without the option.
+  gets Huffman tables of its own and loses its metadata, but for the rotation. An image that
+  cannot have them without loss is stored as it would be without the option.
 
   Args:
     data: bytes of the image file.
@@ -140,7 +141,8 @@ def _with_restart_markers(stored: Stored, pixels: np.ndarray | None) -> Stored:
     stored: a JPEG that decodes.
     pixels: what it decodes to, if that is known.
   """
-  interval = _restart_interval(jpeg.read_header(stored.data))
+  header = jpeg.read_header(stored.data)
+  interval = _restart_interval(header)
   done = subprocess.run(
     [_jpegtran(), "-copy", "none", "-optimize", "-restart", f"{interval}B"],
     input=stored.data,
@@ -151,7 +153,10 @@ def _with_restart_markers(stored: Stored, pixels: np.ndarray | None) -> Stored:
     said = " ".join(done.stderr.decode(errors="replace").split())
     return _not_marked(stored, f"{_JPEGTRAN} fails ({said[:100]})")
   try:
-    marked = jpeg.add_index(done.stdout)
+    marked = done.stdout
+    if header.orientation != exif.UPRIGHT:
+      marked = jpeg.add_orientation(marked, header.orientation)
+    marked = jpeg.add_index(marked)
     if pixels is None:
       pixels = decode.read_rgb(stored.data)
     same = np.array_equal(decode.read_rgb(marked), pixels)

@@ -5,6 +5,7 @@ begins, so that one image is read by one `os.pread`, and all of them are counted
 anything is written.
 """
 
+import gzip
 import io
 import os
 import pathlib
@@ -17,6 +18,7 @@ import numpy as np
 from ssil_jax.errors import DataError
 
 _BLOCK = tarfile.BLOCKSIZE
+_MOST_UNPACKED = 1 << 30  # bytes; the official .tar.gz hold a sixth of that at most
 
 
 class Member(NamedTuple):
@@ -78,6 +80,15 @@ def members(
     raise DataError(_cut_off(where, str(error))) from error
   except OSError as error:
     raise DataError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def unpack_gzip(packed: bytes) -> bytes:
+  """What is in a .gz; raises OSError, EOFError or zlib.error if it is damaged or vast."""
+  with gzip.GzipFile(fileobj=io.BytesIO(packed)) as file:
+    content = file.read(_MOST_UNPACKED + 1)
+  if len(content) > _MOST_UNPACKED:
+    raise OSError(f"it unpacks to more than {_MOST_UNPACKED} bytes")
+  return content
 
 
 def read_member(tar: tarfile.TarFile, name: str) -> bytes:

@@ -1,12 +1,12 @@
-"""What a preparation shows while it works."""
+"""What a long piece of work shows while it works."""
 
 import io
 
 import pytest
 from rich.console import Console
 
-from ssil_jax.data.builders import display as display_lib
-from ssil_jax.data.builders.display import Display
+from ssil_jax.data import display as display_lib
+from ssil_jax.data.display import Display
 
 
 @pytest.fixture

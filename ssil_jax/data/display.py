@@ -1,4 +1,4 @@
-"""How far a preparation is: bars on a terminal, lines now and then elsewhere."""
+"""How far a long piece of work is: bars on a terminal, lines now and then elsewhere."""
 
 import datetime
 import time
@@ -21,7 +21,7 @@ _SECONDS_BETWEEN_LINES = 30.0
 
 
 class Display:
-  """The bars of a preparation; a context manager.
+  """The bars of a piece of work; a context manager.
 
   Without a terminal, each part of the work gets a line when it begins and when it ends, and
   one every 30 seconds in between.

@@ -1,0 +1,19 @@
+"""What was found out about data is kept in the user's cache, not beside the data."""
+
+import hashlib
+import os
+import pathlib
+
+
+def folder_of(directory: pathlib.Path) -> pathlib.Path:
+  """Where it is kept for a folder of data; another one wherever the data lie.
+
+  Raises:
+    OSError: the user has no home folder, and XDG_CACHE_HOME is not set.
+  """
+  try:
+    base = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+  except RuntimeError as error:
+    raise OSError(None, "no home folder", "~") from error
+  place = hashlib.blake2b(os.fsencode(directory.resolve()), digest_size=8).hexdigest()
+  return base / "ssil_jax" / place

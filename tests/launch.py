@@ -1,0 +1,77 @@
+"""Runs experiments/run.py, or another script, as several processes on this machine."""
+
+import contextlib
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+LONGEST = 300.0  # seconds; what is stuck fails then
+
+
+def free_port():
+  with socket.socket() as unused:
+    unused.bind(("127.0.0.1", 0))
+    return unused.getsockname()[1]
+
+
+@contextlib.contextmanager
+def started(count, *arguments, script=None, log_folder, env=None):
+  """`count` processes, which do not outlive the context; their output goes to files."""
+  address = f"--coordinator_address=127.0.0.1:{free_port()}"
+  processes = []
+  try:
+    for number in range(count):
+      with open(log_folder / f"output{number}", "w") as log:
+        process = subprocess.Popen(
+          [
+            sys.executable,
+            str(script or ROOT / "experiments" / "run.py"),
+            *arguments,
+            address,
+            f"--num_processes={count}",
+            f"--process_id={number}",
+          ],
+          stdout=log,
+          stderr=subprocess.STDOUT,
+          start_new_session=True,
+          # Compiling well would take longer than it saves.
+          env={
+            **os.environ,
+            "JAX_PLATFORMS": "cpu",
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": "true",
+            **(env or {}),
+          },
+        )
+      processes.append(process)
+    yield processes
+  finally:
+    for process in processes:
+      with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+      process.wait()
+
+
+def ends(processes, seconds=LONGEST):
+  """Waits for all; their exit codes."""
+  deadline = time.monotonic() + seconds
+  return [p.wait(max(deadline - time.monotonic(), 0.01)) for p in processes]
+
+
+def output(log_folder, number):
+  """What a process has said, less what gloo says of itself."""
+  lines = (log_folder / f"output{number}").read_text().splitlines()
+  return "\n".join(line for line in lines if not line.startswith("[Gloo]"))
+
+
+def wait_until(true, processes, seconds=LONGEST):
+  """Waits for a condition while all processes run."""
+  deadline = time.monotonic() + seconds
+  while not true():
+    assert all(p.poll() is None for p in processes), "a process has ended"
+    assert time.monotonic() < deadline, "it did not happen"
+    time.sleep(0.01)

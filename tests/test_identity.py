@@ -1,0 +1,121 @@
+"""What tells data sets apart, and how a difference is told."""
+
+import shutil
+
+import numpy as np
+import pytest
+from folders import config_of, folder_of, noise, open_folder, save
+
+from ssil_jax import data
+from ssil_jax.data import open_dataset
+
+
+@pytest.fixture(scope="module")
+def digits():
+  return open_dataset(config_of(dataset="digits", num_classes=4))
+
+
+def changed(dataset, split, **fields):
+  """Another data set, one split of which has other images or labels."""
+  return dataset._replace(**{split: getattr(dataset, split)._replace(**fields)})
+
+
+def other_pixel(images):
+  images = images.copy()
+  images[-1, -1, -1, -1] ^= 1
+  return images
+
+
+def other_label(labels):
+  labels = labels.copy()
+  labels[7] = (labels[7] + 1) % 4
+  return labels
+
+
+def different_parts(dataset, other):
+  return [
+    line.split(":")[0] for line in data.differences(data.parts(other), data.parts(dataset))
+  ]
+
+
+def test_numbers_are_told_and_the_rest_are_hashes(digits):
+  parts = data.parts(digits)
+  assert parts["classes"] == 4
+  assert parts["image size"] == 8
+  assert parts["training images"] == len(digits.train.labels)
+  assert parts["test images"] == len(digits.test.labels)
+  hashes = {name: part for name, part in parts.items() if isinstance(part, str)}
+  assert set(hashes) == {
+    "class names",
+    "labels of training images",
+    "labels of test images",
+    "pixels of training images",
+    "pixels of test images",
+  }
+  assert len(set(hashes.values())) == len(hashes)
+  assert all(len(part) == 32 for part in hashes.values())
+
+
+def test_the_same_data_have_the_same_parts(digits):
+  again = open_dataset(config_of(dataset="digits", num_classes=4))
+  assert data.parts(again) == data.parts(digits)
+  assert data.fingerprint(data.parts(again)) == data.fingerprint(data.parts(digits))
+  # Not of how the array lies in memory.
+  strided = np.asfortranarray(digits.train.images)
+  assert data.parts(changed(digits, "train", images=strided)) == data.parts(digits)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_one_pixel_or_label_is_another_data_set(digits, split):
+  name = {"train": "training", "test": "test"}[split]
+  part = getattr(digits, split)
+  other = changed(digits, split, images=other_pixel(part.images))
+  assert different_parts(digits, other) == [f"pixels of {name} images"]
+  other = changed(digits, split, labels=other_label(part.labels))
+  assert different_parts(digits, other) == [f"labels of {name} images"]
+
+
+def test_names_of_classes_count(digits):
+  names = tuple(reversed(digits.class_names))
+  other = digits._replace(class_names=names)
+  assert different_parts(digits, other) == ["class names"]
+
+
+def test_the_fingerprint_is_of_every_part(digits):
+  parts = data.parts(digits)
+  others = [{**parts, name: f"{part}0"} for name, part in parts.items()]
+  assert len({data.fingerprint(x) for x in (parts, *others)}) == 1 + len(parts)
+
+
+def test_differences_tell_numbers_and_hide_hashes():
+  there = {"classes": 3, "test images": 20, "labels": "0a", "same": "f"}
+  now = {"classes": 4, "test images": 20, "labels": "0b", "same": "f"}
+  assert data.differences(now, there) == ["classes: 3 there, 4 now", "labels: different"]
+  assert data.differences(now, now) == []
+
+
+def test_a_part_that_only_one_has_is_a_difference():
+  assert data.differences({"a": 1}, {"a": 1, "pixels": "0a"}) == ["pixels: different"]
+  assert data.differences({"a": 1, "pixels": "0a"}, {"a": 1}) == ["pixels: different"]
+  # As of a run by an earlier version, which saved one hash alone.
+  assert len(data.differences({"a": 1, "pixels": "0a"}, {})) == 2
+
+
+@pytest.mark.parametrize("image_size", [8, 80])
+def test_image_folders_are_told_apart_by_their_files(tmp_path, image_size):
+  root = folder_of(tmp_path / "a")
+  first = open_folder(root, image_size=image_size)
+  shutil.copytree(root, tmp_path / "b")
+  elsewhere = open_folder(tmp_path / "b", image_size=image_size)
+  assert data.parts(elsewhere) == data.parts(first)
+  image = tmp_path / "b" / "train" / "a" / "0.png"
+  if image_size == 8:
+    save(image, noise(8, 8, seed=99))
+  else:  # streamed: known by the names of the files
+    image.rename(image.with_name("00.png"))
+  (line,) = different_parts(first, open_folder(tmp_path / "b", image_size=image_size))
+  assert line.endswith("of training images")
+  (tmp_path / "b" / "test" / "c" / "1.png").unlink()
+  found = different_parts(first, open_folder(tmp_path / "b", image_size=image_size))
+  assert "test images" in found
+  assert "labels of test images" in found
