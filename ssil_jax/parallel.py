@@ -236,6 +236,14 @@ def agree(flag: bool) -> bool:
   return bool(multihost_utils.broadcast_one_to_all(np.int32(flag)))
 
 
+def of_main(tree: Any) -> Any:
+  """Process 0's arrays, on the host, in all processes; all call it together."""
+  if not several():
+    return tree
+  there = multihost_utils.broadcast_one_to_all(tree)  # without 64 bits
+  return jax.tree.map(lambda own, x: np.asarray(x).astype(own.dtype), tree, there)
+
+
 def check_same(values: Mapping[str, str]) -> None:
   """Compares, entry by entry, what must be the same in all; all call it together.
 

@@ -34,8 +34,9 @@ def test_every_flag_and_file_named_exists():
   import run
   import sweep
 
-  # file_format is a flag of TFDS' own command.
-  known = {"flagfile", "help", "file_format"}
+  # Flags of TFDS' own command, gcloud, sbatch and XLA.
+  known = {"flagfile", "help", "file_format", "worker", "command", "nodes"}
+  known |= {"xla_gpu_deterministic_ops"}
   for text in (run.help_text(), prepare.help_text(), sweep.help_text()):
     known |= set(re.findall(r"^  --(\w+)$", text, re.MULTILINE))
   known |= set(re.findall(r"^  --(\w+)", kills.make_parser().format_help(), re.MULTILINE))

@@ -99,6 +99,8 @@ class Asked:
     self._now = None
 
   def __call__(self):
+    if not self._now and not self._of_kind["train_phase"]:
+      return  # while the data are opened
     # The loop itself asks once when a state is trained.
     between = Place("trained", self._of_kind["train_phase"])
     self.places.append(Place(*self._now) if self._now else between)
@@ -201,6 +203,17 @@ def test_the_runs_have_what_is_to_be_interrupted(undisturbed):
     "bic": {"train_phase": 2, "evaluate": 2, "survey": 1, "trained": 2},
     "der": {"train_phase": 2, "evaluate": 2, "survey": 2, "trained": 2},
   }
+
+
+def test_opening_the_data_can_be_interrupted(tmp_path):
+  config = small_config(tmp_path / "run", **SETTINGS)
+
+  def stop():
+    raise Interrupted(signal.SIGINT)
+
+  with pytest.raises(Interrupted):
+    loop.run(config, Console(quiet=True), check_interrupt=stop)
+  assert not (tmp_path / "run").exists()
 
 
 def one_of_each(places, *, first=True):
