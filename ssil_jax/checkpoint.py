@@ -14,6 +14,7 @@ import shutil
 import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -66,6 +67,7 @@ class Checkpoints:
     workdir: pathlib.Path,
     *,
     kept: int,
+    origin: Mapping[str, Any] = MappingProxyType({}),
     warn: Callable[[str], None] = lambda line: None,
   ):
     """Opens the checkpoints.
@@ -73,10 +75,13 @@ class Checkpoints:
     Args:
       workdir: their work directory.
       kept: how many of the last ones are kept.
+      origin: name -> JSON types, of the flags and data without which a checkpoint means
+        nothing; saved in each.
       warn: called with a line for every damaged one.
     """
     self._folder = workdir / "checkpoints"
     self._aside = workdir / "damaged"
+    self._origin = dict(origin)
     self._warn = warn
     self.damaged: list[pathlib.Path] = []
     self._written: int | None = None  # perhaps not to the end yet
@@ -99,7 +104,7 @@ class Checkpoints:
     return None if self._whole is None else self._folder / str(self._whole)
 
   def save(self, progress: Progress) -> None:
-    """Begins to save a run; returns when the arrays have been copied.
+    """Begins to save a run; returns when orbax has copied the arrays.
 
     Raises:
       DivergedError: a parameter is not finite, and nothing is saved.
@@ -114,6 +119,7 @@ class Checkpoints:
     # Orbax refuses arrays without an element.
     stored = {name: array for name, array in arrays.items() if array.size}
     rest = {
+      "origin": self._origin,
       "results": progress.results,
       "underway": _numbers(progress.underway),
       "arrays": {name: _signature(array) for name, array in arrays.items()},
@@ -159,15 +165,17 @@ class Checkpoints:
     Damaged checkpoints are put aside, each with a warning, if there is a good one.
 
     Raises:
-      WorkdirError: there are checkpoints, and all are damaged.
+      WorkdirError: there are checkpoints, and all are damaged, or the last good one is of
+        another origin.
     """
     reasons = {}
     for number in sorted(self._manager.all_steps(), reverse=True):
       try:
-        progress = self._read(number, otherwise)
+        progress, origin = self._read(number, otherwise)
       except Exception as error:  # whatever a damaged file leads to
         reasons[number] = _reason(error)
       else:
+        self._check_origin(number, origin)
         self._put_aside(reasons, instead=number)
         self._written = self._whole = number
         return progress
@@ -179,8 +187,17 @@ class Checkpoints:
       )
     return otherwise
 
-  def _read(self, number: int, like: Progress) -> Progress:
-    """Raises all kinds of errors if it is damaged."""
+  def _check_origin(self, number: int, origin: Mapping[str, Any]) -> None:
+    # A name that only one of them has is a flag of another version.
+    names = [n for n in origin if self._origin.get(n, origin[n]) != origin[n]]
+    if names:
+      raise WorkdirError(
+        f"checkpoint {self._folder / str(number)} is of another run (different: "
+        f"{', '.join(names)}): put this run's own back, or use another --workdir"
+      )
+
+  def _read(self, number: int, like: Progress) -> tuple[Progress, dict[str, Any]]:
+    """The run and its origin; raises all kinds of errors if it is damaged."""
     with _quiet_threads():
       saved = self._manager.restore(
         number,
@@ -211,13 +228,14 @@ class Checkpoints:
         window=arrays["underway.window"],
         **underway,
       )
-    return Progress(
+    progress = Progress(
       train_state=_rebuilt("train_state", like.train_state, arrays),
       memory=Memory(**{name: arrays[f"memory.{name}"] for name in Memory._fields}),
       stats=_rebuilt("stats", like.stats, arrays),
       results=rest["results"],
       underway=underway,
     )
+    return progress, dict(rest["origin"])
 
   def _put_aside(self, reasons: Mapping[int, str], *, instead: int) -> None:
     """Moves damaged checkpoints away, for their numbers will be written again."""
@@ -275,7 +293,7 @@ def _quiet_threads() -> Iterator[None]:
 
 
 def _arrays(progress: Progress) -> dict[str, np.ndarray]:
-  """Every array of a run, by a name that tells its place; copies."""
+  """Every array of a run, by a name that tells its place."""
   tree = {
     "train_state": progress.train_state,
     "memory": progress.memory,
@@ -285,8 +303,7 @@ def _arrays(progress: Progress) -> dict[str, np.ndarray]:
     names = ("teacher", "new_ranks", "window")
     tree["underway"] = {name: getattr(progress.underway, name) for name in names}
   leaves = jax.tree_util.tree_leaves_with_path(tree)
-  # Copies, for on a CPU host arrays may be those that the next step reuses.
-  return {_name(path): np.array(leaf) for path, leaf in leaves}
+  return {_name(path): np.asarray(leaf) for path, leaf in leaves}
 
 
 def _rebuilt(prefix: str, like: Any, arrays: Mapping[str, np.ndarray]) -> Any:

@@ -435,6 +435,16 @@ def to_json(config: Config) -> dict[str, Any]:
   }
 
 
+def identity(config: Config) -> dict[str, Any]:
+  """Flag -> value, of those with which another value is another run; JSON types."""
+  now = to_json(config)
+  return {
+    f"--{field.name}": now[field.name]
+    for field in dataclasses.fields(Config)
+    if field.metadata["identity"]
+  }
+
+
 def differences(
   config: Config, saved: Mapping[str, Any], *, aspect: str = "identity"
 ) -> list[str]:

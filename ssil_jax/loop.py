@@ -78,7 +78,10 @@ def run(
     workdir.check_space(folder, _bytes_needed(plan, beginning, folder))
     with (
       Checkpoints(
-        folder, kept=config.checkpoints_kept, warn=_printer(console)
+        folder,
+        kept=config.checkpoints_kept,
+        origin={**config_lib.identity(config), **data_parts},
+        warn=_printer(console),
       ) as checkpoints,
       Networks(folder) as networks,
     ):

@@ -492,3 +492,20 @@ def test_networks_of_later_states_are_replaced(tmp_path):
     for state, step in ((1, 1), (2, 7)):
       wanted = progress_of(step).train_state.replace(opt_state=like.opt_state)
       assert_same(networks.load(state, like=like), wanted)
+
+
+def test_a_checkpoint_of_another_run_is_refused_and_stays(tmp_path):
+  progress = progress_of(0, results=RESULTS, stats=STATS)
+  with Checkpoints(tmp_path, kept=1, origin={"--seed": 0, "classes": 3}) as checkpoints:
+    checkpoints.save(progress)
+  names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+  with (
+    Checkpoints(tmp_path, kept=1, origin={"--seed": 1, "classes": 3}) as checkpoints,
+    pytest.raises(WorkdirError, match=r"is of another run \(different: --seed\)"),
+  ):
+    checkpoints.latest(otherwise=progress)
+  assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == names
+  # A flag that one version does not know makes no other run.
+  origin = {"--seed": 0, "classes": 3, "--new": 1}
+  with Checkpoints(tmp_path, kept=1, origin=origin) as checkpoints:
+    assert_same(checkpoints.latest(otherwise=progress), progress)
