@@ -22,6 +22,7 @@ RATES_BY_STATE = ("inverse", "constant")
 IL2M_SCORES = ("softmax", "logits")
 AUGMENTS = ("auto", "none", "crop", "crop_flip")
 RESUMES = ("auto", "never")
+SMALLEST_IMAGE = 8  # side in pixels: the network halves it three times
 
 
 def _flag(
@@ -123,9 +124,10 @@ class Config:
     "what the network computes in: float32 or bfloat16", first_state=True
   )
   image_size: int = _flag(
-    "side of the square network input in pixels (0: the data set's own). Up to 64, "
-    "images stay on the device and the network starts with a 3x3 convolution; above, "
-    "they are streamed and it starts with 7x7/2 and a max-pool",
+    "side of the square network input in pixels (0: the data set's own; of an image "
+    "folder, the median of the training images' longer sides, or 224 if that is above "
+    "64). Up to 64, images stay on the device and the network starts with a 3x3 "
+    "convolution; above, they are streamed and it starts with 7x7/2 and a max-pool",
     first_state=True,
   )
   augment: str = _flag(
@@ -172,7 +174,7 @@ class Config:
   checkpoints_kept: int = _flag("how many of the last checkpoints are kept", identity=False)
   verify_data: bool = _flag(
     "decode every image once before training, unless that was done already where the data "
-    "were prepared or by an earlier run",
+    "were prepared or by an earlier run; without, changed contents of images go unnoticed",
     identity=False,
   )
   skip_bad_records: bool = _flag(
@@ -363,10 +365,10 @@ def _number_mistakes(config: Config) -> list[str]:
     mistakes.append(f"--bic_held_out={config.bic_held_out} must be between 0 and 1")
   if config.momentum >= 1:
     mistakes.append(f"--momentum={config.momentum} must be below 1")
-  if 0 < config.image_size < 8:
+  if 0 < config.image_size < SMALLEST_IMAGE:
     mistakes.append(
-      f"--image_size={config.image_size} is too small: use 8 or more, or 0 for the "
-      "data set's own"
+      f"--image_size={config.image_size} is too small: use {SMALLEST_IMAGE} or more, or 0 "
+      "for the data set's own"
     )
   for name in ("class_order_seed", "seed"):
     if getattr(config, name) >= 2**32:

@@ -61,7 +61,7 @@ def run(
   mesh = parallel.choose_devices(config)
   check_shares(plan, mesh.size)
   data_parts = data.parts(plan.dataset)
-  source = reuse.open_source(plan, data_fingerprint=data.fingerprint(data_parts))
+  source = reuse.open_source(plan, data_parts=data_parts, warn=_printer(console))
   flags = config_lib.to_json(config)
   for name in ("process_id", "data_dir"):  # may differ from process to process
     del flags[name]

@@ -91,7 +91,10 @@ _RESULTS = Draft202012Validator(
 )
 _SCHEDULE = Draft202012Validator({"type": "array", "items": _SCALARS})
 _CONFIG = Draft202012Validator(
-  {"type": "object", "properties": {"data_fingerprint": _TEXT}}
+  {
+    "type": "object",
+    "properties": {"data_fingerprint": _TEXT, "data": {"type": "object"}},
+  }
 )
 _METRICS_LINE = Draft202012Validator(_object(state=_COUNT, step=_COUNT, loss=_SCORE))
 _JOURNAL_LINE = Draft202012Validator(

@@ -7,11 +7,11 @@ is the same plain training, whatever the memory's size and the later states' set
 
 import itertools
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from ssil_jax import config as config_lib
-from ssil_jax import workdir
+from ssil_jax import data, workdir
 from ssil_jax.checkpoint import Networks
 from ssil_jax.config import Config
 from ssil_jax.errors import ConfigError
@@ -39,8 +39,18 @@ class Source(NamedTuple):
     return [row for row in self.journal if row["state"] == state]
 
 
-def open_source(plan: Plan, *, data_fingerprint: str) -> Source:
+def open_source(
+  plan: Plan,
+  *,
+  data_parts: Mapping[str, str | int],
+  warn: Callable[[str], None] = lambda line: None,
+) -> Source:
   """The states that `--from_workdir` has for this run; none without the flag.
+
+  Args:
+    plan: of this run.
+    data_parts: of its data set, see `data.parts`.
+    warn: called with a line if not all of the data can be compared.
 
   Raises:
     ConfigError: there is no finished state of a run on these data, or it was trained in
@@ -58,11 +68,19 @@ def open_source(plan: Plan, *, data_fingerprint: str) -> Source:
       f"{flag} is not the work directory of a run: give one, or leave it out"
     )
   saved = workdir.read_config(folder / "config.json")
-  if saved.get("data_fingerprint") != data_fingerprint:
+  there = workdir.saved_data(saved)
+  if there is None:
     raise ConfigError(
-      f"{flag} was trained on other data (classes, labels or images differ): repeat it on "
-      "these, or leave the flag out"
+      f"{flag} is a run of an earlier version of this program: repeat it, or leave the "
+      "flag out"
     )
+  if different := data.differences(data_parts, there):
+    raise ConfigError(
+      f"{flag} was trained on other data: repeat it on these, or leave the flag out\n"
+      + "\n".join(different)
+    )
+  if unknown := data.uncompared(data_parts, there):
+    warn(f"warning: not compared with the run in {folder}: {', '.join(unknown)}")
   num_states, different = shared_states(plan.config, saved)
   if not num_states:
     raise ConfigError(

@@ -87,8 +87,18 @@ def alike(run: Run, other: Run) -> bool:
     return False
   if run.config is None or other.config is None:
     return True
-  prints = {r.config.get("data_fingerprint") for r in (run, other)} - {None}
-  return len(prints) < 2 and settings(run) == settings(other)
+  return settings(run) == settings(other) and not _on_other_data(run.config, other.config)
+
+
+def _on_other_data(config: dict[str, Any], other: dict[str, Any]) -> bool:
+  """Whether something that both config.json tell of their data differs."""
+  ours, theirs = (saved.get("data") for saved in (config, other))
+  if not ours or not theirs:  # runs by earlier versions have one hash alone
+    ours, theirs = (
+      {name: saved[name] for name in ("data_fingerprint",) if name in saved}
+      for saved in (config, other)
+    )
+  return any(ours[name] != theirs[name] for name in ours.keys() & theirs.keys())
 
 
 def settings(run: Run) -> dict[str, Any]:

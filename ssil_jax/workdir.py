@@ -38,7 +38,8 @@ def claimed(
   Args:
     config: of the run.
     data_parts: of the data set, see `data.parts`.
-    warn: called with a line if the file system has no locks.
+    warn: called with a line if the file system has no locks, or if not all of the data can
+      be compared with those of the run that is there.
 
   Yields:
     Its absolute path, with `config.json` in it.
@@ -57,7 +58,7 @@ def claimed(
         for name in _FILES:  # what files.write_bytes left in a killed process
           for temporary in workdir.glob(f"{name}.*.tmp"):
             temporary.unlink()
-        _claim(config, workdir, data_parts)
+        _claim(config, workdir, data_parts, warn)
     parallel.barrier()
     yield workdir
 
@@ -101,7 +102,10 @@ def _locked(workdir: pathlib.Path, warn: Callable[[str], None]) -> Iterator[None
 
 
 def _claim(
-  config: Config, workdir: pathlib.Path, data_parts: Mapping[str, str | int]
+  config: Config,
+  workdir: pathlib.Path,
+  data_parts: Mapping[str, str | int],
+  warn: Callable[[str], None],
 ) -> None:
   path = workdir / "config.json"
   now = {
@@ -118,7 +122,7 @@ def _claim(
   if path.exists():
     there = read_config(path)
     if was_saved or set(there) != set(now):
-      _check_same_run(config, there, now, workdir)
+      _check_same_run(config, there, now, workdir, warn)
     else:
       write_json(path, now)
   elif was_saved:
@@ -158,7 +162,11 @@ def read_config(path: pathlib.Path) -> dict[str, Any]:
 
 
 def _check_same_run(
-  config: Config, saved: dict[str, Any], now: dict[str, Any], workdir: pathlib.Path
+  config: Config,
+  saved: dict[str, Any],
+  now: dict[str, Any],
+  workdir: pathlib.Path,
+  warn: Callable[[str], None],
 ) -> None:
   if config.resume == "never":
     raise WorkdirError(
@@ -169,18 +177,24 @@ def _check_same_run(
       f"{workdir} holds a run with another configuration; use another --workdir, or the "
       "same flags:\n" + "\n".join(different)
     )
-  if saved.get("data_fingerprint") != now["data_fingerprint"]:
-    there = saved.get("data")
-    if not isinstance(there, dict):
-      raise WorkdirError(
-        f"{workdir} holds a run of an earlier version of this program, or of other data: "
-        "use another --workdir"
-      )
+  there = saved_data(saved)
+  if there is None:
+    raise WorkdirError(
+      f"{workdir} holds a run of an earlier version of this program: use another --workdir"
+    )
+  if different := data.differences(now["data"], there):
     raise WorkdirError(
       f"{workdir} holds a run on other data than --data_dir={config.data_dir} has: use "
-      "another --workdir, or that run's data\n"
-      + "\n".join(data.differences(now["data"], there))
+      "another --workdir, or that run's data\n" + "\n".join(different)
     )
+  if unknown := data.uncompared(now["data"], there):
+    warn(f"warning: not compared with the run in {workdir}: {', '.join(unknown)}")
+
+
+def saved_data(saved: Mapping[str, Any]) -> dict[str, Any] | None:
+  """The parts of the data of a config.json; None if it has none that tells data apart."""
+  parts = saved.get("data")
+  return parts if isinstance(parts, dict) and "classes" in parts else None
 
 
 def check_space(workdir: pathlib.Path, needed: int) -> None:

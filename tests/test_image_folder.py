@@ -28,7 +28,10 @@ def test_images_and_labels_of_a_folder(root):
   assert not dataset.random_resized_crop
   assert dataset.normalization is None
   assert dataset.ignored_files == 0
-  assert dataset.notes == ()
+  assert dataset.notes == (
+    "training images have 8x8 to 8x8 pixels, 8 in the median of the longer sides; the "
+    "network sees 8x8",
+  )
 
 
 def test_records_are_in_the_order_of_names_not_of_creation(tmp_path):
@@ -367,19 +370,31 @@ def test_a_store_of_many_files_is_small():
   assert [again.name(n) for n in (0, 5000)] == [store.name(n) for n in (0, 5000)]
 
 
-def test_the_digest_is_that_of_the_names():
-  digest = store_of(NAMES).digest()
-  assert store_of(NAMES, "/mnt/x/train").digest() == digest
+def test_the_digest_is_that_of_names_and_sizes(tmp_path):
+  def digest_of(folders):
+    store = store_of(folders, tmp_path)
+    return store.digest(np.arange(sum(map(len, folders.values()))))
+
+  digest = digest_of(NAMES)
+  (tmp_path / "n03").mkdir()
+  (tmp_path / "n03" / "\U0001f600.jpg").write_bytes(b"abc")
+  with_a_file = digest_of(NAMES)
+  assert with_a_file != digest
+  (tmp_path / "n03" / "\U0001f600.jpg").write_bytes(b"xyz")
+  assert digest_of(NAMES) == with_a_file
+  (tmp_path / "n03" / "\U0001f600.jpg").write_bytes(b"")
+  assert digest_of(NAMES) not in (digest, with_a_file)
+  digest = digest_of(NAMES)
   renamed = {**NAMES, "n03": ["other.jpg"]}
-  assert store_of(renamed).digest() != digest
+  assert digest_of(renamed) != digest
   # The same letters.
   cut_elsewhere = {
     **NAMES,
     "n01": ["0.pnga", " much longer name.JPEG", "b.jpg"],
   }
-  assert store_of(cut_elsewhere).digest() != digest
+  assert digest_of(cut_elsewhere) != digest
   swapped = {**NAMES, "n01": NAMES["n01"][::-1]}
-  assert store_of(swapped).digest() != digest
+  assert digest_of(swapped) != digest
 
 
 def test_only_the_files_asked_for_are_checked(tmp_path):

@@ -148,8 +148,8 @@ def test_an_unfinished_run_lends_what_it_has(ft, tmp_path):
   plan = loop.make_plan(
     small_config("unused", method="il2m", from_workdir=str(part), **SETTINGS, **RATE)
   )
-  fingerprint = json.loads((part / "config.json").read_text())["data_fingerprint"]
-  assert reuse.open_source(plan, data_fingerprint=fingerprint).num_states == 1
+  parts = json.loads((part / "config.json").read_text())["data"]
+  assert reuse.open_source(plan, data_parts=parts).num_states == 1
   # A state is lent once its results are there, too.
   whole = tmp_path / "whole"
   shutil.copytree(workdir, whole)
@@ -161,7 +161,22 @@ def test_an_unfinished_run_lends_what_it_has(ft, tmp_path):
       "unused", method="il2m", from_workdir=str(whole), **SETTINGS, **RATE
     )
   )
-  assert reuse.open_source(plan, data_fingerprint=fingerprint).num_states == 1
+  assert reuse.open_source(plan, data_parts=parts).num_states == 1
+
+
+def test_what_cannot_be_compared_is_said(ft):
+  workdir, _ = ft
+  plan = loop.make_plan(
+    small_config("unused", method="il2m", from_workdir=str(workdir), **SETTINGS, **RATE)
+  )
+  parts = json.loads((workdir / "config.json").read_text())["data"]
+  warnings = []
+  parts["contents of test images"] = "0a"
+  source = reuse.open_source(plan, data_parts=parts, warn=warnings.append)
+  assert source.num_states == 2
+  assert warnings == [
+    f"warning: not compared with the run in {workdir}: contents of test images"
+  ]
 
 
 def test_a_killed_run_may_end_in_half_a_line(ft, tmp_path):
@@ -227,7 +242,7 @@ def no_loss(folder):
     (None, {"method": "wa"}, ConfigError, "--method: 'ft' there, 'wa' now$"),
     (None, {"reset_momentum": False}, ConfigError, "leave --reset_momentum on"),
     (edit_json("config.json", method="svm"), {}, ConfigError, "--method: 'svm' there"),
-    (edit_json("config.json", data_fingerprint="0"), {}, ConfigError, "other data"),
+    (edit_json("config.json", data=None), {}, ConfigError, "earlier version"),
     (
       lambda folder: shutil.rmtree(folder / "networks"),
       {},

@@ -9,7 +9,7 @@ from folders import GREEN, RED, encode, noise
 from ssil_jax.data import crop
 from ssil_jax.data.encoded import EncodedImages
 from ssil_jax.data.image_folder import Files
-from ssil_jax.data.small import central_squares, input_size
+from ssil_jax.data.small import central_squares, describe_sizes, natural_size, read_sizes
 from ssil_jax.errors import DataError
 
 
@@ -80,14 +80,54 @@ def test_images_that_cannot_be_read_are_collected(tmp_path):
   assert bad[4] == ("No such file or directory", False)
 
 
-def test_the_input_size_is_that_of_the_first_image_that_can_be_read(tmp_path):
+def test_the_natural_size_is_the_median_of_the_longer_sides():
+  assert natural_size(np.array([(32, 32)] * 3)) == 32
+  assert natural_size(np.array([(20, 30), (40, 10), (9, 35)])) == 35
+  assert natural_size(np.array([(20, 30), (40, 10)])) == 30  # the lower of two
+  # One odd image among many changes nothing, wherever it stands.
+  for place in (0, 2, 4):
+    for odd, others, size in (((1, 1), (32, 32), 32), ((40, 40), (200, 200), 224)):
+      sizes = np.insert(np.full((4, 2), others), place, odd, axis=0)
+      assert natural_size(sizes) == size
+  assert natural_size(np.array([(64, 1)])) == 64
+  assert natural_size(np.array([(65, 1)])) == 224
+
+
+def test_images_too_small_for_the_network():
+  assert natural_size(np.array([(8, 1)])) == 8
+  with pytest.raises(DataError, match="no side of more than 7 pixels.*--image_size=8"):
+    natural_size(np.array([(7, 7), (7, 1), (30, 30)]))
+
+
+def test_sizes_are_those_of_the_images_that_can_be_read(tmp_path):
   large, small = encode(noise(90, 70), "PNG"), encode(noise(20, 30), "PNG")
-  assert input_size(files_of(tmp_path, small, large)) == 30
-  assert input_size(files_of(tmp_path, large, small)) == 224
-  assert input_size(files_of(tmp_path, b"text", large[:-30], small, large)) == 30
+  readable, sizes = read_sizes(files_of(tmp_path, large, b"text", small))
+  assert sizes.tolist() == [[70, 90], [30, 20]]
+  assert readable.numbers.tolist() == [0, 2]
 
 
 def test_no_image_that_can_be_read(tmp_path):
   images = files_of(tmp_path, b"text", b"")
   with pytest.raises(DataError, match="none of 2 training images can be read; the first"):
-    input_size(images)
+    read_sizes(images)
+
+
+def test_images_far_from_the_others_are_warned_of(tmp_path):
+  one = encode(noise(8, 8), "PNG")
+  images = files_of(tmp_path, one, one, one)
+
+  def warnings(sizes, size):
+    first, *others = describe_sizes(images, np.array(sizes), size)
+    assert first.endswith(f"the network sees {size}x{size}")
+    return others
+
+  assert warnings([(32, 32), (16, 40), (64, 64)], 32) == []
+  (line,) = warnings([(32, 32), (15, 40), (2, 50)], 32)
+  assert line.startswith("warning: 2 of 3 training images are enlarged more than 2 times")
+  assert f"most of all {images.name(2)} of 2x50" in line
+  (line,) = warnings([(65, 70), (32, 32), (32, 32)], 32)
+  assert line.startswith("warning: 1 of 3 training images are shrunk more than 2 times")
+  # Of large images, crops are taken.
+  assert warnings([(4000, 3000), (200, 300), (112, 112)], 224) == []
+  (line,) = warnings([(400, 300), (200, 300), (111, 500)], 224)
+  assert f"enlarged more than 2 times, most of all {images.name(2)} of 111x500" in line

@@ -12,7 +12,7 @@ import pytest
 from folders import encode, noise, open_folder, photo, save
 from PIL import PngImagePlugin
 
-from ssil_jax.data import decode, feed, image_folder, jpeg, parts, verify
+from ssil_jax.data import decode, differences, feed, image_folder, jpeg, parts, verify
 from ssil_jax.data.encoded import BadImage
 from ssil_jax.errors import ConfigError, DataError
 
@@ -221,7 +221,7 @@ def test_many_bad_images_are_listed_in_a_file(large, open_it, skip, cache_home):
   ]
   spoil(large, *places)
   if skip:
-    (message,) = open_it(large, skip_bad_records=True).notes
+    *_, message = open_it(large, skip_bad_records=True).notes
   else:
     message = refusal(open_it, large)
   (path,) = cache_home.glob("ssil_jax/*/bad_images.txt")
@@ -242,7 +242,7 @@ def test_more_bad_images_than_can_be_listed(large, tmp_path, monkeypatch):
 
 def test_what_is_left_out_is_said(large):
   spoil(large, "train/b/1.jpg")
-  (note,) = open_large(large, skip_bad_records=True).notes
+  _, note = open_large(large, skip_bad_records=True).notes
   path = large / "train" / "b" / "1.jpg"
   assert note == f"1 of {TOTAL} images are left out as bad: {path}: it is empty"
 
@@ -263,7 +263,7 @@ def test_the_pass_shows_how_far_it_is(large, capsys):
 def test_bad_images_are_left_out_before_anything_sees_them(large, open_it):
   whole = open_it(large)
   assert whole.skipped_records == {"train": 0, "test": 0}
-  assert whole.notes == ()
+  assert "left out" not in "".join(whole.notes)
   spoil(large, "train/a/0.jpg", "train/b/2.jpg", "train/b/3.jpg", "test/c/1.jpg")
   dataset = open_it(large, skip_bad_records=True)
   assert dataset.skipped_records == {"train": 3, "test": 1}
@@ -299,7 +299,7 @@ def test_bad_images_of_other_classes_are_not_looked_at(large, open_it):
   assert dataset.skipped_records == {"train": 0, "test": 0}
 
 
-def test_the_size_is_that_of_the_first_good_image(tmp_path):
+def test_bad_images_have_no_say_in_the_size(tmp_path):
   for split in ("train", "test"):
     for i in range(3):
       save(tmp_path / split / "x" / f"{i}.png", noise(20, 20, seed=i))
@@ -318,7 +318,7 @@ def test_without_verification_images_are_bad_when_they_are_met(large, decoded):
   path = large / "train" / "a" / "1.jpg"
   path.write_bytes(path.read_bytes()[:-100])
   dataset = open_large(large, verify_data=False)
-  assert len(decoded) == 1  # for the size of the input
+  assert decoded == []
   with pytest.raises(DataError, match=f"cannot read image {path}: Premature end"):
     dataset.train.images.decode(1, decode.read_rgb)
 
@@ -354,10 +354,10 @@ def test_an_image_that_turns_bad_later_stops_the_run(large, skip, damage):
 
 def test_images_are_decoded_once(large, decoded):
   open_large(large)
-  assert len(decoded) == 1 + TOTAL  # one for the size of the input
+  assert len(decoded) == TOTAL
   del decoded[:]
   open_large(large)
-  assert len(decoded) == 1
+  assert decoded == []
 
 
 def test_bad_images_are_remembered(large, decoded):
@@ -367,7 +367,7 @@ def test_bad_images_are_remembered(large, decoded):
   del decoded[:]
   assert refusal(open_large, large) == first
   assert open_large(large, skip_bad_records=True).skipped_records["train"] == 1
-  assert len(decoded) == 2
+  assert decoded == []
 
 
 def test_what_could_not_be_read_is_tried_again(large):
@@ -413,11 +413,78 @@ def test_a_changed_file_is_decoded_again_and_no_other(large, decoded, change):
   if path.exists() and path.stat().st_size != before.st_size:
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
   open_large(large)
-  assert len(decoded) == 2
-  assert decoded[1].startswith(data)
+  assert len(decoded) == 1
+  assert decoded[0].startswith(data)
   del decoded[:]
   open_large(large)
-  assert len(decoded) == 1
+  assert decoded == []
+
+
+def contents_of(dataset):
+  """The parts of the identity of the data that tell of the images' bytes."""
+  return {name: part for name, part in parts(dataset).items() if "contents" in name}
+
+
+def test_other_photos_under_the_same_names_are_other_data(large, decoded):
+  first = open_large(large)
+  assert set(contents_of(first)) == {
+    "contents of training images",
+    "contents of test images",
+  }
+  assert contents_of(open_large(large)) == contents_of(first)
+  one, other = (large / "train" / "b" / f"{i}.jpg" for i in (1, 2))
+  one_content, other_content = one.read_bytes(), other.read_bytes()
+  one.write_bytes(other_content)
+  other.write_bytes(one_content)
+  del decoded[:]
+  swapped = contents_of(open_large(large))
+  assert len(decoded) == 2
+  assert swapped["contents of test images"] == contents_of(first)["contents of test images"]
+  assert (
+    swapped["contents of training images"]
+    != contents_of(first)["contents of training images"]
+  )
+  one.write_bytes(one_content)
+  other.write_bytes(other_content)
+  assert contents_of(open_large(large)) == contents_of(first)
+
+
+def test_another_photo_of_the_same_size_and_time_is_noticed(large):
+  path = large / "train" / "b" / "2.jpg"
+  content, before = path.read_bytes(), path.stat()
+  first = contents_of(open_large(large))
+  # A comment at the end: the same pixels, and as many bytes each time.
+  for comment in (b"1", b"2"):
+    path.write_bytes(content + comment)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    now = contents_of(open_large(large))
+    assert now["contents of training images"] != first["contents of training images"]
+    first = now
+
+
+def test_bad_images_do_not_count_for_the_contents(large):
+  spoil(large, "train/b/1.jpg")
+  skipping = {"skip_bad_records": True}
+  first = open_large(large, **skipping)
+  again = open_large(large, **skipping)  # as it is remembered
+  assert contents_of(again) == contents_of(first)
+  whole = first.train.images.contents
+  assert len(whole) == len(first.train.labels) == TOTAL // 2 - 1
+  assert (whole != 0).all()
+
+
+def test_contents_are_not_known_without_a_look(large):
+  dataset = open_large(large, verify_data=False)
+  assert contents_of(dataset) == {}
+  assert "with --noverify_data nobody looks" in dataset.notes[-1]
+  # Sizes in bytes are.
+  before = parts(dataset)
+  path = large / "train" / "b" / "2.jpg"
+  path.write_bytes(path.read_bytes() + b"1")
+  now = open_large(large, verify_data=False)
+  assert differences(parts(now), before) == [
+    "names and sizes of training images: different"
+  ]
 
 
 def test_a_mended_file_is_good(large):
@@ -441,16 +508,16 @@ def test_the_same_files_elsewhere_are_decoded(large, tmp_path, decoded):
   shutil.copytree(large, tmp_path / "copy")  # keeps sizes and times
   del decoded[:]
   open_large(tmp_path / "copy")
-  assert len(decoded) == 1 + TOTAL
+  assert len(decoded) == TOTAL
 
 
 def test_more_classes_of_the_same_folder(large, decoded):
   open_large(large, num_classes=1, num_states=1)
-  assert len(decoded) == 1 + TOTAL // 3
+  assert len(decoded) == TOTAL // 3
   open_large(large)
-  assert len(decoded) == 2 + TOTAL
+  assert len(decoded) == TOTAL
   open_large(large, num_classes=2, num_states=2)
-  assert len(decoded) == 3 + TOTAL
+  assert len(decoded) == TOTAL
 
 
 def memories(cache_home):
@@ -469,7 +536,7 @@ def test_a_damaged_memory_is_not_trusted(large, cache_home, decoded, place):
     path.write_bytes(data)
   del decoded[:]
   open_large(large)
-  assert len(decoded) == 1 + TOTAL
+  assert len(decoded) == TOTAL
 
 
 @pytest.mark.parametrize("kept", [0, 3, 100, -5])
@@ -479,7 +546,7 @@ def test_a_memory_that_breaks_off_is_not_trusted(large, cache_home, decoded, kep
     path.write_bytes(path.read_bytes()[:kept])
   del decoded[:]
   open_large(large)
-  assert len(decoded) == 1 + TOTAL
+  assert len(decoded) == TOTAL
 
 
 def test_a_memory_by_other_rules_is_not_trusted(large, decoded, monkeypatch):
@@ -487,13 +554,13 @@ def test_a_memory_by_other_rules_is_not_trusted(large, decoded, monkeypatch):
   monkeypatch.setattr(verify, "_RULES", verify._RULES + 1)
   del decoded[:]
   open_large(large)
-  assert len(decoded) == 1 + TOTAL
+  assert len(decoded) == TOTAL
 
 
 def test_a_memory_that_cannot_be_written_is_no_error(large, tmp_path, monkeypatch):
   (tmp_path / "file").touch()
   monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-  (note,) = open_large(large).notes
+  note, _ = open_large(large).notes
   assert "will decode every image again" in note
   assert "XDG_CACHE_HOME" in note
 
@@ -540,12 +607,13 @@ def test_the_memory_of_many_images_is_small(cache_home, tmp_path):
   stamps = np.zeros(10_000, verify.STAMP)
   stamps["name"], stamps["state"] = np.random.default_rng(0).integers(1, 2**62, (2, 10_000))
   for _ in range(3):
-    memory.add(stamps, [(np.arange(10_000), {})])
+    _, entries, _ = memory.recall(stamps)
+    memory.add(entries, [(np.arange(10_000), {})])
     memory.save()
     assert memory.problem is None
   (path,) = cache_home.glob("ssil_jax/*/verified")
-  assert path.stat().st_size < 10_000 * 16 + 2000
-  known, bad = verify._Memory(tmp_path).recall(stamps[::-1])
+  assert path.stat().st_size < 10_000 * 32 + 2000
+  known, _, bad = verify._Memory(tmp_path).recall(stamps[::-1])
   assert known.all()
   assert bad == {}
 
@@ -561,9 +629,9 @@ def test_the_memory_is_never_unpickled(large, cache_home, decoded):
   open_large(large)
   for path in memories(cache_home):
     file = io.BytesIO()
-    stamps = np.array([Executed()], object)
-    np.savez(file, rules=verify._RULES, stamps=stamps, reasons=np.zeros(2, np.uint8))
+    entries = np.array([Executed()], object)
+    np.savez(file, rules=verify._RULES, entries=entries, reasons=np.zeros(2, np.uint8))
     path.write_bytes(verify._digest(file.getvalue()) + file.getvalue())
   del decoded[:]
   open_large(large)
-  assert len(decoded) == 1 + TOTAL
+  assert len(decoded) == TOTAL

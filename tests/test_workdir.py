@@ -76,11 +76,29 @@ def test_other_data_is_refused(tmp_path):
   assert str(error.value).splitlines()[1:] == [
     "classes: 3 there, 4 now",
     "labels of test images: different",
-    "image size: None there, 8 now",
-    "test images: 20 there, None now",
   ]
   assert (tmp_path / "config.json").read_bytes() == before
   claim(config_of(tmp_path))
+
+
+def test_what_cannot_be_compared_is_said(tmp_path):
+  claim(config_of(tmp_path))
+  finish_a_state(tmp_path)
+  other, warnings = {**PARTS, "contents of test images": "ffff"}, []
+  del other["test images"]
+  claim(config_of(tmp_path), parts=other, warnings=warnings)
+  assert warnings == [
+    f"warning: not compared with the run in {tmp_path}: contents of test images, test "
+    "images"
+  ]
+
+
+@pytest.mark.parametrize("parts", [None, "0a", {}, {"editor": "dark"}])
+def test_a_run_that_does_not_tell_its_data_is_refused(tmp_path, parts):
+  path = claim(config_of(tmp_path)) / "config.json"
+  finish_a_state(tmp_path)
+  path.write_text(json.dumps({**json.loads(path.read_text()), "data": parts}))
+  assert "of an earlier version" in refusal(config_of(tmp_path))
 
 
 def test_a_run_that_saved_no_state_is_replaced(tmp_path):

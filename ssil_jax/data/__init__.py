@@ -1,5 +1,7 @@
 """Data sets, by the name that `--dataset` takes."""
 
+import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -9,9 +11,9 @@ from ssil_jax.data import verify
 from ssil_jax.data.augment import Augmentation
 from ssil_jax.data.dataset import Dataset, Source, Split, in_class_order
 from ssil_jax.data.digits import open_digits
-from ssil_jax.data.identity import differences, fingerprint, parts
+from ssil_jax.data.identity import differences, fingerprint, parts, uncompared
 from ssil_jax.data.image_folder import open_image_folder
-from ssil_jax.data.small import central_squares
+from ssil_jax.data.small import central_squares, describe_sizes, natural_size, read_sizes
 from ssil_jax.data.tfds_folder import NAMES, open_tfds
 from ssil_jax.errors import ConfigError
 from ssil_jax.resnet import SMALL_IMAGE
@@ -35,9 +37,10 @@ def open_dataset(
 ) -> Dataset:
   """Opens the data set with its classes in the order of learning.
 
-  Images of up to 64 pixels are decoded here and now; larger ones stay encoded, and are only
-  looked at with `--verify_data`. Bad images stop the run, or are left out before anything
-  else is done with `--skip_bad_records`.
+  If the network's input has up to 64 pixels, images are decoded here and now; else they
+  stay encoded, and are looked at once, with `--verify_data`. Bad images stop the run, or
+  are left out before anything else is done with `--skip_bad_records`. Where neither flag
+  nor data set says how large the input is, the sizes of all training images do.
 
   Args:
     config: of the run.
@@ -55,32 +58,55 @@ def open_dataset(
     seed=config.class_order_seed,
   )
   class_names = tuple(source.class_names[c] for c in order)
-  size = config.image_size or source.image_size
   splits = {
     "train": in_class_order(source.train, order),
     "test": in_class_order(source.test, order),
   }
   images = {name: split.images for name, split in splits.items()}
-  bad, notes = {}, source.notes
-  if size <= SMALL_IMAGE or splits["train"].on_device:
+  without = functools.partial(
+    verify.without, images=images, class_names=class_names, skip=config.skip_bad_records
+  )
+  size = config.image_size or source.image_size
+  kept, notes = without(splits, {}), source.notes
+  in_files = not splits["train"].on_device
+  was_verified = in_files and all(part.store.was_verified for part in images.values())
+  verified = in_files and config.verify_data and not was_verified
+  if verified and not (size and size <= SMALL_IMAGE):
+    verification = verify.verify(images, check_interrupt)
+    notes += verification.notes
+    splits = {
+      name: split._replace(
+        images=dataclasses.replace(split.images, contents=verification.contents[name])
+      )
+      for name, split in splits.items()
+    }
+    kept = without(splits, verification.bad)
+    sizes = verification.sizes["train"]
+    sizes = sizes[sizes.all(axis=1)]  # of those that are kept
+    size = size or natural_size(sizes)
+    notes += describe_sizes(kept.splits["train"].images, sizes, size)
+  elif not size:
+    readable, sizes = read_sizes(images["train"])
+    size = natural_size(sizes)
+    notes += describe_sizes(readable, sizes, size)
+  if size <= SMALL_IMAGE or not in_files:
+    bad = {}
     for name, split in splits.items():
       pixels, bad[name] = central_squares(split.images, size, check_interrupt)
       splits[name] = Split(pixels, split.labels)
-  elif not all(encoded.store.was_verified for encoded in images.values()):
-    if config.verify_data:
-      verification = verify.verify(images, check_interrupt)
-      bad, notes = verification.bad, notes + verification.notes
-    elif config.skip_bad_records:
+    kept = without(splits, bad)
+  elif not verified and not was_verified:
+    if config.skip_bad_records:
       raise ConfigError(
         "--skip_bad_records needs --verify_data: without it, bad images are not known "
         "before training"
       )
-    else:
-      # Read for the first time when a whole state has been trained: too late to complain.
-      images["test"].store.check(images["test"].numbers)
-  kept = verify.without(
-    splits, bad, images, class_names=class_names, skip=config.skip_bad_records
-  )
+    # Read for the first time when a whole state has been trained: too late to complain.
+    images["test"].store.check(images["test"].numbers)
+    notes += (
+      "with --noverify_data nobody looks whether the images are those that this run, or "
+      "--from_workdir, was trained on: only their names and sizes in bytes are compared",
+    )
   train, test = kept.splits["train"], kept.splits["test"]
   augment = config.augment
   if augment == "auto":
@@ -119,4 +145,5 @@ __all__ = [
   "open_dataset",
   "parts",
   "records_of",
+  "uncompared",
 ]

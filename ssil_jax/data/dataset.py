@@ -33,7 +33,8 @@ class Source(NamedTuple):
   class_names: tuple[str, ...]
   train: Split
   test: Split
-  image_size: int  # natural side of the network's input, in pixels
+  # Natural side of the network's input, in pixels; None for what the images say.
+  image_size: int | None
   flip: bool  # whether a mirrored image is still one of its class
   normalization: Normalization | None = None
   ignored_files: int = 0  # and folders, found beside the images and not read

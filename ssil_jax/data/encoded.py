@@ -32,7 +32,8 @@ class BadImage(DataError):
 
 
 # Tells whether an image is still the one that was looked at: hashes of what it is called in
-# its store, and of its size and the time of its last change; 0 if they are not known.
+# its store, and of its size in bytes and the times of its last change; 0 if they are not
+# known.
 STAMP = np.dtype([("name", np.uint64), ("state", np.uint64)])
 
 
@@ -57,15 +58,20 @@ class Store(Protocol):
     has_checksums: whether `read` gives the very bytes that were stored, or raises. What is
       odd about them then is how the image was published, and is no reason to stop.
     was_verified: whether every image was decoded before it was stored.
+    content: a hash of all images, where it was noted when they were stored.
     directory: that holds the images.
   """
 
   has_checksums: bool
   was_verified: bool
+  content: str | None
   directory: pathlib.Path
 
   def read(self, number: int) -> bytes:
     """The encoded image. Raises BadImage."""
+
+  def size(self, number: int) -> tuple[int, int]:
+    """Width and height in pixels of the upright image, from its header. Raises BadImage."""
 
   def name(self, number: int) -> str:
     """Where the image is, for a person."""
@@ -77,8 +83,9 @@ class Store(Protocol):
   def stamps(self, numbers: np.ndarray) -> np.ndarray:
     """`STAMP` [n] of images `numbers` (int64 [n])."""
 
-  def digest(self) -> bytes:
-    """Differs if other images are held, or in another order; the same wherever it lies."""
+  def digest(self, numbers: np.ndarray) -> bytes:
+    """Differs if images `numbers` (int64 [n]) have other names, another order or other
+    sizes in bytes; the same wherever the store lies."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,13 +94,17 @@ class EncodedImages:
 
   store: Store
   numbers: np.ndarray  # int64 [N]
+  contents: np.ndarray | None = (
+    None  # uint64 [N], hashes of their bytes, if these were read
+  )
 
   def __len__(self) -> int:
     return len(self.numbers)
 
   def take(self, records: np.ndarray) -> "EncodedImages":
     """Those records (int64 [n]) alone, in that order."""
-    return EncodedImages(self.store, self.numbers[records])
+    contents = None if self.contents is None else self.contents[records]
+    return EncodedImages(self.store, self.numbers[records], contents)
 
   def decode(self, record: int, how: Callable[..., T]) -> T:
     """`how` of a record's bytes, and of `strict=False` if it must be.
@@ -113,6 +124,10 @@ class EncodedImages:
         return how(data, strict=False)
     except ImageError as error:
       raise BadImage(self.name(record), str(error)) from error
+
+  def size(self, record: int) -> tuple[int, int]:
+    """Width and height in pixels of the upright image, from its header. Raises BadImage."""
+    return self.store.size(int(self.numbers[record]))
 
   def name(self, record: int) -> str:
     """Where a record's image is, for a person."""

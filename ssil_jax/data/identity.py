@@ -24,9 +24,12 @@ def parts(dataset: Dataset) -> dict[str, Part]:
     if split.on_device:
       found[f"pixels of {name} images"] = _hash(np.ascontiguousarray(split.images))
     else:
-      found[f"files of {name} images"] = _hash(
-        split.images.store.digest(), split.images.numbers
-      )
+      store, numbers = split.images.store, split.images.numbers
+      found[f"names and sizes of {name} images"] = _hash(store.digest(numbers), numbers)
+      if split.images.contents is not None:
+        found[f"contents of {name} images"] = _hash(split.images.contents)
+      elif store.content is not None:
+        found[f"contents of {name} images"] = store.content
   return found
 
 
@@ -36,15 +39,25 @@ def fingerprint(data_parts: Mapping[str, Part]) -> str:
 
 
 def differences(now: Mapping[str, Part], there: Mapping[str, Part]) -> list[str]:
-  """A line for each part that another data set has differently."""
+  """A line for each part that two data sets have differently; see `uncompared`."""
   lines = []
-  for name in dict.fromkeys((*now, *there)):
-    ours, theirs = now.get(name), there.get(name)
-    if ours == theirs:
-      continue
-    hashes = isinstance(ours, str) or isinstance(theirs, str)
-    lines.append(f"{name}: different" if hashes else f"{name}: {theirs} there, {ours} now")
+  for name in now:
+    ours, theirs = now[name], there.get(name, now[name])
+    if ours != theirs:
+      hashes = isinstance(ours, str) or isinstance(theirs, str)
+      lines.append(
+        f"{name}: different" if hashes else f"{name}: {theirs} there, {ours} now"
+      )
   return lines
+
+
+def uncompared(now: Mapping[str, Part], there: Mapping[str, Part]) -> list[str]:
+  """The parts that only one of two data sets has.
+
+  Of images that nobody has read (`--noverify_data`) no contents are known, and runs by
+  earlier versions have other parts.
+  """
+  return sorted(set(now) ^ set(there))
 
 
 def _hash(*contents) -> str:

@@ -13,7 +13,6 @@ from ssil_jax.config import Config
 from ssil_jax.data import decode
 from ssil_jax.data.dataset import Source, Split
 from ssil_jax.data.encoded import STAMP, BadImage, EncodedImages, mixed
-from ssil_jax.data.small import input_size
 from ssil_jax.errors import DataError
 
 _LAYOUT = "an image folder is DIR/train/CLASS/* and DIR/test/CLASS/* (or DIR/val)"
@@ -25,8 +24,6 @@ _CHUNK = 256  # files that a thread looks at at a time
 
 def open_image_folder(config: Config) -> Source:
   """Lists the files; classes and files in the order of their names.
-
-  The natural input size is that of the first training image if it is small, else 224.
 
   Raises:
     DataError: names the folder that is missing or empty, or the class that differs.
@@ -58,7 +55,7 @@ def _open(config: Config) -> Source:
     class_names=class_names,
     train=train,
     test=test,
-    image_size=input_size(train.images),
+    image_size=None,
     flip=True,
     ignored_files=ignored_train + ignored_test,
   )
@@ -128,6 +125,7 @@ class Files:
 
   has_checksums = False
   was_verified = False
+  content = None
 
   def __init__(
     self,
@@ -147,7 +145,7 @@ class Files:
       name_ends: int64 [N], where each of them ends.
     """
     self.directory = directory
-    self._folders = tuple(folders)
+    self._folders = tuple(map(os.fsencode, folders))
     self._folder_of_file = folder_of_file
     self._names = names
     self._name_ends = name_ends
@@ -173,43 +171,56 @@ class Files:
     except OSError as error:
       raise BadImage(path, error.strerror) from error
 
+  def size(self, number: int) -> tuple[int, int]:
+    try:
+      return decode.size_of(self.read(number, _HEAD_BYTES))
+    except decode.ImageError:
+      # Its header may be longer than that.
+      return EncodedImages(self, np.array([number])).decode(0, decode.size_of)
+
   def name(self, number: int) -> str:
     return os.path.join(self.directory, self._relative_name(number))
 
   def check(self, numbers: np.ndarray) -> None:
     with ThreadPoolExecutor() as threads:
-      for _ in threads.map(self._check, numbers.tolist()):
+      for _ in threads.map(self.size, numbers.tolist()):
         pass  # to raise what a thread raised
 
-  def digest(self) -> bytes:
+  def digest(self, numbers: np.ndarray) -> bytes:
     digest = hashlib.blake2b(self._names)
     digest.update(self._name_ends.tobytes())
+    digest.update(self._statuses(numbers)[:, 0].tobytes())
     return digest.digest()
 
   def stamps(self, numbers: np.ndarray) -> np.ndarray:
     result = np.zeros(len(numbers), STAMP)
-    sizes_and_times = np.zeros((len(numbers), 2), np.int64)
-    folders = [os.fsencode(folder) for folder in self._folders]
+    hashes = [
+      hashlib.blake2b(name, digest_size=8).digest()
+      for name in self._relative_names(numbers)
+    ]
+    result["name"] = np.frombuffer(b"".join(hashes), np.uint64)
+    statuses = self._statuses(numbers)
+    result["state"] = np.where(statuses[:, 0] < 0, 0, mixed(statuses))
+    return result
+
+  def _statuses(self, numbers: np.ndarray) -> np.ndarray:
+    """int64 [n, 3]: sizes and times of change, of contents and of anything, in ns.
+
+    The last one no program can set, so that it changes with every replacement. -1 and
+    zeros for a file that is not there.
+    """
+    result = np.zeros((len(numbers), 3), np.int64)
     directory = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY)
 
     def look(start: int) -> None:
-      chosen = slice(start, start + _CHUNK)
-      ends = self._name_ends[numbers[chosen]].tolist()
-      starts = np.where(
-        numbers[chosen] > 0, self._name_ends[numbers[chosen] - 1], 0
-      ).tolist()
-      owners = self._folder_of_file[numbers[chosen]].tolist()
-      names, found = [], []
-      for first, last, owner in zip(starts, ends, owners, strict=True):
-        name = b"%b/%b" % (folders[owner], self._names[first:last])
-        names.append(hashlib.blake2b(name, digest_size=8).digest())
+      found = []
+      for name in self._relative_names(numbers[start : start + _CHUNK]):
         try:
           status = os.stat(name, dir_fd=directory)
-          found.append((status.st_size, status.st_mtime_ns))
+          found.append((status.st_size, status.st_mtime_ns, status.st_ctime_ns))
         except OSError:
-          found.append((-1, 0))
-      result["name"][chosen] = np.frombuffer(b"".join(names), np.uint64)
-      sizes_and_times[chosen] = found
+          found.append((-1, 0, 0))
+      result[start : start + _CHUNK] = found
 
     try:
       with ThreadPoolExecutor() as threads:
@@ -217,18 +228,18 @@ class Files:
           pass  # to raise what a thread raised
     finally:
       os.close(directory)
-    result["state"] = mixed(sizes_and_times)
-    result["state"][sizes_and_times[:, 0] < 0] = 0
     return result
 
-  def _relative_name(self, number: int) -> str:
-    start = self._name_ends[number - 1] if number else 0
-    file_name = os.fsdecode(self._names[start : self._name_ends[number]])
-    return os.path.join(self._folders[self._folder_of_file[number]], file_name)
+  def _relative_names(self, numbers: np.ndarray) -> list[bytes]:
+    """CLASS/FILE of each, as the system has it."""
+    ends = self._name_ends[numbers].tolist()
+    starts = np.where(numbers > 0, self._name_ends[numbers - 1], 0).tolist()
+    owners = self._folder_of_file[numbers].tolist()
+    return [
+      b"%b/%b" % (self._folders[owner], self._names[start:end])
+      for start, end, owner in zip(starts, ends, owners, strict=True)
+    ]
 
-  def _check(self, number: int) -> None:
-    try:
-      decode.size_of(self.read(number, _HEAD_BYTES))
-    except decode.ImageError:
-      # Its header may be longer than that.
-      EncodedImages(self, np.array([number])).decode(0, decode.size_of)
+  def _relative_name(self, number: int) -> str:
+    (name,) = self._relative_names(np.array([number]))
+    return os.fsdecode(name)

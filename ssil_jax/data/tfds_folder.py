@@ -25,11 +25,11 @@ from tensorflow_datasets.proto import tf_example_generated_pb2
 
 from ssil_jax.config import Config
 from ssil_jax.data import cache as cache_lib
-from ssil_jax.data import labels
+from ssil_jax.data import decode, labels
 from ssil_jax.data.augment import IMAGENET_NORMALIZATION, Normalization
 from ssil_jax.data.dataset import Source, Split
 from ssil_jax.data.encoded import STAMP, BadImage, EncodedImages, mixed
-from ssil_jax.data.small import input_size
+from ssil_jax.data.small import natural_size, read_sizes
 from ssil_jax.errors import DataError
 from ssil_jax.host import allow_open_files
 
@@ -59,6 +59,7 @@ _FILES_PER_SHARD = 2  # that ArrayRecord keeps open of a shard once it was read 
 _PREPARED = "prepare.json"  # what experiments/prepare.py says of itself
 _WRONG_LABELS = "it is of another version; delete it and labels.json"
 _CHUNK = 256  # records that a thread indexes at a time
+_SIZED = 1000  # images whose sizes are read
 _RECORD_ERRORS = (DecodeError, ValueError, IndexError, RuntimeError, OSError)
 _AGAIN = "prepare the data again"
 
@@ -99,10 +100,8 @@ def open_tfds(config: Config) -> Source:
   allow_open_files(
     _FILES_PER_SHARD * sum(len(split.shard_lengths) for split in chosen.values())
   )
-  was_verified = (directory / _PREPARED).is_file()
-  stores = {
-    name: Records(split, was_verified=was_verified) for name, split in chosen.items()
-  }
+  prepared = _read_json(directory / _PREPARED) if _was_prepared(directory) else None
+  stores = {name: Records(split, prepared=prepared) for name, split in chosen.items()}
   all_labels = _labels(directory, stores)
   train, test = (
     _split(stores[name], all_labels[name], len(class_names), directory)
@@ -112,11 +111,22 @@ def open_tfds(config: Config) -> Source:
     class_names=class_names,
     train=train,
     test=test,
-    image_size=input_size(train.images),
+    image_size=_image_size(train.images),
     flip=True,
     normalization=data_set.normalization,
-    notes=_notes(directory),
+    notes=_notes(directory, prepared),
   )
+
+
+def _image_size(images: EncodedImages) -> int:
+  """That of images from all over the training split, for to read all takes minutes."""
+  places = np.linspace(0, len(images) - 1, min(len(images), _SIZED)).astype(np.int64)
+  _, sizes = read_sizes(images.take(places))
+  return natural_size(sizes)
+
+
+def _was_prepared(directory: pathlib.Path) -> bool:
+  return (directory / _PREPARED).is_file()
 
 
 def _check_features(directory: pathlib.Path) -> None:
@@ -142,17 +152,19 @@ class Records:
 
   has_checksums = True  # ArrayRecord has one for every record
 
-  def __init__(self, split: tfds.core.SplitInfo, *, was_verified: bool):
+  def __init__(self, split: tfds.core.SplitInfo, *, prepared: Mapping[str, Any] | None):
     """Opens every shard.
 
     Args:
       split: of a TFDS builder.
-      was_verified: whether `experiments/prepare.py` wrote it, which decodes every image.
+      prepared: the contents of prepare.json; None if `experiments/prepare.py`, which
+        decodes every image, did not write it.
 
     Raises:
       DataError: a shard is missing, damaged or of another length than TFDS wrote.
     """
-    self.was_verified = was_verified
+    self.was_verified = prepared is not None
+    self.content = _noted_content(prepared, split.name) if prepared else None
     self._paths = [pathlib.Path(path) for path in split.filepaths]
     self.directory = self._paths[0].parent
     with ThreadPoolExecutor() as threads:
@@ -169,6 +181,9 @@ class Records:
       return self._feature(number, "image").bytes_list.value[0]
     except _RECORD_ERRORS as error:
       raise BadImage(self.name(number), f"{error}; {_AGAIN}") from error
+
+  def size(self, number: int) -> tuple[int, int]:
+    return EncodedImages(self, np.array([number])).decode(0, decode.size_of)
 
   def label(self, number: int) -> int:
     """The class of an image. Raises DataError."""
@@ -192,7 +207,8 @@ class Records:
   def check(self, numbers: np.ndarray) -> None:
     """Does nothing: no program writes records that are no images."""
 
-  def digest(self) -> bytes:
+  def digest(self, numbers: np.ndarray) -> bytes:
+    del numbers  # shards are read whole or not at all
     shards = [(path.name, path.stat().st_size) for path in self._paths]
     return hashlib.blake2b(json.dumps(shards).encode()).digest()
 
@@ -201,7 +217,9 @@ class Records:
     shards = np.searchsorted(self._ends, numbers, side="right")
     places = numbers - np.concatenate([[0], self._ends[:-1]])[shards]
     statuses = [path.stat() for path in self._paths]
-    states = mixed(np.array([(s.st_size, s.st_mtime_ns) for s in statuses], np.int64))
+    states = mixed(
+      np.array([(s.st_size, s.st_mtime_ns, s.st_ctime_ns) for s in statuses], np.int64)
+    )
     digests = [
       hashlib.blake2b(os.fsencode(path.name), digest_size=8).digest()
       for path in self._paths
@@ -310,14 +328,21 @@ def _read_json(path: pathlib.Path) -> dict[str, Any]:
   return value
 
 
-def _notes(directory: pathlib.Path) -> tuple[str, ...]:
+def _noted_content(prepared: Mapping[str, Any], split: str) -> str | None:
+  """The hash of a split's images; an earlier version has noted none."""
+  try:
+    return prepared["splits"][split]["content"]
+  except (KeyError, TypeError):
+    return None
+
+
+def _notes(directory: pathlib.Path, prepared: Mapping[str, Any] | None) -> tuple[str, ...]:
   """What the user must know of how the data were prepared."""
-  path = directory / _PREPARED
-  if not path.is_file():
+  if prepared is None:
     return ()
-  differences = _read_json(path).get("differences")
+  differences = prepared.get("differences")
   if not isinstance(differences, list):
-    raise DataError(f"{path} is damaged: prepare the data again")
+    raise DataError(f"{directory / _PREPARED} is damaged: prepare the data again")
   return tuple(
     f"the prepared data differ from the official ones: {text}" for text in differences
   )

@@ -1,7 +1,9 @@
 """Every image is decoded once before training, so that a bad one is known by its name.
 
-What was decoded is remembered in the user's cache: the next run looks at sizes and times of
-change alone. What to do with bad images is the user's choice: to stop, or to go on without.
+What was found is remembered in the user's cache, a hash of each image's bytes included, so
+that photos replaced under the same names are known for other data: the next run looks at
+sizes and times of change alone. What to do with bad images is the user's choice: to stop,
+or to go on without.
 """
 
 import hashlib
@@ -31,7 +33,10 @@ _NAMED = 5  # bad images in a message
 _LIST = "bad_images.txt"
 _VERIFIED = "verified"
 _DIGEST_BYTES = 16
-_RULES = 1  # another number if other images are refused than before
+_RULES = 2  # another number if other images are refused than before, or more is remembered
+# What is remembered of an image: its stamp, a hash of its bytes, and its size in pixels, or
+# 0 x 0 if it is bad.
+_ENTRY = np.dtype([*STAMP.descr, ("content", np.uint64), ("size", np.int32, 2)])
 
 
 class Reason(NamedTuple):
@@ -82,9 +87,11 @@ def each(
 
 
 class Verification(NamedTuple):
-  """What a look at all images has found."""
+  """What a look at all images has found, by split."""
 
-  bad: Mapping[str, Bad]  # by split
+  bad: Mapping[str, Bad]
+  contents: Mapping[str, np.ndarray]  # uint64 [N], a hash of each image's bytes
+  sizes: Mapping[str, np.ndarray]  # int32 [N, 2], width and height; 0 x 0 of a bad one
   notes: tuple[str, ...]  # for the user
 
 
@@ -99,15 +106,17 @@ def verify(
     check_interrupt: called often; it may raise KeyboardInterrupt. What was found until then
       is remembered.
   """
-  stamps = {name: images.store.stamps(images.numbers) for name, images in splits.items()}
   memories = {
     directory: _Memory(directory)
     for directory in {images.store.directory for images in splits.values()}
   }
   bad: dict[str, Bad] = {}
+  entries: dict[str, np.ndarray] = {}
   unknown: dict[str, np.ndarray] = {}
   for name, images in splits.items():
-    known, bad[name] = memories[images.store.directory].recall(stamps[name])
+    # Before any image is read: one that changes meanwhile is then looked at again.
+    stamps = images.store.stamps(images.numbers)
+    known, entries[name], bad[name] = memories[images.store.directory].recall(stamps)
     unknown[name] = np.flatnonzero(~known)
   total = sum(map(len, unknown.values()))
   if total:
@@ -115,25 +124,30 @@ def verify(
       advance = display.bar("decoding every image, once", total, "images")
       for name, images in splits.items():
         memory = memories[images.store.directory]
-        bad[name] |= _decode(images, unknown[name], stamps[name], memory, advance)
+        bad[name] |= _decode(images, unknown[name], entries[name], memory, advance)
   problems = [memory.problem for memory in memories.values() if memory.problem]
-  return Verification(bad, tuple(problems[:1]))
+  return Verification(
+    bad,
+    {name: found["content"].copy() for name, found in entries.items()},
+    {name: found["size"].copy() for name, found in entries.items()},
+    tuple(problems[:1]),
+  )
 
 
 def _decode(
   images: EncodedImages,
   records: np.ndarray,
-  stamps: np.ndarray,
+  entries: np.ndarray,
   memory: "_Memory",
   advance: Callable[[int], None],
 ) -> Bad:
-  """The bad ones of some records."""
+  """The bad ones of some records, whose `_ENTRY`s, [N] of all records, it fills in."""
   pending: list[tuple[np.ndarray, Bad]] = []
   last_save = time.monotonic()
 
   def save() -> None:
     nonlocal last_save
-    memory.add(stamps, pending)
+    memory.add(entries, pending)
     pending.clear()
     memory.save()
     last_save = time.monotonic()
@@ -144,15 +158,27 @@ def _decode(
       save()
     advance(len(chunk))
 
+  def look(record: int) -> None:
+    def decode_and_hash(data: bytes, **options: bool) -> None:
+      entries["content"][record] = _hash(data)
+      height, width, _ = decode.read_rgb(data, **options).shape
+      entries["size"][record] = width, height
+
+    images.decode(record, decode_and_hash)
+
   try:
-    return each(records, lambda record: images.decode(record, decode.read_rgb), done)
+    return each(records, look, done)
   finally:
     if pending:
       save()
 
 
+def _hash(data: bytes) -> int:
+  return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
+
+
 class _Memory:
-  """The stamps of the images of a folder that were decoded, and why some are bad.
+  """The `_ENTRY`s of the images of a folder that were decoded, and why some are bad.
 
   Attributes:
     problem: why they could not be saved, for the user.
@@ -162,56 +188,70 @@ class _Memory:
     """Reads what was saved; nothing, if it is damaged or follows other rules."""
     self.problem: str | None = None
     self._directory = directory
-    self._stamps = np.empty(0, STAMP)  # sorted by name
+    self._entries = np.empty(0, _ENTRY)  # sorted by name
     self._reasons: dict[int, str] = {}  # by the name's hash
     try:
       content = self._path().read_bytes()
       if content[:_DIGEST_BYTES] != _digest(content[_DIGEST_BYTES:]):
         return
       with np.load(io.BytesIO(content[_DIGEST_BYTES:]), allow_pickle=False) as saved:
-        rules, stamps = int(saved["rules"]), saved["stamps"]
+        rules, entries = int(saved["rules"]), saved["entries"]
         reasons = json.loads(saved["reasons"].tobytes())
     except (OSError, ValueError, KeyError):
       return
-    if rules == _RULES and stamps.dtype == STAMP:
-      self._stamps = stamps
+    if rules == _RULES and entries.dtype == _ENTRY:
+      self._entries = entries
       self._reasons = {int(name): text for name, text in reasons.items()}
 
-  def recall(self, stamps: np.ndarray) -> tuple[np.ndarray, Bad]:
-    """Which images were decoded already, bool [n], and those that are bad."""
-    if not len(self._stamps):
-      return np.zeros(len(stamps), bool), {}
-    places = np.searchsorted(self._stamps["name"], stamps["name"])
-    known = self._stamps[np.minimum(places, len(self._stamps) - 1)] == stamps
+  def recall(self, stamps: np.ndarray) -> tuple[np.ndarray, np.ndarray, Bad]:
+    """Finds the images that were decoded already.
+
+    Args:
+      stamps: `STAMP` [n].
+
+    Returns:
+      Which they are, bool [n]; the `_ENTRY` [n] of each image, of which those that were not
+      decoded have the stamp alone; and those that are bad.
+    """
+    entries = np.zeros(len(stamps), _ENTRY)
+    for field in STAMP.names:
+      entries[field] = stamps[field]
+    if not len(self._entries):
+      return np.zeros(len(stamps), bool), entries, {}
+    places = np.searchsorted(self._entries["name"], stamps["name"])
+    remembered = self._entries[np.minimum(places, len(self._entries) - 1)]
+    known = np.all([remembered[field] == stamps[field] for field in STAMP.names], axis=0)
+    entries[known] = remembered[known]
     bad_names = np.array(list(self._reasons), np.uint64)
     bad = np.flatnonzero(known & np.isin(stamps["name"], bad_names))
-    return known, {
+    reasons = {
       record: Reason(self._reasons[int(stamps["name"][record])], lasting=True)
       for record in bad.tolist()
     }
+    return known, entries, reasons
 
-  def add(self, stamps: np.ndarray, decoded: Iterable[tuple[np.ndarray, Bad]]) -> None:
-    """Remembers what was found of some records; `stamps` are those of all."""
+  def add(self, entries: np.ndarray, decoded: Iterable[tuple[np.ndarray, Bad]]) -> None:
+    """Remembers what was found of some records; `entries` are those of all."""
     kept = []
     for records, bad in decoded:
       passing = [record for record, reason in bad.items() if not reason.lasting]
-      chosen = stamps[np.setdiff1d(records, passing)]
+      chosen = entries[np.setdiff1d(records, passing)]
       kept.append(chosen[chosen["state"] != 0])
       for name in chosen["name"].tolist():
         self._reasons.pop(name, None)
       for record, reason in bad.items():
         if reason.lasting:
-          self._reasons[int(stamps["name"][record])] = reason.text
-    merged = np.concatenate([*kept, self._stamps])
-    # Of two stamps of an image, the first one is the new one.
+          self._reasons[int(entries["name"][record])] = reason.text
+    merged = np.concatenate([*kept, self._entries])
+    # Of two entries of an image, the first one is the new one.
     _, first = np.unique(merged["name"], return_index=True)
-    self._stamps = merged[first]
+    self._entries = merged[first]
 
   def save(self) -> None:
     """Writes all to the cache, or says in `problem` why it cannot."""
     file = io.BytesIO()
     reasons = np.frombuffer(json.dumps(self._reasons).encode(), np.uint8)
-    np.savez(file, rules=_RULES, stamps=self._stamps, reasons=reasons)
+    np.savez(file, rules=_RULES, entries=self._entries, reasons=reasons)
     try:
       path = self._path()
       path.parent.mkdir(parents=True, exist_ok=True)
@@ -232,7 +272,7 @@ def _digest(content: bytes) -> bytes:
 
 
 class Kept(NamedTuple):
-  """Splits without bad images."""
+  """Splits without bad images, by name."""
 
   splits: Mapping[str, Split]
   skipped: Mapping[str, int]  # how many images of each split were left out

@@ -2,6 +2,7 @@
 
 import collections
 import concurrent.futures
+import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -56,7 +57,7 @@ class ShardImages:
     Raises:
       DataError: images are corrupt and may not be left out, or no image is left.
     """
-    account = Account()
+    account, content = Account(), hashlib.blake2b(digest_size=16)
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
       for record, image in zip(
         self.span, _in_order(pool, self._stored, self.span), strict=True
@@ -67,6 +68,8 @@ class ShardImages:
           continue
         if image.remark:
           account.remarks.append(Note(record, image.remark))
+        # With the length, so that no two lists of images give the same bytes.
+        content.update(len(image.data).to_bytes(8, "little") + image.data)
         yield record, {"image": image.data, **self.records.features(record)}
     corrupt = account.left_out
     if corrupt and (len(corrupt) == len(self.span) or not self._allow_partial):
@@ -79,6 +82,7 @@ class ShardImages:
         f"{named}{'; ...' if len(corrupt) > _NAMED else ''}: download the archive "
         f"again{remedy}"
       )
+    account.content = content.hexdigest()
     self.account = account
 
   def _stored(self, record: int) -> recode.Stored | recode.CorruptImage:
