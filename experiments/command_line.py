@@ -1,20 +1,23 @@
 """What the scripts of this folder share: help, flags and errors on the command line."""
 
 import collections
+import contextlib
 import io
 import os
 import pathlib
+import re
 import sys
 import textwrap
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # so that the scripts run without being installed
 
 from absl import flags
 
-from ssil_jax.errors import ConfigError, UserError
+from ssil_jax.config import path_mistakes
+from ssil_jax.errors import ConfigError, OutputError, UserError
 
 _FLAGFILES = pathlib.Path(__file__).resolve().parent
 _MOST_FLAGFILES = 100  # read in all: files that name files may multiply
@@ -29,10 +32,80 @@ _KINDS = {
   "comma separated list": "values with commas between",
 }
 
-for _stream in (sys.stdout, sys.stderr):
-  # Where the encoding lacks a character, as in the C locale, an escape stands for it.
-  if isinstance(_stream, io.TextIOWrapper):
-    _stream.reconfigure(errors="backslashreplace")
+_PATHS = ("archives", "data_dir", "from_workdir", "output", "workdir")  # of all scripts
+# What follows the value of a flag in a line of a flag file, and is no part of it.
+_ANOTHER_FLAG = re.compile(r"\s(--?[A-Za-z]\w*)")
+_COMMENT = re.compile(r"\s(#|//)")
+_QUOTES = "\"'\u201c\u201d\u2018\u2019"  # also those that word processors write
+
+
+def execute(main: Callable[[Sequence[str]], int]) -> None:
+  """Runs the main function of a script with this process's arguments, and ends it."""
+  _open_closed_streams()
+  sys.stdout = _Stream(sys.stdout, "standard output")
+  sys.stderr = _Stream(sys.stderr, "standard error")
+  try:
+    exit_code = main(sys.argv)
+    sys.stdout.flush()
+  except OutputError as error:
+    exit_code = print_error(error)
+  if exit_code:
+    with contextlib.suppress(OutputError):
+      sys.stderr.flush()
+    # Libraries would go on: XLA compiling, a process waiting for the others to end as well.
+    os._exit(exit_code)
+
+
+def _open_closed_streams() -> None:
+  """Opens what a shell has closed (`>&-`).
+
+  Else the next file to be opened would get the number of standard output, and with it all
+  that libraries print.
+  """
+  for number, name in enumerate(("stdin", "stdout", "stderr")):
+    if getattr(sys, name) is None:
+      null = os.open(os.devnull, os.O_RDWR)
+      if null != number:
+        os.dup2(null, number)
+        os.close(null)
+      mode = "w" if number else "r"
+      stream = open(number, mode, closefd=False)  # noqa: SIM115 - for good
+      setattr(sys, name, stream)
+      setattr(sys, f"__{name}__", stream)
+
+
+class _Stream(io.TextIOWrapper):
+  """A standard stream whose errors are told apart from those of files."""
+
+  def __init__(self, stream: io.TextIOWrapper, title: str):
+    # The other stream stays as it is, for loggers that were made with it.
+    super().__init__(
+      stream.buffer,
+      encoding=stream.encoding,
+      # Where the encoding lacks a character, as in the C locale, an escape stands for it.
+      errors="backslashreplace",
+      line_buffering=stream.line_buffering,
+      write_through=stream.write_through,
+    )
+    self._title = title
+
+  def write(self, text: str) -> int:
+    with self._errors_named():
+      return super().write(text)
+
+  def flush(self) -> None:
+    with self._errors_named():
+      super().flush()
+
+  @contextlib.contextmanager
+  def _errors_named(self) -> Iterator[None]:
+    try:
+      yield
+    except OSError as error:
+      raise OutputError(
+        f"{self._title} cannot be written ({error.strerror}): send it elsewhere, and the "
+        "same command continues"
+      ) from error
 
 
 def wants_help(argv: Sequence[str]) -> bool:
@@ -69,6 +142,8 @@ def read_flags(flag_values: flags.FlagValues, argv: Sequence[str]) -> None:
   for name, value in flag_values.flag_values_dict().items():
     for item in value if isinstance(value, list) else [value]:
       _check_value(name, item)
+      if isinstance(item, str):
+        _check_one_flag(name, item, flag_values)
 
 
 def expand_flagfiles(arguments: Sequence[str]) -> list[str]:
@@ -118,6 +193,7 @@ def _find_flagfile(name: str, within: tuple[str, ...]) -> str:
 
 
 def _lines_of_flagfile(path: str) -> list[str]:
+  """The flags of a file, one a line."""
   try:
     with open(path, "rb") as file:
       text = file.read(_FLAGFILE_BYTES + 1).decode("utf-8-sig")
@@ -134,13 +210,42 @@ def _lines_of_flagfile(path: str) -> list[str]:
     line = line.strip()
     if not line or line.startswith(("#", "//")):
       continue
-    if not line.startswith("-"):
+    try:
+      lines.append(_flag_of_line(line))
+    except ConfigError as error:
       raise ConfigError(
-        f"--flagfile={path}: line {number}: {_shortened(line)!r} is not a flag: flags are "
-        "written --name=value"
-      )
-    lines.append(line)
+        f"--flagfile={path}: line {number}: {_shortened(line)!r} {error}"
+      ) from error
   return lines
+
+
+def _flag_of_line(line: str) -> str:
+  """`--name=value`, without quotes around the value; raises ConfigError."""
+  name, equals, value = (part.strip() for part in line.partition("="))
+  if len(value) > 1 and value[0] == value[-1] and value[0] in "\"'":
+    inner = value[1:-1]
+    if value[0] not in inner:
+      return f"{name}={inner}"
+  if found := _ANOTHER_FLAG.search(line):
+    raise ConfigError(
+      f"has a second flag, {found[1]}: give each a line of its own, or put quotes around a "
+      "value that it belongs to"
+    )
+  if _COMMENT.search(line):
+    raise ConfigError(
+      "ends in a comment: give it a line of its own, or put quotes around a value that it "
+      "belongs to"
+    )
+  if line.endswith("\\"):
+    raise ConfigError("ends in a backslash: no line goes on in the next one")
+  if not name.startswith("-") or " " in name:
+    raise ConfigError("is not a flag: flags are written --name=value")
+  if value and (value[0] in _QUOTES or value[-1] in _QUOTES):
+    raise ConfigError(
+      "has quotes that are not around the whole value: take them out, or put other ones "
+      "around it"
+    )
+  return f"{name}{equals}{value}"
 
 
 def _shortened(text: str) -> str:
@@ -165,13 +270,28 @@ def _check_value(name: str, value: object) -> None:
     raise ConfigError(
       f"--{name}={_shortened(str(value))} is too large a number: use one up to 2**53"
     )
-  if isinstance(value, str) and value.startswith("~"):
+  if not isinstance(value, str):
+    return
+  if name in _PATHS and (mistakes := path_mistakes({name: value})):
+    raise ConfigError(mistakes[0])
+  if value.startswith("~"):
     try:
       pathlib.Path(value).expanduser()
     except RuntimeError as error:
       raise ConfigError(
         f"--{name}={value}: there is no such user: give the folder itself"
       ) from error
+
+
+def _check_one_flag(name: str, value: str, flag_values: flags.FlagValues) -> None:
+  """Raises ConfigError for two flags in one argument, as quotes in a shell make it."""
+  for found in _ANOTHER_FLAG.finditer(value):
+    other = found[1].lstrip("-")
+    if other in flag_values or other.removeprefix("no") in flag_values:
+      raise ConfigError(
+        f"--{name}={_shortened(value)} holds a second flag, {found[1]}: give it as an "
+        "argument of its own"
+      )
 
 
 def _of_wrong_kind(message: str) -> str:
@@ -186,8 +306,9 @@ def _of_wrong_kind(message: str) -> str:
 
 def print_error(error: UserError) -> int:
   """Prints the lines of an error; returns the exit code."""
-  for line in filter(None, str(error).split("\n")):
-    print(f"error: {_visible(line)}", file=sys.stderr)
+  with contextlib.suppress(OutputError):  # then there is nowhere left to say it
+    for line in filter(None, str(error).split("\n")):
+      print(f"error: {_visible(line)}", file=sys.stderr)
   return error.exit_code
 
 

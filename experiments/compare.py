@@ -1,14 +1,6 @@
-"""Compares runs: tables on the terminal and a page with figures.
-
-Runs that differ in nothing but the seed are also shown together, with their mean and
-standard deviation.
-
-Example:
-  python experiments/compare.py --workdir=runs/digits-ft --workdir=runs/digits-ssil
-"""
+"""Compares runs: tables on the terminal and a page with figures."""
 
 import pathlib
-import sys
 from collections.abc import Sequence
 
 import command_line
@@ -19,6 +11,15 @@ from ssil_jax import report, tables
 from ssil_jax.errors import ConfigError, UserError
 from ssil_jax.results import load_run
 
+# Not the docstring, which `python -OO` leaves out.
+_USAGE = """Compares runs: tables on the terminal and a page with figures.
+
+Runs that differ in nothing but the seed are also shown together, with their mean and
+standard deviation.
+
+Example:
+  python experiments/compare.py --workdir=runs/digits-ft --workdir=runs/digits-ssil
+"""
 _WORKDIR_HELP = "work directory of a run; give the flag once for every run"
 _OUTPUT_HELP = (
   "where to write the page: a file ending in .html, or a folder that gets report.html; "
@@ -31,7 +32,7 @@ def help_text() -> str:
   """All flags."""
   helps = {"workdir": _WORKDIR_HELP, "output": _OUTPUT_HELP}
   flags_help = [command_line.flag_help(name, text) for name, text in helps.items()]
-  return "\n".join([__doc__, "Flags:", *flags_help])
+  return "\n".join([_USAGE, "Flags:", *flags_help])
 
 
 def parse(argv: Sequence[str]) -> tuple[list[pathlib.Path], pathlib.Path]:
@@ -75,4 +76,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-  sys.exit(main(sys.argv))
+  command_line.execute(main)

@@ -1,4 +1,20 @@
-"""Makes a TFDS directory (array_record) of the official archives of a data set.
+"""Makes a TFDS directory (array_record) of the official archives of a data set."""
+
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import command_line
+from absl import flags
+from rich.console import Console
+
+from ssil_jax.data import builders
+from ssil_jax.errors import ConfigError, UserError
+from ssil_jax.interrupt import Interrupted, Interrupts
+
+# Not the docstring, which `python -OO` leaves out.
+_USAGE = """Makes a TFDS directory (array_record) of the official archives of a data set.
 
   python experiments/prepare.py imagenet --archives=DIR --data_dir=DIR
   python experiments/prepare.py landmarks_v2/1k --archives=DIR --data_dir=DIR
@@ -15,20 +31,6 @@ The archives are those that the data sets are published as:
 Every image is decoded once, to find the corrupt ones now. The same command line again
 continues a preparation that was interrupted.
 """
-
-import pathlib
-import sys
-from collections.abc import Sequence
-from typing import NamedTuple
-
-import command_line
-from absl import flags
-from rich.console import Console
-
-from ssil_jax.data import builders
-from ssil_jax.errors import ConfigError, UserError
-from ssil_jax.interrupt import Interrupted, Interrupts
-
 _HELP = {
   "archives": "folder with the official archives",
   "data_dir": "folder to write to, made if need be; the data set gets "
@@ -53,7 +55,7 @@ class Request(NamedTuple):
 
 def help_text() -> str:
   """All flags with their defaults."""
-  lines = [__doc__, "Flags:"]
+  lines = [_USAGE, "Flags:"]
   lines += [command_line.flag_help(name, text) for name, text in _HELP.items()]
   return "\n".join(lines)
 
@@ -132,4 +134,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-  sys.exit(main(sys.argv))
+  command_line.execute(main)

@@ -1,15 +1,6 @@
-"""Trains a class-incremental model and reports its accuracy after every state.
-
-  python experiments/run.py --flagfile=quickstart.cfg --method=ft
-  python experiments/run.py --flagfile=imagenet.cfg --data_dir=DIR
-  python experiments/run.py --flagfile=imagenet.cfg --dataset=image_folder --data_dir=DIR
-
-A flag file is looked up as given, then beside this script; later flags win. The same
-command line again continues a run that was interrupted.
-"""
+"""Trains a class-incremental model and reports its accuracy after every state."""
 
 import dataclasses
-import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -27,6 +18,16 @@ from ssil_jax.interrupt import Interrupted
 from ssil_jax.methods import METHODS, Method, get_method
 from ssil_jax.shared_interrupt import interrupts
 
+# Not the docstring, which `python -OO` leaves out.
+_USAGE = """Trains a class-incremental model and reports its accuracy after every state.
+
+  python experiments/run.py --flagfile=quickstart.cfg --method=ft
+  python experiments/run.py --flagfile=imagenet.cfg --data_dir=DIR
+  python experiments/run.py --flagfile=imagenet.cfg --dataset=image_folder --data_dir=DIR
+
+A flag file is looked up as given, then beside this script; later flags win. The same
+command line again continues a run that was interrupted.
+"""
 _SCHEDULE = (
   "epochs_first",
   "epochs",
@@ -52,7 +53,7 @@ def define_flags(flag_values: flags.FlagValues) -> None:
 
 def help_text() -> str:
   """All flags with their defaults."""
-  lines = [__doc__, "Flags:"]
+  lines = [_USAGE, "Flags:"]
   for field in dataclasses.fields(config_lib.Config):
     text = field.metadata["help"]
     if field.name in config_lib.DEFAULTS and "(default" not in text:
@@ -142,9 +143,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-  exit_code = main(sys.argv)
-  sys.stdout.flush()
-  sys.stderr.flush()
-  if exit_code:
-    # Libraries would go on: XLA compiling, a process waiting for the others to end as well.
-    os._exit(exit_code)
+  command_line.execute(main)

@@ -1,15 +1,4 @@
-"""Runs several methods with several seeds, one after the other, and compares them.
-
-Examples:
-  python experiments/sweep.py --methods=ft,ssil --seeds=0,1,2 --output=runs/digits \\
-      -- --flagfile=quickstart.cfg
-  python experiments/sweep.py --methods=all --output=runs/cifar100 \\
-      -- --flagfile=cifar100.cfg --data_dir=DIR
-
-What follows -- goes to run.py. A run takes the states that one before it has
-trained alike (run.py --from_workdir). The same command line again continues: finished
-runs are not repeated.
-"""
+"""Runs several methods with several seeds, one after the other, and compares them."""
 
 import concurrent.futures
 import contextlib
@@ -36,6 +25,19 @@ from ssil_jax.host import usable_cores
 from ssil_jax.methods import METHODS
 from ssil_jax.plan import make_plan
 
+# Not the docstring, which `python -OO` leaves out.
+_USAGE = """Runs several methods with several seeds, one after the other, and compares them.
+
+Examples:
+  python experiments/sweep.py --methods=ft,ssil --seeds=0,1,2 --output=runs/digits \\
+      -- --flagfile=quickstart.cfg
+  python experiments/sweep.py --methods=all --output=runs/cifar100 \\
+      -- --flagfile=cifar100.cfg --data_dir=DIR
+
+What follows -- goes to run.py. A run takes the states that one before it has
+trained alike (run.py --from_workdir). The same command line again continues: finished
+runs are not repeated.
+"""
 _RUN = pathlib.Path(run.__file__).resolve()
 _HELP = {
   "methods": "names of methods with commas between, or all",
@@ -67,7 +69,7 @@ class Sweep(NamedTuple):
 def help_text() -> str:
   """All flags."""
   flags_help = [command_line.flag_help(name, text) for name, text in _HELP.items()]
-  return "\n".join([__doc__, "Flags:", *flags_help])
+  return "\n".join([_USAGE, "Flags:", *flags_help])
 
 
 def parse(argv: Sequence[str]) -> Sweep:
@@ -303,4 +305,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-  sys.exit(main(sys.argv))
+  command_line.execute(main)

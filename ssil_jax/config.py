@@ -6,17 +6,23 @@ below this file reads a flag; whatever a run depends on is a field here, and is 
 """
 
 import dataclasses
+import difflib
 import math
+import numbers
 import os
 import pathlib
+import re
 from collections.abc import Mapping
 from fractions import Fraction
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
+
 from ssil_jax.errors import ConfigError
 
 PRECISIONS = ("float32", "bfloat16")
+MATMUL_PRECISIONS = ("default", "high", "highest")
 SELECTIONS = ("ring", "herding")
 RATES_BY_STATE = ("inverse", "constant")
 IL2M_SCORES = ("softmax", "logits")
@@ -123,6 +129,12 @@ class Config:
   precision: str = _flag(
     "what the network computes in: float32 or bfloat16", first_state=True
   )
+  matmul_precision: str = _flag(
+    "how exactly products of float32 matrices, convolutions included, are computed: "
+    "default is the fastest of the hardware (TF32 on GPUs, bfloat16 on TPUs), high and "
+    "highest are closer to float32 (jax.default_matmul_precision)",
+    first_state=True,
+  )
   image_size: int = _flag(
     "side of the square network input in pixels (0: the data set's own; of an image "
     "folder, the median of the training images' longer sides, or 224 if that is above "
@@ -221,6 +233,7 @@ DEFAULTS: Mapping[str, Any] = {
   "weight_decay": 1e-4,
   "width": 64,
   "precision": "float32",
+  "matmul_precision": "default",
   "image_size": 0,
   "augment": "auto",
   "seed": 0,
@@ -273,8 +286,8 @@ def make_config(
 
   Args:
     values: field name -> value, None where the default is wanted.
-    method_defaults: the hyperparameters that its paper ties to the method; milestones may
-      be a function of the epochs.
+    method_defaults: the hyperparameters that its paper ties to the method, `epochs` among
+      them; milestones may be a function of the epochs.
     method_fixed: values that the method has whatever was given.
 
   Returns:
@@ -283,8 +296,13 @@ def make_config(
   Raises:
     ConfigError: with one line for every mistake that shows without looking at data.
   """
-  given = {name: value for name, value in values.items() if value is not None}
+  given = _checked({name: value for name, value in values.items() if value is not None})
   full = {**DEFAULTS, **method_defaults, **given, **method_fixed}
+  if "epochs" not in full:
+    raise ConfigError(
+      "epochs depend on the method: give them, or `get_method(NAME).defaults` of "
+      "ssil_jax.methods as method_defaults"
+    )
   full.setdefault("workdir", f"runs/{full['dataset']}-{full['method']}")
   for name, epochs in (("milestones_first", "epochs_first"), ("milestones", "epochs")):
     milestones = full.get(name, paper_milestones)
@@ -298,12 +316,46 @@ def make_config(
   return config
 
 
+_KINDS: Mapping[Any, tuple[type | tuple[type, ...], str]] = {
+  str: (str, "text"),
+  int: (numbers.Integral, "a whole number"),
+  float: (numbers.Real, "a number"),
+  bool: ((bool, np.bool_), "true or false"),
+}
+
+
+def _checked(values: Mapping[str, Any]) -> dict[str, Any]:
+  """The values as the types of their fields; raises ConfigError for what is not one."""
+  types = {field.name: field.type for field in dataclasses.fields(Config)}
+  checked, mistakes = {}, []
+  for name, value in values.items():
+    if name not in types:
+      close = difflib.get_close_matches(name, types, n=1)
+      hint = f": did you mean {close[0]!r}?" if close else ""
+      mistakes.append(f"there is no setting {name!r}{hint}")
+      continue
+    kind, what = _KINDS.get(types[name], ((tuple, list), "whole numbers"))
+    items = value if isinstance(value, tuple | list) else ()
+    fits = isinstance(value, kind) and all(isinstance(i, numbers.Integral) for i in items)
+    if not fits or (isinstance(value, bool) and types[name] is not bool):
+      mistakes.append(f"{name}={value!r} must be {what}")
+      continue
+    # So that numbers of NumPy, lists and whole learning rates are equal to saved ones.
+    checked[name] = (
+      types[name](value) if types[name] in _KINDS else tuple(int(item) for item in items)
+    )
+  if mistakes:
+    raise ConfigError("\n".join(mistakes))
+  return checked
+
+
 def validate(config: Config) -> None:
   """Raises ConfigError, a line for each mistake that shows in the values alone."""
   mistakes = [
     *_number_mistakes(config),
     *_choice_mistakes(config),
     *_process_mistakes(config),
+    *path_mistakes({name: getattr(config, name) for name in _PATHS}),
     *_milestone_mistakes(config, "milestones_first", "epochs_first"),
     *_milestone_mistakes(config, "milestones", "epochs"),
   ]
@@ -404,9 +456,25 @@ def _process_mistakes(config: Config) -> list[str]:
   return mistakes
 
 
+_PATHS = ("data_dir", "workdir", "from_workdir")
+_ADDRESS = re.compile(r"[A-Za-z][\w+.-]*:/")
+
+
+def path_mistakes(paths: Mapping[str, str]) -> list[str]:
+  """A line for each flag whose path is the address of something elsewhere."""
+  return [
+    f"--{name}={path} is an address, and a folder of this machine is needed: mount the "
+    f"bucket (gcsfuse, s3fs, rclone), or copy what is there; write ./{path} for a folder "
+    "of that name"
+    for name, path in paths.items()
+    if _ADDRESS.match(path)
+  ]
+
+
 def _choice_mistakes(config: Config) -> list[str]:
   choices = {
     "precision": PRECISIONS,
+    "matmul_precision": MATMUL_PRECISIONS,
     "selection": SELECTIONS,
     "learning_rate_by_state": RATES_BY_STATE,
     "il2m_scores": IL2M_SCORES,

@@ -19,6 +19,10 @@ class WorkdirError(UserError):
   """The work directory holds another run, or one that cannot be continued."""
 
 
+class OutputError(UserError):
+  """What is printed goes to a full disk, or to a program that no longer reads it."""
+
+
 class DivergedError(UserError):
   """The loss is no longer a finite number."""
 

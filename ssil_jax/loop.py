@@ -5,15 +5,24 @@ It knows states, phases and the `Method` contract; no method's and no data set's
 
 import functools
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
 from rich.console import Console
 
+from ssil_jax import (
+  arithmetic,
+  data,
+  incremental,
+  memory,
+  metrics,
+  parallel,
+  reuse,
+  workdir,
+)
 from ssil_jax import config as config_lib
-from ssil_jax import data, incremental, memory, metrics, parallel, reuse, workdir
 from ssil_jax.checkpoint import Checkpoints, Networks, Progress, Underway
 from ssil_jax.config import Config
 from ssil_jax.errors import DivergedError
@@ -55,6 +64,14 @@ def run(
     UserError: bad input, named, before any training; or DivergedError.
     Interrupted: `check_interrupt` did; the same run goes on from there.
   """
+  with arithmetic.standard(config, warn=_printer(console)):
+    return _run(config, console, check_interrupt)
+
+
+def _run(
+  config: Config, console: Console, check_interrupt: Callable[[], None]
+) -> dict[str, Any]:
+  """See `run`."""
   # What processes do not do together must not count for their stopping together.
   alone = check_interrupt if not parallel.several() else lambda: None
   plan = make_plan(config, check_interrupt=alone)
@@ -95,7 +112,8 @@ def run(
           "states in --from_workdir": str(source.num_states),
         }
       )
-      _show_progress(plan, source, progress, folder, console)
+      environment = parallel.describe(mesh)
+      _show_progress(source, progress, folder, environment, console)
       try:
         return _run_states(
           plan, trainer, source, progress, checkpoints, networks, folder, console
@@ -209,13 +227,13 @@ def _show(plan: Plan, console: Console) -> None:
 
 
 def _show_progress(
-  plan: Plan,
   source: reuse.Source,
   progress: Progress,
   folder: pathlib.Path,
+  environment: Mapping[str, Any],
   console: Console,
 ) -> None:
-  """What needs not be done."""
+  """What needs not be done, and whether it was done in another environment."""
   say = _printer(console)
   done, underway = len(progress.results), progress.underway
   if done:
@@ -224,6 +242,23 @@ def _show_progress(
     say(f"state {done + 1} goes on after step {int(progress.train_state.step)}")
   if source.num_states > done:
     say(f"states {done + 1} to {source.num_states} are taken from {source.folder}")
+  places = []
+  if progress.number:
+    places.append(folder)
+  if source.num_states > done:
+    places.append(source.folder)
+  for place in places:
+    there = workdir.saved_environment(place)
+    different = [
+      f"{name}: {there.get(name)} there, {environment.get(name)} now"
+      for name in dict.fromkeys((*there, *environment))
+      if there and there.get(name) != environment.get(name)
+    ]
+    if different:
+      say(
+        f"note: what {place} has was computed in another environment, and numbers may be "
+        f"rounded otherwise ({'; '.join(different)})"
+      )
 
 
 def _images_done(phases: list[PhasePlan], underway: Underway | None) -> int:

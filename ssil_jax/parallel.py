@@ -393,13 +393,19 @@ def gather(tree: Any, mesh: Mesh) -> Any:
   return multihost_utils.process_allgather(jax.tree.map(whole, tree), tiled=True)
 
 
+# What XLA and its drivers are told by the environment, which may change the rounding.
+_COMPILER_VARIABLES = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "NVIDIA_TF32_OVERRIDE")
+
+
 def describe(mesh: Mesh) -> dict[str, Any]:
   """The hardware and versions of a run, for results.json."""
   first = mesh.devices[0]
+  told = {name: os.environ[name] for name in _COMPILER_VARIABLES if os.environ.get(name)}
   return {
     "device": first.device_kind,
     "platform": first.platform,
     "num_devices": mesh.size,
     "num_processes": jax.process_count(),
     "jax": jax.__version__,
+    **told,
   }

@@ -143,6 +143,15 @@ def _has_results(path: pathlib.Path) -> bool:
     return True
 
 
+def saved_environment(workdir: pathlib.Path) -> dict[str, Any]:
+  """Where a run was computed last, as in its results.json; {} if that does not tell."""
+  try:
+    found = json.loads((workdir / "results.json").read_text())["environment"]
+  except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    return {}
+  return found if isinstance(found, dict) else {}
+
+
 def saved(workdir: pathlib.Path, kind: str) -> list[pathlib.Path]:
   """The whole `checkpoints` or `networks`; those being written have longer names."""
   return [path for path in workdir.glob(f"{kind}/*") if path.name.isdecimal()]

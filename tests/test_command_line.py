@@ -83,7 +83,7 @@ def test_errors_drive_no_terminal(capsys):
 
 
 def test_output_in_another_encoding_has_escapes(tmp_path):
-  code = "import command_line; print('\u5b9e \u00b1')"
+  code = "import command_line; command_line.execute(lambda argv: print('\u5b9e \u00b1'))"
   done = subprocess.run(
     [sys.executable, "-c", code],
     env={"PYTHONPATH": str(command_line.ROOT / "experiments"), "PYTHONIOENCODING": "ascii"},

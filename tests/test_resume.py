@@ -12,14 +12,14 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-from folders import folder_of
+from folders import folder_of, noise, save
 from kills import differences
 from rich.console import Console
 from test_all_methods import quick_network
 from test_loop import last_checkpoint, records, small_config
 
 from ssil_jax import incremental, loop, parallel, trainer
-from ssil_jax.errors import DivergedError
+from ssil_jax.errors import ConfigError, DivergedError, WorkdirError
 from ssil_jax.interrupt import Interrupted
 
 SETTINGS = {
@@ -328,6 +328,36 @@ def test_streamed_images_go_on_with_the_same_crops(undisturbed, tmp_path):
     run(folder, stop_at=(first + last + 1) // 2, **streamed)
     run(folder, **streamed)
     assert differences(workdir, folder) == []
+
+
+def test_photos_replaced_under_the_same_names_are_not_gone_on_with(undisturbed, tmp_path):
+  root = folder_of(tmp_path / "images", classes="abcd", each=16)
+  streamed = {
+    "method": "ft",
+    "dataset": "image_folder",
+    "data_dir": str(root),
+    "image_size": 80,
+  }
+  workdir, places = undisturbed(**streamed)
+  interrupted = tmp_path / "interrupted"
+  run(interrupted, stop_at=len(places) // 2, **streamed)
+  before = {path: path.read_bytes() for path in tmp_path.rglob("*.json")}
+  for number, path in enumerate(sorted(root.rglob("*.png"))):
+    size = path.stat().st_size
+    save(path, noise(8, 8, seed=1000 + number))
+    assert path.stat().st_size == size  # noise of that many pixels cannot be compressed
+  for folder in (workdir, interrupted):
+    with pytest.raises(WorkdirError) as error:
+      run(folder, **streamed)
+    assert str(error.value).splitlines() == [
+      f"{folder} holds a run on other data than --data_dir={root} has: use another "
+      "--workdir, or that run's data",
+      "contents of training images: different",
+      "contents of test images: different",
+    ]
+  with pytest.raises(ConfigError, match=f"--from_workdir={workdir} was trained on other"):
+    run(tmp_path / "new", from_workdir=str(workdir), **streamed)
+  assert {path: path.read_bytes() for path in before} == before
 
 
 @pytest.mark.parametrize("num_devices", [1])
