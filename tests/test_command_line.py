@@ -1,5 +1,6 @@
 """Flag files, and what the scripts print of errors."""
 
+import os
 import subprocess
 import sys
 
@@ -72,6 +73,163 @@ def test_values_that_are_refused(argument, message):
   with pytest.raises(ConfigError) as caught:
     read(argument)
   assert message in str(caught.value)
+
+
+def flags_of(tmp_path, *lines):
+  (tmp_path / "a.cfg").write_text("\n".join(lines))
+  return command_line.expand_flagfiles([f"--flagfile={tmp_path / 'a.cfg'}"])
+
+
+@pytest.mark.parametrize(
+  ("line", "flag"),
+  [
+    ("--text=a b", "--text=a b"),
+    ('--text="a b"', "--text=a b"),
+    ("--text='a --number=3 # b'", "--text=a --number=3 # b"),
+    ('--text="it\'s"', "--text=it's"),
+    ("--text=it's me", "--text=it's me"),
+    ("--text=a#b/c//d", "--text=a#b/c//d"),
+    ("--text=a-b --", "--text=a-b --"),
+    ("--text = x ", "--text=x"),
+    ("--text=", "--text="),
+    ('--text=""', "--text="),
+    ("--text=a=b", "--text=a=b"),
+    ("--notext\r", "--notext"),
+  ],
+)
+def test_a_line_is_one_flag(tmp_path, line, flag):
+  assert flags_of(tmp_path, "--number=1", line) == ["--number=1", flag]
+
+
+@pytest.mark.parametrize(
+  ("line", "message"),
+  [
+    ("--text=o/two --seed=3", "has a second flag, --seed: give each a line of its own"),
+    ("--text=o/two\t-seed 3", "has a second flag, -seed"),
+    ("--noverify_data --seed=3", "has a second flag, --seed"),
+    ('--text="a" --seed="3"', "has a second flag, --seed"),
+    ("--flagfile=b.cfg --seed=3", "has a second flag, --seed"),
+    ("--seed=3 # the third", "ends in a comment: give it a line of its own"),
+    ("--noverify_data  // quick", "ends in a comment"),
+    ('--text="a" # b', "ends in a comment"),
+    ("--seed 3", "is not a flag: flags are written --name=value"),
+    ("seed=3", "is not a flag"),
+    ('--text="a', "has quotes that are not around the whole value"),
+    ("--text=a'", "has quotes that are not"),
+    ('"--text=a"', "is not a flag"),
+    ("--text=\u201ca\u201d", "has quotes that are not"),
+    ('--text="a" "b"', "has quotes that are not"),
+    ("--text=a \\", "ends in a backslash"),
+  ],
+)
+def test_a_line_with_more_than_a_flag_is_refused(tmp_path, line, message):
+  with pytest.raises(ConfigError) as caught:
+    flags_of(tmp_path, "# note", line)
+  start = f"--flagfile={tmp_path / 'a.cfg'}: line 2: {line!r} "
+  assert str(caught.value).startswith(start + message)
+
+
+def test_two_flags_in_one_argument_are_refused():
+  with pytest.raises(ConfigError, match=r"--text=o/two --number=3 holds a second flag"):
+    read("--text=o/two --number=3")
+  assert read("--text=run --tree 3").text == "run --tree 3"
+
+
+@pytest.mark.parametrize("name", ["archives", "data_dir", "from_workdir", "output"])
+@pytest.mark.parametrize(
+  "path", ["gs://bucket/run", "s3://b", "file:///data", "https://a.b/c", "gs:/b", "C:/x"]
+)
+def test_addresses_are_no_paths(name, path):
+  flag_values = flags.FlagValues()
+  flags.DEFINE_string(name, None, "", flag_values=flag_values)
+  with pytest.raises(ConfigError) as caught:
+    command_line.read_flags(flag_values, ["x.py", f"--{name}={path}"])
+  assert str(caught.value).startswith(f"--{name}={path} is an address, and a folder of")
+
+
+@pytest.mark.parametrize("path", ["./gs://b", "a b:c", "12:30/x", "/data/a:/b", "gs:"])
+def test_paths_with_colons_are_paths(path):
+  flag_values = flags.FlagValues()
+  flags.DEFINE_multi_string("workdir", [], "", flag_values=flag_values)
+  command_line.read_flags(flag_values, ["x.py", f"--workdir={path}"])
+  assert flag_values.workdir == [path]
+
+
+# The streams of a process.
+
+EXECUTED = """
+import contextlib, os, sys
+import command_line
+
+def main(argv):
+  print("text")
+  with open(argv[1], "w") as file, contextlib.suppress(OSError):
+    file.write(str(file.fileno()))
+    os.write(1, b"of a library")
+  return int(argv[2])
+
+command_line.execute(main)
+"""
+
+
+def executed(tmp_path, redirections="", *, exit_code=0, stdout=subprocess.DEVNULL):
+  """Runs main by a shell; returns the exit code and what it says on standard error."""
+  script = tmp_path / "script.py"
+  script.write_text(EXECUTED)
+  command = f'exec "$0" {script} {tmp_path / "file"} {exit_code} {redirections}'
+  done = subprocess.run(
+    ["/bin/sh", "-c", command, sys.executable],
+    env={"PYTHONPATH": str(command_line.ROOT / "experiments")},
+    stdout=stdout,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+  return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize("redirections", [">&-", ">&- 2>&-", "<&- >&-", "<&- >&- 2>&-"])
+def test_closed_streams_swallow_what_is_printed(tmp_path, redirections):
+  for exit_code in (0, 3):
+    assert executed(tmp_path, redirections, exit_code=exit_code) == (exit_code, "")
+    # No file has got the number of standard output.
+    assert int((tmp_path / "file").read_text()) > 2
+
+
+def test_a_stream_that_cannot_be_written_is_named(tmp_path):
+  line = (
+    "error: standard output cannot be written ({}): send it elsewhere, and the same "
+    "command continues\n"
+  )
+  full = executed(tmp_path, ">/dev/full")
+  assert full == (2, line.format("No space left on device"))
+  reader, writer = os.pipe()
+  os.close(reader)
+  unread = executed(tmp_path, stdout=writer)
+  os.close(writer)
+  assert unread == (2, line.format("Broken pipe"))
+  assert executed(tmp_path, ">/dev/full 2>&1") == (2, "")  # nowhere to say it
+
+
+def test_help_is_there_without_docstrings():
+  code = (
+    "import compare, prepare, run, sweep\n"
+    "for script in (compare, prepare, run, sweep):\n"
+    "  assert script.__doc__ is None or print('docstring')\n"
+    "  print(script.help_text().splitlines()[0])"
+  )
+  done = subprocess.run(
+    [sys.executable, "-OO", "-c", code],
+    env={"PYTHONPATH": str(command_line.ROOT / "experiments")},
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  assert done.stdout.splitlines() == [
+    "Compares runs: tables on the terminal and a page with figures.",
+    "Makes a TFDS directory (array_record) of the official archives of a data set.",
+    "Trains a class-incremental model and reports its accuracy after every state.",
+    "Runs several methods with several seeds, one after the other, and compares them.",
+  ]
 
 
 def test_errors_drive_no_terminal(capsys):

@@ -600,6 +600,39 @@ def test_a_jpeg_of_very_many_scans_is_refused_before_it_is_decoded():
       decode.read_rgb(data[:-2] + count * data[last:-2] + data[-2:])
 
 
+def test_scans_count_up_to_the_end_of_the_image_and_no_further():
+  pixels = photo(40, 60)
+  progressive = encode(pixels, progressive=True)
+  behind = {
+    "random bytes": np.random.default_rng(0).bytes(10_000_000),
+    "scans": b"\xff\xda" * 1000,
+    "another image": encode(pixels, progressive=True) * 30,
+  }
+  for data in (progressive, encode(pixels)):
+    expected = decode.read_rgb(data)
+    for name, more in behind.items():
+      assert np.array_equal(decode.read_rgb(data + more), expected), name
+  # And none in what looks like scans inside a segment, before the first one or between.
+  comment = b"\xff\xfe" + struct.pack(">H", 2002) + b"\xff\xda" * 1000
+  place = progressive.rindex(b"\xff\xda")
+  for data in (
+    progressive[:2] + comment + progressive[2:],
+    progressive[:place] + comment + progressive[place:],
+  ):
+    assert np.array_equal(decode.read_rgb(data), decode.read_rgb(progressive))
+
+
+@pytest.mark.parametrize(
+  "between", [b"", b"\xff\x01\xff\xff", b"\xff" * 50, b"\xff\xfe\0\2", b"\xff\xd0"]
+)
+def test_nothing_between_scans_hides_them(between):
+  data = encode(photo(40, 60), progressive=True)
+  last = data.rindex(b"\xff\xda")
+  many = data[:-2] + 120 * (between + data[last:-2]) + data[-2:]
+  with pytest.raises(decode.ImageError, match="more than the 100 scans"):
+    decode.read_rgb(many)
+
+
 def test_rows_that_no_pixel_needs_are_not_unpacked():
   # A thousand times more than 8 x 8 pixels have.
   pixels = decode.read_rgb(png(8, 8, zlib.compress(bytes(200_000))))

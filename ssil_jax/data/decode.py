@@ -28,7 +28,6 @@ MAX_PIXELS = 100_000_000
 MAX_SCANS = 100
 
 _PNG, _RIFF, _WEBP = b"\x89PNG\r\n\x1a\n", b"RIFF", b"WEBP"
-_SCAN = b"\xff\xda"  # a JPEG marker, which pixels never look like
 _RAW_PROFILE = "Raw profile type exif"  # where PNG had EXIF before it had a chunk for it
 
 # What Pillow raises for files that it cannot read.
@@ -111,7 +110,7 @@ def read_box(
   if not data.startswith(jpeg.MAGIC):
     return _read_other(data, choose_box)
   header = _jpeg_header(data)
-  if not header.one_scan and data.count(_SCAN) > MAX_SCANS:
+  if not header.one_scan and jpeg.count_scans(data, header, most=MAX_SCANS + 1) > MAX_SCANS:
     raise ImageError(f"a JPEG of more than the {MAX_SCANS} scans allowed")
   size = exif.upright_size(header.width, header.height, header.orientation)
   box = exif.stored_box(choose_box(*size), *size, header.orientation)

@@ -7,6 +7,7 @@ needs; its pixels are those of the whole file. `add_index` says in the file wher
 intervals lie, so that cutting need not look for them.
 """
 
+import re
 import struct
 from typing import NamedTuple
 
@@ -18,7 +19,10 @@ MAGIC = b"\xff\xd8\xff"
 
 _SOF_SEQUENTIAL = (0xC0, 0xC1)  # baseline and extended, Huffman-coded
 _SOF_OTHER = tuple(m for m in range(0xC2, 0xD0) if m not in (0xC4, 0xC8, 0xCC))
-_DRI, _SOS, _EOI, _RST0 = 0xDD, 0xDA, 0xD9, 0xD0
+_DRI, _SOS, _EOI, _RST0, _TEM = 0xDD, 0xDA, 0xD9, 0xD0, 0x01
+# The end of entropy-coded data, where a 0xFF may only be followed by zero or be part of a
+# restart marker (T.81, B.1.1.2). Any number of 0xFF may stand before a marker.
+_MARKER = re.compile(rb"\xff([^\x00\xd0-\xd7\xff])", re.DOTALL)
 _APP1, _APP15 = 0xE1, 0xEF
 _EXIF_NAME = b"Exif\0\0"
 # An application segment that begins like this holds the length of every restart interval
@@ -111,6 +115,26 @@ def read_header(data: bytes) -> Header:
     num_indexed=num_indexed,
     orientation=orientation or exif.UPRIGHT,
   )
+
+
+def count_scans(data: bytes, header: Header, *, most: int) -> int:
+  """The scans of the image; what follows its end (EOI) is no part of it.
+
+  Args:
+    data: a JPEG file.
+    header: its header.
+    most: where to stop counting.
+  """
+  count, place = 1, header.scan_start
+  while count < most and (found := _MARKER.search(data, place)):
+    (marker,), place = found[1], found.end()
+    if marker == _EOI:
+      break
+    if marker != _TEM:
+      # A segment: its bytes may look like markers.
+      place += int.from_bytes(data[place : place + 2], "big")
+    count += marker == _SOS
+  return count
 
 
 def add_index(data: bytes) -> bytes:
