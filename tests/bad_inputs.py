@@ -166,6 +166,26 @@ def on_other_data(workdir: pathlib.Path) -> None:
   (workdir / "config.json").write_text(json.dumps(config))
 
 
+@functools.cache
+def streamed_run() -> pathlib.Path:
+  """Returns a folder with `images` that are streamed, and `run`, a run on them."""
+  folder = pathlib.Path(_temporary().name) / "streamed"
+  folder_of(folder / "images", ("ape", "bat", "cat", "dog"), each=16)
+  (folder / "small.cfg").write_text(SMALL)
+  with pytest.MonkeyPatch.context() as patch:
+    patch.chdir(folder)
+    patch.setattr(run.parallel, "prepare_cpu_devices", lambda config: None)
+    assert run.main([*STREAMED.split(), "--workdir=run"]) == 0
+  return folder
+
+
+def photos_replaced(folder: pathlib.Path) -> None:
+  """The folder of `streamed_run`, with another photo under the name of each."""
+  shutil.copytree(streamed_run(), folder, dirs_exist_ok=True)
+  for path in (folder / "images" / "train").rglob("*.png"):
+    path.write_bytes(encode(noise(9, 9), "PNG"))
+
+
 @contextlib.contextmanager
 def in_use(folder: pathlib.Path) -> Iterator[None]:
   """Another process has the lock of `run`."""
@@ -186,6 +206,7 @@ def full_disk(folder: pathlib.Path) -> Iterator[None]:
 
 
 IMAGES = "run.py --flagfile=small.cfg --dataset=image_folder --data_dir=images"
+STREAMED = f"{IMAGES} --method=ft --image_size=72"
 SAME = "run.py --flagfile=small.cfg --method=ft --workdir=run"
 BORROWING = "run.py --flagfile=small.cfg --workdir=new --from_workdir=run"
 FINISHED = run_with(lambda workdir: None)
@@ -306,6 +327,24 @@ FLAGS = [
     "states",
   ),
   Bad(
+    "two flags in one argument",
+    "run.py '--workdir=o/two --seed=3'",
+    "error: --workdir=o/two --seed=3 holds a second flag, --seed: give it as an argument "
+    "of its own",
+  ),
+  Bad(
+    "the address of a bucket for a folder",
+    "run.py --workdir=gs://bucket/run",
+    "error: --workdir=gs://bucket/run is an address, and a folder of this machine is "
+    "needed: mount the bucket (gcsfuse, s3fs, rclone), or copy what is there; write "
+    "./gs://bucket/run for a folder of that name",
+  ),
+  Bad(
+    "an unknown precision of products",
+    "run.py --matmul_precision=low",
+    "error: --matmul_precision=low is unknown; choose from: default, high, highest",
+  ),
+  Bad(
     "another user's home that does not exist",
     "run.py --data_dir=~nobody-here/x",
     "error: --data_dir=~nobody-here/x: there is no such user: give the folder itself",
@@ -322,6 +361,27 @@ FLAGS = [
     "error: --flagfile=FOLDER/photo.cfg is not a text file: it needs a flag "
     "on each line, --name=value",
     text("photo.cfg", b"\x89PNG\r\n\xff"),
+  ),
+  Bad(
+    "two flags on a line of a flag file",
+    "run.py --flagfile=a.cfg",
+    "error: --flagfile=FOLDER/a.cfg: line 2: '--workdir=o/two --seed=3' has a second flag, "
+    "--seed: give each a line of its own, or put quotes around a value that it belongs to",
+    text("a.cfg", "--flagfile=small.cfg\n--workdir=o/two --seed=3\n"),
+  ),
+  Bad(
+    "a comment behind a flag in a flag file",
+    "run.py --flagfile=a.cfg",
+    "error: --flagfile=FOLDER/a.cfg: line 1: '--workdir=o/two  # the second' ends in a "
+    "comment: give it a line of its own, or put quotes around a value that it belongs to",
+    text("a.cfg", "--workdir=o/two  # the second\n"),
+  ),
+  Bad(
+    "half a pair of quotes in a flag file",
+    "run.py --flagfile=a.cfg",
+    "error: --flagfile=FOLDER/a.cfg: line 1: '--workdir=\"o/two' has quotes that are not "
+    "around the whole value: take them out, or put other ones around it",
+    text("a.cfg", '--workdir="o/two\n'),
   ),
   Bad(
     "a flag file that includes itself",
@@ -571,6 +631,15 @@ WORKDIR = [
     "--workdir, or that run's data\n"
     "error: training images: 1 there, 568 now",
     run_with(on_other_data),
+  ),
+  Bad(
+    "photos replaced under the same names",
+    STREAMED + " --workdir=run",
+    "error: FOLDER/run holds a run on other data than --data_dir=images has: use another "
+    "--workdir, or that run's data\n"
+    "error: names and sizes of training images: different\n"
+    "error: contents of training images: different",
+    photos_replaced,
   ),
   Bad(
     "a run, and --resume=never",
@@ -854,6 +923,22 @@ REUSE = [
     "the flag out\n"
     "error: training images: 1 there, 568 now",
     run_with(on_other_data),
+  ),
+  Bad(
+    "a run on photos that were replaced since",
+    STREAMED + " --workdir=new --from_workdir=run",
+    "error: --from_workdir=run was trained on other data: repeat it on these, or leave the "
+    "flag out\n"
+    "error: names and sizes of training images: different\n"
+    "error: contents of training images: different",
+    photos_replaced,
+  ),
+  Bad(
+    "a run by an earlier version",
+    BORROWING,
+    "error: --from_workdir=run is a run of an earlier version of this program: repeat it, "
+    "or leave the flag out",
+    replaced("config.json", '"classes": ', '"groups": '),
   ),
   Bad(
     "a damaged config.json",

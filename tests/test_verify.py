@@ -247,7 +247,12 @@ def test_what_is_left_out_is_said(large):
   assert note == f"1 of {TOTAL} images are left out as bad: {path}: it is empty"
 
 
-def test_the_pass_shows_how_far_it_is(large, capsys):
+def test_a_long_pass_shows_how_far_it_is(large, capsys, monkeypatch):
+  monkeypatch.setattr(verify, "_SHOWN", TOTAL + 1)
+  open_large(large, class_order_seed=1, num_classes=1, num_states=1)
+  assert capsys.readouterr() == ("", "")
+  monkeypatch.setattr(verify, "_SHOWN", TOTAL - EACH)
+  shutil.rmtree(os.environ["XDG_CACHE_HOME"])
   open_large(large)
   out, err = capsys.readouterr()
   assert out == ""

@@ -29,6 +29,7 @@ from ssil_jax.host import usable_cores
 
 _CHUNK = 64  # images that a thread decodes at a time
 _SECONDS_BETWEEN_SAVES = 60.0
+_SHOWN = 500  # images; fewer take no time worth showing
 _NAMED = 5  # bad images in a message
 _LIST = "bad_images.txt"
 _VERIFIED = "verified"
@@ -120,7 +121,8 @@ def verify(
     unknown[name] = np.flatnonzero(~known)
   total = sum(map(len, unknown.values()))
   if total:
-    with Display(Console(stderr=True), check_interrupt) as display:
+    console = Console(stderr=True, quiet=total < _SHOWN)
+    with Display(console, check_interrupt) as display:
       advance = display.bar("decoding every image, once", total, "images")
       for name, images in splits.items():
         memory = memories[images.store.directory]
