@@ -16,6 +16,7 @@ Every image is decoded once, to find the corrupt ones now. The same command line
 continues a preparation that was interrupted.
 """
 
+import os
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -28,6 +29,7 @@ from rich.console import Console
 from ssil_jax.data import builders
 from ssil_jax.errors import ConfigError, UserError
 from ssil_jax.interrupt import Interrupted, Interrupts
+from ssil_jax.places import data_mistakes
 
 _HELP = {
   "archives": "folder with the official archives",
@@ -76,7 +78,9 @@ def parse(argv: Sequence[str]) -> Request:
   command_line.read_flags(flag_values, [argv[0], *argv[2:]])
   archives = _path("archives", flag_values.archives)
   data_dir = _path("data_dir", flag_values.data_dir)
-  if not archives.is_dir():
+  if mistakes := data_mistakes("data_dir", flag_values.data_dir):
+    raise ConfigError("\n".join(mistakes))
+  if not os.path.isdir(archives):
     raise ConfigError(f"--archives={flag_values.archives} is not a folder")
   return Request(
     dataset=dataset,
@@ -107,7 +111,7 @@ def main(argv: Sequence[str]) -> int:
   if command_line.wants_help(argv):
     print(help_text())
     return 0
-  console = Console(highlight=False)
+  console = Console(highlight=False, emoji=False)  # paths may look like emoji codes
   try:
     request = parse(argv)
     _make_folder(request.data_dir)

@@ -7,7 +7,6 @@ below this file reads a flag; whatever a run depends on is a field here, and is 
 
 import dataclasses
 import math
-import os
 import pathlib
 from collections.abc import Mapping
 from fractions import Fraction
@@ -15,6 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from ssil_jax.errors import ConfigError
+from ssil_jax.places import real_path, run_mistakes
 
 PRECISIONS = ("float32", "bfloat16")
 SELECTIONS = ("ring", "herding")
@@ -302,6 +302,8 @@ def validate(config: Config) -> None:
     *_number_mistakes(config),
     *_choice_mistakes(config),
     *_process_mistakes(config),
+    *run_mistakes("workdir", config.workdir),
+    *(run_mistakes("from_workdir", config.from_workdir) if config.from_workdir else ()),
     *_milestone_mistakes(config, "milestones_first", "epochs_first"),
     *_milestone_mistakes(config, "milestones", "epochs"),
   ]
@@ -468,8 +470,3 @@ def differences(
 def workdir_path(config: Config) -> pathlib.Path:
   """The work directory as an absolute path (orbax takes no relative ones)."""
   return real_path(config.workdir)
-
-
-def real_path(path: str) -> pathlib.Path:
-  """An absolute path without links; one in a circle stays, for its use to fail."""
-  return pathlib.Path(os.path.realpath(os.path.expanduser(path)))
