@@ -81,7 +81,9 @@ def parse(argv: Sequence[str]) -> Request:
   if mistakes := data_mistakes("data_dir", flag_values.data_dir):
     raise ConfigError("\n".join(mistakes))
   if not os.path.isdir(archives):
-    raise ConfigError(f"--archives={flag_values.archives} is not a folder")
+    raise ConfigError(
+      f"--archives={flag_values.archives} is not a folder: name the one with the archives"
+    )
   return Request(
     dataset=dataset,
     archives=archives,
@@ -104,7 +106,9 @@ def _make_folder(data_dir: pathlib.Path) -> None:
   try:
     data_dir.mkdir(parents=True, exist_ok=True)
   except OSError as error:
-    raise ConfigError(f"--data_dir={data_dir} cannot be made: {error.strerror}") from error
+    raise ConfigError(
+      f"--data_dir={data_dir} cannot be made ({error.strerror}): name another folder"
+    ) from error
 
 
 def main(argv: Sequence[str]) -> int:
