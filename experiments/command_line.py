@@ -16,8 +16,8 @@ sys.path.insert(0, str(ROOT))  # so that the scripts run without being installed
 
 from absl import flags
 
-from ssil_jax.config import path_mistakes
 from ssil_jax.errors import ConfigError, OutputError, UserError
+from ssil_jax.places import address_mistakes
 
 _FLAGFILES = pathlib.Path(__file__).resolve().parent
 _MOST_FLAGFILES = 100  # read in all: files that name files may multiply
@@ -272,7 +272,7 @@ def _check_value(name: str, value: object) -> None:
     )
   if not isinstance(value, str):
     return
-  if name in _PATHS and (mistakes := path_mistakes({name: value})):
+  if name in _PATHS and (mistakes := address_mistakes(name, value)):
     raise ConfigError(mistakes[0])
   if value.startswith("~"):
     try:

@@ -1,5 +1,6 @@
 """Makes a TFDS directory (array_record) of the official archives of a data set."""
 
+import os
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from rich.console import Console
 from ssil_jax.data import builders
 from ssil_jax.errors import ConfigError, UserError
 from ssil_jax.interrupt import Interrupted, Interrupts
+from ssil_jax.places import data_mistakes
 
 # Not the docstring, which `python -OO` leaves out.
 _USAGE = """Makes a TFDS directory (array_record) of the official archives of a data set.
@@ -78,8 +80,12 @@ def parse(argv: Sequence[str]) -> Request:
   command_line.read_flags(flag_values, [argv[0], *argv[2:]])
   archives = _path("archives", flag_values.archives)
   data_dir = _path("data_dir", flag_values.data_dir)
-  if not archives.is_dir():
-    raise ConfigError(f"--archives={flag_values.archives} is not a folder")
+  if mistakes := data_mistakes("data_dir", flag_values.data_dir):
+    raise ConfigError("\n".join(mistakes))
+  if not os.path.isdir(archives):
+    raise ConfigError(
+      f"--archives={flag_values.archives} is not a folder: name the one with the archives"
+    )
   return Request(
     dataset=dataset,
     archives=archives,
@@ -102,14 +108,16 @@ def _make_folder(data_dir: pathlib.Path) -> None:
   try:
     data_dir.mkdir(parents=True, exist_ok=True)
   except OSError as error:
-    raise ConfigError(f"--data_dir={data_dir} cannot be made: {error.strerror}") from error
+    raise ConfigError(
+      f"--data_dir={data_dir} cannot be made ({error.strerror}): name another folder"
+    ) from error
 
 
 def main(argv: Sequence[str]) -> int:
   if command_line.wants_help(argv):
     print(help_text())
     return 0
-  console = Console(highlight=False)
+  console = Console(highlight=False, emoji=False)  # paths may look like emoji codes
   try:
     request = parse(argv)
     _make_folder(request.data_dir)

@@ -115,7 +115,9 @@ def main(argv: Sequence[str]) -> int:
     print(help_text())
     return 0
   # A file or pipe has no width to fit into: let the tables keep their lines.
-  console = Console(highlight=False, width=None if sys.stdout.isatty() else 100)
+  width = None if sys.stdout.isatty() else 100
+  # Paths may look like emoji codes.
+  console = Console(highlight=False, emoji=False, width=width)
   try:
     config = parse(argv)
     parallel.prepare_cpu_devices(config)

@@ -23,6 +23,7 @@ from ssil_jax import data, reuse
 from ssil_jax.errors import ConfigError, UserError
 from ssil_jax.host import usable_cores
 from ssil_jax.methods import METHODS
+from ssil_jax.places import real_path, run_mistakes
 from ssil_jax.plan import make_plan
 
 # Not the docstring, which `python -OO` leaves out.
@@ -93,7 +94,9 @@ def parse(argv: Sequence[str]) -> Sweep:
       raise ConfigError(f"--{name} after -- is set by the sweep itself: leave it out")
   methods = _methods(flag_values.methods)
   seeds = _seeds(flag_values.seeds)
-  output = config_lib.real_path(flag_values.output)
+  if mistakes := run_mistakes("output", flag_values.output):
+    raise ConfigError("\n".join(mistakes))
+  output = real_path(flag_values.output)
   jobs = []
   for seed in seeds:
     of_seed = [_job(method, seed, output, passed_on) for method in methods]
@@ -295,7 +298,10 @@ def main(argv: Sequence[str]) -> int:
   except UserError as error:
     return command_line.print_error(error)
   except OSError as error:
-    return command_line.print_error(ConfigError(f"--output cannot be used: {error}"))
+    remedy = "name a folder that can be written"
+    return command_line.print_error(
+      ConfigError(f"--output cannot be used: {error}; {remedy}")
+    )
   except KeyboardInterrupt:
     print("interrupted: the same command continues", file=sys.stderr)
     return _INTERRUPTED

@@ -24,6 +24,7 @@ import orbax.checkpoint as ocp
 from ssil_jax import parallel
 from ssil_jax.errors import DivergedError, UserError, WorkdirError
 from ssil_jax.memory import Memory
+from ssil_jax.places import Place
 from ssil_jax.step import TrainState
 
 
@@ -265,7 +266,7 @@ def _open(folder: pathlib.Path, **options: Any) -> ocp.CheckpointManager:
   """Raises WorkdirError if a part of the folder has damaged metadata."""
   try:
     return _Manager(
-      folder,
+      Place(folder),  # orbax looks for what it wrote by patterns
       options=ocp.CheckpointManagerOptions(
         lightweight_initialize=True,  # else one damaged checkpoint would hide the others
         **options,

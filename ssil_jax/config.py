@@ -9,9 +9,7 @@ import dataclasses
 import difflib
 import math
 import numbers
-import os
 import pathlib
-import re
 from collections.abc import Mapping
 from fractions import Fraction
 from types import MappingProxyType
@@ -20,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from ssil_jax.errors import ConfigError
+from ssil_jax.places import address_mistakes, real_path, run_mistakes
 
 PRECISIONS = ("float32", "bfloat16")
 MATMUL_PRECISIONS = ("default", "high", "highest")
@@ -355,7 +354,9 @@ def validate(config: Config) -> None:
     *_number_mistakes(config),
     *_choice_mistakes(config),
     *_process_mistakes(config),
-    *path_mistakes({name: getattr(config, name) for name in _PATHS}),
+    *address_mistakes("data_dir", config.data_dir),
+    *run_mistakes("workdir", config.workdir),
+    *(run_mistakes("from_workdir", config.from_workdir) if config.from_workdir else ()),
     *_milestone_mistakes(config, "milestones_first", "epochs_first"),
     *_milestone_mistakes(config, "milestones", "epochs"),
   ]
@@ -456,21 +457,6 @@ def _process_mistakes(config: Config) -> list[str]:
   return mistakes
 
 
-_PATHS = ("data_dir", "workdir", "from_workdir")
-_ADDRESS = re.compile(r"[A-Za-z][\w+.-]*:/")
-
-
-def path_mistakes(paths: Mapping[str, str]) -> list[str]:
-  """A line for each flag whose path is the address of something elsewhere."""
-  return [
-    f"--{name}={path} is an address, and a folder of this machine is needed: mount the "
-    f"bucket (gcsfuse, s3fs, rclone), or copy what is there; write ./{path} for a folder "
-    "of that name"
-    for name, path in paths.items()
-    if _ADDRESS.match(path)
-  ]
-
-
 def _choice_mistakes(config: Config) -> list[str]:
   choices = {
     "precision": PRECISIONS,
@@ -538,8 +524,3 @@ def differences(
 def workdir_path(config: Config) -> pathlib.Path:
   """The work directory as an absolute path (orbax takes no relative ones)."""
   return real_path(config.workdir)
-
-
-def real_path(path: str) -> pathlib.Path:
-  """An absolute path without links; one in a circle stays, for its use to fail."""
-  return pathlib.Path(os.path.realpath(os.path.expanduser(path)))

@@ -14,8 +14,7 @@ def write_json(path: pathlib.Path, value: Any) -> None:
 
 def write_bytes(path: pathlib.Path, content: bytes) -> None:
   """Replaces a file whole: a reader, a kill or another writer never meets half of it."""
-  # Hosts that share a disk may write the same file at the same time.
-  temporary = path.with_name(f"{path.name}.{platform.node()}.{os.getpid()}.tmp")
+  temporary = _beside(path)
   try:
     with open(temporary, "wb") as file:
       file.write(content)
@@ -25,3 +24,13 @@ def write_bytes(path: pathlib.Path, content: bytes) -> None:
   except BaseException:
     temporary.unlink(missing_ok=True)
     raise
+
+
+def _beside(path: pathlib.Path) -> pathlib.Path:
+  """A temporary file in the same folder, of the same name as far as there is room."""
+  # Hosts that share a disk may write the same file at the same time.
+  ending = f".{platform.node()}.{os.getpid()}.tmp"
+  room = os.pathconf(path.parent, "PC_NAME_MAX") - len(os.fsencode(ending))
+  # In bytes, which must not end within a character.
+  start = os.fsencode(path.name)[:room].decode(errors="ignore")
+  return path.with_name(start + ending)

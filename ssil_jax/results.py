@@ -5,6 +5,7 @@ what each must hold before anything is made of it.
 """
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -119,7 +120,7 @@ def load_run(workdir: Path) -> Run:
   """
   workdir = Path(workdir)
   path = workdir / "results.json"
-  if not path.is_file():
+  if not os.path.isfile(path):  # that of a path too long is none, and raises nothing
     raise DataError(
       f"{path} does not exist: give the work directory of a run that has finished at "
       "least one state"

@@ -6,6 +6,7 @@ is the same plain training, whatever the memory's size and the later states' set
 """
 
 import itertools
+import os
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ from ssil_jax.checkpoint import Networks
 from ssil_jax.config import Config
 from ssil_jax.errors import ConfigError
 from ssil_jax.methods import METHODS
+from ssil_jax.places import real_path
 from ssil_jax.plan import Plan
 from ssil_jax.results import load_journal, load_run
 from ssil_jax.step import TrainState
@@ -60,10 +62,10 @@ def open_source(
   flag = f"--from_workdir={plan.config.from_workdir}"
   if not plan.config.from_workdir:
     return Source(None, 0, [], [])
-  folder = config_lib.real_path(plan.config.from_workdir)
+  folder = real_path(plan.config.from_workdir)
   if folder == config_lib.workdir_path(plan.config):
     raise ConfigError(f"{flag} is --workdir itself: leave the flag out")
-  if not (folder / "config.json").is_file():
+  if not os.path.isfile(folder / "config.json"):
     raise ConfigError(
       f"{flag} is not the work directory of a run: give one, or leave it out"
     )

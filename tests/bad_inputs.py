@@ -124,6 +124,11 @@ def replaced(name: str, old: str, new: str) -> Arrange:
   return run_with(change)
 
 
+def link(target: str) -> Arrange:
+  """A link `link` to something."""
+  return lambda folder: (folder / "link").symlink_to(target)
+
+
 def emptied(folder: pathlib.Path) -> None:
   """Takes all files out."""
   for path in folder.iterdir():
@@ -208,6 +213,7 @@ def full_disk(folder: pathlib.Path) -> Iterator[None]:
 IMAGES = "run.py --flagfile=small.cfg --dataset=image_folder --data_dir=images"
 STREAMED = f"{IMAGES} --method=ft --image_size=72"
 SAME = "run.py --flagfile=small.cfg --method=ft --workdir=run"
+LONG = "n" * 300  # longer than a name may be
 BORROWING = "run.py --flagfile=small.cfg --workdir=new --from_workdir=run"
 FINISHED = run_with(lambda workdir: None)
 
@@ -336,8 +342,7 @@ FLAGS = [
     "the address of a bucket for a folder",
     "run.py --workdir=gs://bucket/run",
     "error: --workdir=gs://bucket/run is an address, and a folder of this machine is "
-    "needed: mount the bucket (gcsfuse, s3fs, rclone), or copy what is there; write "
-    "./gs://bucket/run for a folder of that name",
+    "needed: mount the bucket (gcsfuse, s3fs, rclone), or copy what is there",
   ),
   Bad(
     "an unknown precision of products",
@@ -513,6 +518,38 @@ DATA = [
     "error: cifar100/1.0.0/dataset_info.json cannot be read: …",
     text("cifar100/1.0.0/dataset_info.json", "{"),
   ),
+  Bad(
+    "a link to nothing",
+    "run.py --flagfile=small.cfg --dataset=image_folder --data_dir=link",
+    "error: --data_dir=link is not a folder: an image folder is DIR/train/CLASS/* and "
+    "DIR/test/CLASS/* (or DIR/val)",
+    link("nothing"),
+  ),
+  Bad(
+    "a link to itself",
+    "run.py --flagfile=small.cfg --dataset=image_folder --data_dir=link",
+    "error: --data_dir=link is not a folder: an image folder is DIR/train/CLASS/* and "
+    "DIR/test/CLASS/* (or DIR/val)",
+    link("link"),
+  ),
+  Bad(
+    "a name that is too long",
+    f"run.py --flagfile=small.cfg --dataset=image_folder --data_dir={LONG}",
+    "error: --data_dir=nnn… is not a folder: an image folder is DIR/train/CLASS/* and "
+    "DIR/test/CLASS/* (or DIR/val)",
+  ),
+  Bad(
+    "a name that is too long, of prepared data",
+    f"run.py --flagfile=small.cfg --dataset=cifar100 --data_dir={LONG}",
+    "error: --data_dir=nnn… is not a folder: `python experiments/prepare.py cifar100 "
+    "--archives=DIR --data_dir=nnn…` makes it from the official archives",
+  ),
+  Bad(
+    "prepared data that are taken for some in a cloud",
+    "run.py --flagfile=small.cfg --dataset=cifar100 --data_dir=/gs/data",
+    "error: --data_dir=/gs/data cannot be used: all below /gs is taken for storage in a "
+    "cloud; name another folder",
+  ),
 ]
 
 PREPARE = [
@@ -531,7 +568,7 @@ PREPARE = [
   Bad(
     "no such folder of archives",
     "prepare.py imagenet --archives=none --data_dir=data",
-    "error: --archives=none is not a folder",
+    "error: --archives=none is not a folder: name the one with the archives",
   ),
   Bad(
     "no archives in it",
@@ -593,7 +630,7 @@ PREPARE = [
   Bad(
     "a data folder that is a file",
     "prepare.py cifar100 --archives=. --data_dir=small.cfg",
-    "error: --data_dir=FOLDER/small.cfg cannot be made: File exists",
+    "error: --data_dir=FOLDER/small.cfg cannot be made (File exists): name another folder",
   ),
   Bad(
     "options that do not suit the data set",
@@ -611,6 +648,35 @@ PREPARE = [
     "error: FOLDER/data/cifar100/1.0.0 exists, but not with a prepare.json "
     "of this program: remove it, or use another --data_dir",
     text("data/cifar100/1.0.0/x.txt", "mine"),
+  ),
+  Bad(
+    "archives in a link to nothing",
+    "prepare.py cifar100 --archives=link --data_dir=data",
+    "error: --archives=link is not a folder: name the one with the archives",
+    link("nothing"),
+  ),
+  Bad(
+    "archives whose name is too long",
+    f"prepare.py cifar100 --archives={LONG} --data_dir=data",
+    "error: --archives=nnn… is not a folder: name the one with the archives",
+  ),
+  Bad(
+    "a data folder that is a link to itself",
+    "prepare.py cifar100 --archives=. --data_dir=link",
+    "error: --data_dir=FOLDER/link cannot be made (File exists): name another folder",
+    link("link"),
+  ),
+  Bad(
+    "a data folder whose name is too long",
+    f"prepare.py cifar100 --archives=. --data_dir={LONG}",
+    "error: --data_dir=FOLDER/nnn… cannot be made (File name too long): name another "
+    "folder",
+  ),
+  Bad(
+    "a data folder that is taken for one in a cloud",
+    "prepare.py cifar100 --archives=. --data_dir=/gs/data",
+    "error: --data_dir=/gs/data cannot be used: all below /gs is taken for storage in a "
+    "cloud; name another folder",
   ),
 ]
 
@@ -753,6 +819,44 @@ WORKDIR = [
     "FOLDER/new/checkpoints/9: lower --learning_rate, with another --workdir",
     exit_code=3,
   ),
+  Bad(
+    "a backslash in its name",
+    r"run.py --flagfile=small.cfg --workdir='a\b'",
+    "error: --workdir=a\\b (FOLDER/a\\b) cannot be used: no checkpoint can be written "
+    "below a\\b, for its backslash; name another folder",
+  ),
+  Bad(
+    "one below a folder whose name ends like a cloud's",
+    "run.py --flagfile=small.cfg --workdir=logs:/run",
+    "error: --workdir=logs:/run (FOLDER/logs:/run) cannot be used: no checkpoint can be "
+    "written below logs:, for its ending gs:; name another folder",
+  ),
+  Bad(
+    "a folder that is taken for one in a cloud",
+    "run.py --flagfile=small.cfg --workdir=/s3/run",
+    "error: --workdir=/s3/run cannot be used: all below /s3 is taken for storage in a "
+    "cloud; name another folder",
+  ),
+  Bad(
+    "a name that is too long",
+    f"run.py --flagfile=small.cfg --workdir={LONG}",
+    "error: --workdir=nnn… cannot be used: [Errno 36] File name too long: "
+    "'FOLDER/nnn…'; name a folder that can be written",
+  ),
+  Bad(
+    "a path that is too long",
+    f"run.py --flagfile=small.cfg --workdir={LONG[:250]}{'/x' * 1850}",
+    "error: --workdir=nnn… cannot be used: its path has … bytes, and with "
+    "those of its files it would be longer than the … that the system allows; name "
+    "another folder",
+  ),
+  Bad(
+    "a link to where nothing can be made",
+    "run.py --flagfile=small.cfg --workdir=link",
+    "error: --workdir=link cannot be used: [Errno 20] Not a directory: '/dev/null/run'; "
+    "name a folder that can be written",
+    link("/dev/null/run"),
+  ),
 ]
 
 COMPARE = [
@@ -851,6 +955,32 @@ COMPARE = [
     "place for the report",
     run_with(lambda w: (w.parent / "page.html").mkdir()),
   ),
+  Bad(
+    "a run in a link to itself",
+    "compare.py --workdir=link",
+    "error: link/results.json does not exist: give the work directory of a run that has "
+    "finished at least one state",
+    link("link"),
+  ),
+  Bad(
+    "a run whose name is too long",
+    f"compare.py --workdir={LONG}",
+    "error: nnn…/results.json does not exist: give the work directory of a run that "
+    "has finished at least one state",
+  ),
+  Bad(
+    "a page whose name is too long",
+    f"compare.py --workdir=run --output={LONG}.html",
+    "error: nnn….html cannot be written (File name too long): choose another place for "
+    "the report",
+    FINISHED,
+  ),
+  Bad(
+    "a page in a link to nothing",
+    "compare.py --workdir=run --output=link",
+    "error: link cannot be written (File exists): choose another place for the report",
+    both(FINISHED, link("nothing")),
+  ),
 ]
 
 SWEEP = [
@@ -890,7 +1020,27 @@ SWEEP = [
   Bad(
     "an output that is a file",
     "sweep.py --methods=ft --output=small.cfg -- --flagfile=small.cfg",
-    "error: --output cannot be used: [Errno 17] File exists: 'FOLDER/small.cfg'",
+    "error: --output cannot be used: [Errno 17] File exists: 'FOLDER/small.cfg'; name a "
+    "folder that can be written",
+  ),
+  Bad(
+    "a backslash in the output's name",
+    r"sweep.py --methods=ft --output='a\b' -- --flagfile=small.cfg",
+    "error: --output=a\\b (FOLDER/a\\b) cannot be used: no checkpoint can be written "
+    "below a\\b, for its backslash; name another folder",
+  ),
+  Bad(
+    "an output whose name is too long",
+    f"sweep.py --methods=ft --output={LONG} -- --flagfile=small.cfg",
+    "error: --output cannot be used: [Errno 36] File name too long: 'FOLDER/nnn…'; "
+    "name a folder that can be written",
+  ),
+  Bad(
+    "an output that is a link to itself",
+    "sweep.py --methods=ft --output=link -- --flagfile=small.cfg",
+    "error: --output cannot be used: [Errno 17] File exists: 'FOLDER/link'; name a folder "
+    "that can be written",
+    link("link"),
   ),
 ]
 
@@ -991,6 +1141,32 @@ REUSE = [
     "error: FOLDER/run/networks/1 is damaged or does not fit this run (…): leave "
     "--from_workdir out, or repeat that run",
     run_with(lambda workdir: damaged(workdir / "networks")),
+  ),
+  Bad(
+    "a run below a backslash",
+    r"run.py --flagfile=small.cfg --workdir=new --from_workdir='a\b'",
+    "error: --from_workdir=a\\b (FOLDER/a\\b) cannot be used: no checkpoint can be "
+    "written below a\\b, for its backslash; name another folder",
+  ),
+  Bad(
+    "a link to nothing",
+    "run.py --flagfile=small.cfg --workdir=new --from_workdir=link",
+    "error: --from_workdir=link is not the work directory of a run: give one, or leave it "
+    "out",
+    link("nothing"),
+  ),
+  Bad(
+    "a link to itself",
+    "run.py --flagfile=small.cfg --workdir=new --from_workdir=link",
+    "error: --from_workdir=link is not the work directory of a run: give one, or leave it "
+    "out",
+    link("link"),
+  ),
+  Bad(
+    "a run whose name is too long",
+    f"run.py --flagfile=small.cfg --workdir=new --from_workdir={LONG}",
+    "error: --from_workdir=nnn… is not the work directory of a run: give one, or leave "
+    "it out",
   ),
 ]
 

@@ -147,7 +147,9 @@ def test_addresses_are_no_paths(name, path):
   assert str(caught.value).startswith(f"--{name}={path} is an address, and a folder of")
 
 
-@pytest.mark.parametrize("path", ["./gs://b", "a b:c", "12:30/x", "/data/a:/b", "gs:"])
+@pytest.mark.parametrize(
+  "path", ["./gs://b", "a b:c", "12:30/x", "/data/a:/b", "gs:", "run:/b"]
+)
 def test_paths_with_colons_are_paths(path):
   flag_values = flags.FlagValues()
   flags.DEFINE_multi_string("workdir", [], "", flag_values=flag_values)

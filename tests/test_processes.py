@@ -177,7 +177,7 @@ def test_two_processes_though_killed_do_what_one_does(tmp_path):
   one = loop.run(make_config(values, method.defaults, method.fixed), Console(quiet=True))
 
   flags = [f"--{name}={value}" for name, value in FLAGS.items()]
-  pair = tmp_path / "pair"
+  pair = tmp_path / "[2] *"  # orbax puts together what processes wrote, by patterns
 
   def resumed():
     return started(2, *flags, f"--workdir={pair}", log_folder=tmp_path)

@@ -380,10 +380,11 @@ def test_a_sweep_of_two_methods_trains_once_and_repeats_nothing(
     "log_every": 1,
   }
   passed_on = [f"--{name}={value}" for name, value in flags.items()]
-  command = ["sweep.py", "--methods=ft,il2m", "--output=runs", "--", *passed_on]
+  name = " [2024] *? $ % :smile: é ~ "  # which must make no difference
+  command = ["sweep.py", "--methods=ft,il2m", f"--output={name}", "--", *passed_on]
 
   code = sweep.main(command)
-  runs = tmp_path / "runs"
+  runs = tmp_path / name
   assert code == 0, [path.read_text() for path in runs.glob("*.log")]
   assert (runs / "report.html").is_file()
   table = capsys.readouterr().out

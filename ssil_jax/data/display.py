@@ -31,7 +31,7 @@ class Display:
     """`check_interrupt` is called with every step; it may raise KeyboardInterrupt."""
     self._console, self._check_interrupt = console, check_interrupt
     self._progress = Progress(
-      TextColumn("{task.description}"),
+      TextColumn("{task.description}", markup=False),
       BarColumn(bar_width=20),
       TaskProgressColumn(),
       _Counts(),
@@ -101,7 +101,7 @@ class Display:
     return show
 
   def _print(self, line: str) -> None:
-    self._console.print(line, markup=False, soft_wrap=True)
+    self._console.print(line, markup=False, emoji=False, soft_wrap=True)
 
 
 def _duration(seconds: float) -> str:

@@ -36,7 +36,7 @@ def open_image_folder(config: Config) -> Source:
 
 def _open(config: Config) -> Source:
   root = pathlib.Path(config.data_dir).expanduser()
-  if not config.data_dir or not root.is_dir():
+  if not config.data_dir or not os.path.isdir(root):
     raise DataError(
       f"--data_dir={config.data_dir} is not a folder: {_LAYOUT}"
       if config.data_dir

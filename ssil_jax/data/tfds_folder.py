@@ -20,7 +20,6 @@ from array_record.python.array_record_module import ArrayRecordReader
 from google.protobuf.json_format import ParseError
 from google.protobuf.message import DecodeError
 from rich.console import Console
-from rich.progress import track
 from tensorflow_datasets.proto import tf_example_generated_pb2
 
 from ssil_jax.config import Config
@@ -28,10 +27,12 @@ from ssil_jax.data import cache as cache_lib
 from ssil_jax.data import decode, labels
 from ssil_jax.data.augment import IMAGENET_NORMALIZATION, Normalization
 from ssil_jax.data.dataset import Source, Split
+from ssil_jax.data.display import Display
 from ssil_jax.data.encoded import STAMP, BadImage, EncodedImages, mixed
 from ssil_jax.data.small import natural_size, read_sizes
 from ssil_jax.errors import DataError
 from ssil_jax.host import allow_open_files
+from ssil_jax.places import data_mistakes
 
 
 class _DataSet(NamedTuple):
@@ -253,7 +254,9 @@ def _check_shard(path: pathlib.Path, length: int) -> None:
 def _find(config: Config, names: tuple[str, ...]) -> pathlib.Path:
   """The one version directory of a data set in `--data_dir`, or that itself."""
   root = pathlib.Path(config.data_dir).expanduser()
-  if not config.data_dir or not root.is_dir():
+  if mistakes := data_mistakes("data_dir", config.data_dir):
+    raise DataError("\n".join(mistakes))
+  if not config.data_dir or not os.path.isdir(root):
     raise DataError(
       f"--data_dir={config.data_dir} is not a folder: {_prepare(config)}"
       if config.data_dir
@@ -397,18 +400,16 @@ def _writing_labels_to(folder: pathlib.Path) -> Iterator[None]:
 def _index(store: Records, description: str) -> np.ndarray:
   result = np.empty(len(store), np.int32)
 
-  def read(start: int) -> None:
-    for number in range(start, min(start + _CHUNK, len(result))):
+  def read(start: int) -> int:
+    chunk = range(start, min(start + _CHUNK, len(result)))
+    for number in chunk:
       result[number] = store.label(number)
+    return len(chunk)
 
-  with ThreadPoolExecutor() as threads:
-    for _ in track(
-      threads.map(read, range(0, len(result), _CHUNK)),
-      description,
-      total=-(-len(result) // _CHUNK),
-      console=Console(stderr=True),
-    ):
-      pass  # to raise what a thread raised
+  with ThreadPoolExecutor() as threads, Display(Console(stderr=True)) as display:
+    advance = display.bar(description, len(result), "records")
+    for count in threads.map(read, range(0, len(result), _CHUNK)):
+      advance(count)
   return result
 
 

@@ -34,6 +34,7 @@ from ssil_jax.data.builders.shards import (
 from ssil_jax.data.display import Display
 from ssil_jax.errors import DataError
 from ssil_jax.files import write_json
+from ssil_jax.places import Place
 
 _SHARD_BYTES = 640_000_000
 _MOST_SHARDS = 256
@@ -154,6 +155,11 @@ class ArchiveBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
     }
 
   # What TFDS calls.
+
+  @property
+  def data_path(self) -> Place:
+    """That of TFDS, which looks for what it left there by a pattern."""
+    return Place(super().data_path)
 
   def _info(self) -> tfds.core.DatasetInfo:
     return tfds.core.DatasetInfo(

@@ -1,0 +1,87 @@
+"""Folders that libraries are given: any name, but for a few that they refuse."""
+
+import glob
+import os
+import pathlib
+import re
+from collections.abc import Iterator
+
+from etils import epath
+
+_LONGEST_WITHIN = 256  # bytes of a path in a work directory, and some to spare
+_LONGEST_SHOWN = 600  # characters
+_CLOUDS = ("gs", "s3", "az", "hf")  # what epath, of orbax and TFDS, has a scheme for
+# gs://bucket, and also gs:/bucket and C:/folder.
+_ADDRESS = re.compile(rf"[A-Za-z][\w+.-]*://|({'|'.join(_CLOUDS)}|file|[A-Za-z]):/")
+
+
+class Place(type(epath.Path())):
+  """A path in which files are found by patterns, whatever the path itself is called."""
+
+  def glob(self, pattern: str) -> Iterator[epath.Path]:
+    # epath's own takes the name of the folder for a part of the pattern.
+    return (self / name for name in glob.glob(pattern, root_dir=self))
+
+
+def real_path(path: str) -> pathlib.Path:
+  """An absolute path without links; one in a circle stays, for its use to fail."""
+  return pathlib.Path(os.path.realpath(os.path.expanduser(path)))
+
+
+def address_mistakes(flag: str, given: str) -> list[str]:
+  """That a flag has the address of something elsewhere; empty if it has a path."""
+  if not _ADDRESS.match(given):
+    return []
+  return [
+    f"--{flag}={given} is an address, and a folder of this machine is needed: mount the "
+    "bucket (gcsfuse, s3fs, rclone), or copy what is there"
+  ]
+
+
+def data_mistakes(flag: str, given: str) -> list[str]:
+  """What keeps TFDS from a folder, with the flag that gave it; empty if nothing does."""
+  path = pathlib.Path(os.path.abspath(os.path.expanduser(given)))
+  return address_mistakes(flag, given) or [
+    _told(flag, given, path, reason) for reason in _cloud_reasons(path)
+  ]
+
+
+def run_mistakes(flag: str, given: str) -> list[str]:
+  """What keeps checkpoints from a work directory, with the flag; empty if nothing does."""
+  path = real_path(given)
+  return address_mistakes(flag, given) or [
+    _told(flag, given, path, reason)
+    for reason in (*_cloud_reasons(path), *_tensorstore_reasons(path))
+  ]
+
+
+def _told(flag: str, given: str, path: pathlib.Path, reason: str) -> str:
+  place = f"--{flag}={given}" + ("" if str(path) == given else f" ({path})")
+  shown = place if len(place) <= _LONGEST_SHOWN else f"{place[: _LONGEST_SHOWN - 20]}..."
+  return f"{shown} cannot be used: {reason}; name another folder"
+
+
+def _cloud_reasons(path: pathlib.Path) -> Iterator[str]:
+  if path.parts[1:2] and path.parts[1] in _CLOUDS:
+    yield f"all below /{path.parts[1]} is taken for storage in a cloud"
+
+
+def _tensorstore_reasons(path: pathlib.Path) -> Iterator[str]:
+  """TensorStore, by which orbax writes, has rules of its own for paths."""
+  encoded = os.fsencode(path)
+  try:
+    encoded.decode()
+  except UnicodeDecodeError:
+    yield "no checkpoint can be written where a folder's name is not UTF-8"
+  for folder in path.parts[1:]:
+    if "\\" in folder:
+      yield f"no checkpoint can be written below {folder}, for its backslash"
+    if folder.endswith(("gs:", ".__lock")):
+      ending = "gs:" if folder.endswith("gs:") else ".__lock"
+      yield f"no checkpoint can be written below {folder}, for its ending {ending}"
+  longest = os.pathconf("/", "PC_PATH_MAX")
+  if len(encoded) + _LONGEST_WITHIN > longest:
+    yield (
+      f"its path has {len(encoded)} bytes, and with those of its files it would be longer "
+      f"than the {longest} that the system allows"
+    )
