@@ -300,7 +300,7 @@ FLAGS = [
     "an unknown data set",
     "run.py --dataset=mnist",
     "error: --dataset=mnist is unknown; choose from: digits, image_folder, "
-    "imagenet, landmarks_v2/1k, landmarks_v2/10k, cifar100",
+    "imagenet, landmarks_v2/1k, landmarks_v2/10k, cifar100…",
   ),
   Bad(
     "a negative time between checkpoints",
@@ -557,13 +557,13 @@ PREPARE = [
     "no data set named",
     "prepare.py --archives=.",
     "error: the first argument must be a data set, prepare.py DATASET; "
-    "there are: imagenet, landmarks_v2/1k, landmarks_v2/10k, cifar100",
+    "there are: imagenet, landmarks_v2/1k, landmarks_v2/10k, cifar100…",
   ),
   Bad(
     "an unknown data set",
     "prepare.py mnist --archives=. --data_dir=data",
     "error: mnist is not a data set that can be prepared; there are: "
-    "imagenet, landmarks_v2/1k, landmarks_v2/10k, cifar100",
+    "imagenet, landmarks_v2/1k, landmarks_v2/10k, cifar100…",
   ),
   Bad(
     "no such folder of archives",

@@ -6,6 +6,7 @@ import math
 import pathlib
 from fractions import Fraction
 
+import numpy as np
 import pytest
 
 from ssil_jax import config as config_lib
@@ -220,8 +221,64 @@ def test_known_methods(name):
 
 
 def test_an_unknown_method_is_named():
-  with pytest.raises(ConfigError, match="--method=gdumb .*ssil, ft, .*der$"):
-    get_method("gdumb")
+  with pytest.raises(ConfigError, match="--method=svm is unknown; .*: ssil, ft, "):
+    get_method("svm")
+
+
+@pytest.mark.parametrize(
+  ("values", "message"),
+  [
+    ({"widht": 3}, "there is no setting 'widht': did you mean 'width'?"),
+    ({"zzz": 3}, "there is no setting 'zzz'"),
+    ({"width": "3"}, "width='3' must be a whole number"),
+    ({"width": 3.0}, "width=3.0 must be a whole number"),
+    ({"width": True}, "width=True must be a whole number"),
+    ({"learning_rate": "0.1"}, "learning_rate='0.1' must be a number"),
+    ({"verify_data": 1}, "verify_data=1 must be true or false"),
+    ({"dataset": 3}, "dataset=3 must be text"),
+    ({"milestones": 8}, "milestones=8 must be whole numbers"),
+    ({"milestones": (8.5,)}, "milestones=(8.5,) must be whole numbers"),
+    ({"milestones": "8"}, "milestones='8' must be whole numbers"),
+    (
+      {"widht": 3, "seed": None, "epcohs": 2, "seed ": 0},
+      "there is no setting 'widht': did you mean 'width'?\n"
+      "there is no setting 'epcohs': did you mean 'epochs'?\n"
+      "there is no setting 'seed ': did you mean 'seed'?",
+    ),
+  ],
+)
+def test_mistakes_in_python_are_named(values, message):
+  for defaults in ({}, SSIL):
+    with pytest.raises(ConfigError) as caught:
+      make_config(values, defaults)
+    assert str(caught.value) == message
+
+
+def test_without_a_method_there_are_no_epochs():
+  with pytest.raises(ConfigError, match="epochs depend on the method: give them"):
+    make_config({}, {})
+
+
+def test_numbers_of_numpy_and_lists_are_taken():
+  config = make_config(
+    {"width": np.int32(8), "learning_rate": 1, "momentum": np.float32(0.5)}, SSIL
+  )
+  assert (config.width, config.learning_rate, config.momentum) == (8, 1.0, 0.5)
+  assert {type(v) for v in (config.learning_rate, config.momentum)} == {float}
+  assert type(config.width) is int
+  milestones = make_config({"milestones": [np.int64(4), 8]}, SSIL).milestones
+  assert milestones == (4, 8)
+  json.dumps(config_lib.to_json(config))
+
+
+def test_addresses_are_no_paths():
+  paths = {"workdir": "gs://b/r", "data_dir": "s3://b", "from_workdir": "file:///r"}
+  with pytest.raises(ConfigError) as caught:
+    make_config(paths, SSIL)
+  for name, line in zip(
+    ("data_dir", "workdir", "from_workdir"), str(caught.value).splitlines(), strict=True
+  ):
+    assert line.startswith(f"--{name}={paths[name]} is an address, and a folder")
 
 
 def test_what_a_method_fixes_is_stronger_than_a_flag():
