@@ -11,7 +11,7 @@ import tensorflow_datasets as tfds
 from folders import config_of, noise
 from PIL import Image
 
-from ssil_jax.data import decode, feed, open_dataset, parts, tfds_folder
+from ssil_jax.data import decode, feed, labels, open_dataset, parts, tfds_folder
 from ssil_jax.data.augment import IMAGENET_NORMALIZATION
 from ssil_jax.errors import DataError
 from ssil_jax.sampling import RATIO_PRESERVING, Key, Pool
@@ -429,3 +429,12 @@ def test_labels_beyond_the_classes(root):
   info = version_of(root) / "features.json"
   info.write_text(info.read_text().replace('"numClasses": "3"', '"numClasses": "2"'))
   assert_refused(root, "labels from 0 to 2, and 2 classes")
+
+
+def test_labels_of_shards_that_were_labelled_anew(root):
+  open_imagenet(root)
+  # As if two images in the middle of a shard had other labels by now: no size tells.
+  saved = labels.load(version_of(root))
+  saved["train"][[1, 2]] = saved["train"][[2, 1]]
+  labels.save(version_of(root), saved)
+  assert_refused(root, "labels.npy", "calls record 1 of shard", "delete")

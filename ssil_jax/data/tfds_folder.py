@@ -60,7 +60,7 @@ _FILES_PER_SHARD = 2  # that ArrayRecord keeps open of a shard once it was read 
 _PREPARED = "prepare.json"  # what experiments/prepare.py says of itself
 _WRONG_LABELS = "it is of another version; delete it and labels.json"
 _CHUNK = 256  # records that a thread indexes at a time
-_SIZED = 1000  # images whose sizes are read
+_SOME = 1000  # records that stand for all
 _RECORD_ERRORS = (DecodeError, ValueError, IndexError, RuntimeError, OSError)
 _AGAIN = "prepare the data again"
 
@@ -121,9 +121,13 @@ def open_tfds(config: Config) -> Source:
 
 def _image_size(images: EncodedImages) -> int:
   """That of images from all over the training split, for to read all takes minutes."""
-  places = np.linspace(0, len(images) - 1, min(len(images), _SIZED)).astype(np.int64)
-  _, sizes = read_sizes(images.take(places))
+  _, sizes = read_sizes(images.take(_spread(len(images))))
   return natural_size(sizes)
+
+
+def _spread(length: int) -> np.ndarray:
+  """int64 [_SOME or fewer]: places from all over an array."""
+  return np.linspace(0, length - 1, min(length, _SOME)).astype(np.int64)
 
 
 def _was_prepared(directory: pathlib.Path) -> bool:
@@ -195,10 +199,11 @@ class Records:
         f"cannot read record {self.name(number)} ({error}): {_AGAIN}"
       ) from error
 
-  def ends_of_shards(self) -> list[int]:
-    """The first and the last record of every shard: enough to tell two data sets apart."""
+  def some(self) -> list[int]:
+    """The first and the last record of every shard, and `_SOME` from all over them: enough
+    to tell two data sets apart."""
     firsts = np.concatenate([[0], self._ends[:-1]])
-    return np.stack([firsts, self._ends - 1]).ravel().tolist()
+    return np.unique(np.concatenate([firsts, self._ends - 1, _spread(len(self))])).tolist()
 
   def name(self, number: int) -> str:
     shard = int(np.searchsorted(self._ends, number, side="right"))
@@ -377,7 +382,7 @@ def _labels(
         f"labels.npy in {cache or directory} has {len(found.get(name, ()))} labels for "
         f"the {len(store)} records of {name}: {_WRONG_LABELS}"
       )
-    for number in store.ends_of_shards():
+    for number in store.some():
       if store.label(number) != found[name][number]:
         raise DataError(
           f"labels.npy in {cache or directory} calls record {store.name(number)} class "
