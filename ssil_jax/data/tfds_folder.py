@@ -383,10 +383,14 @@ def _labels(
         f"the {len(store)} records of {name}: {_WRONG_LABELS}"
       )
     for number in store.some():
-      if store.label(number) != found[name][number]:
+      try:
+        label = store.label(number)
+      except DataError:
+        continue  # what becomes of a record that cannot be read is decided later
+      if label != found[name][number]:
         raise DataError(
           f"labels.npy in {cache or directory} calls record {store.name(number)} class "
-          f"{found[name][number]}, and it is {store.label(number)}: {_WRONG_LABELS}"
+          f"{found[name][number]}, and it is {label}: {_WRONG_LABELS}"
         )
   return found
 
