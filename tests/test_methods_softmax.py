@@ -417,7 +417,9 @@ def test_bic_fits_to_what_it_held_out():
   method, config = METHODS["bic"], config_of("bic")
   labels = np.repeat(np.arange(4, dtype=np.int32), 20)
   ranks = np.tile(np.arange(20, dtype=np.int32), 4)
-  pool = Pool(np.arange(40, 80), np.arange(40), ranks[40:], ranks[:40])
+  pool = Pool(
+    np.arange(40, 80), np.arange(40), ranks[40:], ranks[:40], labels[40:], labels[:40]
+  )
   rng = np.random.default_rng(0)
   logits = rng.standard_normal((80, 6)).astype(np.float32)
   logits[:, 2:] += 1.5

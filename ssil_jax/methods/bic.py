@@ -2,7 +2,8 @@
 
 Y. Wu et al., *Large Scale Incremental Learning*, CVPR 2019, arXiv:1905.13260. Stage one
 trains with lambda L_d + (1 - lambda) L_c, lambda = old / seen classes (equation 1), without
-a tenth of the exemplars and as many images of each new class. Stage two fits
+a tenth of the exemplars and as many images of each new class, but one image of each at
+least is trained on. Stage two fits
 q_k = alpha o_k + beta for the new classes k to these by the cross-entropy over all classes
 seen (equations 4 and 5), the network fixed. The next state's teacher is the corrected one.
 
@@ -15,8 +16,9 @@ takes a softmax of a softmax. The authors' weight decay is larger in early state
 
 The authors choose exemplars by herding and images to hold out at random. Here exemplars are
 random, too, and the first of them are those held out, so that images of the second state
-on are not trained on before they serve to fit; those of the first state are, in that state.
-With `--selection=herding`, so are most others, in the state that brings them.
+on are not trained on before they serve to fit; those of the first state are, in that state,
+and so are some where all old classes were smaller than their share of the memory. With
+`--selection=herding`, so are most others, in the state that brings them.
 """
 
 import jax.numpy as jnp
