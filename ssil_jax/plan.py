@@ -157,11 +157,11 @@ def _check_new_classes(plan: Plan, phase: PhasePlan) -> None:
     if not len(unseen):
       return
   raise ConfigError(
-    f"state {state.index}: no batch has an image of class "
-    f"{plan.dataset.class_names[unseen[0]]}, which has {in_epoch[unseen[0]]} to train "
-    f"on, since each of {phase.phase.epochs} epochs drops its last, partial batch: raise "
-    f"--{'epochs_first' if state.index == 1 else 'epochs'}, lower --batch_size_new, or "
-    "change --seed"
+    f"state {state.index} would never train on class "
+    f"{plan.dataset.class_names[unseen[0]]} (images: {in_epoch[unseen[0]]}): every epoch "
+    f"(epochs: {phase.phase.epochs}) leaves its last images out, too few for a batch, and "
+    f"has these among them: raise --{'epochs_first' if state.index == 1 else 'epochs'}, "
+    "lower --batch_size_new, or change --seed"
   )
 
 

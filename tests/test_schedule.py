@@ -4,6 +4,7 @@ The states are walked through as in a run, on the host alone: in place of traini
 batches of a phase are drawn; in place of a network, each image has its own random outputs.
 """
 
+import json
 import types
 from typing import NamedTuple
 
@@ -11,9 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from folders import BLUE, GREEN, RED, save
 from moments import outputs_of
+from rich.console import Console
+from test_all_methods import quick_network
+from test_loop import small_config
 
-from ssil_jax import data, incremental, memory, parallel, step, trainer
+from ssil_jax import data, incremental, loop, memory, parallel, step, trainer
 from ssil_jax import plan as plan_lib
 from ssil_jax.checkpoint import Progress
 from ssil_jax.config import make_config
@@ -211,6 +216,41 @@ def test_a_class_in_no_batch_is_named(name, monkeypatch):
       plan_of(name, **changes)
     flag = "epochs_first" if index == 1 else "epochs"
     message = str(caught.value)
-    assert message.startswith(f"state {index}: no batch has an image of class class {c}, ")
-    assert f"of 1 epochs drops its last, partial batch: raise --{flag}, lower " in message
+    assert message.startswith(f"state {index} would never train on class class {c} (images")
+    assert f"raise --{flag}, lower --batch_size_new, or change --seed" in message
   assert refused > 0
+
+
+def test_bic_trains_on_a_class_with_one_image(tmp_path):
+  # In the second state, blue has one image and yellow six; without training on the one,
+  # the network never says blue.
+  colors = {"red": RED, "green": GREEN, "blue": BLUE, "yellow": (255, 255, 0)}
+  for name, color in colors.items():
+    for i in range(1 if name == "blue" else 6):
+      save(tmp_path / "images/train" / name / f"{i}.png", color)
+    save(tmp_path / "images/test" / name / "0.png", color)
+  config = small_config(
+    tmp_path / "run",
+    dataset="image_folder",
+    data_dir=str(tmp_path / "images"),
+    class_order_seed=7,
+    method="bic",
+    num_classes=4,
+    num_states=2,
+    memory_size=8,
+    batch_size_new=4,
+    batch_size_memory=4,
+    epochs_first=20,
+    epochs=30,
+    milestones_first=(),
+    milestones=(),
+    learning_rate=0.02,
+    augment="none",
+    num_devices=1,
+  )
+  with quick_network():
+    states = loop.run(config, Console(quiet=True))["states"]
+  rows = json.loads((tmp_path / "run/schedule.json").read_text())
+  # One of the four exemplars of each old class is held out, and one yellow image.
+  assert [row["images"] for row in rows] == ["0 + 12", "6 + 6"]
+  assert [(row["top1"], row["state_specific_top1"]) for row in states] == [(1, 1), (1, 1)]

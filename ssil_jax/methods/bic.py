@@ -2,10 +2,10 @@
 
 Y. Wu et al., *Large Scale Incremental Learning*, CVPR 2019, arXiv:1905.13260. Stage one
 trains with lambda L_d + (1 - lambda) L_c, lambda = old / seen classes (equation 1), without
-a tenth of the exemplars and as many images of each new class, but one image of each at
-least is trained on. Stage two fits
+a tenth of the exemplars and as many images of each new class. Stage two fits
 q_k = alpha o_k + beta for the new classes k to these by the cross-entropy over all classes
 seen (equations 4 and 5), the network fixed. The next state's teacher is the corrected one.
+Of every class, however small, one image at least is trained on.
 
 Stage two has two unknowns and is convex, so that it is solved to the end here, with alpha
 of 0 or more; the authors take 200 epochs of SGD, and add 0.1 beta^2 / 2 to the loss, which
