@@ -130,25 +130,21 @@ def _check_new_classes(plan: Plan, phase: PhasePlan) -> None:
   among them every time.
   """
   config, state, sampling = plan.config, phase.state, phase.phase.sampling
-  pool = _pool_in_numbers(plan, state)
-  chosen = sampling.epoch_records(pool)
+  numbers = _pool_in_numbers(plan, state)
+  chosen = sampling.epoch_records(numbers)
   in_epoch = np.bincount(
-    pool.new_labels[chosen[chosen < len(pool.new)]], minlength=state.num_seen
+    numbers.new_labels[chosen[chosen < len(numbers.new)]], minlength=state.num_seen
   )
   new = np.arange(state.num_old, state.num_seen)
   unseen = new[in_epoch[new] <= phase.epoch_size % config.batch_size_new]
   if not len(unseen):
     return
   labels, key = plan.dataset.train.labels, Key(config.seed, state.index, phase=0)
-  # Which new images an epoch leaves out depends on the number of exemplars alone.
+  # Any old records stand in for the exemplars: which new ones an epoch leaves out depends
+  # on the number of exemplars alone.
   old = data.records_of(labels, 0, state.num_old)
-  exemplars = memory.update(
-    memory.empty(),
-    old,
-    labels[old],
-    np.arange(len(old)),
-    memory_size=config.memory_size,
-    num_seen=max(state.num_old, 1),
+  exemplars = memory.Memory(
+    old[: len(numbers.memory)], numbers.memory_labels, numbers.memory_ranks
   )
   pool = plan.pool(state, exemplars)
   for step in range(phase.num_steps):
