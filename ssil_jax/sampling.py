@@ -36,13 +36,16 @@ class Pool(NamedTuple):
   # exemplars are kept.
   new_ranks: np.ndarray = _NONE
   memory_ranks: np.ndarray = _NONE
+  # int32 [n] and [m]: the class of each record.
+  new_labels: np.ndarray = _NONE
+  memory_labels: np.ndarray = _NONE
   # int64, every training record of the old classes: for joint training, which is no
   # class-incremental learning but its upper bound.
   old: np.ndarray = _NONE
 
   @property
   def quota(self) -> int:
-    """Exemplars of an old class."""
+    """Exemplars of an old class, of the one that has most."""
     return int(self.memory_ranks.max(initial=-1)) + 1
 
 
@@ -63,6 +66,8 @@ class Sampling(NamedTuple):
   """One way to draw the batches of a phase."""
 
   name: str  # in the schedule table
+  # Pool -> int64 [k], every record that a batch of the phase may hold, once.
+  records: Callable[[Pool], np.ndarray]
   # Pool -> int64 [k], the records that an epoch goes through once.
   epoch_records: Callable[[Pool], np.ndarray]
   # (Pool, N_D, N_M) -> how many samples of each kind a batch concatenates.
@@ -96,7 +101,7 @@ def ratio_preserving(num_draws: int, name: str) -> Sampling:
     drawn = key.rng(Purpose.REPLAY, step).integers(len(pool.memory), size=sum(draws))
     return np.concatenate([new, pool.memory[drawn]])
 
-  return Sampling(name, lambda pool: pool.new, group_sizes, batch)
+  return Sampling(name, _new_and_memory, lambda pool: pool.new, group_sizes, batch)
 
 
 def shuffled(epoch_records: Callable[[Pool], np.ndarray], name: str) -> Sampling:
@@ -109,7 +114,11 @@ def shuffled(epoch_records: Callable[[Pool], np.ndarray], name: str) -> Sampling
     return draw_from_epoch(epoch_records(pool), key, step, batch_size_new)
 
   return Sampling(
-    name, epoch_records, lambda pool, batch_size_new, _: (batch_size_new,), batch
+    name,
+    epoch_records,
+    epoch_records,
+    lambda pool, batch_size_new, _: (batch_size_new,),
+    batch,
   )
 
 
@@ -142,54 +151,66 @@ BALANCED = shuffled(_balanced, "balanced")
 
 
 def held_out(pool: Pool, fraction: float) -> np.ndarray:
-  """Records of each seen class, equally many, that BiC keeps from training (section 4).
+  """Records of the seen classes that BiC keeps from training (section 4).
 
   They are those of the lowest ranks, which stay in the memory longest. Where exemplars keep
-  the ranks that they had as new records (`--selection=ring`), what was held out of a new
-  class is held out of it as an old one, until its share becomes smaller.
+  the ranks that they had as new records (`--selection=ring`), and the largest old class has
+  as many as its share of the memory, what was held out of a new class is held out of it as
+  an old one, until its share becomes smaller.
 
   Args:
-    pool: with ranks; every class should have more images than are held out of it.
-    fraction: of an old class's exemplars that is held out; at least one is.
+    pool: with ranks and labels.
+    fraction: of an old class's exemplars that is held out; at least one is. As many are
+      held out of each class, or all but one of a class that has no more.
 
   Returns:
     int64 [k]; empty without exemplars.
-  """
-  if not len(pool.memory):
-    return _NONE
-  count = held_out_count(pool.quota, fraction)
-  return np.concatenate(
-    [pool.memory[pool.memory_ranks < count], pool.new[pool.new_ranks < count]]
-  )
-
-
-def held_out_count(quota: int, fraction: float) -> int:
-  """Records of each class that `held_out` takes.
 
   Raises:
-    ConfigError: none would be left to train on.
+    ConfigError: nothing can be held out of the new classes, or of the old ones.
   """
-  count = max(1, math.floor(quota * fraction + 1e-9))
-  if count >= quota:
-    raise ConfigError(
-      f"--memory_size leaves {quota} exemplars of each old class, of which {count} would "
-      "be held out to fit the correction, and none to train on: raise it"
-    )
-  return count
+  new, replayed = _are_held_out(pool, fraction)
+  return np.concatenate([pool.memory[replayed], pool.new[new]])
 
 
 def without_held_out(fraction: float) -> Sampling:
   """D_t and M together, without what `held_out` takes."""
 
   def epoch_records(pool: Pool) -> np.ndarray:
-    if not len(pool.memory):
-      return pool.new
-    count = held_out_count(pool.quota, fraction)
-    return np.concatenate(
-      [pool.new[pool.new_ranks >= count], pool.memory[pool.memory_ranks >= count]]
-    )
+    new, replayed = _are_held_out(pool, fraction)
+    return np.concatenate([pool.new[~new], pool.memory[~replayed]])
 
   return shuffled(epoch_records, "held-out")
+
+
+def held_out_count(quota: int, fraction: float) -> int:
+  """Records that `held_out` takes of each class that has more."""
+  return max(1, math.floor(quota * fraction + 1e-9))
+
+
+def _are_held_out(pool: Pool, fraction: float) -> tuple[np.ndarray, np.ndarray]:
+  """Whether each new record, and each exemplar, is held out: bool [n] and [m]."""
+  if not len(pool.memory):
+    return np.zeros(len(pool.new), bool), np.zeros(0, bool)
+  count = held_out_count(pool.quota, fraction)
+
+  def lowest(ranks: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    return ranks < np.minimum(count, np.bincount(labels)[labels] - 1)
+
+  new = lowest(pool.new_ranks, pool.new_labels)
+  replayed = lowest(pool.memory_ranks, pool.memory_labels)
+  if not replayed.any():
+    raise ConfigError(
+      "has one exemplar of each old class, to train on, and none to hold out, without "
+      "which new scores cannot be corrected: raise --memory_size or, if these classes have "
+      "one image each, add some"
+    )
+  if not new.any():
+    raise ConfigError(
+      "has one image of each new class, to train on, and none to hold out, without "
+      "which new scores cannot be corrected: add some, or use fewer states"
+    )
+  return new, replayed
 
 
 def draw_from_epoch(

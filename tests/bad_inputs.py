@@ -191,6 +191,28 @@ def photos_replaced(folder: pathlib.Path) -> None:
     path.write_bytes(encode(noise(9, 9), "PNG"))
 
 
+def without_images(folder: pathlib.Path) -> None:
+  """A prepared CIFAR-100 of three classes that claims a fourth, fine_zz."""
+  archives.cifar(folder / "archives")
+  archives.prepare("cifar100", folder / "archives", folder / "data")
+  (found,) = folder.glob("data/cifar100/*")
+  features = (found / "features.json").read_text()
+  assert features.count('"numClasses": "3"') == 1
+  (found / "features.json").write_text(features.replace('"3"', '"4"'))
+  with open(found / "label.labels.txt", "a") as file:
+    file.write("fine_zz\n")
+
+
+def keeping_one(*classes: str) -> Arrange:
+  """The image folder `images` with one training image of some of its classes."""
+
+  def change(root):
+    for name in classes:
+      (root / "train" / name / "1.png").unlink()
+
+  return images(change)
+
+
 @contextlib.contextmanager
 def in_use(folder: pathlib.Path) -> Iterator[None]:
   """Another process has the lock of `run`."""
@@ -327,8 +349,8 @@ FLAGS = [
   Bad(
     "a batch larger than the data",
     "run.py --flagfile=small.cfg --batch_size_new=5000",
-    "error: state 1 has 280 new training images and 0 exemplars; an epoch "
-    "(RP) goes through 280 images, too few for one batch of "
+    "error: state 1 trains on 280 images of new classes and 0 of old ones; an "
+    "epoch (RP) goes through 280 images, too few for one batch of "
     "--batch_size_new=5000: lower it, raise --memory_size, or use fewer "
     "states",
   ),
@@ -549,6 +571,35 @@ DATA = [
     "run.py --flagfile=small.cfg --dataset=cifar100 --data_dir=/gs/data",
     "error: --data_dir=/gs/data cannot be used: all below /gs is taken for storage in a "
     "cloud; name another folder",
+  ),
+  Bad(
+    "a class of a prepared data set without training images",
+    "run.py --flagfile=small.cfg --dataset=cifar100 --data_dir=data",
+    "error: class fine_zz (1 in all) has no training images: add some, or remove the class",
+    without_images,
+  ),
+  Bad(
+    "a class with one image, always among the last of an epoch",
+    f"{IMAGES} --batch_size_new=2 --seed=8",
+    "error: state 1 would never train on class cat (images: 1): every epoch (epochs: 1) "
+    "leaves its last images out, too few for a batch, and has these among them: raise "
+    "--epochs_first, lower --batch_size_new, or change --seed",
+    keeping_one("cat"),
+  ),
+  Bad(
+    "new classes with one image each, for BiC",
+    f"{IMAGES} --batch_size_new=2 --method=bic",
+    "error: state 2 has one image of each new class, to train on, and none to hold out, "
+    "without which new scores cannot be corrected: add some, or use fewer states",
+    keeping_one("ape", "bat"),
+  ),
+  Bad(
+    "old classes with one image each, for BiC",
+    f"{IMAGES} --batch_size_new=2 --method=bic",
+    "error: state 2 has one exemplar of each old class, to train on, and none to hold out, "
+    "without which new scores cannot be corrected: raise --memory_size or, if these "
+    "classes have one image each, add some",
+    keeping_one("cat", "dog"),
   ),
 ]
 
@@ -1012,9 +1063,9 @@ SWEEP = [
   Bad(
     "too few images for one method",
     "sweep.py --methods=ft,eeil --output=runs -- --flagfile=quickstart.cfg",
-    "error: --methods: eeil: state 2 has 288 new training images and 10 "
-    "exemplars; an epoch (balanced) goes through 20 images, too few for one "
-    "batch of --batch_size_new=32: lower it, raise --memory_size, or use "
+    "error: --methods: eeil: state 2 trains on 10 images of new classes and "
+    "10 of old ones; an epoch (balanced) goes through 20 images, too few for "
+    "one batch of --batch_size_new=32: lower it, raise --memory_size, or use "
     "fewer states",
   ),
   Bad(

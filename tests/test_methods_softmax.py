@@ -417,7 +417,9 @@ def test_bic_fits_to_what_it_held_out():
   method, config = METHODS["bic"], config_of("bic")
   labels = np.repeat(np.arange(4, dtype=np.int32), 20)
   ranks = np.tile(np.arange(20, dtype=np.int32), 4)
-  pool = Pool(np.arange(40, 80), np.arange(40), ranks[40:], ranks[:40])
+  pool = Pool(
+    np.arange(40, 80), np.arange(40), ranks[40:], ranks[:40], labels[40:], labels[:40]
+  )
   rng = np.random.default_rng(0)
   logits = rng.standard_normal((80, 6)).astype(np.float32)
   logits[:, 2:] += 1.5
@@ -446,6 +448,25 @@ def test_bic_fits_to_what_it_held_out():
     assert stats[name].dtype == value.dtype
   after = moment(2, 4, pool, labels, logits, stats)
   assert method.describe(after, config) == {"alpha": alpha, "beta": beta}
+
+
+def test_bic_fits_without_classes_of_one_image():
+  # Old classes of 1 and 20 images, new ones of 1, 3 and 20; three of twenty are held out.
+  method, config = METHODS["bic"], config_of("bic", bic_held_out=0.15)
+  sizes = [1, 20, 1, 3, 20]
+  labels = np.repeat(np.arange(5, dtype=np.int32), sizes)
+  ranks = np.concatenate([np.arange(size, dtype=np.int32) for size in sizes])
+  pool = Pool(
+    np.arange(21, 45), np.arange(21), ranks[21:], ranks[:21], labels[21:], labels[:21]
+  )
+  logits = np.random.default_rng(0).standard_normal((45, 6)).astype(np.float32)
+  before = {"alpha": np.ones(6, np.float32), "beta": np.zeros(6, np.float32)}
+  stats = method.stats(moment(2, 5, pool, labels, logits, before), config)
+  held_out = [1, 2, 3, 22, 23, 25, 26, 27]
+  alpha, beta = fit_correction(logits[held_out, :5], labels[held_out], 2)
+  assert np.isfinite([alpha, beta]).all()
+  np.testing.assert_allclose(stats["alpha"], [1, 1, alpha, alpha, alpha, 1], rtol=1e-6)
+  np.testing.assert_allclose(stats["beta"], [0, 0, beta, beta, beta, 0], rtol=1e-6)
 
 
 def test_bic_has_nothing_to_correct_after_the_first_state():

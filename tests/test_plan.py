@@ -18,7 +18,7 @@ def plan_of(method="ssil", **values):
 def test_phases_of_ssil_in_numbers():
   # Digits, two new classes a state: 10 exemplars of 2 classes, then 8 of 4, 6 of 6, ...
   plans = phase_plans(plan_of(memory_size=10, epochs_first=3, epochs=2))
-  assert [p.num_exemplars for p in plans] == [0, 10, 8, 6, 8]
+  assert [p.num_replayed for p in plans] == [0, 10, 8, 6, 8]
   assert [p.group_sizes for p in plans] == [(32,), *[(32, 8)] * 4]
   assert sum(p.num_new for p in plans) == 1433
   for p in plans:
@@ -30,7 +30,7 @@ def test_phases_of_ssil_in_numbers():
 def test_phases_of_fine_tuning_shuffle_exemplars_in():
   for p in phase_plans(plan_of("ft", memory_size=100)):
     assert p.group_sizes == (32,)
-    assert p.steps_per_epoch == (p.num_new + p.num_exemplars) // 32
+    assert p.steps_per_epoch == (p.num_new + p.num_replayed) // 32
 
 
 def test_schedule_rows_are_what_is_printed():

@@ -6,13 +6,17 @@ classes. Ranks are such that each class has every rank once.
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ssil_jax.errors import ConfigError
 from ssil_jax.sampling import (
   BALANCED,
   EVERYTHING,
   NEW_ONLY,
+  RATIO_PRESERVING,
   RATIO_PRESERVING_TWICE,
+  SHUFFLED,
   Key,
   Pool,
   held_out,
@@ -31,6 +35,8 @@ SMALL = Pool(
   memory=OLD + np.arange(6),
   new_ranks=np.asarray([3, 1, 0, 2, 2, 0, 3, 1], np.int32),
   memory_ranks=np.asarray([0, 1, 2, 0, 1, 2], np.int32),
+  new_labels=np.repeat(np.asarray([2, 3], np.int32), 4),
+  memory_labels=np.repeat(np.asarray([0, 1], np.int32), 3),
   old=OLD + np.arange(10),
 )
 
@@ -53,6 +59,8 @@ def pool_of(*, new_classes, new_each, old_classes, kept, old_each, seed=0):
     memory=np.asarray(memory, np.int64),
     new_ranks=np.asarray(new_ranks, np.int32),
     memory_ranks=np.asarray(memory_ranks, np.int32),
+    new_labels=np.repeat(np.arange(old_classes, old_classes + new_classes), new_each),
+    memory_labels=np.repeat(np.arange(old_classes), kept),
     old=OLD + np.arange(old_classes * old_each),
   )
   return pool, label_of
@@ -256,31 +264,91 @@ def test_held_out_records_are_in_no_batch(fraction):
   assert set(sampling.epoch_records(pool).tolist()) == everything - apart
 
 
-def test_a_class_with_fewer_records_than_the_quota_is_held_out_from_too():
-  # Class 0 has 2 images in all, so 2 exemplars where class 1 has 6.
-  pool = Pool(
-    new=np.arange(8),
-    memory=OLD + np.arange(8),
-    new_ranks=np.arange(8, dtype=np.int32),
-    memory_ranks=np.asarray([0, 1, 0, 1, 2, 3, 4, 5], np.int32),
-    old=OLD + np.arange(12),
+def pool_of_classes(old, new):
+  """A pool with all images of each old and each new class; records as in `pool_of`."""
+
+  def ranks(sizes):
+    return np.concatenate([np.arange(size, dtype=np.int32) for size in sizes])
+
+  return Pool(
+    new=np.arange(sum(new)),
+    memory=OLD + np.arange(sum(old)),
+    new_ranks=ranks(new),
+    memory_ranks=ranks(old),
+    new_labels=np.repeat(len(old) + np.arange(len(new)), new),
+    memory_labels=np.repeat(np.arange(len(old)), old),
+    old=OLD + np.arange(sum(old)),
   )
-  label_of = {
-    record: 2 if record < OLD else int(record >= OLD + 2) for record in range(1020)
-  }
-  assert per_class(held_out(pool, 0.2), label_of) == [1, 1, 1]
 
 
+def count_of_classes(pool, records):
+  """The number of records of each class."""
+  labels = np.concatenate([pool.new_labels, pool.memory_labels])
+  chosen = np.isin(np.concatenate([pool.new, pool.memory]), records)
+  return np.bincount(labels[chosen], minlength=labels.max() + 1).tolist()
+
+
+def test_one_image_at_least_of_every_class_is_trained_on():
+  # The largest old class has 10 exemplars, so 3 are held out where there are more.
+  pool = pool_of_classes(old=[1, 2, 3, 4, 10], new=[4, 1, 30, 3, 2])
+  apart = held_out(pool, 0.3)
+  assert count_of_classes(pool, apart) == [0, 1, 2, 3, 3, 3, 0, 3, 2, 1]
+  trained = without_held_out(0.3).epoch_records(pool)
+  assert count_of_classes(pool, trained) == [1, 1, 1, 1, 7, 1, 1, 27, 1, 1]
+  assert sorted([*apart, *trained]) == sorted([*pool.new, *pool.memory])
+
+
+@settings(derandomize=True, deadline=None)
+@given(
+  old=st.lists(st.integers(1, 12), min_size=1, max_size=5),
+  new=st.lists(st.integers(1, 12), min_size=1, max_size=5),
+  fraction=st.floats(0.01, 0.99),
+)
+def test_what_is_held_out_and_what_is_trained_on_make_up_the_pool(old, new, fraction):
+  pool = pool_of_classes(old, new)
+  if max(old) == 1 or max(new) == 1:
+    with pytest.raises(ConfigError):
+      held_out(pool, fraction)
+    return
+  apart, trained = held_out(pool, fraction), without_held_out(fraction).epoch_records(pool)
+  assert sorted([*apart, *trained]) == sorted([*pool.new, *pool.memory])
+  count = held_out_count(max(old), fraction)
+  assert count_of_classes(pool, apart) == [min(count, n - 1) for n in (*old, *new)]
+
+
+@pytest.mark.parametrize(
+  ("old", "new", "message"),
+  [
+    ([1, 1, 1], [8, 8], "has one exemplar of each old class"),
+    ([9, 1], [1, 1, 1], "has one image of each new class"),
+    ([1], [1], "has one exemplar of each old class"),
+  ],
+)
 @pytest.mark.parametrize("fraction", [0.1, 0.9])
-def test_one_exemplar_of_a_class_cannot_be_held_out(fraction):
-  with pytest.raises(ConfigError, match="--memory_size leaves 1 exemplars") as caught:
-    held_out_count(1, fraction)
-  assert "\n" not in str(caught.value)
-  pool, _ = pool_of(new_classes=2, new_each=8, old_classes=3, kept=1, old_each=9)
-  with pytest.raises(ConfigError):
-    held_out(pool, fraction)
-  with pytest.raises(ConfigError):
-    without_held_out(fraction).epoch_records(pool)
+def test_no_correction_is_fitted_to_one_side_alone(old, new, message, fraction):
+  pool = pool_of_classes(old, new)
+  for function in (held_out, lambda *args: without_held_out(fraction).records(pool)):
+    with pytest.raises(ConfigError, match=message) as caught:
+      function(pool, fraction)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+  ("sampling", "expected"),
+  [
+    (RATIO_PRESERVING, [*range(8), *range(1000, 1006)]),
+    (RATIO_PRESERVING_TWICE, [*range(8), *range(1000, 1006)]),
+    (SHUFFLED, [*range(8), *range(1000, 1006)]),
+    (NEW_ONLY, range(8)),
+    (EVERYTHING, [*range(8), *range(1000, 1010)]),
+    (BALANCED, [1, 2, 3, 4, 5, 7, *range(1000, 1006)]),
+    (without_held_out(0.34), [0, 1, 3, 4, 6, 7, 1001, 1002, 1004, 1005]),
+  ],
+)
+def test_a_phase_trains_on_these_records(sampling, expected):
+  assert sorted(sampling.records(SMALL).tolist()) == list(expected)
+  drawn = np.concatenate(batches(sampling, SMALL, range(40)))
+  assert np.unique(drawn).tolist() == list(expected)
 
 
 @pytest.mark.parametrize("sampling", [*EPOCH_SAMPLINGS, RATIO_PRESERVING_TWICE])
@@ -301,4 +369,5 @@ def test_without_exemplars_nothing_is_held_out():
 
 def test_the_quota_is_the_number_of_exemplars_of_an_old_class():
   assert SMALL.quota == 3
+  assert pool_of_classes(old=[1, 5, 2], new=[9]).quota == 5
   assert first_state_pool().quota == 0

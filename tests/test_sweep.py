@@ -136,7 +136,7 @@ MISTAKES = [
   # What only data and method together rule out.
   (
     ["--methods=ft,eeil", "--output=runs", "--", "--flagfile=quickstart.cfg"],
-    "--methods: eeil: state 2 has 288 new training images",
+    "--methods: eeil: state 2 trains on 10 images of new classes",
   ),
   (["--methods=ft", "--output=runs", "--seeds=4294967296"], "must be below 2**32"),
   (["--methods=ft", "--output=runs", "--jobs=0"], "--jobs"),

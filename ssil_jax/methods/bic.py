@@ -5,6 +5,7 @@ trains with lambda L_d + (1 - lambda) L_c, lambda = old / seen classes (equation
 a tenth of the exemplars and as many images of each new class. Stage two fits
 q_k = alpha o_k + beta for the new classes k to these by the cross-entropy over all classes
 seen (equations 4 and 5), the network fixed. The next state's teacher is the corrected one.
+Of every class, however small, one image at least is trained on.
 
 Stage two has two unknowns and is convex, so that it is solved to the end here, with alpha
 of 0 or more; the authors take 200 epochs of SGD, and add 0.1 beta^2 / 2 to the loss, which
@@ -15,8 +16,9 @@ takes a softmax of a softmax. The authors' weight decay is larger in early state
 
 The authors choose exemplars by herding and images to hold out at random. Here exemplars are
 random, too, and the first of them are those held out, so that images of the second state
-on are not trained on before they serve to fit; those of the first state are, in that state.
-With `--selection=herding`, so are most others, in the state that brings them.
+on are not trained on before they serve to fit; those of the first state are, in that state,
+and so are some where all old classes were smaller than their share of the memory. With
+`--selection=herding`, so are most others, in the state that brings them.
 """
 
 import jax.numpy as jnp
