@@ -92,5 +92,5 @@ def test_a_state_with_less_than_one_batch_is_named(method):
   # Each digit has 139 to 146 training images.
   values = {"dataset": "digits", "method": method, "num_states": 10}
   make_plan(config_of(**values, batch_size_new=139))
-  with pytest.raises(ConfigError, match="state 1 has 14. .*--batch_size_new=147"):
+  with pytest.raises(ConfigError, match="state 1 trains on 14. .*--batch_size_new=147"):
     make_plan(config_of(**values, batch_size_new=147))
