@@ -62,51 +62,14 @@ def open_dataset(
     "train": in_class_order(source.train, order),
     "test": in_class_order(source.test, order),
   }
-  images = {name: split.images for name, split in splits.items()}
   without = functools.partial(
-    verify.without, images=images, class_names=class_names, skip=config.skip_bad_records
+    verify.without, class_names=class_names, skip=config.skip_bad_records
   )
-  size = config.image_size or source.image_size
-  kept, notes = without(splits, {}), source.notes
-  in_files = not splits["train"].on_device
-  was_verified = in_files and all(part.store.was_verified for part in images.values())
-  verified = in_files and config.verify_data and not was_verified
-  if verified and not (size and size <= SMALL_IMAGE):
-    verification = verify.verify(images, check_interrupt)
-    notes += verification.notes
-    splits = {
-      name: split._replace(
-        images=dataclasses.replace(split.images, contents=verification.contents[name])
-      )
-      for name, split in splits.items()
-    }
-    kept = without(splits, verification.bad)
-    sizes = verification.sizes["train"]
-    sizes = sizes[sizes.all(axis=1)]  # of those that are kept
-    size = size or natural_size(sizes)
-    notes += describe_sizes(kept.splits["train"].images, sizes, size)
-  elif not size:
-    readable, sizes = read_sizes(images["train"])
-    size = natural_size(sizes)
-    notes += describe_sizes(readable, sizes, size)
-  if size <= SMALL_IMAGE or not in_files:
-    bad = {}
-    for name, split in splits.items():
-      pixels, bad[name] = central_squares(split.images, size, check_interrupt)
-      splits[name] = Split(pixels, split.labels)
-    kept = without(splits, bad)
-  elif not verified and not was_verified:
-    if config.skip_bad_records:
-      raise ConfigError(
-        "--skip_bad_records needs --verify_data: without it, bad images are not known "
-        "before training"
-      )
-    # Read for the first time when a whole state has been trained: too late to complain.
-    images["test"].store.check(images["test"].numbers)
-    notes += (
-      "with --noverify_data nobody looks whether the images are those that this run, or "
-      "--from_workdir, was trained on: only their names and sizes in bytes are compared",
-    )
+  if splits["train"].on_device:
+    size = config.image_size or source.image_size
+    kept = _decoded(splits, size, without, check_interrupt)
+  else:
+    size, kept = _look(config, splits, source.image_size, without, check_interrupt)
   train, test = kept.splits["train"], kept.splits["test"]
   augment = config.augment
   if augment == "auto":
@@ -124,8 +87,80 @@ def open_dataset(
     normalization=source.normalization,
     ignored_files=source.ignored_files,
     skipped_records=kept.skipped,
-    notes=notes + kept.notes,
+    notes=source.notes + kept.notes,
   )
+
+
+def _look(
+  config: Config,
+  splits: Mapping[str, Split],
+  size: int | None,
+  without: Callable[..., verify.Kept],
+  check_interrupt: Callable[[], None],
+) -> tuple[int, verify.Kept]:
+  """The size of the network's input, and the images that can be read, as it needs them.
+
+  Args:
+    config: of the run.
+    splits: of encoded images.
+    size: natural size of the input; None for what the images say.
+    without: leaves out bad images, or refuses them; see `verify.without`.
+    check_interrupt: called while images are decoded.
+  """
+  size = config.image_size or size
+  images = {name: split.images for name, split in splits.items()}
+  kept = without(splits, {}, images)
+  was_verified = all(part.store.was_verified for part in images.values())
+  if config.verify_data and not was_verified and not (size and size <= SMALL_IMAGE):
+    verification = verify.verify(images, check_interrupt)
+    known = {
+      name: split._replace(
+        images=dataclasses.replace(split.images, contents=verification.contents[name])
+      )
+      for name, split in splits.items()
+    }
+    kept = without(known, verification.bad, images)
+    sizes = verification.sizes["train"]
+    sizes = sizes[sizes.all(axis=1)]  # of those that are kept
+    size = size or natural_size(sizes)
+    notes = describe_sizes(kept.splits["train"].images, sizes, size)
+    kept = kept._replace(notes=(*verification.notes, *notes, *kept.notes))
+  elif not size:
+    readable, sizes = read_sizes(images["train"])
+    size = natural_size(sizes)
+    kept = kept._replace(notes=describe_sizes(readable, sizes, size))
+  if size <= SMALL_IMAGE:
+    decoded = _decoded(splits, size, without, check_interrupt)
+    notes = (note for note in kept.notes if note not in decoded.notes)
+    return size, decoded._replace(notes=(*notes, *decoded.notes))
+  if not config.verify_data and not was_verified:
+    if config.skip_bad_records:
+      raise ConfigError(
+        "--skip_bad_records needs --verify_data: without it, bad images are not known "
+        "before training"
+      )
+    # Read for the first time when a whole state has been trained: too late to complain.
+    images["test"].store.check(images["test"].numbers)
+    note = (
+      "with --noverify_data nobody looks whether the images are those that this run, or "
+      "--from_workdir, was trained on: only their names and sizes in bytes are compared"
+    )
+    kept = kept._replace(notes=(*kept.notes, note))
+  return size, kept
+
+
+def _decoded(
+  splits: Mapping[str, Split],
+  size: int,
+  without: Callable[..., verify.Kept],
+  check_interrupt: Callable[[], None],
+) -> verify.Kept:
+  """The images that can be read, decoded; arguments as of `_look`."""
+  pixels, bad = {}, {}
+  for name, split in splits.items():
+    squares, bad[name] = central_squares(split.images, size, check_interrupt)
+    pixels[name] = Split(squares, split.labels)
+  return without(pixels, bad, {name: split.images for name, split in splits.items()})
 
 
 def records_of(labels: np.ndarray, low: int, high: int) -> np.ndarray:
