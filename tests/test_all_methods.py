@@ -9,14 +9,14 @@ import logging
 import shutil
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from quick import quick_network
 from test_loop import last_checkpoint, records, run, small_config
 
-from ssil_jax import checkpoint, incremental, loop, metrics, parallel, resnet, step
+from ssil_jax import checkpoint, incremental, loop, metrics, parallel, step
 from ssil_jax.config import make_config
 from ssil_jax.methods import METHODS
 from ssil_jax.methods.base import Examples, Given, SeenClasses, Sizes
@@ -42,32 +42,6 @@ SETTINGS = {
 # one, too, which it shares with iCaRL's.
 SURVEYS = {"il2m": 2, "icarl": 1, "eeil": 1, "bic": 1, "wa": 1, "lucir": 1, "der": 1}
 PLAIN = [name for name, method in METHODS.items() if method.plain_first_state]
-
-
-class QuickBlock(nn.Module):
-  """Stands in for ResNet-18's block: compiles in a fraction of the time."""
-
-  channels: int
-  strides: int
-  final_relu: bool
-  conv: functools.partial
-  norm: functools.partial
-
-  @nn.compact
-  def __call__(self, x):
-    if x.shape[-1] != self.channels:
-      # Pooled, for a strided convolution of 1x1 would see a corner of the image.
-      x = nn.avg_pool(x, (self.strides,) * 2, strides=(self.strides,) * 2)
-      x = self.conv(self.channels, (1, 1), name="conv1")(x)
-    return nn.relu(x) if self.final_relu else self.norm(name="norm1")(x)
-
-
-@contextlib.contextmanager
-def quick_network():
-  """Runs train a network of one stem, a few 1x1 convolutions and the real heads."""
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(resnet, "BasicBlock", QuickBlock)
-    yield patch
 
 
 @contextlib.contextmanager

@@ -7,8 +7,8 @@ import flax
 import jax
 import numpy as np
 import pytest
+from quick import quick_network
 from rich.console import Console
-from test_all_methods import quick_network
 from test_loop import run, small_config
 
 from ssil_jax import arithmetic, loop

@@ -8,6 +8,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from quick import quick_network
 from rich.console import Console
 
 from ssil_jax import checkpoint, incremental, loop, memory, methods, metrics
@@ -47,6 +48,12 @@ def records(workdir):
 def last_checkpoint(workdir):
   """The folder of the newest one."""
   return max((workdir / "checkpoints").iterdir(), key=lambda path: int(path.name))
+
+
+@pytest.fixture
+def quickly():
+  with quick_network():
+    yield
 
 
 @pytest.fixture(scope="module")
@@ -144,17 +151,6 @@ def test_any_number_of_devices_trains_the_same(finished, tmp_path, num_devices):
     assert np.sum(other["confusion"]) == np.sum(state["confusion"])
 
 
-def test_methods_share_their_first_state(finished, tmp_path):
-  workdir, _, _ = finished
-  run(tmp_path / "ft", method="ft")
-  ssil, ft = records(workdir), records(tmp_path / "ft")
-  first = [row["loss"] for row in ssil if row["state"] == 1]
-  assert [row["loss"] for row in ft if row["state"] == 1] == first
-  assert [row["loss"] for row in ft if row["state"] == 2] != [
-    row["loss"] for row in ssil if row["state"] == 2
-  ]
-
-
 def test_checkpoint_holds_the_exemplars_of_the_ring_buffer(finished):
   workdir, results, _ = finished
   config = small_config(workdir)
@@ -173,6 +169,7 @@ def test_checkpoint_holds_the_exemplars_of_the_ring_buffer(finished):
   np.testing.assert_array_equal(np.bincount(progress.memory.labels), [3] * 6)
 
 
+@pytest.mark.usefixtures("quickly")
 def test_stops_when_the_loss_is_not_finite_and_may_be_started_again(tmp_path):
   with pytest.raises(DivergedError, match="state 1, epoch 1"):
     run(tmp_path, learning_rate=1e30, num_states=1)
@@ -180,6 +177,7 @@ def test_stops_when_the_loss_is_not_finite_and_may_be_started_again(tmp_path):
   assert len(run(tmp_path, num_states=1)["states"]) == 1
 
 
+@pytest.mark.usefixtures("quickly")
 def test_momentum_starts_anew_with_every_state_unless_told_otherwise(tmp_path):
   losses = {}
   for reset in (True, False):

@@ -14,8 +14,8 @@ import pytest
 import run as run_script
 from folders import config_of, folder_of, open_folder, save
 from kills import differences
+from quick import quick_network
 from rich.console import Console
-from test_all_methods import quick_network
 from test_checkpoint import (
   RESULTS,
   STATS,

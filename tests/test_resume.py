@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from folders import folder_of, noise, save
 from kills import differences
+from quick import quick_network
 from rich.console import Console
-from test_all_methods import quick_network
 from test_loop import last_checkpoint, records, small_config
 
 from ssil_jax import incremental, loop, parallel, trainer

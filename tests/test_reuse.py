@@ -6,8 +6,8 @@ import shutil
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from quick import quick_network
 from rich.console import Console
-from test_all_methods import quick_network
 from test_loop import last_checkpoint, records, run, small_config
 
 from ssil_jax import incremental, loop, reuse

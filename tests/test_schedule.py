@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from folders import BLUE, GREEN, RED, save
 from moments import outputs_of
+from quick import quick_network
 from rich.console import Console
-from test_all_methods import quick_network
 from test_loop import small_config
 
 from ssil_jax import data, incremental, loop, memory, parallel, step, trainer

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_all_methods import quick_network
+from quick import quick_network
 from test_loop import run, small_config
 
 from ssil_jax import (

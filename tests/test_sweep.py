@@ -340,7 +340,7 @@ import jax
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_disable_most_optimizations", True)
 import run
-from test_all_methods import quick_network
+from quick import quick_network
 with quick_network():
   code = run.main(sys.argv)
 sys.exit(code)
