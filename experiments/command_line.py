@@ -6,11 +6,34 @@ import io
 import os
 import pathlib
 import re
+import signal
 import sys
 import textwrap
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 
+
+def _open_closed_streams() -> None:
+  """Opens what a shell has closed (`>&-`).
+
+  Else the next file to be opened would get the number of standard output, and with it all
+  that libraries print.
+  """
+  for number, name in enumerate(("stdin", "stdout", "stderr")):
+    if getattr(sys, name) is None:
+      null = os.open(os.devnull, os.O_RDWR)
+      if null == number:
+        os.set_inheritable(null, True)
+      else:
+        os.dup2(null, number)
+        os.close(null)
+      mode = "w" if number else "r"
+      stream = open(number, mode, closefd=False)  # noqa: SIM115 - for good
+      setattr(sys, name, stream)
+      setattr(sys, f"__{name}__", stream)
+
+
+_open_closed_streams()  # before libraries open any file
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # so that the scripts run without being installed
 
@@ -34,44 +57,26 @@ _KINDS = {
 
 _PATHS = ("archives", "data_dir", "from_workdir", "output", "workdir")  # of all scripts
 # What follows the value of a flag in a line of a flag file, and is no part of it.
-_ANOTHER_FLAG = re.compile(r"\s(--?[A-Za-z]\w*)")
-_COMMENT = re.compile(r"\s(#|//)")
+_ANOTHER_FLAG = re.compile(r"[,;\s]((?:--?|[\u2013\u2014]\s?)[A-Za-z]\w*)|\s(\w+)=")
+_COMMENT = re.compile(r"\s(#|//|;)|#\s")
 _QUOTES = "\"'\u201c\u201d\u2018\u2019"  # also those that word processors write
 
 
 def execute(main: Callable[[Sequence[str]], int]) -> None:
   """Runs the main function of a script with this process's arguments, and ends it."""
-  _open_closed_streams()
   sys.stdout = _Stream(sys.stdout, "standard output")
   sys.stderr = _Stream(sys.stderr, "standard error")
   try:
     exit_code = main(sys.argv)
     sys.stdout.flush()
   except OutputError as error:
-    exit_code = print_error(error)
+    unread = isinstance(error.__cause__, BrokenPipeError)  # as by `--help | head`
+    exit_code = 128 + signal.SIGPIPE if unread else print_error(error)
   if exit_code:
     with contextlib.suppress(OutputError):
       sys.stderr.flush()
     # Libraries would go on: XLA compiling, a process waiting for the others to end as well.
     os._exit(exit_code)
-
-
-def _open_closed_streams() -> None:
-  """Opens what a shell has closed (`>&-`).
-
-  Else the next file to be opened would get the number of standard output, and with it all
-  that libraries print.
-  """
-  for number, name in enumerate(("stdin", "stdout", "stderr")):
-    if getattr(sys, name) is None:
-      null = os.open(os.devnull, os.O_RDWR)
-      if null != number:
-        os.dup2(null, number)
-        os.close(null)
-      mode = "w" if number else "r"
-      stream = open(number, mode, closefd=False)  # noqa: SIM115 - for good
-      setattr(sys, name, stream)
-      setattr(sys, f"__{name}__", stream)
 
 
 class _Stream(io.TextIOWrapper):
@@ -228,8 +233,8 @@ def _flag_of_line(line: str) -> str:
       return f"{name}={inner}"
   if found := _ANOTHER_FLAG.search(line):
     raise ConfigError(
-      f"has a second flag, {found[1]}: give each a line of its own, or put quotes around a "
-      "value that it belongs to"
+      f"has a second flag, {found[1] or found[2]}: give each a line of its own, or put "
+      "quotes around a value that it belongs to"
     )
   if _COMMENT.search(line):
     raise ConfigError(
@@ -285,12 +290,12 @@ def _check_value(name: str, value: object) -> None:
 
 def _check_one_flag(name: str, value: str, flag_values: flags.FlagValues) -> None:
   """Raises ConfigError for two flags in one argument, as quotes in a shell make it."""
-  for found in _ANOTHER_FLAG.finditer(value):
+  for found in re.finditer(r"\s(--?\w+)", value):
     other = found[1].lstrip("-")
     if other in flag_values or other.removeprefix("no") in flag_values:
       raise ConfigError(
         f"--{name}={_shortened(value)} holds a second flag, {found[1]}: give it as an "
-        "argument of its own"
+        "argument of its own, or rename what has such a name"
       )
 
 

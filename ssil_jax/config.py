@@ -315,6 +315,7 @@ def make_config(
   return config
 
 
+_LARGEST = 2**53  # of whole numbers, which JSON keeps exactly
 _KINDS: Mapping[Any, tuple[type | tuple[type, ...], str]] = {
   str: (str, "text"),
   int: (numbers.Integral, "a whole number"),
@@ -329,7 +330,7 @@ def _checked(values: Mapping[str, Any]) -> dict[str, Any]:
   checked, mistakes = {}, []
   for name, value in values.items():
     if name not in types:
-      close = difflib.get_close_matches(name, types, n=1)
+      close = difflib.get_close_matches(str(name), types, n=1)
       hint = f": did you mean {close[0]!r}?" if close else ""
       mistakes.append(f"there is no setting {name!r}{hint}")
       continue
@@ -338,6 +339,12 @@ def _checked(values: Mapping[str, Any]) -> dict[str, Any]:
     fits = isinstance(value, kind) and all(isinstance(i, numbers.Integral) for i in items)
     if not fits or (isinstance(value, bool) and types[name] is not bool):
       mistakes.append(f"{name}={value!r} must be {what}")
+      continue
+    if isinstance(value, str) and "\0" in value:
+      mistakes.append(f"{name}={value!r} has a zero byte: write it without")
+      continue
+    if isinstance(value, numbers.Integral) and abs(value) > _LARGEST:
+      mistakes.append(f"{name} is too large a number: use one up to 2**53")
       continue
     # So that numbers of NumPy, lists and whole learning rates are equal to saved ones.
     checked[name] = (
@@ -355,7 +362,11 @@ def validate(config: Config) -> None:
     *_choice_mistakes(config),
     *_process_mistakes(config),
     *address_mistakes("data_dir", config.data_dir),
-    *run_mistakes("workdir", config.workdir),
+    *(
+      run_mistakes("workdir", config.workdir)
+      if config.workdir
+      else ["--workdir= is empty: name a folder, or leave the flag out"]
+    ),
     *(run_mistakes("from_workdir", config.from_workdir) if config.from_workdir else ()),
     *_milestone_mistakes(config, "milestones_first", "epochs_first"),
     *_milestone_mistakes(config, "milestones", "epochs"),

@@ -393,14 +393,18 @@ def gather(tree: Any, mesh: Mesh) -> Any:
   return multihost_utils.process_allgather(jax.tree.map(whole, tree), tiled=True)
 
 
-# What XLA and its drivers are told by the environment, which may change the rounding.
-_COMPILER_VARIABLES = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "NVIDIA_TF32_OVERRIDE")
+# What jax, XLA and drivers are told by the environment, which may change the rounding; but
+# not of where they run, what they keep, and what they say.
+_TOLD = re.compile(
+  r"(JAX|XLA|FLAX|LIBTPU|NVIDIA_TF32)_(?!PLATFORM|COMPILATION_CACHE|LOG|DEBUG|NUM_|"
+  r"TRACEBACK|COORDINATOR|PROCESS_ID|PYTHON_CLIENT)"
+)
 
 
 def describe(mesh: Mesh) -> dict[str, Any]:
   """The hardware and versions of a run, for results.json."""
   first = mesh.devices[0]
-  told = {name: os.environ[name] for name in _COMPILER_VARIABLES if os.environ.get(name)}
+  told = {name: value for name, value in sorted(os.environ.items()) if _TOLD.match(name)}
   return {
     "device": first.device_kind,
     "platform": first.platform,

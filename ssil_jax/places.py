@@ -11,8 +11,11 @@ from etils import epath
 _LONGEST_WITHIN = 256  # bytes of a path in a work directory, and some to spare
 _LONGEST_SHOWN = 600  # characters
 _CLOUDS = ("gs", "s3", "az", "hf")  # what epath, of orbax and TFDS, has a scheme for
-# gs://bucket, and also gs:/bucket and C:/folder.
-_ADDRESS = re.compile(rf"[A-Za-z][\w+.-]*://|({'|'.join(_CLOUDS)}|file|[A-Za-z]):/")
+# gs://bucket, and also gs:/bucket, C:/folder, C:\folder and me@host:folder.
+_SCHEMES = "|".join([*_CLOUDS, "hdfs", "https?", "abfss?", "ftp", "file", "[A-Za-z]"])
+_ADDRESS = re.compile(
+  rf"[A-Za-z][\w+.-]*://|({_SCHEMES}):[/\\]|[^/\s@]+@[^/\s@]+:", re.IGNORECASE
+)
 
 
 class Place(type(epath.Path())):
@@ -30,7 +33,7 @@ def real_path(path: str) -> pathlib.Path:
 
 def address_mistakes(flag: str, given: str) -> list[str]:
   """That a flag has the address of something elsewhere; empty if it has a path."""
-  if not _ADDRESS.match(given):
+  if not _ADDRESS.match(given.strip()):
     return []
   return [
     f"--{flag}={given} is an address, and a folder of this machine is needed: mount the "

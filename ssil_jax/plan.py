@@ -7,6 +7,7 @@ import numpy as np
 from rich.table import Table
 
 from ssil_jax import data, memory
+from ssil_jax import sampling as sampling_lib
 from ssil_jax.config import Config
 from ssil_jax.errors import ConfigError, DataError
 from ssil_jax.methods import Method, get_method
@@ -146,10 +147,11 @@ def _check_new_classes(plan: Plan, phase: PhasePlan) -> None:
   exemplars = memory.Memory(
     old[: len(numbers.memory)], numbers.memory_labels, numbers.memory_ranks
   )
-  pool = plan.pool(state, exemplars)
-  for step in range(phase.num_steps):
-    batch = sampling.batch(pool, key, step, config.batch_size_new, config.batch_size_memory)
-    unseen = np.setdiff1d(unseen, labels[batch])
+  records = sampling.epoch_records(plan.pool(state, exemplars))
+  for epoch in range(phase.phase.epochs):
+    left = sampling_lib.left_out(records, key, epoch, config.batch_size_new)
+    count = np.bincount(labels[left], minlength=state.num_seen)
+    unseen = unseen[count[unseen] == in_epoch[unseen]]
     if not len(unseen):
       return
   raise ConfigError(

@@ -222,6 +222,12 @@ def draw_from_epoch(
   return records[order[place * batch_size : (place + 1) * batch_size]]
 
 
+def left_out(records: np.ndarray, key: Key, epoch: int, batch_size: int) -> np.ndarray:
+  """The records that no batch of an epoch holds, fewer than a batch."""
+  order = _epoch_order(key, epoch, len(records))
+  return records[order[len(records) // batch_size * batch_size :]]
+
+
 # Successive batches share an epoch; loader threads may stand on both sides of its end.
 @functools.lru_cache(maxsize=4)
 def _epoch_order(key: Key, epoch: int, size: int) -> np.ndarray:

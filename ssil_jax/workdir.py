@@ -123,6 +123,11 @@ def _claim(
     there = read_config(path)
     if was_saved or set(there) != set(now):
       _check_same_run(config, there, now, workdir, warn)
+      if data.uncompared(now["data"], there["data"]):
+        # What is known of the data only now is compared from the next time on.
+        parts = {**there["data"], **now["data"]}
+        known = {"data_fingerprint": data.fingerprint(parts), "data": parts}
+        write_json(path, {**there, **known})
     else:
       write_json(path, now)
   elif was_saved:

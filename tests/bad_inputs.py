@@ -191,6 +191,12 @@ def photos_replaced(folder: pathlib.Path) -> None:
     path.write_bytes(encode(noise(9, 9), "PNG"))
 
 
+def shrunk(root: pathlib.Path) -> None:
+  """Makes all images 3 x 2 pixels large."""
+  for path in root.rglob("*.png"):
+    path.write_bytes(encode(noise(2, 3), "PNG"))
+
+
 def without_images(folder: pathlib.Path) -> None:
   """A prepared CIFAR-100 of three classes that claims a fourth, fine_zz."""
   archives.cifar(folder / "archives")
@@ -358,13 +364,18 @@ FLAGS = [
     "two flags in one argument",
     "run.py '--workdir=o/two --seed=3'",
     "error: --workdir=o/two --seed=3 holds a second flag, --seed: give it as an argument "
-    "of its own",
+    "of its own, or rename what has such a name",
   ),
   Bad(
     "the address of a bucket for a folder",
     "run.py --workdir=gs://bucket/run",
     "error: --workdir=gs://bucket/run is an address, and a folder of this machine is "
     "needed: mount the bucket (gcsfuse, s3fs, rclone), or copy what is there",
+  ),
+  Bad(
+    "no work directory",
+    "run.py --workdir=",
+    "error: --workdir= is empty: name a folder, or leave the flag out",
   ),
   Bad(
     "an unknown precision of products",
@@ -573,6 +584,13 @@ DATA = [
     "cloud; name another folder",
   ),
   Bad(
+    "images that are too small for the network",
+    IMAGES,
+    "error: half of the training images have no side of more than 3 pixels, and the "
+    "network needs 8: give --image_size=8 or more to enlarge them",
+    images(shrunk),
+  ),
+  Bad(
     "a class of a prepared data set without training images",
     "run.py --flagfile=small.cfg --dataset=cifar100 --data_dir=data",
     "error: class fine_zz (1 in all) has no training images: add some, or remove the class",
@@ -754,7 +772,7 @@ WORKDIR = [
     STREAMED + " --workdir=run",
     "error: FOLDER/run holds a run on other data than --data_dir=images has: use another "
     "--workdir, or that run's data\n"
-    "error: names and sizes of training images: different\n"
+    "error: sizes of training images: different\n"
     "error: contents of training images: different",
     photos_replaced,
   ),
@@ -1130,7 +1148,7 @@ REUSE = [
     STREAMED + " --workdir=new --from_workdir=run",
     "error: --from_workdir=run was trained on other data: repeat it on these, or leave the "
     "flag out\n"
-    "error: names and sizes of training images: different\n"
+    "error: sizes of training images: different\n"
     "error: contents of training images: different",
     photos_replaced,
   ),

@@ -4,6 +4,7 @@ import io
 import json
 
 import flax
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
@@ -13,7 +14,6 @@ from test_loop import run, small_config
 
 from ssil_jax import arithmetic, loop
 
-# Each gives other numbers, or none: see `test_the_settings_matter`.
 OTHERWISE = {
   (jax.config, "jax_enable_x64"): True,
   (jax.config, "jax_numpy_dtype_promotion"): "strict",
@@ -71,6 +71,36 @@ def test_a_run_is_the_same_whatever_the_environment(plain, tmp_path, otherwise):
   run(tmp_path, num_states=2, num_classes=4)
   assert scores(tmp_path) == scores(plain)
   assert settings() == there  # as they were, for whoever called
+
+
+@pytest.mark.parametrize(
+  "name",
+  [
+    "jax_enable_x64",
+    "jax_default_prng_impl",
+    "jax_threefry_partitionable",
+    "jax_random_seed_offset",
+    "flax_fix_rng_separator",
+  ],
+)
+def test_the_settings_matter(name):
+  def weights():
+    key = jax.random.key(0)
+    variables = nn.Dense(3).init(key, np.ones((1, 2), "float32"))
+    drawn = [*jax.tree.leaves(variables), jax.random.uniform(key, 3)]
+    return np.concatenate([np.ravel(array) for array in drawn]).tolist()
+
+  plain = weights()
+  (library, value), *_ = (
+    (library, value) for (library, key), value in OTHERWISE.items() if key == name
+  )
+  before = getattr(library, name)
+  library.update(name, value)
+  try:
+    assert weights() != plain
+  finally:
+    library.update(name, before)
+  assert weights() == plain
 
 
 def test_what_is_put_aside_is_said(tmp_path, otherwise):

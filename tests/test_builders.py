@@ -426,6 +426,9 @@ def test_a_damaged_work_folder(imagenet, tmp_path, name):
   (work / name).write_text("{}")
   with pytest.raises(DataError, match=f"{work / name} is damaged: remove {work / 'x'}"):
     folder.account("x")
+  # Of an earlier version, which has noted no hash of the images.
+  (work / name).write_text('{"left_out": [], "remarks": []}')
+  assert folder.account("x") == shards.Account(content=None)
   folder.close()
 
 

@@ -236,6 +236,10 @@ def test_an_unknown_method_is_named():
     ({"learning_rate": "0.1"}, "learning_rate='0.1' must be a number"),
     ({"verify_data": 1}, "verify_data=1 must be true or false"),
     ({"dataset": 3}, "dataset=3 must be text"),
+    ({3: 4}, "there is no setting 3"),
+    ({"workdir": "a\0b"}, "workdir='a\\x00b' has a zero byte: write it without"),
+    ({"width": 10**400}, "width is too large a number: use one up to 2**53"),
+    ({"momentum": 10**400}, "momentum is too large a number: use one up to 2**53"),
     ({"milestones": 8}, "milestones=8 must be whole numbers"),
     ({"milestones": (8.5,)}, "milestones=(8.5,) must be whole numbers"),
     ({"milestones": "8"}, "milestones='8' must be whole numbers"),
@@ -252,6 +256,11 @@ def test_mistakes_in_python_are_named(values, message):
     with pytest.raises(ConfigError) as caught:
       make_config(values, defaults)
     assert str(caught.value) == message
+
+
+def test_no_work_directory():
+  with pytest.raises(ConfigError, match="--workdir= is empty: name a folder"):
+    make_config({"workdir": ""}, SSIL)
 
 
 def test_without_a_method_there_are_no_epochs():

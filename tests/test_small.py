@@ -29,8 +29,9 @@ def files_of(folder, *contents):
 
 
 def squares_of(images):
-  squares, bad = central_squares(images, 8)
+  squares, bad, sizes = central_squares(images, 8)
   assert bad == {}
+  assert len(sizes) == len(images)
   return squares
 
 
@@ -71,7 +72,8 @@ def test_images_that_cannot_be_read_are_collected(tmp_path):
   good = encode(noise(8, 8), "PNG")
   images = files_of(tmp_path, good, good, good[:-30], b"text", good, good)
   (tmp_path / "5").unlink()
-  squares, bad = central_squares(images.take(np.array([0, 3, 2, 1, 5])), 8)
+  squares, bad, sizes = central_squares(images.take(np.array([0, 3, 2, 1, 5])), 8)
+  assert sizes.tolist() == [[8, 8], [0, 0], [0, 0], [8, 8], [0, 0]]
   for record in (0, 3):
     assert np.array_equal(squares[record], noise(8, 8))
   assert sorted(bad) == [1, 2, 4]
@@ -101,9 +103,9 @@ def test_images_too_small_for_the_network():
 
 def test_sizes_are_those_of_the_images_that_can_be_read(tmp_path):
   large, small = encode(noise(90, 70), "PNG"), encode(noise(20, 30), "PNG")
-  readable, sizes = read_sizes(files_of(tmp_path, large, b"text", small))
-  assert sizes.tolist() == [[70, 90], [30, 20]]
-  assert readable.numbers.tolist() == [0, 2]
+  sizes = read_sizes(files_of(tmp_path, large, b"text", small))
+  assert sizes.tolist() == [[70, 90], [0, 0], [30, 20]]
+  assert natural_size(sizes) == 30
 
 
 def test_no_image_that_can_be_read(tmp_path):
@@ -116,18 +118,28 @@ def test_images_far_from_the_others_are_warned_of(tmp_path):
   one = encode(noise(8, 8), "PNG")
   images = files_of(tmp_path, one, one, one)
 
-  def warnings(sizes, size):
-    first, *others = describe_sizes(images, np.array(sizes), size)
+  def warnings(size, train, test=((32, 32),)):
+    first, *others = describe_sizes(
+      {"train": images, "test": images},
+      {"train": np.array(train), "test": np.array(test)},
+      size,
+    )
     assert first.endswith(f"the network sees {size}x{size}")
     return others
 
-  assert warnings([(32, 32), (16, 40), (64, 64)], 32) == []
-  (line,) = warnings([(32, 32), (15, 40), (2, 50)], 32)
-  assert line.startswith("warning: 2 of 3 training images are enlarged more than 2 times")
-  assert f"most of all {images.name(2)} of 2x50" in line
-  (line,) = warnings([(65, 70), (32, 32), (32, 32)], 32)
-  assert line.startswith("warning: 1 of 3 training images are shrunk more than 2 times")
-  # Of large images, crops are taken.
-  assert warnings([(4000, 3000), (200, 300), (112, 112)], 224) == []
-  (line,) = warnings([(400, 300), (200, 300), (111, 500)], 224)
-  assert f"enlarged more than 2 times, most of all {images.name(2)} of 111x500" in line
+  assert warnings(32, [(32, 32), (16, 40), (64, 50)]) == []
+  # Whatever the network sees: none is far from the others.
+  assert warnings(224, [(100, 100)] * 3, [(100, 90)] * 3) == []
+  (line,) = warnings(32, [(32, 32), (15, 4), (32, 30)])
+  assert line == (
+    "warning: 1 of 3 training images are less than half as large as that, such as "
+    f"{images.name(1)} (15x4): take them out if that is not meant"
+  )
+  (line,) = warnings(32, [(65, 70), (32, 32), (32, 32)], [(32, 32)] * 3)
+  assert "1 of 3 training images are more than twice as large" in line
+  (line,) = warnings(32, [(32, 32)] * 3, [(500, 500)] * 3)
+  assert "3 of 3 test images are more than twice as large" in line
+  # Of large images, random crops of any size are taken.
+  assert warnings(224, [(4000, 3000), (300, 300), (300, 200)], [(300, 300)]) == []
+  (line,) = warnings(224, [(400, 300), (400, 300), (199, 10)], [(300, 300)])
+  assert f"less than half as large as that, such as {images.name(2)} (199x10)" in line

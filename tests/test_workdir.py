@@ -93,6 +93,23 @@ def test_what_cannot_be_compared_is_said(tmp_path):
   ]
 
 
+def test_what_is_known_of_the_data_only_now_is_compared_from_then_on(tmp_path):
+  claim(config_of(tmp_path))
+  finish_a_state(tmp_path)
+  known = {**PARTS, "contents of test images": "ffff"}
+  claim(config_of(tmp_path), parts=known, warnings=[])
+  saved = json.loads((tmp_path / "config.json").read_text())
+  assert saved["data"] == known
+  assert saved["data_fingerprint"] == data.fingerprint(known)
+  claim(config_of(tmp_path), parts=known)  # without a warning
+  with pytest.raises(WorkdirError, match="contents of test images: different"):
+    claim(config_of(tmp_path), parts={**known, "contents of test images": "0000"})
+  warnings = []
+  claim(config_of(tmp_path), warnings=warnings)  # with --noverify_data
+  assert len(warnings) == 1
+  assert json.loads((tmp_path / "config.json").read_text()) == saved
+
+
 @pytest.mark.parametrize("parts", [None, "0a", {}, {"editor": "dark"}])
 def test_a_run_that_does_not_tell_its_data_is_refused(tmp_path, parts):
   path = claim(config_of(tmp_path)) / "config.json"

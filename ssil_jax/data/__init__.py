@@ -25,6 +25,12 @@ SOURCES: Mapping[str, Callable[[Config], Source]] = {
   **dict.fromkeys(NAMES, open_tfds),
 }
 
+_NOT_COMPARED = (
+  "nobody looks whether the images are those that this run, or --from_workdir, was trained "
+  "on: only their names and sizes in bytes are compared (--noverify_data, or data prepared "
+  "by an earlier version)"
+)
+
 
 def check_dataset_name(name: str) -> None:
   """Raises ConfigError unless there is such a data set."""
@@ -105,34 +111,35 @@ def _look(
     splits: of encoded images.
     size: natural size of the input; None for what the images say.
     without: leaves out bad images, or refuses them; see `verify.without`.
-    check_interrupt: called while images are decoded.
+    check_interrupt: called while images are read.
   """
   size = config.image_size or size
   images = {name: split.images for name, split in splits.items()}
-  kept = without(splits, {}, images)
   was_verified = all(part.store.was_verified for part in images.values())
+  verification = None
   if config.verify_data and not was_verified and not (size and size <= SMALL_IMAGE):
     verification = verify.verify(images, check_interrupt)
-    known = {
-      name: split._replace(
-        images=dataclasses.replace(split.images, contents=verification.contents[name])
-      )
-      for name, split in splits.items()
-    }
-    kept = without(known, verification.bad, images)
-    sizes = verification.sizes["train"]
-    sizes = sizes[sizes.all(axis=1)]  # of those that are kept
-    size = size or natural_size(sizes)
-    notes = describe_sizes(kept.splits["train"].images, sizes, size)
-    kept = kept._replace(notes=(*verification.notes, *notes, *kept.notes))
+    kept = without(
+      {
+        name: split._replace(
+          images=dataclasses.replace(split.images, contents=verification.contents[name])
+        )
+        for name, split in splits.items()
+      },
+      verification.bad,
+      images,
+    )
+    size = size or natural_size(verification.sizes["train"])
   elif not size:
-    readable, sizes = read_sizes(images["train"])
-    size = natural_size(sizes)
-    kept = kept._replace(notes=describe_sizes(readable, sizes, size))
+    size = natural_size(read_sizes(images["train"], lambda chunk, bad: check_interrupt()))
   if size <= SMALL_IMAGE:
-    decoded = _decoded(splits, size, without, check_interrupt)
-    notes = (note for note in kept.notes if note not in decoded.notes)
-    return size, decoded._replace(notes=(*notes, *decoded.notes))
+    kept = _decoded(splits, size, without, check_interrupt)
+    notes = verification.notes if verification else ()
+    return size, kept._replace(notes=(*notes, *kept.notes))
+  if verification:
+    notes = describe_sizes(images, verification.sizes, size)
+    notes = (*verification.notes, *notes, *kept.notes)
+    return size, kept._replace(notes=notes)
   if not config.verify_data and not was_verified:
     if config.skip_bad_records:
       raise ConfigError(
@@ -141,11 +148,9 @@ def _look(
       )
     # Read for the first time when a whole state has been trained: too late to complain.
     images["test"].store.check(images["test"].numbers)
-    note = (
-      "with --noverify_data nobody looks whether the images are those that this run, or "
-      "--from_workdir, was trained on: only their names and sizes in bytes are compared"
-    )
-    kept = kept._replace(notes=(*kept.notes, note))
+  kept = without(splits, {}, images)
+  if not was_verified or any(part.store.content is None for part in images.values()):
+    kept = kept._replace(notes=(_NOT_COMPARED,))
   return size, kept
 
 
@@ -156,11 +161,15 @@ def _decoded(
   check_interrupt: Callable[[], None],
 ) -> verify.Kept:
   """The images that can be read, decoded; arguments as of `_look`."""
-  pixels, bad = {}, {}
+  images = {name: split.images for name, split in splits.items()}
+  pixels, bad, sizes = {}, {}, {}
   for name, split in splits.items():
-    squares, bad[name] = central_squares(split.images, size, check_interrupt)
+    squares, bad[name], sizes[name] = central_squares(images[name], size, check_interrupt)
     pixels[name] = Split(squares, split.labels)
-  return without(pixels, bad, {name: split.images for name, split in splits.items()})
+  kept = without(pixels, bad, images)
+  if splits["train"].on_device:
+    return kept
+  return kept._replace(notes=(*describe_sizes(images, sizes, size), *kept.notes))
 
 
 def records_of(labels: np.ndarray, low: int, high: int) -> np.ndarray:

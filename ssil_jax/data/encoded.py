@@ -83,9 +83,11 @@ class Store(Protocol):
   def stamps(self, numbers: np.ndarray) -> np.ndarray:
     """`STAMP` [n] of images `numbers` (int64 [n])."""
 
-  def digest(self, numbers: np.ndarray) -> bytes:
-    """Differs if images `numbers` (int64 [n]) have other names, another order or other
-    sizes in bytes; the same wherever the store lies."""
+  def digest(self) -> bytes:
+    """Differs if other images are held, or in another order; the same wherever it lies."""
+
+  def sizes(self, numbers: np.ndarray) -> np.ndarray:
+    """int64 [n]: bytes of images `numbers` (int64 [n]), or of the files they are in."""
 
 
 @dataclasses.dataclass(frozen=True)

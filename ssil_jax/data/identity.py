@@ -25,7 +25,8 @@ def parts(dataset: Dataset) -> dict[str, Part]:
       found[f"pixels of {name} images"] = _hash(np.ascontiguousarray(split.images))
     else:
       store, numbers = split.images.store, split.images.numbers
-      found[f"names and sizes of {name} images"] = _hash(store.digest(numbers), numbers)
+      found[f"files of {name} images"] = _hash(store.digest(), numbers)
+      found[f"sizes of {name} images"] = _hash(store.sizes(numbers))
       if split.images.contents is not None:
         found[f"contents of {name} images"] = _hash(split.images.contents)
       elif store.content is not None:

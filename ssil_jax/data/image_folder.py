@@ -186,11 +186,13 @@ class Files:
       for _ in threads.map(self.size, numbers.tolist()):
         pass  # to raise what a thread raised
 
-  def digest(self, numbers: np.ndarray) -> bytes:
+  def digest(self) -> bytes:
     digest = hashlib.blake2b(self._names)
     digest.update(self._name_ends.tobytes())
-    digest.update(self._statuses(numbers)[:, 0].tobytes())
     return digest.digest()
+
+  def sizes(self, numbers: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(self._statuses(numbers)[:, 0])
 
   def stamps(self, numbers: np.ndarray) -> np.ndarray:
     result = np.zeros(len(numbers), STAMP)

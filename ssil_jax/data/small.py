@@ -1,6 +1,6 @@
 """Small images: decoded once and for all, to live on the device as one array."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -11,7 +11,8 @@ from ssil_jax.errors import DataError
 from ssil_jax.resnet import SMALL_IMAGE
 
 _LARGE_INPUT = 224
-_RANGE = 2  # an image that is enlarged or shrunk more than that is far from the others
+_RANGE = 2  # an image so many times smaller or larger is far from the others
+_TITLES = {"train": "training", "test": "test"}
 
 
 def natural_size(sizes: np.ndarray) -> int:
@@ -21,7 +22,7 @@ def natural_size(sizes: np.ndarray) -> int:
   images among many change nothing.
 
   Args:
-    sizes: int [n, 2], widths and heights of at least one image.
+    sizes: int [n, 2], widths and heights of at least one image; 0 x 0 does not count.
 
   Raises:
     DataError: the images are too small for the network.
@@ -36,66 +37,75 @@ def natural_size(sizes: np.ndarray) -> int:
   return median if median <= SMALL_IMAGE else _LARGE_INPUT
 
 
-def read_sizes(images: EncodedImages) -> tuple[EncodedImages, np.ndarray]:
-  """Reads the headers of images, and leaves out those that have none.
+def read_sizes(
+  images: EncodedImages, done: Callable[[np.ndarray, verify.Bad], None] = lambda *_: None
+) -> np.ndarray:
+  """Reads widths and heights from headers, int32 [N, 2]; 0 x 0 of an image without one.
 
-  Returns:
-    The others, and their widths and heights, int32 [n, 2].
+  Args:
+    images: at least one.
+    done: as of `verify.each`.
 
   Raises:
-    DataError: there are no others.
+    DataError: none of them has a header.
   """
   sizes = np.zeros((len(images), 2), np.int32)
 
   def look(record: int) -> None:
     sizes[record] = images.size(record)
 
-  bad = verify.each(np.arange(len(images)), look)
+  bad = verify.each(np.arange(len(images)), look, done)
   if len(bad) == len(images):
     raise DataError(
       f"none of {len(images)} training images can be read; the first one is "
       f"{images.name(0)}: {bad[0].text}"
     )
-  good = np.delete(np.arange(len(images)), list(bad))
-  return images.take(good), sizes[good]
+  return sizes
 
 
-def describe_sizes(images: EncodedImages, sizes: np.ndarray, size: int) -> tuple[str, ...]:
-  """Lines on the training images' sizes, for the user, and a warning if they differ much.
+def describe_sizes(
+  images: Mapping[str, EncodedImages], sizes: Mapping[str, np.ndarray], size: int
+) -> tuple[str, ...]:
+  """Lines on the images' sizes, for the user, with warnings of those far from the others.
 
   Args:
-    images: at least one.
-    sizes: int [n, 2], their widths and heights.
+    images: of the splits, `train` among them.
+    sizes: int [N, 2], widths and heights, of the splits whose sizes are known; 0 x 0 of an
+      image that cannot be read.
     size: side of the network's input.
   """
-  longer = sizes.max(axis=1)
+  of_train = sizes["train"][sizes["train"].all(axis=1)]
+  if not len(of_train):
+    return ()
+  longer = of_train.max(axis=1)
   smallest, largest = (
-    "x".join(map(str, sizes[i])) for i in (longer.argmin(), longer.argmax())
+    "x".join(map(str, of_train[place])) for place in (longer.argmin(), longer.argmax())
   )
+  median = _median(of_train)
   lines = [
-    f"training images have {smallest} to {largest} pixels, {_median(sizes)} in the median "
-    f"of the longer sides; the network sees {size}x{size}"
+    f"training images have {smallest} to {largest} pixels, {median} in the median of the "
+    f"longer sides; the network sees {size}x{size}"
   ]
-  # Of large images a crop of any size is taken: only to enlarge them adds nothing.
-  shorter = sizes.min(axis=1)
-  far = {
-    "enlarged": (shorter * _RANGE < size, shorter.argmin()),
-    "shrunk": ((shorter > size * _RANGE) & (size <= SMALL_IMAGE), shorter.argmax()),
-  }
-  for what, (chosen, most) in far.items():
-    if chosen.any():
-      lines.append(
-        f"warning: {chosen.sum()} of {len(sizes)} training images are {what} more than "
-        f"{_RANGE} times, most of all {images.name(int(most))} of "
-        f"{sizes[most][0]}x{sizes[most][1]}: if that is not meant, take them out, or "
-        "choose another --image_size"
-      )
+  for name, found in sizes.items():
+    longer = found.max(axis=1)
+    far = {"less than half": (longer > 0) & (longer * _RANGE < median)}
+    if size <= SMALL_IMAGE:  # else random crops of any size are taken
+      far["more than twice"] = longer > median * _RANGE
+    for what, chosen in far.items():
+      if chosen.any():
+        first = int(np.flatnonzero(chosen)[0])
+        width, height = found[first]
+        lines.append(
+          f"warning: {np.count_nonzero(chosen)} of {len(found)} {_TITLES[name]} images are "
+          f"{what} as large as that, such as {images[name].name(first)} "
+          f"({width}x{height}): take them out if that is not meant"
+        )
   return tuple(lines)
 
 
 def _median(sizes: np.ndarray) -> int:
   """Of the longer sides; one of them, the lower one of two."""
-  longer = np.sort(sizes.max(axis=1))
+  longer = np.sort(sizes[sizes.all(axis=1)].max(axis=1))
   return int(longer[(len(longer) - 1) // 2])
 
 
@@ -103,7 +113,7 @@ def central_squares(
   images: EncodedImages | np.ndarray,
   size: int,
   check_interrupt: Callable[[], None] = lambda: None,
-) -> tuple[np.ndarray, verify.Bad]:
+) -> tuple[np.ndarray, verify.Bad, np.ndarray]:
   """Images of one size; those of another one are resized by their short side and cut.
 
   Args:
@@ -112,9 +122,11 @@ def central_squares(
     check_interrupt: called often; it may raise KeyboardInterrupt.
 
   Returns:
-    uint8 [N, S, S, 3], and the images that cannot be read: their pixels mean nothing.
+    uint8 [N, S, S, 3]; the images that cannot be read: their pixels mean nothing; and
+    widths and heights of the images as they were, int32 [N, 2], 0 x 0 of a bad one.
   """
   pixels = np.empty((len(images), size, size, 3), np.uint8)
+  sizes = np.zeros((len(images), 2), np.int32)
 
   def read(record: int) -> None:
     if isinstance(images, EncodedImages):
@@ -122,6 +134,8 @@ def central_squares(
     else:
       image = images[record]
     pixels[record] = crop.central_square(image, size, short_side=size)
+    sizes[record] = image.shape[1::-1]
 
   records = np.arange(len(pixels))
-  return pixels, verify.each(records, read, lambda chunk, bad: check_interrupt())
+  bad = verify.each(records, read, lambda chunk, bad: check_interrupt())
+  return pixels, bad, sizes

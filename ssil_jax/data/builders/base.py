@@ -353,10 +353,15 @@ def _labels(shards: Iterable[ShardImages]) -> np.ndarray:
   )
 
 
-def _content(shards: Iterable[ShardImages]) -> str:
-  """A hash of all images of a split, which tells it from other data in equal files."""
-  digests = "".join(shard.account.content for shard in shards)
-  return hashlib.blake2b(digests.encode(), digest_size=16).hexdigest()
+def _content(shards: Iterable[ShardImages]) -> str | None:
+  """A hash of all images of a split, which tells it from other data in equal files.
+
+  None if an earlier version has written some of the shards.
+  """
+  digests = [shard.account.content for shard in shards]
+  if None in digests:
+    return None
+  return hashlib.blake2b("".join(digests).encode(), digest_size=16).hexdigest()
 
 
 def _check_space(

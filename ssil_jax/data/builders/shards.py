@@ -45,7 +45,7 @@ class Account:
 
   left_out: list[Note] = dataclasses.field(default_factory=list)
   remarks: list[Note] = dataclasses.field(default_factory=list)
-  content: str = ""  # a hash of those that were stored
+  content: str | None = None  # a hash of those that were stored
 
 
 def work_path(version_dir: pathlib.Path) -> pathlib.Path:
@@ -140,7 +140,7 @@ class WorkFolder:
       return Account(
         left_out=[Note(*note) for note in noted["left_out"]],
         remarks=[Note(*note) for note in noted["remarks"]],
-        content=noted["content"],
+        content=noted.get("content"),  # an earlier version has noted none
       )
     except (OSError, ValueError, KeyError, TypeError) as error:
       raise DataError(f"{path} is damaged: remove {self.path / shard}") from error
