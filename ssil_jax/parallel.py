@@ -396,8 +396,8 @@ def gather(tree: Any, mesh: Mesh) -> Any:
 # What jax, XLA and drivers are told by the environment, which may change the rounding; but
 # not of where they run, what they keep, and what they say.
 _TOLD = re.compile(
-  r"(JAX|XLA|FLAX|LIBTPU|NVIDIA_TF32)_(?!PLATFORM|COMPILATION_CACHE|LOG|DEBUG|NUM_|"
-  r"TRACEBACK|COORDINATOR|PROCESS_ID|PYTHON_CLIENT)"
+  r"(JAX|XLA|FLAX|LIBTPU|NVIDIA_TF32)_(?!PLATFORM|COMPILATION_CACHE|"
+  r"PERSISTENT_CACHE|LOG|DEBUG|NUM_|TRACEBACK|COORDINATOR|PROCESS_ID|PYTHON_CLIENT)"
 )
 
 
