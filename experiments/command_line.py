@@ -39,6 +39,7 @@ sys.path.insert(0, str(ROOT))  # so that the scripts run without being installed
 
 from absl import flags
 
+from ssil_jax.config import LARGEST
 from ssil_jax.errors import ConfigError, OutputError, UserError
 from ssil_jax.places import address_mistakes
 
@@ -46,7 +47,6 @@ _FLAGFILES = pathlib.Path(__file__).resolve().parent
 _MOST_FLAGFILES = 100  # read in all: files that name files may multiply
 _FLAGFILE_BYTES = 1 << 20
 _LONGEST = 4096  # characters of a flag; a path has no more
-_LARGEST = 2**53  # of whole numbers, which results.json keeps exactly
 # What absl says of a value that it cannot read, and what it means.
 _KINDS = {
   "invalid literal for int": "a whole number",
@@ -271,7 +271,7 @@ def _check_text(argument: str) -> None:
 
 
 def _check_value(name: str, value: object) -> None:
-  if isinstance(value, int) and abs(value) > _LARGEST:
+  if isinstance(value, int) and abs(value) > LARGEST:
     raise ConfigError(
       f"--{name}={_shortened(str(value))} is too large a number: use one up to 2**53"
     )

@@ -315,7 +315,7 @@ def make_config(
   return config
 
 
-_LARGEST = 2**53  # of whole numbers, which JSON keeps exactly
+LARGEST = 2**53  # of whole numbers, which JSON keeps exactly
 _KINDS: Mapping[Any, tuple[type | tuple[type, ...], str]] = {
   str: (str, "text"),
   int: (numbers.Integral, "a whole number"),
@@ -343,7 +343,7 @@ def _checked(values: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(value, str) and "\0" in value:
       mistakes.append(f"{name}={value!r} has a zero byte: write it without")
       continue
-    if isinstance(value, numbers.Integral) and abs(value) > _LARGEST:
+    if isinstance(value, numbers.Integral) and abs(value) > LARGEST:
       mistakes.append(f"{name} is too large a number: use one up to 2**53")
       continue
     # So that numbers of NumPy, lists and whole learning rates are equal to saved ones.

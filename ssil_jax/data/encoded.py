@@ -96,9 +96,8 @@ class EncodedImages:
 
   store: Store
   numbers: np.ndarray  # int64 [N]
-  contents: np.ndarray | None = (
-    None  # uint64 [N], hashes of their bytes, if these were read
-  )
+  # uint64 [N], hashes of their bytes; None where nobody has read them.
+  contents: np.ndarray | None = None
 
   def __len__(self) -> int:
     return len(self.numbers)
