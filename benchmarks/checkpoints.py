@@ -22,14 +22,14 @@ import numpy as np
 import run
 from rich.console import Console
 
-from ssil_jax import incremental, loop, parallel
-from ssil_jax.checkpoint import Checkpoints, Underway
-from ssil_jax.journal import Journal
-from ssil_jax.keeper import Keeper
-from ssil_jax.meter import NO_STEPS, Meter
-from ssil_jax.plan import make_plan, phase_plans
 from ssil_jax.progress import ProgressDisplay
-from ssil_jax.trainer import make_trainer, train_phase
+from ssil_jax.training import devices, incremental, loop
+from ssil_jax.training.checkpoint import Checkpoints, Underway
+from ssil_jax.training.keeper import Keeper
+from ssil_jax.training.meter import NO_STEPS, Meter
+from ssil_jax.training.plan import make_plan, phase_plans
+from ssil_jax.training.recorder import Journal
+from ssil_jax.training.trainer import make_trainer, train_phase
 
 SECONDS = 60
 PAIRS = 5
@@ -38,9 +38,9 @@ WARM_UP_STEPS = 10
 
 def main(argv: list[str]) -> None:
   config = run.parse(argv)
-  parallel.prepare_cpu_devices(config)
+  devices.prepare_cpu_devices(config)
   plan = make_plan(config)
-  mesh = parallel.choose_devices(config)
+  mesh = devices.choose_devices(config)
   trainer = make_trainer(plan, mesh)
   state = plan.states[1]
   phase = next(p for p in phase_plans(plan) if p.state is state)
@@ -96,11 +96,11 @@ def main(argv: list[str]) -> None:
           seconds=0.0,
         )
         settled = time.perf_counter()
-        there = parallel.fetch(train_state)
+        there = devices.fetch(train_state)
         keeper.save(progress._replace(train_state=there, underway=underway), wait=False)
         stalls.append((settled - called, time.perf_counter() - settled))
 
-      on_devices = parallel.replicate((host_state, given), mesh)
+      on_devices = devices.replicate((host_state, given), mesh)
       jax.block_until_ready(on_devices)
       started = time.perf_counter()
       trained = train_phase(
@@ -117,7 +117,7 @@ def main(argv: list[str]) -> None:
       jax.block_until_ready(trained)
       checkpoints.wait()
       seconds = time.perf_counter() - started
-      host_state = parallel.fetch(trained)
+      host_state = devices.fetch(trained)
       return seconds
 
     train(WARM_UP_STEPS, save=True)

@@ -30,19 +30,21 @@ import simplejpeg
 from rich.console import Console
 from rich.table import Table
 
-from ssil_jax import parallel
-from ssil_jax.data import crop, decode, feed, jpeg, open_dataset
+from ssil_jax.data import loader
+from ssil_jax.data.images import crop, decode, jpeg
+from ssil_jax.data.opening import open_dataset
 from ssil_jax.sampling import RATIO_PRESERVING, Key, Pool
+from ssil_jax.training import devices
 
 ROUNDS = 5
 MOST_IMAGES = 1000  # that the peers get
 KEY = Key(seed=0, state=2, phase=0)
 
 
-def batches_of(dataset) -> feed.TrainBatches:
+def batches_of(dataset) -> loader.TrainBatches:
   """A ratio-preserving phase over all training images, 128 + 32 a batch."""
   records = np.arange(len(dataset.train.labels))
-  return feed.TrainBatches(
+  return loader.TrainBatches(
     dataset=dataset,
     pool=Pool(new=records, memory=records),
     sampling=RATIO_PRESERVING,
@@ -57,11 +59,11 @@ def batches_of(dataset) -> feed.TrainBatches:
 def measure_ours(argv: list[str]) -> dict[str, float]:
   """Our pipeline, to the device, in this process."""
   config = run.parse(argv)
-  mesh = parallel.choose_devices(config)
+  mesh = devices.choose_devices(config)
   return input_peers.measure(
-    feed.prefetched(
+    loader.prefetched(
       batches_of(open_dataset(config)),
-      functools.partial(parallel.shard, mesh=mesh),
+      functools.partial(devices.shard, mesh=mesh),
       num_processes=config.input_processes,
     )
   )
@@ -107,7 +109,7 @@ def profile(argv: list[str]) -> dict[str, float]:
     "all of it": least(
       lambda record, row: images.decode(
         record,
-        functools.partial(feed._random_crop, size=input_peers.SIZE, draws=row),
+        functools.partial(loader._random_crop, size=input_peers.SIZE, draws=row),
       ),
       records,
       draws,

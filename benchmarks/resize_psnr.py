@@ -15,7 +15,8 @@ sys.path.append(str(pathlib.Path(__file__).resolve().parent.parent / "experiment
 import numpy as np
 import run
 
-from ssil_jax.data import crop, decode, open_dataset
+from ssil_jax.data.images import crop, decode
+from ssil_jax.data.opening import open_dataset
 
 SIZE = 224
 

@@ -28,10 +28,12 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from PIL import Image
 from tensorflow_datasets.proto import tf_example_generated_pb2
 
-from ssil_jax import loop, memory, parallel
-from ssil_jax.data import feed, labels
-from ssil_jax.plan import make_plan, phase_plans
+from ssil_jax import memory
+from ssil_jax.data import loader
+from ssil_jax.data.sources import labels
 from ssil_jax.sampling import Key
+from ssil_jax.training import devices, loop
+from ssil_jax.training.plan import make_plan, phase_plans
 
 NUM_SHARDS = 256
 IMAGE_SIZE = 72
@@ -117,7 +119,7 @@ def start(folder: pathlib.Path, started: float) -> None:
   fingerprint = loop.data.fingerprint(loop.data.parts(plan.dataset))
   opened = time.time() - started
   phase = phase_plans(plan)[0]
-  batches = feed.TrainBatches(
+  batches = loader.TrainBatches(
     dataset=plan.dataset,
     pool=plan.pool(phase.state, memory.empty()),
     sampling=phase.phase.sampling,
@@ -127,8 +129,8 @@ def start(folder: pathlib.Path, started: float) -> None:
     num_devices=1,
     num_steps=phase.num_steps,
   )
-  mesh = parallel.choose_devices(config)
-  next(feed.prefetched(batches, functools.partial(parallel.shard, mesh=mesh)))
+  mesh = devices.choose_devices(config)
+  next(loader.prefetched(batches, functools.partial(devices.shard, mesh=mesh)))
   first = time.time() - started
   gc.collect()
   train = plan.dataset.train

@@ -22,12 +22,12 @@ import run
 from rich.console import Console
 from rich.table import Table
 
-from ssil_jax import incremental, loop, parallel
-from ssil_jax.journal import Journal
-from ssil_jax.meter import NO_STEPS, Meter
-from ssil_jax.plan import make_plan, phase_plans
 from ssil_jax.progress import ProgressDisplay
-from ssil_jax.trainer import make_trainer, train_batches, train_phase
+from ssil_jax.training import devices, incremental, loop
+from ssil_jax.training.meter import NO_STEPS, Meter
+from ssil_jax.training.plan import make_plan, phase_plans
+from ssil_jax.training.recorder import Journal
+from ssil_jax.training.trainer import make_trainer, train_batches, train_phase
 
 DEVICE_COUNTS = (1, 2, 4)
 ROUNDS = 3  # processes for each device count
@@ -37,13 +37,13 @@ PAIRS = 2  # bare step and loop, in each process
 def measure(argv: list[str], num_devices: int) -> list[tuple[float, float]]:
   """Images/s of (bare step, loop), `PAIRS` times, over one epoch of state 1 each."""
   config = run.parse([*argv, f"--num_devices={num_devices}", "--epochs_first=1"])
-  parallel.prepare_cpu_devices(config)
+  devices.prepare_cpu_devices(config)
   plan = make_plan(config)
-  trainer = make_trainer(plan, parallel.choose_devices(config))
+  trainer = make_trainer(plan, devices.choose_devices(config))
   phase, state = phase_plans(plan)[0], plan.states[0]
   progress = loop.start(plan, trainer)
   pool = plan.pool(state, progress.memory)
-  train_state, given = parallel.replicate(
+  train_state, given = devices.replicate(
     (
       progress.train_state,
       incremental.given_in(plan, state, stats=progress.stats, teacher=progress.train_state),
@@ -52,9 +52,9 @@ def measure(argv: list[str], num_devices: int) -> list[tuple[float, float]]:
   )
   batches = train_batches(plan, trainer, phase, pool, phase_index=0)
   arguments = (
-    parallel.shard(batches[0], trainer.mesh),
+    devices.shard(batches[0], trainer.mesh),
     given,
-    parallel.replicate(jax.numpy.float32(0.1), trainer.mesh),
+    devices.replicate(jax.numpy.float32(0.1), trainer.mesh),
     trainer.train_images,
   )
   for _ in range(2):  # compile and warm up

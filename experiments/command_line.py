@@ -41,7 +41,7 @@ from absl import flags
 
 from ssil_jax.config import LARGEST
 from ssil_jax.errors import ConfigError, OutputError, UserError
-from ssil_jax.places import address_mistakes
+from ssil_jax.paths import address_mistakes
 
 _FLAGFILES = pathlib.Path(__file__).resolve().parent
 _MOST_FLAGFILES = 100  # read in all: files that name files may multiply

@@ -7,9 +7,9 @@ import command_line
 from absl import flags
 from rich.console import Console
 
-from ssil_jax import report, tables
 from ssil_jax.errors import ConfigError, UserError
-from ssil_jax.results import load_run
+from ssil_jax.reports import page, tables
+from ssil_jax.reports.results import load_run
 
 # Not the docstring, which `python -OO` leaves out.
 _USAGE = """Compares runs: tables on the terminal and a page with figures.
@@ -56,7 +56,7 @@ def main(argv: Sequence[str]) -> int:
   try:
     workdirs, output = parse(argv)
     runs = [load_run(workdir) for workdir in workdirs]
-    report.write_report(workdirs, output)
+    page.write_report(workdirs, output)
   except UserError as error:
     return command_line.print_error(error)
   console = Console(emoji=False)  # paths may look like emoji codes

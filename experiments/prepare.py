@@ -11,9 +11,9 @@ from absl import flags
 from rich.console import Console
 
 from ssil_jax.data import builders
+from ssil_jax.distributed.preemption import Interrupted, Interrupts
 from ssil_jax.errors import ConfigError, UserError
-from ssil_jax.interrupt import Interrupted, Interrupts
-from ssil_jax.places import data_mistakes
+from ssil_jax.paths import data_mistakes
 
 # Not the docstring, which `python -OO` leaves out.
 _USAGE = """Makes a TFDS directory (array_record) of the official archives of a data set.

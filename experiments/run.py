@@ -11,12 +11,13 @@ from absl import flags
 from rich.console import Console
 
 from ssil_jax import config as config_lib
-from ssil_jax import loop, parallel, report, tables
-from ssil_jax.data import check_dataset_name
+from ssil_jax.data.opening import check_dataset_name
+from ssil_jax.distributed import collectives, launch
+from ssil_jax.distributed.preemption import Interrupted, interrupts
 from ssil_jax.errors import ConfigError, UserError
-from ssil_jax.interrupt import Interrupted
 from ssil_jax.methods import METHODS, Method, get_method
-from ssil_jax.shared_interrupt import interrupts
+from ssil_jax.reports import page, tables
+from ssil_jax.training import devices, loop
 
 # Not the docstring, which `python -OO` leaves out.
 _USAGE = """Trains a class-incremental model and reports its accuracy after every state.
@@ -120,13 +121,13 @@ def main(argv: Sequence[str]) -> int:
   console = Console(highlight=False, emoji=False, width=width)
   try:
     config = parse(argv)
-    parallel.prepare_cpu_devices(config)
-    with parallel.connected(config), interrupts() as requests:
-      console.quiet = not parallel.is_main()
+    devices.prepare_cpu_devices(config)
+    with launch.connected(config), interrupts() as requests:
+      console.quiet = not collectives.is_main()
       results = loop.run(config, console, check_interrupt=requests.check)
       workdir = config_lib.workdir_path(config)
-      if parallel.is_main():
-        page = report.write_report([workdir], workdir / "report.html")
+      if collectives.is_main():
+        path = page.write_report([workdir], workdir / "report.html")
   except UserError as error:
     return command_line.print_error(error)
   except Interrupted as interrupt:
@@ -140,7 +141,7 @@ def main(argv: Sequence[str]) -> int:
   if console.quiet:
     return 0
   console.print(tables.format_table(results))
-  console.print(f"report: {page}", markup=False, soft_wrap=True)
+  console.print(f"report: {path}", markup=False, soft_wrap=True)
   return 0
 
 

@@ -19,12 +19,13 @@ import run
 from absl import flags
 
 from ssil_jax import config as config_lib
-from ssil_jax import data, reuse
+from ssil_jax.data.opening import open_dataset
 from ssil_jax.errors import ConfigError, UserError
-from ssil_jax.host import usable_cores
 from ssil_jax.methods import METHODS
-from ssil_jax.places import real_path, run_mistakes
-from ssil_jax.plan import make_plan
+from ssil_jax.paths import real_path, run_mistakes
+from ssil_jax.system import usable_cores
+from ssil_jax.training import reuse
+from ssil_jax.training.plan import make_plan
 
 # Not the docstring, which `python -OO` leaves out.
 _USAGE = """Runs several methods with several seeds, one after the other, and compares them.
@@ -150,7 +151,7 @@ def _with_lender(job: Job, earlier: list[Job]) -> Job:
 
 def _check_plans(jobs: list[Job]) -> None:
   """Raises UserError, before any training, for what the data and a method rule out."""
-  dataset = data.open_dataset(jobs[0].config)  # the same for all
+  dataset = open_dataset(jobs[0].config)  # the same for all
   for method, job in {job.config.method: job for job in jobs}.items():
     try:
       make_plan(job.config, dataset)

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from ssil_jax.errors import ConfigError
-from ssil_jax.places import address_mistakes, real_path, run_mistakes
+from ssil_jax.paths import address_mistakes, real_path, run_mistakes
 
 PRECISIONS = ("float32", "bfloat16")
 MATMUL_PRECISIONS = ("default", "high", "highest")

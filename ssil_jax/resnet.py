@@ -13,8 +13,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-SMALL_IMAGE = 64  # pixels; up to here, the small stem and images on the device
-
 _conv_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 # U(-1/sqrt(fan_in), 1/sqrt(fan_in)), whose variance is 1 / (3 fan_in).
 _head_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")

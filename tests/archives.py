@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import scipy.io
 import tensorflow_datasets as tfds
+from folders import SAMPLE
 from PIL import Image
 from rich.console import Console
 
 from ssil_jax.data import builders
 
-SAMPLE = pathlib.Path(__file__).parents[2] / "shared/data/imagenet-sample-300.zip"
 QUIET = Console(quiet=True)
 PARTIAL = builders.Options(allow_partial=True)
 

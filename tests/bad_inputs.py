@@ -81,7 +81,7 @@ def finished_run() -> pathlib.Path:
   (folder / "small.cfg").write_text(SMALL)
   with pytest.MonkeyPatch.context() as patch:
     patch.chdir(folder)
-    patch.setattr(run.parallel, "prepare_cpu_devices", lambda config: None)
+    patch.setattr(run.devices, "prepare_cpu_devices", lambda config: None)
     assert run.main(["run.py", "--flagfile=small.cfg", "--method=ft", "--workdir=run"]) == 0
   return folder / "run"
 
@@ -179,7 +179,7 @@ def streamed_run() -> pathlib.Path:
   (folder / "small.cfg").write_text(SMALL)
   with pytest.MonkeyPatch.context() as patch:
     patch.chdir(folder)
-    patch.setattr(run.parallel, "prepare_cpu_devices", lambda config: None)
+    patch.setattr(run.devices, "prepare_cpu_devices", lambda config: None)
     assert run.main([*STREAMED.split(), "--workdir=run"]) == 0
   return folder
 

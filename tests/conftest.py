@@ -17,10 +17,10 @@ import jax
 import pytest
 from folders import folder_of
 
-from ssil_jax import parallel
+from ssil_jax.training import devices
 
 jax.config.update("jax_platforms", "cpu")
-parallel.split_cpu(4)
+devices.split_cpu(4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Small networks run a few steps: compiling them well would take longer than it saves.
 jax.config.update("jax_disable_most_optimizations", True)

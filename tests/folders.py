@@ -1,14 +1,17 @@
 """Tiny folders of real image files, for the tests that read them."""
 
 import io
+import pathlib
 
 import numpy as np
 from PIL import Image
 
 from ssil_jax import config as config_lib
-from ssil_jax.data import open_dataset
+from ssil_jax.data.opening import open_dataset
 from ssil_jax.methods import get_method
 
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+SAMPLE = ROOT.parent / "shared/data/imagenet-sample-300.zip"  # where there is one
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 
 

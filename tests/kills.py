@@ -26,8 +26,8 @@ from typing import NamedTuple
 
 import numpy as np
 import orbax.checkpoint as ocp
+from folders import ROOT
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
 SMALL_RUN = [
   "--dataset=digits",
   "--num_states=5",

@@ -2,14 +2,14 @@
 
 import contextlib
 import os
-import pathlib
 import signal
 import socket
 import subprocess
 import sys
 import time
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+from folders import ROOT
+
 LONGEST = 300.0  # seconds; what is stuck fails then
 
 

@@ -9,52 +9,55 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 import jax
 import numpy as np
 
-from ssil_jax import parallel
 from ssil_jax.config import make_config
+from ssil_jax.distributed import collectives, launch, preemption
 from ssil_jax.errors import ConfigError, DataError, UserError
 from ssil_jax.methods import get_method
-from ssil_jax.step import AXIS
+from ssil_jax.training import devices
+from ssil_jax.training.step import AXIS
 
 
 def together(config):
-  mesh = parallel.choose_devices(config)
-  own = parallel.own_devices(mesh)
-  print("own", list(own), "of", mesh.size, "main" if parallel.is_main() else "")
+  mesh = devices.choose_devices(config)
+  own = devices.local_devices(mesh)
+  print("own", list(own), "of", mesh.size, "main" if collectives.is_main() else "")
   total = jax.pmap(
     lambda x, scale: {"sum": jax.lax.psum(scale * x, AXIS), "own": x},
     axis_name=AXIS,
     devices=list(mesh.devices),
   )
   parts = np.arange(mesh.size * 3.0, dtype=np.float32).reshape(mesh.size, 3)
-  mine = parallel.shard(parts[own.start : own.stop], mesh)
-  found = total(mine, parallel.replicate(np.float32(2), mesh))
-  np.testing.assert_array_equal(parallel.fetch(found["sum"]), 2 * parts.sum(axis=0))
-  gathered = parallel.gather({"x": found["own"]}, mesh)["x"]
+  mine = devices.shard(parts[own.start : own.stop], mesh)
+  found = total(mine, devices.replicate(np.float32(2), mesh))
+  np.testing.assert_array_equal(devices.fetch(found["sum"]), 2 * parts.sum(axis=0))
+  gathered = devices.gather({"x": found["own"]}, mesh)["x"]
   assert isinstance(gathered, np.ndarray)
   np.testing.assert_array_equal(gathered, parts)
-  parallel.barrier()
-  print("agree", *(parallel.agree(jax.process_index() == n) for n in (0, 1)))
-  print("signals are jax's", parallel.stops_together(), "stop", parallel.stop_reached(1))
-  parallel.check_same({"--seed": "1", "data": "a"})
+  collectives.barrier()
+  print("agree", *(collectives.broadcast_flag(jax.process_index() == n) for n in (0, 1)))
+  print(
+    "signals are jax's", preemption.stops_together(), "stop", preemption.stop_reached(1)
+  )
+  collectives.check_same({"--seed": "1", "data": "a"})
   try:
-    parallel.check_same({"--seed": "1", "data": f"a{jax.process_index() // 2}"})
+    collectives.check_same({"--seed": "1", "data": f"a{jax.process_index() // 2}"})
   except ConfigError as error:
     print(error)
 
 
 def run_on(config):
   """Steps without end; process 1 may fail at one of them."""
-  mesh = parallel.choose_devices(config)
+  mesh = devices.choose_devices(config)
   step = jax.pmap(
     lambda x: jax.lax.pmean(x, AXIS), axis_name=AXIS, devices=list(mesh.devices)
   )
-  value, number = parallel.replicate(np.float32(1), mesh), 0
-  while not parallel.stop_reached(number):
+  value, number = devices.replicate(np.float32(1), mesh), 0
+  while not preemption.stop_reached(number):
     value, number = step(value), number + 1
     jax.block_until_ready(value)
     if number == 1:
       print("running", flush=True)
-    if number == 50 and config.seed and not parallel.is_main():
+    if number == 50 and config.seed and not collectives.is_main():
       raise DataError("cannot read image 7.jpg: mend it")
   print("stopped at step", number)
 
@@ -69,8 +72,8 @@ what = {"together": together, "run_on": run_on}[values.pop("what")]
 method = get_method("ssil")
 config = make_config(values, method.defaults, method.fixed)
 try:
-  parallel.prepare_cpu_devices(config)
-  with parallel.connected(config):
+  devices.prepare_cpu_devices(config)
+  with launch.connected(config):
     what(config)
 except UserError as error:
   print(error)

@@ -1,256 +1,121 @@
-"""The schedule against what is drawn, in every method, from classes of any size.
+"""Which classes each incremental state adds, and its learning-rate schedule."""
 
-The states are walked through as in a run, on the host alone: in place of training, all
-batches of a phase are drawn; in place of a network, each image has its own random outputs.
-"""
-
-import json
-import types
-from typing import NamedTuple
-
-import jax
-import jax.numpy as jnp
-import numpy as np
 import pytest
-from folders import BLUE, GREEN, RED, save
-from moments import outputs_of
-from quick import quick_network
-from rich.console import Console
-from test_loop import small_config
 
-from ssil_jax import data, incremental, loop, memory, parallel, step, trainer
-from ssil_jax import plan as plan_lib
-from ssil_jax.checkpoint import Progress
 from ssil_jax.config import make_config
-from ssil_jax.data import Augmentation, Split
-from ssil_jax.errors import ConfigError, DataError
+from ssil_jax.errors import ConfigError
 from ssil_jax.methods import METHODS
-from ssil_jax.methods.base import Sizes
-from ssil_jax.plan import PhasePlan, make_plan, phase_plans, schedule_rows
-
-# Images of each class, for three states of five. With 40 exemplars, the share of a class is
-# 8 in the second state and 4 in the third; with 20 it is 4 and 2; with 15, 3 and 1.
-SIZES = (1, 2, 7, 8, 9, 1, 2, 3, 4, 5, 1, 2, 3, 5, 20)
-FEATURES = 6
+from ssil_jax.sampling import RATIO_PRESERVING, SHUFFLED
+from ssil_jax.schedule import Phase, class_boundaries, class_order, schedule, state_of_class
 
 
-def dataset_of(sizes):
-  """Images of classes of these sizes, in random order; one test image of each."""
-  labels = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
-  labels = np.random.default_rng(0).permutation(labels)
-  tests = np.arange(len(sizes), dtype=np.int32)
-  train, test = (Split(np.zeros((len(x), 8, 8, 3), np.uint8), x) for x in (labels, tests))
-  return data.Dataset(
-    class_names=tuple(f"class {c}" for c in range(len(sizes))),
-    train=train,
-    test=test,
-    image_size=8,
-    augmentation=Augmentation(max_shift=0, flip=False),
-    random_resized_crop=False,
-    normalization=None,
-    ignored_files=0,
-    skipped_records={},
-    notes=(),
+def states_of(method, num_classes, **values):
+  config = make_config(values, METHODS[method].defaults)
+  return schedule(config, num_classes, METHODS[method].phases)
+
+
+@pytest.mark.parametrize(
+  ("num_classes", "num_states", "initial_classes", "boundaries"),
+  [
+    (10, 5, 0, (0, 2, 4, 6, 8, 10)),
+    (10, 1, 0, (0, 10)),
+    (10, 10, 0, tuple(range(11))),
+    (10, 5, 2, (0, 2, 4, 6, 8, 10)),
+    (10, 3, 4, (0, 4, 7, 10)),
+    (10, 2, 9, (0, 9, 10)),
+    (100, 6, 50, (0, 50, 60, 70, 80, 90, 100)),
+  ],
+)
+def test_boundaries(num_classes, num_states, initial_classes, boundaries):
+  assert boundaries == class_boundaries(
+    num_classes, num_states=num_states, initial_classes=initial_classes
   )
 
 
-def plan_of(name, sizes=SIZES, **changes):
-  values = {
-    "method": name,
-    "num_states": 3,
-    "memory_size": 40,
-    "batch_size_new": 4,
-    "batch_size_memory": 8,
-    "epochs_first": 12,
-    "epochs": 12,
-    "eeil_epochs": 12,
-    "bic_held_out": 0.3,
-    "batch_size_test": 64,
-    "num_devices": 1,
-    **changes,
-  }
-  method = METHODS[name]
-  return make_plan(make_config(values, method.defaults, method.fixed), dataset_of(sizes))
+@pytest.mark.parametrize(
+  ("num_classes", "num_states", "initial_classes", "flag"),
+  [
+    (10, 3, 0, "--num_states=3"),
+    (10, 20, 0, "--num_states=20"),  # more states than classes
+    (10, 4, 5, "--initial_classes=5"),  # 5 classes in 3 states
+    (10, 2, 10, "--initial_classes=10"),  # nothing left
+    (10, 2, 11, "--initial_classes=11"),  # less than nothing
+    (10, 9, 5, "--initial_classes=5"),  # 5 classes in 8 states
+  ],
+)
+def test_classes_that_cannot_be_dealt_out(num_classes, num_states, initial_classes, flag):
+  with pytest.raises(ConfigError, match=flag):
+    class_boundaries(num_classes, num_states=num_states, initial_classes=initial_classes)
 
 
-class Drawn(NamedTuple):
-  """What a phase was trained on."""
-
-  phase: PhasePlan
-  batches: list[np.ndarray]  # records
-  new: range  # classes
+def test_class_order_is_numpys_permutation():
+  # numpy.random.RandomState(0).permutation(10), the same in every NumPy version.
+  order = class_order(10, num_classes=0, seed=0)
+  assert order.tolist() == [2, 8, 4, 9, 1, 6, 7, 3, 0, 5]
 
 
-def walk(plan, patch):
-  """Goes through all states; returns a `Drawn` for each phase."""
-  num_classes, drawn = len(plan.dataset.class_names), []
-  outputs = {
-    split.labels.tobytes(): np.random.default_rng(n).random(
-      (len(split.labels), FEATURES + num_classes), np.float32
-    )
-    for n, split in enumerate((plan.dataset.train, plan.dataset.test))
-  }
-
-  def survey(plan, trainer, train_state, given, records, measure, *, test=False):
-    split = plan.dataset.test if test else plan.dataset.train
-    rows = outputs[split.labels.tobytes()][records]
-    assert len(rows)
-    return jax.device_get(
-      measure(
-        outputs_of(features=rows[:, :FEATURES], logits=rows[:, FEATURES:]),
-        jnp.asarray(split.labels[records]),
-        given,
-        plan.config,
-      )
-    )
-
-  def train_phase(plan, held, train_state, given, phase, pool, *, phase_index, **kwargs):
-    batches = trainer.train_batches(plan, held, phase, pool, phase_index=phase_index)
-    new = range(phase.state.num_old, phase.state.num_seen)
-    drawn.append(Drawn(phase, [b.records[0] for b in batches], new))
-    return train_state
-
-  patch.setattr(incremental, "survey", survey)
-  patch.setattr(incremental, "train_phase", train_phase)
-  patch.setattr(incremental, "evaluate", lambda *args: {})
-  patch.setattr(parallel, "replicate", lambda tree, mesh: tree)
-  patch.setattr(parallel, "fetch", lambda tree: tree)
-  head = {"kernel": np.ones((FEATURES, num_classes), np.float32)}
-  initial = step.TrainState(np.int32(0), {"head": head}, {}, ())
-  held = types.SimpleNamespace(mesh=parallel.choose_devices(plan.config), initial=initial)
-  keeper = types.SimpleNamespace(visit=lambda progress: None)
-  sizes = Sizes(
-    num_classes=num_classes,
-    num_features=FEATURES,
-    num_records=len(plan.dataset.train.labels),
-    memory_size=plan.config.memory_size,
-  )
-  progress = Progress(initial, memory.empty(), plan.method.init_stats(sizes), [])
-  phases = phase_plans(plan)
-  for state in plan.states:
-    trained = incremental.train_state(
-      plan,
-      held,
-      progress,
-      state,
-      [p for p in phases if p.state is state],
-      make_meter=lambda *args, **kwargs: None,
-      keeper=keeper,
-    )
-    progress = incremental.finish_state(plan, held, progress, state, trained)
-    for stat in jax.tree.leaves(progress.stats):
-      assert np.isfinite(stat).all()
-    for statistic in progress.results[-1]["statistics"].values():
-      assert np.isfinite(statistic)
-  return drawn
+def test_class_order_is_the_one_of_other_code():
+  # The order of CIFAR-100 in iCaRL, PODNet and others, with seed 1993.
+  order = class_order(100, num_classes=0, seed=1993)
+  assert order[:10].tolist() == [68, 56, 78, 8, 23, 84, 90, 65, 74, 76]
+  assert sorted(order.tolist()) == list(range(100))
 
 
-@pytest.mark.parametrize("memory_size", [15, 20, 40])
-@pytest.mark.parametrize("name", METHODS)
-def test_the_schedule_is_what_is_trained_on(name, memory_size, monkeypatch):
-  try:
-    plan, refusal = plan_of(name, memory_size=memory_size), ""
-  except ConfigError as error:
-    plan, refusal = None, str(error)
-  if plan is None:
-    assert memory_size == 15
-    assert refusal.startswith("state 3 has one exemplar of each old class")
-    return
-  labels, rows = plan.dataset.train.labels, schedule_rows(plan)
-  drawn = walk(plan, monkeypatch)
-  for row, (phase, batches, new) in zip(rows, drawn, strict=True):
-    assert row["state"] == phase.state.index
-    assert row["classes"] == f"{new.start} + {len(new)}"
-    classes = labels[np.unique(batches)]
-    assert (
-      row["images"] == f"{(classes < new.start).sum()} + {(classes >= new.start).sum()}"
-    )
-    assert set(classes) <= set(range(new.stop))
-    assert set(classes) >= set(new)
-    assert row["steps"] == len(batches) == phase.num_steps
-    assert phase.num_images == sum(map(len, batches))
-    sizes = [int(size) for size in row["batch"].split(" + ")]
-    for batch in batches:
-      assert len(batch) == sum(sizes)
-      if len(sizes) > 1:
-        assert (labels[batch[: sizes[0]]] >= new.start).all()
-        assert (labels[batch[sizes[0] :]] < new.start).all()
-    assert row["epochs"] == phase.phase.epochs
-    assert len(batches) % row["epochs"] == 0
-    drops = [] if row["drops"] == "-" else [int(e) for e in row["drops"].split(", ")]
-    for epoch in range(row["epochs"]):
-      rate = row["rate"] * plan.config.learning_rate_drop ** sum(e <= epoch for e in drops)
-      assert phase.phase.learning_rate_at(epoch) == pytest.approx(rate, rel=1e-3)
+def test_a_subset_is_the_start_of_the_order():
+  assert class_order(10, num_classes=4, seed=0).tolist() == [2, 8, 4, 9]
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_a_class_without_training_images_is_named(name):
-  # The last class has none: its number is not among the labels.
-  for sizes in ((*SIZES[:-1], 0), (*SIZES[:6], 0, *SIZES[7:])):
-    with pytest.raises(DataError, match=rf"class {sizes.index(0)} \(1 in all\) has no"):
-      plan_of(name, sizes)
+def test_more_classes_than_there_are():
+  with pytest.raises(ConfigError, match="--num_classes=11, .* only 10"):
+    class_order(10, num_classes=11, seed=0)
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_a_class_in_no_batch_is_named(name, monkeypatch):
-  # One epoch leaves up to 14 images out, and most classes have no more.
-  refused = 0
-  for seed in range(6):
-    changes = {"epochs_first": 1, "epochs": 1, "seed": seed, "batch_size_new": 15}
-    with monkeypatch.context() as patch:
-      patch.setattr(plan_lib, "_check_new_classes", lambda plan, phase: None)
-      plan = plan_of(name, **changes)
-      drawn = walk(plan, patch)
-    missing = [
-      (phase.state.index, c)
-      for phase, batches, new in drawn
-      if phase.phase is phase.state.phases[0]
-      for c in sorted(set(new) - set(plan.dataset.train.labels[np.ravel(batches)]))
-    ]
-    if not missing:
-      plan_of(name, **changes)
-      continue
-    refused += 1
-    index, c = missing[0]
-    with pytest.raises(ConfigError) as caught:
-      plan_of(name, **changes)
-    flag = "epochs_first" if index == 1 else "epochs"
-    message = str(caught.value)
-    assert message.startswith(f"state {index} would never train on class class {c} (images")
-    assert f"raise --{flag}, lower --batch_size_new, or change --seed" in message
-  assert refused > 0
+def test_states_are_numbered_from_1_and_follow_each_other():
+  states = states_of("ssil", 10, num_states=3, initial_classes=4)
+  assert [(s.index, s.num_old, s.num_seen) for s in states] == [
+    (1, 0, 4),
+    (2, 4, 7),
+    (3, 7, 10),
+  ]
 
 
-def test_bic_trains_on_a_class_with_one_image(tmp_path):
-  # In the second state, blue has one image and yellow six; without training on the one,
-  # the network never says blue.
-  colors = {"red": RED, "green": GREEN, "blue": BLUE, "yellow": (255, 255, 0)}
-  for name, color in colors.items():
-    for i in range(1 if name == "blue" else 6):
-      save(tmp_path / "images/train" / name / f"{i}.png", color)
-    save(tmp_path / "images/test" / name / "0.png", color)
-  config = small_config(
-    tmp_path / "run",
-    dataset="image_folder",
-    data_dir=str(tmp_path / "images"),
-    class_order_seed=7,
-    method="bic",
-    num_classes=4,
-    num_states=2,
-    memory_size=8,
-    batch_size_new=4,
-    batch_size_memory=4,
-    epochs_first=20,
-    epochs=30,
-    milestones_first=(),
-    milestones=(),
-    learning_rate=0.02,
-    augment="none",
-    num_devices=1,
-  )
-  with quick_network():
-    states = loop.run(config, Console(quiet=True))["states"]
-  rows = json.loads((tmp_path / "run/schedule.json").read_text())
-  # One of the four exemplars of each old class is held out, and one yellow image.
-  assert [row["images"] for row in rows] == ["0 + 12", "6 + 6"]
-  assert [(row["top1"], row["state_specific_top1"]) for row in states] == [(1, 1), (1, 1)]
+def test_state_of_class_counts_from_0():
+  states = states_of("ssil", 10, num_states=3, initial_classes=4)
+  assert state_of_class(states).tolist() == [0, 0, 0, 0, 1, 1, 1, 2, 2, 2]
+
+
+def test_memory_needs_one_exemplar_of_each_class():
+  assert len(states_of("ssil", 10, num_states=5, memory_size=10)) == 5
+  with pytest.raises(ConfigError, match="--memory_size=9 .*use 10 or more"):
+    states_of("ssil", 10, num_states=5, memory_size=9)
+
+
+@pytest.mark.parametrize(
+  ("method", "sampling", "epochs", "milestones"),
+  [("ssil", RATIO_PRESERVING, 20, (8, 16)), ("ft", SHUFFLED, 25, (10, 20))],
+)
+def test_schedule_of_the_paper(method, sampling, epochs, milestones):
+  states = states_of(method, 10, num_states=5)
+  for state in states:
+    (phase,) = state.phases
+    assert phase.sampling is sampling
+    assert phase.learning_rate == pytest.approx(0.1 / state.index)
+    first = state.index == 1
+    assert phase.epochs == (100 if first else epochs)
+    assert phase.milestones == ((40, 80) if first else milestones)
+
+
+def test_learning_rate_drops_tenfold_at_each_milestone():
+  first, second = states_of("ssil", 10, num_states=2)
+  (phase,) = first.phases
+  for epoch, rate in [(0, 0.1), (39, 0.1), (40, 0.01), (79, 0.01), (80, 0.001)]:
+    assert phase.learning_rate_at(epoch) == pytest.approx(rate)
+  assert phase.learning_rate_at(99) == pytest.approx(0.001)
+  (phase,) = second.phases
+  for epoch, rate in [(0, 0.05), (7, 0.05), (8, 0.005), (16, 0.0005), (19, 0.0005)]:
+    assert phase.learning_rate_at(epoch) == pytest.approx(rate)
+
+
+def test_learning_rate_without_milestones_is_constant():
+  phase = Phase(SHUFFLED, epochs=3, learning_rate=0.4, milestones=(), drop=0.1)
+  assert [phase.learning_rate_at(epoch) for epoch in range(3)] == [0.4] * 3

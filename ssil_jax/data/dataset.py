@@ -5,8 +5,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ssil_jax.data.augment import Augmentation, Normalization
 from ssil_jax.data.encoded import EncodedImages
+from ssil_jax.data.images.augment import Augmentation, Normalization
+
+# Side in pixels of the largest network input whose images are kept on the devices, and for
+# which the network starts with a 3x3 convolution; larger images are streamed.
+LARGEST_RESIDENT = 64
 
 
 class Split(NamedTuple):
@@ -25,6 +29,16 @@ class Split(NamedTuple):
     if isinstance(self.images, np.ndarray):
       return Split(self.images[records], self.labels[records])
     return Split(self.images.take(records), self.labels[records])
+
+
+class Batch(NamedTuple):
+  """A batch, or one device's share of it; the host makes it, the devices read it."""
+
+  # int32 [B], records of the images on the device, or uint8 [B, S, S, 3], the images.
+  inputs: np.ndarray
+  labels: np.ndarray  # int32 [B]
+  positions: np.ndarray  # int32 [B], places in the global batch; -1 for padding
+  records: np.ndarray  # int32 [B], in their split
 
 
 class Source(NamedTuple):
@@ -63,3 +77,8 @@ def in_class_order(split: Split, order: np.ndarray) -> Split:
   labels = place[split.labels]
   kept = np.flatnonzero(labels >= 0)
   return Split(split.take(kept).images, labels[kept])
+
+
+def records_of(labels: np.ndarray, low: int, high: int) -> np.ndarray:
+  """int64 [n]: the records whose class is in `[low, high)`, in their order."""
+  return np.flatnonzero((labels >= low) & (labels < high))

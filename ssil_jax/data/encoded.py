@@ -9,7 +9,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 from absl import logging
 
-from ssil_jax.data.decode import ImageError
+from ssil_jax.data.images.decode import ImageError
 from ssil_jax.errors import DataError
 
 T = TypeVar("T")

@@ -19,13 +19,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from rich.console import Console
 
-from ssil_jax.data import cache, decode
+from ssil_jax.data import cache
 from ssil_jax.data.dataset import Split
 from ssil_jax.data.display import Display
 from ssil_jax.data.encoded import STAMP, BadImage, EncodedImages
+from ssil_jax.data.images import decode
 from ssil_jax.errors import DataError
-from ssil_jax.files import write_bytes
-from ssil_jax.host import usable_cores
+from ssil_jax.system import usable_cores, write_bytes
 
 _CHUNK = 64  # images that a thread decodes at a time
 _SECONDS_BETWEEN_SAVES = 60.0

@@ -17,7 +17,7 @@ from ssil_jax.config import Config
 from ssil_jax.memory import Memory
 from ssil_jax.resnet import Outputs, unit
 from ssil_jax.sampling import Pool, Sampling
-from ssil_jax.states import Phase
+from ssil_jax.schedule import Phase
 
 
 class SeenClasses(NamedTuple):

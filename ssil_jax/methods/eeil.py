@@ -22,7 +22,7 @@ from ssil_jax.losses import task_wise_cross_entropy
 from ssil_jax.methods.base import Method, distil, one_phase, state_learning_rate
 from ssil_jax.methods.ft import softmax_loss
 from ssil_jax.sampling import BALANCED, SHUFFLED
-from ssil_jax.states import Phase
+from ssil_jax.schedule import Phase
 
 
 def _loss(examples, config):

@@ -16,7 +16,6 @@ import tensorflow_datasets as tfds
 from rich.console import Console
 from rich.filesize import decimal as as_bytes
 
-from ssil_jax.data import labels as labels_lib
 from ssil_jax.data.builders import recode
 from ssil_jax.data.builders.found import (
   Findings,
@@ -32,9 +31,10 @@ from ssil_jax.data.builders.shards import (
   writing_to,
 )
 from ssil_jax.data.display import Display
+from ssil_jax.data.sources import labels as labels_lib
 from ssil_jax.errors import DataError
-from ssil_jax.files import write_json
-from ssil_jax.places import Place
+from ssil_jax.paths import Place
+from ssil_jax.system import write_json
 
 _SHARD_BYTES = 640_000_000
 _MOST_SHARDS = 256

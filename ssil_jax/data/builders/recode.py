@@ -15,7 +15,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from ssil_jax.data import decode, exif, jpeg
+from ssil_jax.data.images import decode, exif, jpeg
 from ssil_jax.errors import ConfigError
 
 # It may be damage, but mostly it is something odd beside the pixels.

@@ -10,7 +10,7 @@ from ssil_jax.data.builders import recode
 from ssil_jax.data.builders.found import Records
 from ssil_jax.data.builders.shards import Account, Note
 from ssil_jax.errors import DataError
-from ssil_jax.host import usable_cores
+from ssil_jax.system import usable_cores
 
 _NAMED = 5  # corrupt images in an error
 _THREADS = min(usable_cores(), 32)

@@ -24,7 +24,7 @@ import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 
 from ssil_jax.errors import DataError
-from ssil_jax.files import write_json
+from ssil_jax.system import write_json
 
 # One record a chunk, so that each is read alone. TFDS also compresses, which makes images
 # no smaller, and writing them slower: with 300 JPEGs of ImageNet, 0.29 ms of CPU time an

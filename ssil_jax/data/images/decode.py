@@ -1,0 +1,211 @@
+"""Encoded images to upright uint8 RGB arrays on the host.
+
+JPEG, told by its magic bytes, goes through libjpeg-turbo in strict mode, which refuses what
+is truncated or corrupt; PNG and WebP through Pillow, and the rare JPEG of a chroma sampling
+that TurboJPEG has no name for. Images stand as their EXIF orientation asks for (see
+`exif`); what XMP says of it is not read. Of an animation the first picture counts.
+Transparency is dropped: colours are those that are stored.
+"""
+
+import io
+import re
+import struct
+import warnings
+import zlib
+from collections.abc import Callable
+
+import numpy as np
+import simplejpeg
+from PIL import Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
+
+from ssil_jax.data.images import exif, jpeg
+from ssil_jax.data.images.crop import Box
+
+# A header may promise more pixels than there is memory; ten times those of any photo of
+# the paper's data sets are enough.
+MAX_PIXELS = 100_000_000
+# A scan of a JPEG may take a hundred bytes and cost 0.2 s; programs write about ten.
+MAX_SCANS = 100
+
+_PNG, _RIFF, _WEBP = b"\x89PNG\r\n\x1a\n", b"RIFF", b"WEBP"
+_RAW_PROFILE = "Raw profile type exif"  # where PNG had EXIF before it had a chunk for it
+
+# What Pillow raises for files that it cannot read.
+_PILLOW_ERRORS = (
+  Image.DecompressionBombError,
+  OSError,  # truncated
+  SyntaxError,  # a broken PNG chunk
+  ValueError,  # a broken header
+  IndexError,
+  KeyError,
+  TypeError,
+  struct.error,
+  zlib.error,
+)
+# It warns of what is odd beside the pixels, a line for every such place in its source.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
+# Warnings of libjpeg that mostly tell of something odd beside the pixels. 0xd0 to 0xd7 are
+# restart markers, between which pixels would be lost.
+_TOLERABLE = re.compile(
+  r"extraneous bytes before marker 0x(?!d[0-7])"
+  r"|unknown JFIF revision|Invalid SOS parameters|Unknown Adobe color transform"
+)
+_ODD_SAMPLING = "Could not determine subsampling level"
+
+
+class ImageError(ValueError):
+  """The bytes are not those of a whole image; says why, and not of which image.
+
+  Attributes:
+    tolerable: every pixel can be decoded, but libjpeg warned, of damage perhaps.
+  """
+
+  def __init__(self, reason: str):
+    super().__init__(reason)
+    self.tolerable = bool(_TOLERABLE.search(reason))
+
+
+def size_of(data: bytes) -> tuple[int, int]:
+  """(width, height) in pixels of the upright image, from the header.
+
+  Of a PNG whose orientation stands behind its pixels, as the format allows, everything is
+  needed.
+
+  Raises:
+    ImageError: there is no header of a JPEG, PNG or WebP, or it claims too many pixels.
+  """
+  if data.startswith(jpeg.MAGIC):
+    header = _jpeg_header(data)
+    return exif.upright_size(header.width, header.height, header.orientation)
+  with _open_other(data) as image:
+    if b"eXIf" in data and "exif" not in image.info:
+      _load(image)
+    return exif.upright_size(*image.size, _orientation(image))
+
+
+def read_rgb(data: bytes, *, strict: bool = True) -> np.ndarray:
+  """The whole image, uint8 [H, W, 3]; see `read_box`."""
+  return read_box(data, lambda width, height: (0, 0, width, height), strict=strict)
+
+
+def read_box(
+  data: bytes, choose_box: Callable[[int, int], Box], *, strict: bool = True
+) -> np.ndarray:
+  """A part of an image; no more than needs be is decoded.
+
+  Args:
+    data: an encoded image.
+    choose_box: (width, height) -> left, top, right, bottom, in pixels, all of the upright
+      image.
+    strict: whether to refuse a JPEG of which libjpeg warns. Otherwise only one that is
+      truncated is refused.
+
+  Returns:
+    uint8 [bottom - top, right - left, 3], perhaps a view.
+
+  Raises:
+    ImageError: the image is truncated, corrupt, of another format or absurdly large.
+  """
+  if not data.startswith(jpeg.MAGIC):
+    return _read_other(data, choose_box)
+  header = _jpeg_header(data)
+  if not header.one_scan and jpeg.count_scans(data, header, most=MAX_SCANS + 1) > MAX_SCANS:
+    raise ImageError(f"a JPEG of more than the {MAX_SCANS} scans allowed")
+  size = exif.upright_size(header.width, header.height, header.orientation)
+  box = exif.stored_box(choose_box(*size), *size, header.orientation)
+  left, top, right, bottom = box
+  try:
+    if header.num_indexed:
+      data, x, y = jpeg.cut(data, header, box)
+      left, top, right, bottom = left - x, top - y, right - x, bottom - y
+    if strict:
+      pixels = simplejpeg.decode_jpeg(data, "RGB", strict=True)
+    else:
+      pixels = _read_by_pillow(data)
+  except ValueError as error:
+    if _ODD_SAMPLING not in str(error):
+      raise ImageError(str(error)) from error
+    pixels = _read_by_pillow(data)
+  return exif.upright(pixels[top:bottom, left:right], header.orientation)
+
+
+def _read_by_pillow(data: bytes) -> np.ndarray:
+  """Stored pixels of a JPEG, which Pillow refuses only if it breaks off."""
+  try:
+    with JpegImagePlugin.JpegImageFile(io.BytesIO(data)) as image:
+      return np.asarray(image.convert("RGB"))
+  except _PILLOW_ERRORS as error:
+    raise ImageError(str(error)) from error
+
+
+def _jpeg_header(data: bytes) -> jpeg.Header:
+  try:
+    header = jpeg.read_header(data)
+  except ValueError as error:
+    raise ImageError(str(error)) from error
+  _check_size(header.width, header.height)
+  return header
+
+
+def _read_other(data: bytes, choose_box: Callable[[int, int], Box]) -> np.ndarray:
+  with _open_other(data) as image:
+    pixels = _rgb(image)
+    orientation = _orientation(image)  # a PNG may have it behind its pixels
+    size = exif.upright_size(*image.size, orientation)
+  left, top, right, bottom = choose_box(*size)
+  return exif.upright(pixels, orientation)[top:bottom, left:right]
+
+
+def _open_other(data: bytes) -> Image.Image:
+  # Not by Image.open, which warns of more than 89 million pixels.
+  if data.startswith(_PNG):
+    name, file_class = "PNG", PngImagePlugin.PngImageFile
+  elif data.startswith(_RIFF) and data.startswith(_WEBP, 8):
+    name, file_class = "WebP", WebPImagePlugin.WebPImageFile
+  else:
+    raise ImageError("not a JPEG, PNG or WebP image" if data else "it is empty")
+  try:
+    image = file_class(io.BytesIO(data))
+  except Image.DecompressionBombError as error:  # Pillow has a limit of its own for WebP
+    raise ImageError(str(error)) from error
+  except _PILLOW_ERRORS as error:
+    raise ImageError(f"a {name} image that is truncated or corrupt ({error})") from error
+  _check_size(*image.size)
+  return image
+
+
+def _load(image: Image.Image) -> None:
+  try:
+    image.load()
+  except _PILLOW_ERRORS as error:
+    raise ImageError(str(error)) from error
+
+
+def _orientation(image: Image.Image) -> int:
+  """What the EXIF data that were read so far say."""
+  block = image.info.get("exif")
+  if block is None:
+    # Three lines of title, then hexadecimal digits.
+    lines = str(image.info.get(_RAW_PROFILE, "")).split("\n")[3:]
+    try:
+      block = bytes.fromhex("".join(lines))
+    except ValueError:
+      return exif.UPRIGHT
+  return exif.orientation(block.removeprefix(b"Exif\0\0"))
+
+
+def _rgb(image: Image.Image) -> np.ndarray:
+  """Stored pixels, uint8 [H, W, 3]."""
+  _load(image)
+  if image.mode.startswith("I"):
+    # 16-bit grayscale, which Pillow would clip: 65535 is 257 times 255.
+    gray = (np.asarray(image) // 257).astype(np.uint8)
+    return np.repeat(gray[..., None], 3, axis=-1)
+  image.info.pop("transparency", None)  # Pillow would warn that it gets lost
+  return np.asarray(image.convert("RGB"))
+
+
+def _check_size(width: int, height: int) -> None:
+  if width * height > MAX_PIXELS:
+    raise ImageError(f"{width}x{height} pixels, more than the {MAX_PIXELS} allowed")

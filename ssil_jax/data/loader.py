@@ -1,0 +1,189 @@
+"""Batches for the devices, made ahead of time by grain.
+
+Element n of a grain source is batch n, so that grain only loads, decodes and prefetches;
+which records a batch holds is decided by `sampling.py`, from counters alone.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import grain
+import numpy as np
+from grain.experimental import ThreadPrefetchIterDataset
+
+from ssil_jax.data import workers
+from ssil_jax.data.dataset import Batch, Dataset, Split
+from ssil_jax.data.images import crop, decode
+from ssil_jax.sampling import Key, Pool, Purpose, Sampling, device_shares
+from ssil_jax.system import usable_cores
+
+_RESIZED, _CUT = 256, 224  # test images: short side, then centre (section 6.2)
+_BATCHES_AHEAD = 3  # on the host
+_BATCHES_ON_DEVICE = 2  # beside the one in use
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainBatches:
+  """The batches of a phase; batch n is a function of n and these fields alone."""
+
+  dataset: Dataset
+  pool: Pool
+  sampling: Sampling
+  key: Key
+  batch_size_new: int
+  batch_size_memory: int
+  num_devices: int
+  num_steps: int
+  devices: range | None = None  # whose shares are made; None for all
+
+  def __len__(self) -> int:
+    return self.num_steps
+
+  def __getitem__(self, step: int) -> Batch:
+    """Arrays [devices, share, ...]; every share has N_D : N_M."""
+    if not 0 <= step < len(self):
+      raise IndexError(f"batch {step} of {len(self)}")
+    records = self.sampling.batch(
+      self.pool, self.key, step, self.batch_size_new, self.batch_size_memory
+    )
+    sizes = self.sampling.group_sizes(
+      self.pool, self.batch_size_new, self.batch_size_memory
+    )
+    positions = _of_devices(device_shares(sizes, self.num_devices), self.devices)
+    split, dealt = self.dataset.train, records[positions]
+    if split.on_device:
+      inputs = dealt.astype(np.int32)
+    else:
+      # In the devices' order already: to reorder decoded images would copy them.
+      crops = self._crops(step, len(records), positions.ravel())
+      inputs = _decoded(split, dealt.ravel(), crops)
+      inputs = inputs.reshape(*positions.shape, *inputs.shape[1:])
+    return Batch(inputs, split.labels[dealt], positions, dealt.astype(np.int32))
+
+  def _crops(
+    self, step: int, batch_size: int, positions: np.ndarray
+  ) -> list[Callable[[bytes], np.ndarray]]:
+    """How positions of a batch are cut out, by (seed, state, phase, step, position)."""
+    size = self.dataset.image_size
+    if not self.dataset.random_resized_crop:
+      return [functools.partial(_central_crop, size=size)] * len(positions)
+    # Row by row, so that a position's numbers are the same in a batch of any size.
+    draws = self.key.rng(Purpose.CROP, step).random((batch_size, *crop.DRAWS_SHAPE))
+    return [functools.partial(_random_crop, size=size, draws=draws[p]) for p in positions]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvalBatches:
+  """Batches that are not augmented, of equal shape; the last is padded, position -1."""
+
+  split: Split
+  image_size: int
+  records: np.ndarray  # int64 [n], of the split
+  batch_size: int  # rounded up to a multiple of the devices
+  num_devices: int
+  devices: range | None = None  # whose shares are made; None for all
+
+  @property
+  def _share(self) -> int:
+    return -(-self.batch_size // self.num_devices)
+
+  def __len__(self) -> int:
+    return -(-len(self.records) // (self._share * self.num_devices))
+
+  def __getitem__(self, n: int) -> Batch:
+    """Arrays [devices, share, ...]."""
+    if not 0 <= n < len(self):
+      raise IndexError(f"batch {n} of {len(self)}")
+    shape = (self.num_devices, self._share)
+    chunk = self.records[n * math.prod(shape) : (n + 1) * math.prod(shape)]
+    padding = math.prod(shape) - len(chunk)
+    positions = np.pad(
+      np.arange(len(chunk), dtype=np.int32), (0, padding), constant_values=-1
+    )
+    # Padding repeats the first record; its position keeps it out of every count.
+    records = np.concatenate([chunk, np.repeat(chunk[:1], padding)])
+    positions, records = (
+      _of_devices(x.reshape(shape), self.devices) for x in (positions, records)
+    )
+    inputs = records.astype(np.int32)
+    if not self.split.on_device:
+      inputs = self._decoded(records.ravel(), num_real=np.count_nonzero(positions >= 0))
+      inputs = inputs.reshape(*records.shape, *inputs.shape[1:])
+    return Batch(inputs, self.split.labels[records], positions, records.astype(np.int32))
+
+  def _decoded(self, records: np.ndarray, *, num_real: int) -> np.ndarray:
+    """uint8 [n, S, S, 3]; what follows the real records repeats one, decoded once."""
+    how = functools.partial(_central_crop, size=self.image_size)
+    distinct = records[: num_real + 1]
+    images = _decoded(self.split, distinct, [how] * len(distinct))
+    if len(distinct) == len(records):
+      return images
+    repeated = np.repeat(images[-1:], len(records) - len(distinct), axis=0)
+    return np.concatenate([images, repeated])
+
+
+def _of_devices(shares: np.ndarray, devices: range | None) -> np.ndarray:
+  return shares if devices is None else shares[devices.start : devices.stop]
+
+
+def prefetched(
+  batches: Sequence[Batch],
+  to_device: Callable[[Batch], Any],
+  *,
+  start: int = 0,
+  num_processes: int = 0,
+) -> grain.DatasetIterator:
+  """`to_device` of batches start, start + 1, ..., made and sent in the background.
+
+  Work begins with the first one asked for; `close` ends it.
+
+  Args:
+    batches: `TrainBatches` or `EvalBatches`.
+    to_device: Batch -> what the caller wants of it; called in one background thread.
+    start: first batch.
+    num_processes: worker processes that make the batches; with 0, threads of this one do,
+      a whole batch each. Their decoding runs in parallel, their Python and resampling do
+      not, which limits them on hosts with very many cores (benchmarks/README.md).
+  """
+  threads = usable_cores()
+  # A thread that finds no room in the buffer is idle.
+  options = grain.ReadOptions(
+    num_threads=threads, prefetch_buffer_size=max(_BATCHES_AHEAD, threads)
+  )
+  made = grain.MapDataset.source(batches)[start:].to_iter_dataset(options)
+  if num_processes:
+    made = workers.in_processes(made, num_processes, ahead=_BATCHES_AHEAD)
+  return iter(
+    ThreadPrefetchIterDataset(made.map(to_device), prefetch_buffer_size=_BATCHES_ON_DEVICE)
+  )
+
+
+def _decoded(
+  split: Split, records: np.ndarray, crops: Sequence[Callable[[bytes], np.ndarray]]
+) -> np.ndarray:
+  """uint8 [n, S, S, 3], a crop of each record."""
+  return np.stack(
+    [
+      split.images.decode(record, how)
+      for record, how in zip(records.tolist(), crops, strict=True)
+    ]
+  )
+
+
+def _random_crop(
+  data: bytes, *, size: int, draws: np.ndarray, strict: bool = True
+) -> np.ndarray:
+  pixels = decode.read_box(
+    data,
+    lambda width, height: crop.random_resized_box(width, height, draws),
+    strict=strict,
+  )
+  return crop.resize(pixels, size)
+
+
+def _central_crop(data: bytes, *, size: int, strict: bool = True) -> np.ndarray:
+  pixels = decode.read_rgb(data, strict=strict)
+  return crop.central_square(pixels, size, short_side=round(size * _RESIZED / _CUT))

@@ -1,0 +1,142 @@
+"""Small images: decoded once and for all, to live on the device as one array."""
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from ssil_jax.config import SMALLEST_IMAGE
+from ssil_jax.data import verify
+from ssil_jax.data.dataset import LARGEST_RESIDENT
+from ssil_jax.data.encoded import EncodedImages
+from ssil_jax.data.images import crop, decode
+from ssil_jax.errors import DataError
+
+_LARGE_INPUT = 224
+_RANGE = 2  # an image so many times smaller or larger is far from the others
+_TITLES = {"train": "training", "test": "test"}
+
+
+def natural_size(sizes: np.ndarray) -> int:
+  """The side of the network's input that fits images best, in pixels.
+
+  It is the median of their longer sides if that is small, and 224 if it is not: a few odd
+  images among many change nothing.
+
+  Args:
+    sizes: int [n, 2], widths and heights of at least one image; 0 x 0 does not count.
+
+  Raises:
+    DataError: the images are too small for the network.
+  """
+  median = _median(sizes)
+  if median < SMALLEST_IMAGE:
+    raise DataError(
+      f"half of the training images have no side of more than {median} pixels, and the "
+      f"network needs {SMALLEST_IMAGE}: give --image_size={SMALLEST_IMAGE} or more to "
+      "enlarge them"
+    )
+  return median if median <= LARGEST_RESIDENT else _LARGE_INPUT
+
+
+def read_sizes(
+  images: EncodedImages, done: Callable[[np.ndarray, verify.Bad], None] = lambda *_: None
+) -> np.ndarray:
+  """Reads widths and heights from headers, int32 [N, 2]; 0 x 0 of an image without one.
+
+  Args:
+    images: at least one.
+    done: as of `verify.each`.
+
+  Raises:
+    DataError: none of them has a header.
+  """
+  sizes = np.zeros((len(images), 2), np.int32)
+
+  def look(record: int) -> None:
+    sizes[record] = images.size(record)
+
+  bad = verify.each(np.arange(len(images)), look, done)
+  if len(bad) == len(images):
+    raise DataError(
+      f"none of {len(images)} training images can be read; the first one is "
+      f"{images.name(0)}: {bad[0].text}"
+    )
+  return sizes
+
+
+def describe_sizes(
+  images: Mapping[str, EncodedImages], sizes: Mapping[str, np.ndarray], size: int
+) -> tuple[str, ...]:
+  """Lines on the images' sizes, for the user, with warnings of those far from the others.
+
+  Args:
+    images: of the splits, `train` among them.
+    sizes: int [N, 2], widths and heights, of the splits whose sizes are known; 0 x 0 of an
+      image that cannot be read.
+    size: side of the network's input.
+  """
+  of_train = sizes["train"][sizes["train"].all(axis=1)]
+  if not len(of_train):
+    return ()
+  longer = of_train.max(axis=1)
+  smallest, largest = (
+    "x".join(map(str, of_train[place])) for place in (longer.argmin(), longer.argmax())
+  )
+  median = _median(of_train)
+  lines = [
+    f"training images have {smallest} to {largest} pixels, {median} in the median of the "
+    f"longer sides; the network sees {size}x{size}"
+  ]
+  for name, found in sizes.items():
+    longer = found.max(axis=1)
+    far = {"less than half": (longer > 0) & (longer * _RANGE < median)}
+    if size <= LARGEST_RESIDENT:  # else random crops of any size are taken
+      far["more than twice"] = longer > median * _RANGE
+    for what, chosen in far.items():
+      if chosen.any():
+        first = int(np.flatnonzero(chosen)[0])
+        width, height = found[first]
+        lines.append(
+          f"warning: {np.count_nonzero(chosen)} of {len(found)} {_TITLES[name]} images are "
+          f"{what} as large as that, such as {images[name].name(first)} "
+          f"({width}x{height}): take them out if that is not meant"
+        )
+  return tuple(lines)
+
+
+def _median(sizes: np.ndarray) -> int:
+  """Of the longer sides; one of them, the lower one of two."""
+  longer = np.sort(sizes[sizes.all(axis=1)].max(axis=1))
+  return int(longer[(len(longer) - 1) // 2])
+
+
+def central_squares(
+  images: EncodedImages | np.ndarray,
+  size: int,
+  check_interrupt: Callable[[], None] = lambda: None,
+) -> tuple[np.ndarray, verify.Bad, np.ndarray]:
+  """Images of one size; those of another one are resized by their short side and cut.
+
+  Args:
+    images: encoded images, or uint8 [N, H, W, 3].
+    size: S.
+    check_interrupt: called often; it may raise KeyboardInterrupt.
+
+  Returns:
+    uint8 [N, S, S, 3]; the images that cannot be read: their pixels mean nothing; and
+    widths and heights of the images as they were, int32 [N, 2], 0 x 0 of a bad one.
+  """
+  pixels = np.empty((len(images), size, size, 3), np.uint8)
+  sizes = np.zeros((len(images), 2), np.int32)
+
+  def read(record: int) -> None:
+    if isinstance(images, EncodedImages):
+      image = images.decode(record, decode.read_rgb)
+    else:
+      image = images[record]
+    pixels[record] = crop.central_square(image, size, short_side=size)
+    sizes[record] = image.shape[1::-1]
+
+  records = np.arange(len(pixels))
+  bad = verify.each(records, read, lambda chunk, bad: check_interrupt())
+  return pixels, bad, sizes

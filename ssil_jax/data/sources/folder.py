@@ -1,0 +1,247 @@
+"""A folder of images: `DIR/train/CLASS/*` and `DIR/test/CLASS/*` (or `DIR/val`)."""
+
+import hashlib
+import os
+import pathlib
+import stat
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from ssil_jax.config import Config
+from ssil_jax.data.dataset import Source, Split
+from ssil_jax.data.encoded import STAMP, BadImage, EncodedImages, mixed
+from ssil_jax.data.images import decode
+from ssil_jax.errors import DataError
+
+_LAYOUT = "an image folder is DIR/train/CLASS/* and DIR/test/CLASS/* (or DIR/val)"
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+_HEAD_BYTES = 1 << 14  # enough for the header of most images
+MAX_BYTES = 1 << 30  # of a file; ten bytes for every pixel that an image may have
+_CHUNK = 256  # files that a thread looks at at a time
+
+
+def open_image_folder(config: Config) -> Source:
+  """Lists the files; classes and files in the order of their names.
+
+  Raises:
+    DataError: names the folder that is missing or empty, or the class that differs.
+  """
+  try:
+    return _open(config)
+  except OSError as error:
+    raise DataError(f"{error.filename} cannot be listed: {error.strerror}") from error
+
+
+def _open(config: Config) -> Source:
+  root = pathlib.Path(config.data_dir).expanduser()
+  if not config.data_dir or not os.path.isdir(root):
+    raise DataError(
+      f"--data_dir={config.data_dir} is not a folder: {_LAYOUT}"
+      if config.data_dir
+      else f"--dataset=image_folder needs --data_dir=DIR: {_LAYOUT}"
+    )
+  train_dir = root / "train"
+  test_dir = root / "test" if (root / "test").is_dir() else root / "val"
+  for folder in (train_dir, test_dir):
+    if not folder.is_dir():
+      raise DataError(f"{folder} is missing: {_LAYOUT}")
+  class_names = _class_names(train_dir)
+  _check_same_classes(train_dir, class_names, test_dir, _class_names(test_dir))
+  train, ignored_train = _list_split(train_dir, class_names)
+  test, ignored_test = _list_split(test_dir, class_names)
+  return Source(
+    class_names=class_names,
+    train=train,
+    test=test,
+    image_size=None,
+    flip=True,
+    ignored_files=ignored_train + ignored_test,
+  )
+
+
+def _class_names(folder: pathlib.Path) -> tuple[str, ...]:
+  names = sorted(
+    entry.name
+    for entry in os.scandir(folder)
+    if entry.is_dir() and not entry.name.startswith(".")
+  )
+  if not names:
+    raise DataError(f"{folder} has no class folders: {_LAYOUT}")
+  return tuple(names)
+
+
+def _check_same_classes(train_dir, train_names, test_dir, test_names) -> None:
+  for here, names, there, others in (
+    (train_dir, train_names, test_dir, test_names),
+    (test_dir, test_names, train_dir, train_names),
+  ):
+    missing = sorted(set(names) - set(others))
+    if missing:
+      raise DataError(
+        f"class {missing[0]} ({len(missing)} in all) is in {here} but not in {there}: "
+        "both need a folder for every class"
+      )
+
+
+def _is_image(file_name: str) -> bool:
+  # macOS leaves hidden ._NAME.png beside NAME.png, which are no images.
+  return file_name.lower().endswith(_SUFFIXES) and not file_name.startswith(".")
+
+
+def _list_split(folder: pathlib.Path, class_names: tuple[str, ...]) -> tuple[Split, int]:
+  """The split's files and labels, and how many entries were not taken for images."""
+  joined, counts, ends, ignored = [], [], [], 0
+  for name in class_names:
+    # Folders and broken links with the name of an image are taken for images, too, so that
+    # they are complained of.
+    listed = os.listdir(folder / name)
+    found = sorted(filter(_is_image, listed))
+    if not found:
+      raise DataError(
+        f"{folder / name} has no images ({', '.join(_SUFFIXES)}): add some or "
+        "remove the class"
+      )
+    encoded = [os.fsencode(file_name) for file_name in found]
+    joined.append(b"".join(encoded))
+    ends.append(np.cumsum([len(file_name) for file_name in encoded]))
+    counts.append(len(found))
+    ignored += len(listed) - len(found)
+  labels = np.repeat(np.arange(len(class_names), dtype=np.int32), counts)
+  starts_of_classes = np.cumsum([0, *map(len, joined)])
+  files = Files(
+    folder,
+    class_names,
+    labels,
+    b"".join(joined),
+    np.concatenate([e + s for e, s in zip(ends, starts_of_classes, strict=False)]),
+  )
+  return Split(EncodedImages(files, np.arange(len(labels))), labels), ignored
+
+
+class Files:
+  """A `Store` of image files in the folders of their classes."""
+
+  has_checksums = False
+  was_verified = False
+  content = None
+
+  def __init__(
+    self,
+    directory: pathlib.Path,
+    folders: Sequence[str],
+    folder_of_file: np.ndarray,
+    names: bytes,
+    name_ends: np.ndarray,
+  ):
+    """Takes N files.
+
+    Args:
+      directory: that holds the folders of the classes.
+      folders: of the classes, by name.
+      folder_of_file: int32 [N].
+      names: all file names, one after another, without separators.
+      name_ends: int64 [N], where each of them ends.
+    """
+    self.directory = directory
+    self._folders = tuple(map(os.fsencode, folders))
+    self._folder_of_file = folder_of_file
+    self._names = names
+    self._name_ends = name_ends
+
+  def read(self, number: int, num_bytes: int = MAX_BYTES) -> bytes:
+    """The first bytes of a file. Raises BadImage."""
+    path = self.name(number)
+    try:
+      # Without waiting for someone to write to a named pipe.
+      descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+      try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+          raise BadImage(path, "it is a folder, pipe or device, and not a file")
+        if status.st_size > MAX_BYTES:
+          raise BadImage(
+            path, f"it has {status.st_size} bytes, more than the {MAX_BYTES} allowed"
+          )
+        with open(descriptor, "rb", closefd=False) as file:
+          return file.read(min(num_bytes, status.st_size))
+      finally:
+        os.close(descriptor)
+    except OSError as error:
+      raise BadImage(path, error.strerror) from error
+
+  def size(self, number: int) -> tuple[int, int]:
+    try:
+      return decode.size_of(self.read(number, _HEAD_BYTES))
+    except decode.ImageError:
+      # Its header may be longer than that.
+      return EncodedImages(self, np.array([number])).decode(0, decode.size_of)
+
+  def name(self, number: int) -> str:
+    return os.path.join(self.directory, self._relative_name(number))
+
+  def check(self, numbers: np.ndarray) -> None:
+    with ThreadPoolExecutor() as threads:
+      for _ in threads.map(self.size, numbers.tolist()):
+        pass  # to raise what a thread raised
+
+  def digest(self) -> bytes:
+    digest = hashlib.blake2b(self._names)
+    digest.update(self._name_ends.tobytes())
+    return digest.digest()
+
+  def sizes(self, numbers: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(self._statuses(numbers)[:, 0])
+
+  def stamps(self, numbers: np.ndarray) -> np.ndarray:
+    result = np.zeros(len(numbers), STAMP)
+    hashes = [
+      hashlib.blake2b(name, digest_size=8).digest()
+      for name in self._relative_names(numbers)
+    ]
+    result["name"] = np.frombuffer(b"".join(hashes), np.uint64)
+    statuses = self._statuses(numbers)
+    result["state"] = np.where(statuses[:, 0] < 0, 0, mixed(statuses))
+    return result
+
+  def _statuses(self, numbers: np.ndarray) -> np.ndarray:
+    """int64 [n, 3]: sizes and times of change, of contents and of anything, in ns.
+
+    The last one no program can set, so that it changes with every replacement. -1 and
+    zeros for a file that is not there.
+    """
+    result = np.zeros((len(numbers), 3), np.int64)
+    directory = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY)
+
+    def look(start: int) -> None:
+      found = []
+      for name in self._relative_names(numbers[start : start + _CHUNK]):
+        try:
+          status = os.stat(name, dir_fd=directory)
+          found.append((status.st_size, status.st_mtime_ns, status.st_ctime_ns))
+        except OSError:
+          found.append((-1, 0, 0))
+      result[start : start + _CHUNK] = found
+
+    try:
+      with ThreadPoolExecutor() as threads:
+        for _ in threads.map(look, range(0, len(numbers), _CHUNK)):
+          pass  # to raise what a thread raised
+    finally:
+      os.close(directory)
+    return result
+
+  def _relative_names(self, numbers: np.ndarray) -> list[bytes]:
+    """CLASS/FILE of each, as the system has it."""
+    ends = self._name_ends[numbers].tolist()
+    starts = np.where(numbers > 0, self._name_ends[numbers - 1], 0).tolist()
+    owners = self._folder_of_file[numbers].tolist()
+    return [
+      b"%b/%b" % (self._folders[owner], self._names[start:end])
+      for start, end, owner in zip(starts, ends, owners, strict=True)
+    ]
+
+  def _relative_name(self, number: int) -> str:
+    (name,) = self._relative_names(np.array([number]))
+    return os.fsdecode(name)

@@ -1,0 +1,438 @@
+"""Data sets that tensorflow-datasets (TFDS) prepared as array_record files.
+
+Those of `experiments/prepare.py`, and a standard imagenet2012. TensorFlow is not needed:
+records are `tf.train.Example` protocol buffers, which TFDS brings a parser for.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow_datasets as tfds
+from array_record.python.array_record_data_source import ArrayRecordDataSource
+from array_record.python.array_record_module import ArrayRecordReader
+from google.protobuf.json_format import ParseError
+from google.protobuf.message import DecodeError
+from rich.console import Console
+from tensorflow_datasets.proto import tf_example_generated_pb2
+
+from ssil_jax.config import Config
+from ssil_jax.data import cache as cache_lib
+from ssil_jax.data.dataset import Source, Split
+from ssil_jax.data.display import Display
+from ssil_jax.data.encoded import STAMP, BadImage, EncodedImages, mixed
+from ssil_jax.data.images import decode
+from ssil_jax.data.images.augment import IMAGENET_NORMALIZATION, Normalization
+from ssil_jax.data.resident import natural_size, read_sizes
+from ssil_jax.data.sources import labels
+from ssil_jax.errors import DataError
+from ssil_jax.paths import data_mistakes
+from ssil_jax.system import allow_open_files
+
+
+class _DataSet(NamedTuple):
+  """Which directories are taken for a data set, and how they are trained on."""
+
+  tfds_names: tuple[str, ...]  # with the config, if there is one
+  normalization: Normalization | None = None
+
+
+# Mean and standard deviation for ImageNet only (section 6.2).
+_DATA_SETS: Mapping[str, _DataSet] = {
+  "imagenet": _DataSet(("imagenet", "imagenet2012"), IMAGENET_NORMALIZATION),
+  "landmarks_v2/1k": _DataSet(("landmarks_v2/1k",)),
+  "landmarks_v2/10k": _DataSet(("landmarks_v2/10k",)),
+  "cifar100": _DataSet(("cifar100",)),
+}
+NAMES = tuple(_DATA_SETS)
+
+_INFO = "dataset_info.json"
+_FEATURES = "features.json"
+_CLASS_KEYS = ("pythonClassName", "python_class_name", "type")  # the last one is older
+_TFDS_FEATURES = "tensorflow_datasets.core.features."
+_CLASS_NAMES = "label.labels.txt"
+_FILES_PER_SHARD = 2  # that ArrayRecord keeps open of a shard once it was read from
+_PREPARED = "prepare.json"  # what experiments/prepare.py says of itself
+_WRONG_LABELS = "it is of another version; delete it and labels.json"
+_CHUNK = 256  # records that a thread indexes at a time
+_SOME = 1000  # records that stand for all
+_RECORD_ERRORS = (DecodeError, ValueError, IndexError, RuntimeError, OSError)
+_AGAIN = "prepare the data again"
+
+
+def open_tfds(config: Config) -> Source:
+  """Opens the shards and reads the labels; images are read when a batch needs them.
+
+  Records are sorted by class, and within a class they keep their order.
+
+  Raises:
+    DataError: nothing fitting is prepared in `--data_dir`, or it is damaged.
+  """
+  data_set = _DATA_SETS[config.dataset]
+  directory = _find(config, data_set.tfds_names)
+  _check_features(directory)
+  try:
+    info = tfds.builder_from_directory(directory).info
+    splits, num_classes = info.splits, info.features["label"].num_classes
+    train_name = "train"
+    # imagenet2012 calls those without labels its test images.
+    test_name = "validation" if "validation" in splits else "test"
+    chosen = {name: splits[name] for name in (train_name, test_name)}
+    empty = [name for name, split in chosen.items() if not split.num_examples]
+    class_names = tuple((directory / _CLASS_NAMES).read_text().splitlines())
+  except (KeyError, AttributeError, TypeError, ValueError, OSError, ParseError) as error:
+    reason = " ".join(str(error).split())
+    raise DataError(
+      f"{directory} is not a TFDS data set of images and labels ({reason}): "
+      f"{_prepare(config)}"
+    ) from error
+  if empty:
+    raise DataError(f"{directory} has no images in {empty[0]}: prepare the data again")
+  if len(class_names) != num_classes:
+    raise DataError(
+      f"{directory / _CLASS_NAMES} names {len(class_names)} classes, and there are "
+      f"{num_classes}: prepare the data again"
+    )
+  allow_open_files(
+    _FILES_PER_SHARD * sum(len(split.shard_lengths) for split in chosen.values())
+  )
+  prepared = _read_json(directory / _PREPARED) if _was_prepared(directory) else None
+  stores = {name: Records(split, prepared=prepared) for name, split in chosen.items()}
+  all_labels = _labels(directory, stores)
+  train, test = (
+    _split(stores[name], all_labels[name], len(class_names), directory)
+    for name in (train_name, test_name)
+  )
+  return Source(
+    class_names=class_names,
+    train=train,
+    test=test,
+    image_size=None if config.image_size else _image_size(train.images),
+    flip=True,
+    normalization=data_set.normalization,
+    notes=_notes(directory, prepared),
+  )
+
+
+def _image_size(images: EncodedImages) -> int:
+  """That of images from all over the training split, for to read all takes minutes."""
+  return natural_size(read_sizes(images.take(_spread(len(images)))))
+
+
+def _spread(length: int) -> np.ndarray:
+  """int64 [_SOME or fewer]: places from all over an array."""
+  return np.linspace(0, length - 1, min(length, _SOME)).astype(np.int64)
+
+
+def _was_prepared(directory: pathlib.Path) -> bool:
+  return (directory / _PREPARED).is_file()
+
+
+def _check_features(directory: pathlib.Path) -> None:
+  """Raises DataError for features that are not TFDS' own: it would import any module."""
+  path = directory / _FEATURES
+  try:
+    waiting = [json.loads(path.read_text())]
+  except (OSError, ValueError, RecursionError) as error:
+    raise DataError(f"{path} cannot be read ({error}): {_AGAIN}") from error
+  while waiting:
+    value = waiting.pop()
+    if isinstance(value, dict):
+      for name in filter(None, map(value.get, _CLASS_KEYS)):
+        if not str(name).startswith(_TFDS_FEATURES) and "." in str(name):
+          raise DataError(f"{path} names {name!r}, which is no feature of TFDS: {_AGAIN}")
+      waiting += value.values()
+    elif isinstance(value, list):
+      waiting += value
+
+
+class Records:
+  """A `Store` of the images of one TFDS split."""
+
+  has_checksums = True  # ArrayRecord has one for every record
+
+  def __init__(self, split: tfds.core.SplitInfo, *, prepared: Mapping[str, Any] | None):
+    """Opens every shard.
+
+    Args:
+      split: of a TFDS builder.
+      prepared: the contents of prepare.json; None if `experiments/prepare.py`, which
+        decodes every image, did not write it.
+
+    Raises:
+      DataError: a shard is missing, damaged or of another length than TFDS wrote.
+    """
+    self.was_verified = prepared is not None
+    self.content = _noted_content(prepared, split.name) if prepared else None
+    self._paths = [pathlib.Path(path) for path in split.filepaths]
+    self.directory = self._paths[0].parent
+    with ThreadPoolExecutor() as threads:
+      for _ in threads.map(_check_shard, self._paths, split.shard_lengths):
+        pass  # to raise what a thread raised
+    self._source = ArrayRecordDataSource(split.file_instructions)
+    self._ends = np.cumsum(split.shard_lengths)
+
+  def __len__(self) -> int:
+    return len(self._source)
+
+  def read(self, number: int) -> bytes:
+    try:
+      return self._feature(number, "image").bytes_list.value[0]
+    except _RECORD_ERRORS as error:
+      raise BadImage(self.name(number), f"{error}; {_AGAIN}") from error
+
+  def size(self, number: int) -> tuple[int, int]:
+    return EncodedImages(self, np.array([number])).decode(0, decode.size_of)
+
+  def label(self, number: int) -> int:
+    """The class of an image. Raises DataError."""
+    try:
+      return self._feature(number, "label").int64_list.value[0]
+    except _RECORD_ERRORS as error:
+      raise DataError(
+        f"cannot read record {self.name(number)} ({error}): {_AGAIN}"
+      ) from error
+
+  def some(self) -> list[int]:
+    """The first and the last record of every shard, and `_SOME` from all over them: enough
+    to tell two data sets apart."""
+    firsts = np.concatenate([[0], self._ends[:-1]])
+    return np.unique(np.concatenate([firsts, self._ends - 1, _spread(len(self))])).tolist()
+
+  def name(self, number: int) -> str:
+    shard = int(np.searchsorted(self._ends, number, side="right"))
+    place = number - (self._ends[shard - 1] if shard else 0)
+    return f"{place} of shard {self._paths[shard]}"
+
+  def check(self, numbers: np.ndarray) -> None:
+    """Does nothing: no program writes records that are no images."""
+
+  def digest(self) -> bytes:
+    shards = [(path.name, path.stat().st_size) for path in self._paths]
+    return hashlib.blake2b(json.dumps(shards).encode()).digest()
+
+  def sizes(self, numbers: np.ndarray) -> np.ndarray:
+    shards = np.searchsorted(self._ends, numbers, side="right")
+    return np.array([path.stat().st_size for path in self._paths], np.int64)[shards]
+
+  def stamps(self, numbers: np.ndarray) -> np.ndarray:
+    result = np.empty(len(numbers), STAMP)
+    shards = np.searchsorted(self._ends, numbers, side="right")
+    places = numbers - np.concatenate([[0], self._ends[:-1]])[shards]
+    statuses = [path.stat() for path in self._paths]
+    states = mixed(
+      np.array([(s.st_size, s.st_mtime_ns, s.st_ctime_ns) for s in statuses], np.int64)
+    )
+    digests = [
+      hashlib.blake2b(os.fsencode(path.name), digest_size=8).digest()
+      for path in self._paths
+    ]
+    names = np.frombuffer(b"".join(digests), np.int64)
+    result["name"] = mixed(np.stack([names[shards], places], axis=1))
+    result["state"] = states[shards]
+    return result
+
+  def _feature(self, number: int, name: str) -> Any:
+    example = tf_example_generated_pb2.Example.FromString(self._source[number])
+    return example.features.feature[name]
+
+
+def _check_shard(path: pathlib.Path, length: int) -> None:
+  remedy = "remove its folder and prepare the data again"
+  if not path.is_file():
+    raise DataError(f"shard {path} is missing: {remedy}")
+  try:
+    reader = ArrayRecordReader(str(path))
+    found = reader.num_records()
+    reader.close()
+  except (ValueError, RuntimeError, OSError) as error:
+    raise DataError(f"shard {path} is damaged ({error}): {remedy}") from error
+  if found != length:
+    raise DataError(
+      f"shard {path} has {found} records, and {_INFO} says {length}: {remedy}"
+    )
+
+
+def _find(config: Config, names: tuple[str, ...]) -> pathlib.Path:
+  """The one version directory of a data set in `--data_dir`, or that itself."""
+  root = pathlib.Path(config.data_dir).expanduser()
+  if mistakes := data_mistakes("data_dir", config.data_dir):
+    raise DataError("\n".join(mistakes))
+  if not config.data_dir or not os.path.isdir(root):
+    raise DataError(
+      f"--data_dir={config.data_dir} is not a folder: {_prepare(config)}"
+      if config.data_dir
+      else f"--dataset={config.dataset} needs --data_dir=DIR: {_prepare(config)}"
+    )
+  if (root / _INFO).is_file() and _is_version(root.resolve()):
+    directory = root
+  else:
+    found = [
+      path.parent
+      for name in names
+      for path in root.glob(f"{name}/*/{_INFO}")
+      if _is_version(path.parent)
+    ]
+    if not found:
+      raise DataError(
+        f"--data_dir={config.data_dir} has no {' or '.join(names)} "
+        f"({_what_is_there(root, names)}): {_prepare(config)}"
+      )
+    if len(found) > 1:
+      raise DataError(
+        f"--data_dir={config.data_dir} has {' and '.join(map(str, sorted(found)))}: give "
+        "one of them as --data_dir"
+      )
+    (directory,) = found
+  info = _read_json(directory / _INFO)
+  name = "/".join(filter(None, (info.get("name"), info.get("configName"))))
+  if name not in names:
+    raise DataError(f"{directory} holds {name}, not {config.dataset}: {_prepare(config)}")
+  if info.get("fileFormat") != "array_record":
+    raise DataError(
+      f"{directory} is in the format {info.get('fileFormat')}: prepare it again with "
+      "TFDS' --file_format=array_record, or " + _prepare(config)
+    )
+  return directory
+
+
+def _is_version(directory: pathlib.Path) -> bool:
+  """Whether TFDS has finished a directory: until then its name is another one."""
+  return tfds.core.Version.is_valid(directory.name)
+
+
+def _prepare(config: Config) -> str:
+  return (
+    f"`python experiments/prepare.py {config.dataset} --archives=DIR "
+    f"--data_dir={config.data_dir or 'DIR'}` makes it from the official archives"
+  )
+
+
+def _what_is_there(root: pathlib.Path, names: tuple[str, ...]) -> str:
+  for name in names:
+    for unfinished in root.glob(f"{name}/.preparing_*"):
+      return f"{unfinished} is half prepared, and the same command goes on with it"
+  complete = sorted(
+    str(path.parent.relative_to(root))
+    for pattern in (f"*/*/{_INFO}", f"*/*/*/{_INFO}")
+    for path in root.glob(pattern)
+    if _is_version(path.parent)
+  )
+  if complete:
+    return f"it has {', '.join(complete)}"
+  return "it has no prepared data set"
+
+
+def _read_json(path: pathlib.Path) -> dict[str, Any]:
+  try:
+    value = json.loads(path.read_text())
+  except (OSError, ValueError) as error:
+    raise DataError(f"{path} cannot be read: {error}") from error
+  if not isinstance(value, dict):
+    raise DataError(f"{path} is not what TFDS writes: prepare the data again")
+  return value
+
+
+def _noted_content(prepared: Mapping[str, Any], split: str) -> str | None:
+  """The hash of a split's images; an earlier version has noted none."""
+  try:
+    return prepared["splits"][split]["content"]
+  except (KeyError, TypeError):
+    return None
+
+
+def _notes(directory: pathlib.Path, prepared: Mapping[str, Any] | None) -> tuple[str, ...]:
+  """What the user must know of how the data were prepared."""
+  if prepared is None:
+    return ()
+  differences = prepared.get("differences")
+  if not isinstance(differences, list):
+    raise DataError(f"{directory / _PREPARED} is damaged: prepare the data again")
+  return tuple(
+    f"the prepared data differ from the official ones: {text}" for text in differences
+  )
+
+
+def _labels(
+  directory: pathlib.Path, stores: Mapping[str, Records]
+) -> dict[str, np.ndarray]:
+  """split -> int32 [n]; read from the records once, and kept."""
+  cache = None
+  if not os.access(directory, os.W_OK):
+    with _writing_labels_to(directory):
+      cache = cache_lib.folder_of(directory)
+  found = labels.load(directory)
+  if found is None and cache:
+    found = labels.load(directory, cache=cache)
+  if found is None:
+    with _writing_labels_to(cache or directory):
+      (cache or directory).mkdir(parents=True, exist_ok=True)
+    found = {
+      name: _index(store, f"labels of {name} in {directory}, once")
+      for name, store in stores.items()
+    }
+    with _writing_labels_to(cache or directory):
+      labels.save(directory, found, cache=cache)
+  for name, store in stores.items():
+    if len(found.get(name, ())) != len(store):
+      raise DataError(
+        f"labels.npy in {cache or directory} has {len(found.get(name, ()))} labels for "
+        f"the {len(store)} records of {name}: {_WRONG_LABELS}"
+      )
+    for number in store.some():
+      try:
+        label = store.label(number)
+      except DataError:
+        continue  # what becomes of a record that cannot be read is decided later
+      if label != found[name][number]:
+        raise DataError(
+          f"labels.npy in {cache or directory} calls record {store.name(number)} class "
+          f"{found[name][number]}, and it is {label}: {_WRONG_LABELS}"
+        )
+  return found
+
+
+@contextlib.contextmanager
+def _writing_labels_to(folder: pathlib.Path) -> Iterator[None]:
+  try:
+    yield
+  except OSError as error:
+    raise DataError(
+      f"labels cannot be kept in {folder} ({error.strerror}): make it writable, or set "
+      "XDG_CACHE_HOME to a folder that is"
+    ) from error
+
+
+def _index(store: Records, description: str) -> np.ndarray:
+  result = np.empty(len(store), np.int32)
+
+  def read(start: int) -> int:
+    chunk = range(start, min(start + _CHUNK, len(result)))
+    for number in chunk:
+      result[number] = store.label(number)
+    return len(chunk)
+
+  with ThreadPoolExecutor() as threads, Display(Console(stderr=True)) as display:
+    advance = display.bar(description, len(result), "records")
+    for count in threads.map(read, range(0, len(result), _CHUNK)):
+      advance(count)
+  return result
+
+
+def _split(
+  store: Records, found: np.ndarray, num_classes: int, directory: pathlib.Path
+) -> Split:
+  """Records in the order of their classes, as those of an image folder are."""
+  if len(found) and not 0 <= found.min() <= found.max() < num_classes:
+    raise DataError(
+      f"{directory} has labels from {found.min()} to {found.max()}, and {num_classes} "
+      "classes: it, or labels.npy in it, is damaged"
+    )
+  order = np.argsort(found, kind="stable")
+  return Split(EncodedImages(store, order), found[order])

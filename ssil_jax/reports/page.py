@@ -1,0 +1,163 @@
+"""The page on one or several runs: a self-contained HTML file with tables and figures."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from ssil_jax.errors import UserError
+from ssil_jax.reports import tables
+from ssil_jax.reports.figures import Plot, draw_plots
+from ssil_jax.reports.results import Run, load_run
+from ssil_jax.system import write_bytes
+
+_SETTINGS = {
+  "data set": "dataset",
+  "method": "method_title",
+  "states T": "num_states",
+  "classes": "num_classes",
+  "exemplar memory |M|": "memory_size",
+  "seed": "seed",
+  "files ignored": "ignored_files",
+}
+
+_MANY = 8  # runs; above this, settings have a row a run
+_Table = tuple[str, list[str], list[list[str]]]  # heading, names of columns, rows
+
+
+def write_report(workdirs: Sequence[Path], output: Path) -> Path:
+  """Writes the page and, next to it, its figures as PNG files.
+
+  Each file is replaced, even where it is a link: to what, someone else may have chosen.
+
+  Args:
+    workdirs: work directories of runs, in the order in which they are shown.
+    output: the HTML file; figures go to the folder `figures` beside it.
+
+  Returns:
+    `output`.
+
+  Raises:
+    DataError: a file of a work directory is missing or wrong.
+    UserError: there is no work directory, or the page cannot be written.
+  """
+  output = Path(output)
+  if not workdirs:
+    raise UserError("there is nothing to report: give at least one work directory")
+  runs = [load_run(workdir) for workdir in workdirs]
+  plots = draw_plots(runs)
+  page = _render(runs, plots)
+  try:
+    folder = output.parent / "figures"
+    folder.mkdir(parents=True, exist_ok=True)
+    for plot in plots:
+      path = folder / f"{plot.name}.png"
+      if plot.png is None:
+        path.unlink(missing_ok=True)  # of an earlier report, which had that figure
+      else:
+        write_bytes(path, plot.png)
+    write_bytes(output, page.encode())
+  except OSError as error:
+    place = error.filename2 or error.filename or output  # the second is what is replaced
+    raise UserError(
+      f"{place} cannot be written ({error.strerror}): choose another place for the report"
+    ) from error
+  return output
+
+
+def _render(runs: Sequence[Run], plots: Sequence[Plot]) -> str:
+  environment = jinja2.Environment(
+    loader=jinja2.PackageLoader("ssil_jax"),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+  )
+  labels = tables.run_labels(runs)
+  labelled = list(zip(labels, runs, strict=True))
+  over_seeds = tables.over_seeds(runs)
+  return environment.get_template("report.html.jinja").render(
+    title=_page_title(runs),
+    note=tables.comparability_note(runs),
+    unfinished=[label for label, run in labelled if tables.progress(run.results)],
+    settings=_settings_tables(labels, _settings_rows(runs)),
+    comparison_columns=tables.COMPARISON_COLUMNS,
+    comparison_rows=tables.comparison_rows(runs),
+    over_seeds=over_seeds,
+    seed_columns=tables.SEED_COLUMNS,
+    seed_rows=tables.seed_rows(over_seeds) if over_seeds else [],
+    plots=plots,
+    state_columns=tables.STATE_COLUMNS,
+    state_tables=[
+      (
+        label,
+        tables.state_rows(run.results),
+        tables.statistics_table(run.results),
+        tables.origin_note(run.results),
+      )
+      for label, run in labelled
+    ],
+    schedules=_schedules(labels, runs),
+  )
+
+
+def _page_title(runs: Sequence[Run]) -> str:
+  titles, datasets = (
+    ", ".join(dict.fromkeys(run.results[name] for run in runs))
+    for name in ("method_title", "dataset")
+  )
+  return f"{titles} on {datasets}"
+
+
+def _settings_rows(runs: Sequence[Run]) -> list[list[str]]:
+  """What was run and on what: a name, then the value of each run."""
+  rows = [(name, [run.results[key] for run in runs]) for name, key in _SETTINGS.items()]
+  skipped = [run.results.get("skipped_records", {}) for run in runs]
+  for split, name in (("train", "training"), ("test", "test")):
+    rows.append((f"{name} images skipped", [part.get(split) for part in skipped]))
+  rows.append(("states finished", [len(run.results["states"]) for run in runs]))
+  rows.append(("folder", [run.folder for run in runs]))
+  environments = [run.results["environment"] for run in runs]
+  for key in dict.fromkeys(key for one in environments for key in one):
+    rows.append((key.replace("_", " "), [one.get(key) for one in environments]))
+  return [[name, *map(_cell, values)] for name, values in rows]
+
+
+def _settings_tables(labels: Sequence[str], rows: list[list[str]]) -> list[_Table]:
+  """Captions, columns and rows: a column a run; of many, a row a run, for what differs."""
+  if len(labels) <= _MANY:
+    return [("Settings and environment of each run", ["setting", *labels], rows)]
+  common = [row[:2] for row in rows if len(set(row[1:])) == 1]
+  different = [row for row in rows if len(set(row[1:])) > 1]
+  columns, *body = map(list, zip(["run", *labels], *different, strict=True))
+  tables_of = [
+    ("Settings and environment: the same in all runs", ["setting", "all runs"], common),
+    ("Settings and environment: what differs", columns, body),
+  ]
+  return tables_of if different else tables_of[:1]
+
+
+def _schedules(labels: Sequence[str], runs: Sequence[Run]) -> list[_Table]:
+  """Labels, columns and rows of the training schedules; equal ones are shown once."""
+  tables_of = [_schedule(run) for run in runs]
+  shown = []
+  for number, table in enumerate(tables_of):
+    if tables_of.index(table) == number:
+      same = [
+        label for label, other in zip(labels, tables_of, strict=True) if other == table
+      ]
+      shown.append((", ".join(same), *table))
+  return shown
+
+
+def _schedule(run: Run) -> tuple[list[str], list[list[str]]]:
+  """Columns and rows of the table of a run's training schedule."""
+  columns = list(dict.fromkeys(name for row in run.schedule for name in row))
+  return columns, [[_cell(row.get(name)) for name in columns] for row in run.schedule]
+
+
+def _cell(value: Any) -> str:
+  if value is None or value == "":
+    return "-"
+  return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,343 @@
+"""Results of runs as rows of text, and as tables for the terminal."""
+
+import itertools
+from collections import Counter
+from collections.abc import Sequence
+from statistics import fmean, stdev
+from typing import Any, NamedTuple
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from ssil_jax.reports import aggregate
+from ssil_jax.reports.aggregate import Group
+from ssil_jax.reports.results import Run
+
+STATE_COLUMNS = (
+  "state",
+  "classes",
+  "top-1",
+  "top-5",
+  "e(p,n)",
+  "e(n,p)",
+  "imbalance",
+  "own-state",
+  "seconds",
+)
+COMPARISON_COLUMNS = (
+  "run",
+  "average top-1",
+  "average top-5",
+  "average imbalance",
+  "last top-1",
+  "last e(p,n)",
+  "last e(n,p)",
+  "training time",
+)
+SEED_COLUMNS = (
+  "method",
+  "seeds (n)",
+  "average top-1",
+  "average top-5",
+  "average imbalance",
+  "last top-1",
+)
+_FRACTIONS = (
+  "top1",
+  "top5",
+  "error_old_as_new",
+  "error_new_as_old",
+  "imbalance",
+  "state_specific_top1",
+)
+_DISTINCTIONS = {
+  "dataset": "{}",
+  "memory_size": "|M|={}",
+  "num_states": "T={}",
+  "seed": "seed {}",
+}
+_GROUP_DISTINCTIONS = {
+  "dataset": "{}",
+  "num_classes": "{} classes",
+  "memory_size": "|M|={}",
+  "num_states": "T={}",
+}
+
+
+def run_labels(runs: Sequence[Run]) -> list[str]:
+  """A label for each run: the method's title and, where shared, what differs.
+
+  Runs of one title are told apart by data set, |M|, T and seed, then by the name of the
+  folder, then by a number. A run with states to come says how many it has done.
+  """
+  labels = _labels(runs, _DISTINCTIONS, [run.folder for run in runs])
+  return [
+    _join((*label, progress(run.results))) for run, label in zip(runs, labels, strict=True)
+  ]
+
+
+def _labels(
+  runs: Sequence[Run], distinctions: dict[str, str], extras: Sequence[str]
+) -> list[tuple[str, ...]]:
+  """Titles, with details where runs share one: what differs, an extra, a number."""
+  labels = []
+  for results in (run.results for run in runs):
+    title = results["method_title"]
+    rivals = [run.results for run in runs if run.results["method_title"] == title]
+    details = [
+      form.format(_shorten(str(results[name])))
+      for name, form in distinctions.items()
+      if any(rival[name] != results[name] for rival in rivals)
+    ]
+    labels.append((_shorten(title), *details))
+  numbers = [f"#{number}" for number in range(1, len(runs) + 1)]
+  for column in ([_shorten(extra) for extra in extras], numbers):
+    counts = Counter(labels)
+    labels = [
+      (*label, extra) if counts[label] > 1 else label
+      for label, extra in zip(labels, column, strict=True)
+    ]
+  return labels
+
+
+def _join(label: Sequence[str]) -> str:
+  title, *details = label
+  details = [detail for detail in details if detail]
+  return f"{title} ({', '.join(details)})" if details else title
+
+
+class OverSeeds(NamedTuple):
+  """Runs put together where they differ in nothing but the seed."""
+
+  groups: list[Group]
+  left_out: list[Group]  # a run each: unfinished, or with a seed that its group has
+  note: str  # on those left out, empty if there are none
+
+  @property
+  def caption(self) -> str:
+    """What the cells of `seed_rows` mean."""
+    *others, most = sorted({len(group.runs) for group in self.groups})
+    counts = f"{', '.join(map(str, others))} or {most}" if others else str(most)
+    single = ", without a deviation where it is 1" if 1 in others else ""
+    return (
+      "Mean \N{PLUS-MINUS SIGN} sample standard deviation (divisor n - 1) over n seeds, "
+      f"in %; n is {counts}{single}."
+    )
+
+
+def over_seeds(runs: Sequence[Run]) -> OverSeeds | None:
+  """The runs by what is alike in all but the seed; None if no two finished ones are."""
+  found = aggregate.group(runs)
+  if all(len(numbers) == 1 for numbers in found.groups):
+    return None
+  labels = run_labels(runs)
+  members = [[runs[number] for number in numbers] for numbers in found.groups]
+  firsts = [group[0] for group in members]
+  names = _labels(firsts, _GROUP_DISTINCTIONS, _differing_settings(firsts))
+  reasons = {
+    "not finished": found.unfinished,
+    "with a seed that is there already": found.repeated,
+  }
+  notes = [
+    f"{', '.join(labels[number] for number in numbers)}, {reason}"
+    for reason, numbers in reasons.items()
+    if numbers
+  ]
+  return OverSeeds(
+    [Group(_join(name), group) for name, group in zip(names, members, strict=True)],
+    [Group(labels[n], [runs[n]]) for n in sorted(found.unfinished + found.repeated)],
+    f"Left out of the means over seeds: {'; '.join(notes)}." if notes else "",
+  )
+
+
+def _differing_settings(runs: Sequence[Run]) -> list[str]:
+  """For each run, the settings in which it and others of its title differ."""
+  known = [
+    (run.results["method_title"], aggregate.settings(run)) if run.config else ("", {})
+    for run in runs
+  ]
+  return [
+    ", ".join(
+      f"{name}={value}"
+      for name, value in settings.items()
+      if name not in _GROUP_DISTINCTIONS
+      and any(other[name] != value for rival, other in known if rival == title)
+    )
+    for title, settings in known
+  ]
+
+
+def progress(results: dict[str, Any]) -> str:
+  """For a run with states to come, how many are done; else empty."""
+  done, total = len(results["states"]), results["num_states"]
+  return f"{done} of {total} states" if done < total else ""
+
+
+def comparability_note(runs: Sequence[Run]) -> str:
+  """One line on why the runs cannot be compared; empty if they can."""
+  reasons = []
+  for name, what in (("dataset", "data sets"), ("num_classes", "numbers of classes")):
+    values = list(dict.fromkeys(str(run.results[name]) for run in runs))
+    if len(values) > 1:
+      reasons.append(f"{what} ({', '.join(values)})")
+  if not reasons:
+    return ""
+  return f"These runs are not comparable: they have different {' and '.join(reasons)}."
+
+
+def format_table(results: dict[str, Any]) -> Table:
+  """The table of one run for the terminal: a row a state, then the averages.
+
+  Args:
+    results: the content of results.json; accuracies and errors are shown in per cent.
+  """
+  title = f"{results['method_title']} on {results['dataset']}"
+  if done := progress(results):
+    title += f" ({done})"
+  caption = (
+    "Accuracies and errors in %; own-state: top-1 among the classes\n"
+    "of the image's own state; seconds: time of training."
+  )
+  *rows, average = state_rows(results)
+  table = _rich_table(STATE_COLUMNS, rows, title, caption)
+  table.add_section()
+  table.add_row(*map(Text, average))
+  return table
+
+
+def comparison_table(runs: Sequence[Run]) -> Table:
+  """The table of several runs for the terminal, a row a run, accuracies in per cent."""
+  caption = "Accuracies and errors in %;\naverages and last values over finished states."
+  return _rich_table(COMPARISON_COLUMNS, comparison_rows(runs), "Comparison", caption)
+
+
+def seed_table(found: OverSeeds) -> Table:
+  """The table over seeds for the terminal, a row a group, accuracies in per cent."""
+  return _rich_table(SEED_COLUMNS, seed_rows(found), "Over seeds", found.caption)
+
+
+def state_rows(results: dict[str, Any]) -> list[list[str]]:
+  """Cells under STATE_COLUMNS; the last row holds the averages over the states done."""
+  states = results["states"]
+
+  def mean(name: str) -> float | None:
+    values = [row[name] for row in states if row[name] is not None]
+    return fmean(values) if values else None
+
+  rows = [(str(row["state"]), str(row["num_seen"]), row) for row in states]
+  means = {name: mean(name) for name in (*_FRACTIONS, "train_seconds")}
+  rows.append(("average", "", {**means, **results["average"]}))
+  return [
+    [
+      state,
+      classes,
+      *(_percent(row[name]) for name in _FRACTIONS),
+      f"{row['train_seconds']:.1f}",
+    ]
+    for state, classes, row in rows
+  ]
+
+
+def comparison_rows(runs: Sequence[Run]) -> list[list[str]]:
+  """Cells under COMPARISON_COLUMNS."""
+  rows = []
+  for run, label in zip(runs, run_labels(runs), strict=True):
+    average, last = run.results["average"], run.results["states"][-1]
+    rows.append(
+      [
+        label,
+        *(_percent(average[name]) for name in ("top1", "top5", "imbalance")),
+        *(_percent(last[n]) for n in ("top1", "error_old_as_new", "error_new_as_old")),
+        _duration(sum(row["train_seconds"] for row in run.results["states"])),
+      ]
+    )
+  return rows
+
+
+def seed_rows(found: OverSeeds) -> list[list[str]]:
+  """Cells under SEED_COLUMNS."""
+  rows = []
+  for label, runs in found.groups:
+    averages = [run.results["average"] for run in runs]
+    lasts = [run.results["states"][-1]["top1"] for run in runs]
+    rows.append(
+      [
+        label,
+        str(len(runs)),
+        *(_spread([a[name] for a in averages]) for name in ("top1", "top5", "imbalance")),
+        _spread(lasts),
+      ]
+    )
+  return rows
+
+
+def statistics_table(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+  """Columns and rows of a method's own numbers, a row a state; no rows without any."""
+  states = [(row["state"], row.get("statistics", {})) for row in results["states"]]
+  names = list(dict.fromkeys(name for _, values in states for name in values))
+  rows = [[str(state), *(_number(v.get(name)) for name in names)] for state, v in states]
+  titles = [name.replace("_", " ") for name in names]
+  return ["state", *titles], rows if names else []
+
+
+def origin_note(results: dict[str, Any]) -> str:
+  """On the states whose training was taken from other runs; empty without any."""
+  origins = [(row["state"], row.get("from_workdir")) for row in results["states"]]
+  sentences = []
+  for origin, group in itertools.groupby(origins, key=lambda pair: pair[1]):
+    first, *others = [state for state, _ in group]
+    which = f"States {first} to {others[-1]} were" if others else f"State {first} was"
+    if origin:
+      sentences.append(f"{which} trained in {origin} and taken from there.")
+  return " ".join(sentences)
+
+
+def _rich_table(
+  columns: Sequence[str], rows: Sequence[Sequence[str]], title: str, caption: str
+) -> Table:
+  """A table in which only the first column, which may hold long names, gives way."""
+  table = Table(
+    title=Text(title),
+    caption=caption,
+    box=box.SIMPLE_HEAD,
+    show_edge=False,
+    pad_edge=False,
+    padding=(0, 1, 0, 0),  # the nine columns of a run fit in a terminal of 80
+  )
+  table.add_column(columns[0], overflow="fold")
+  for name, *cells in zip(columns[1:], *(row[1:] for row in rows), strict=True):
+    words = [*name.split(), *cells]
+    table.add_column(name, justify="right", width=max(map(len, words)))
+  for row in rows:
+    table.add_row(*map(Text, row))
+  return table
+
+
+def _shorten(text: str) -> str:
+  return text if len(text) <= 40 else text[:39] + "\N{HORIZONTAL ELLIPSIS}"
+
+
+def _percent(fraction: float | None) -> str:
+  return "-" if fraction is None else f"{100 * fraction:.1f}"
+
+
+def _spread(fractions: Sequence[float | None]) -> str:
+  """The mean and, of several, their sample standard deviation."""
+  text = _percent(aggregate.mean(fractions))
+  if len(fractions) == 1 or None in fractions:
+    return text
+  return f"{text} \N{PLUS-MINUS SIGN} {100 * stdev(fractions):.1f}"
+
+
+def _number(value: float | None) -> str:
+  return "-" if value is None else f"{value:.4g}"
+
+
+def _duration(seconds: float) -> str:
+  if seconds < 59.95:
+    return f"{seconds:.1f}s"
+  minutes, rest = divmod(round(seconds), 60)
+  if minutes < 60:
+    return f"{minutes}m {rest:02d}s"
+  return f"{minutes // 60}h {minutes % 60:02d}m"

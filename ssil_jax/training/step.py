@@ -1,0 +1,209 @@
+"""One step of training, of evaluation, of a survey: pure, undecorated.
+
+Each runs on one device's share of a batch and speaks to the other devices through the
+mapped axis `AXIS`; `devices.py` maps them.
+"""
+
+from typing import Any, NamedTuple
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from ssil_jax import metrics
+from ssil_jax.config import Config
+from ssil_jax.data.dataset import Batch
+from ssil_jax.data.images.augment import Augmentation, Normalization, augment, to_float
+from ssil_jax.methods.base import Examples, Given, Measure, Method, mask_unseen
+from ssil_jax.resnet import Outputs, ResNet18
+
+AXIS = "batch"
+
+
+@flax.struct.dataclass
+class TrainState:
+  """What training changes."""
+
+  step: jax.Array  # int32 [], steps done in the whole run
+  params: Any
+  batch_stats: Any
+  opt_state: optax.OptState
+
+
+class Model(NamedTuple):
+  """The fixed parts of a run that the steps are made of."""
+
+  network: ResNet18
+  method: Method
+  optimizer: optax.GradientTransformation
+  augmentation: Augmentation
+  normalization: Normalization | None
+  config: Config
+  state_of_class: tuple[int, ...]  # state (from 0) that introduced each class
+
+  @property
+  def root_key(self) -> jax.Array:
+    """Where the device's random streams start."""
+    return jax.random.key(self.config.seed)
+
+
+def make_optimizer(*, momentum: float, weight_decay: float) -> optax.GradientTransformation:
+  """SGD with Nesterov momentum and coupled weight decay (section 6.2), as in PyTorch.
+
+  The learning rate is applied outside the momentum buffer, by `train_step`, so that it may
+  change without rescaling the buffer.
+  """
+  return optax.chain(
+    optax.add_decayed_weights(weight_decay),
+    optax.trace(decay=momentum, nesterov=True),
+  )
+
+
+def create_train_state(model: Model, image_size: int) -> TrainState:
+  """Random initial parameters, from the run's seed."""
+  # One image tells the shapes; batch statistics are not used and need no other device.
+  images = jnp.zeros((1, image_size, image_size, 3))
+  variables = model.network.init(model.root_key, images, train=False)
+  return TrainState(
+    step=jnp.zeros((), jnp.int32),
+    params=variables["params"],
+    batch_stats=variables["batch_stats"],
+    opt_state=model.optimizer.init(variables["params"]),
+  )
+
+
+def train_step(
+  state: TrainState,
+  batch: Batch,
+  given: Given,
+  learning_rate: jax.Array,
+  images: jax.Array | None,
+  *,
+  model: Model,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+  """One step of Algorithm 1.
+
+  Args:
+    state: parameters, statistics and momentum, the same on every device.
+    batch: this device's share.
+    given: the classes of the incremental state, teacher and statistics of the method.
+    learning_rate: float32 [].
+    images: uint8 [N, S, S, 3], the whole training split if it lives on the device.
+    model: network, method, optimizer.
+
+  Returns:
+    The next state, and the batch's mean loss and share of correct predictions.
+  """
+  method, config = model.method, model.config
+  step_key = jax.random.fold_in(model.root_key, state.step)
+  pixels = to_float(
+    augment(look_up(batch, images), step_key, batch.positions, model.augmentation),
+    model.normalization,
+  )
+  one_hot = jax.nn.one_hot(batch.labels, len(model.state_of_class))
+  class_counts = jax.lax.psum(jnp.sum(one_hot, axis=0), AXIS)
+  teacher = _look_with_teacher(pixels, given, model) if method.has_teacher else None
+
+  def loss_fn(params):
+    outputs, updates = model.network.apply(
+      {"params": params, "batch_stats": state.batch_stats},
+      pixels,
+      train=True,
+      mutable=["batch_stats"],
+    )
+    examples = Examples(
+      labels=batch.labels,
+      positions=batch.positions,
+      records=batch.records,
+      outputs=outputs,
+      teacher=teacher,
+      given=given,
+      class_counts=class_counts,
+      state_of_class=np.asarray(model.state_of_class, np.int32),
+    )
+    losses = method.loss(examples, config)
+    return jnp.mean(losses), (outputs, updates["batch_stats"])
+
+  grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+  (loss, (outputs, batch_stats)), grads = grad_fn(state.params)
+  # Devices have equal shares, so the mean of their means is the mean of Algorithm 1.
+  grads = jax.lax.pmean(grads, AXIS)
+  updates, opt_state = model.optimizer.update(grads, state.opt_state, state.params)
+  updates = jax.tree.map(lambda update: -learning_rate * update, updates)
+  params = optax.apply_updates(state.params, updates)
+  new_state = TrainState(
+    step=state.step + 1,
+    params=method.project(params, state.params, given),
+    batch_stats=batch_stats,
+    opt_state=opt_state,
+  )
+  predicted = jnp.argmax(mask_unseen(outputs, given, config), axis=-1)
+  step_metrics = {"loss": loss, "top1": jnp.mean(predicted == batch.labels)}
+  return new_state, jax.lax.pmean(step_metrics, AXIS)
+
+
+def _look_with_teacher(pixels: jax.Array, given: Given, model: Model) -> Outputs:
+  """The teacher's outputs, without gradient; zeros while it knows no class."""
+
+  def look():
+    return model.network.apply(given.teacher, pixels, train=False)
+
+  # One program serves the first state, too, and spends no time on a teacher there.
+  nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(look))
+  outputs = jax.lax.cond(given.classes.num_taught > 0, look, lambda: nothing)
+  return jax.lax.stop_gradient(outputs)
+
+
+def eval_step(
+  state: TrainState,
+  batch: Batch,
+  given: Given,
+  images: jax.Array | None,
+  *,
+  model: Model,
+) -> metrics.Counts:
+  """Counts of one test batch, summed over the devices; arguments as in `train_step`."""
+  outputs = look(state, batch, images, model)
+  classes = given.classes
+  counts = metrics.count(
+    model.method.predict(outputs, given, model.config),
+    outputs.logits,
+    batch.labels,
+    batch.positions >= 0,
+    num_old=classes.num_old,
+    num_seen=classes.num_seen,
+    state_of_class=jnp.asarray(model.state_of_class, jnp.int32),
+    num_states=max(model.state_of_class) + 1,
+  )
+  return jax.lax.psum(counts, AXIS)
+
+
+def survey_step(
+  state: TrainState,
+  batch: Batch,
+  given: Given,
+  images: jax.Array | None,
+  *,
+  model: Model,
+  measure: Measure,
+) -> Any:
+  """A method's measure of a batch that is not augmented; arguments as in `train_step`."""
+  return measure(look(state, batch, images, model), batch.labels, given, model.config)
+
+
+def look(
+  state: TrainState, batch: Batch, images: jax.Array | None, model: Model
+) -> Outputs:
+  """What the network says of a batch that is not augmented."""
+  return model.network.apply(
+    {"params": state.params, "batch_stats": state.batch_stats},
+    to_float(look_up(batch, images), model.normalization),
+    train=False,
+  )
+
+
+def look_up(batch: Batch, images: jax.Array | None) -> jax.Array:
+  """uint8 [B, S, S, 3]: the images of a batch, gathered if they live on the device."""
+  return batch.inputs if images is None else images[batch.inputs]

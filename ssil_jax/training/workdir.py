@@ -1,0 +1,222 @@
+"""The files of a work directory, other than checkpoints: config, schedule, results."""
+
+import contextlib
+import fcntl
+import json
+import os
+import pathlib
+import platform
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from rich.filesize import decimal as as_bytes
+
+from ssil_jax import config as config_lib
+from ssil_jax.config import Config
+from ssil_jax.data import fingerprint
+from ssil_jax.distributed import collectives
+from ssil_jax.errors import WorkdirError
+from ssil_jax.system import write_json
+
+_LOCK = "lock"
+_FILES = ("config.json", "schedule.json", "results.json", "metrics.jsonl")
+
+
+@contextlib.contextmanager
+def claimed(
+  config: Config,
+  *,
+  data_parts: Mapping[str, str | int],
+  warn: Callable[[str], None] = lambda line: None,
+) -> Iterator[pathlib.Path]:
+  """The work directory, which is this run's while the context lasts.
+
+  It is made, or found to hold this very run, and locked. The lock goes with the process,
+  however it ends. A run of which nothing was ever saved leaves nothing to protect, and is
+  replaced. With several processes, process 0 does this for all.
+
+  Args:
+    config: of the run.
+    data_parts: of the data set, see `fingerprint.parts`.
+    warn: called with a line if the file system has no locks, or if not all of the data can
+      be compared with those of the run that is there.
+
+  Yields:
+    Its absolute path, with `config.json` in it.
+
+  Raises:
+    WorkdirError: it cannot be written, another process uses it, or it holds a run with
+      another configuration or on other data (each difference is named), or any run if
+      `--resume=never`.
+  """
+  workdir = config_lib.workdir_path(config)
+  with contextlib.ExitStack() as stack:
+    if collectives.is_main():
+      with writing(config, "name a folder that can be written"):
+        workdir.mkdir(parents=True, exist_ok=True)
+        stack.enter_context(_locked(workdir, warn))
+        for name in _FILES:  # what files.write_bytes left in a killed process
+          for temporary in workdir.glob(f"{name}.*.tmp"):
+            temporary.unlink()
+        _claim(config, workdir, data_parts, warn)
+    collectives.barrier()
+    yield workdir
+
+
+@contextlib.contextmanager
+def writing(
+  config: Config,
+  remedy: str = "mend that, and the same command goes on from the last checkpoint",
+) -> Iterator[None]:
+  """Raises WorkdirError for what the system says of the work directory."""
+  try:
+    yield
+  except OSError as error:
+    raise WorkdirError(
+      f"--workdir={config.workdir} cannot be used: {error}; {remedy}"
+    ) from error
+
+
+@contextlib.contextmanager
+def _locked(workdir: pathlib.Path, warn: Callable[[str], None]) -> Iterator[None]:
+  """Raises WorkdirError if another process has the lock."""
+  # Of a work directory from elsewhere, the lock may be a link to something precious.
+  number = os.open(workdir / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+  with open(number, "r+") as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+      raise WorkdirError(
+        f"{workdir} is in use by another run ({file.read(200).strip()}): wait for its end, "
+        "stop it, or use another --workdir"
+      ) from error
+    except OSError as error:
+      warn(
+        f"warning: {workdir} cannot be locked ({error.strerror}): see to it that no other "
+        "run uses it"
+      )
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {platform.node()}\n")
+    file.flush()
+    yield
+
+
+def _claim(
+  config: Config,
+  workdir: pathlib.Path,
+  data_parts: Mapping[str, str | int],
+  warn: Callable[[str], None],
+) -> None:
+  path = workdir / "config.json"
+  now = {
+    **config_lib.to_json(config),
+    "data_fingerprint": fingerprint.fingerprint(data_parts),
+    "data": data_parts,
+  }
+  was_saved = bool(saved(workdir, "checkpoints"))
+  if not was_saved and _has_results(workdir / "results.json"):
+    raise WorkdirError(
+      f"{workdir} has results, but no checkpoints to go on from: use another --workdir, or "
+      "put them back"
+    )
+  if path.exists():
+    there = read_config(path)
+    if was_saved or set(there) != set(now):
+      _check_same_run(config, there, now, workdir, warn)
+      if fingerprint.uncompared(now["data"], there["data"]):
+        # What is known of the data only now is compared from the next time on.
+        parts = {**there["data"], **now["data"]}
+        known = {"data_fingerprint": fingerprint.fingerprint(parts), "data": parts}
+        write_json(path, {**there, **known})
+    else:
+      write_json(path, now)
+  elif was_saved:
+    raise WorkdirError(
+      f"{workdir} has checkpoints but no config.json: use another --workdir"
+    )
+  else:
+    write_json(path, now)
+
+
+def _has_results(path: pathlib.Path) -> bool:
+  """Whether a results.json may hold those of a state."""
+  try:
+    return json.loads(path.read_text())["states"] != []
+  except FileNotFoundError:
+    return False
+  except (ValueError, KeyError, TypeError, RecursionError):
+    return True
+
+
+def saved_environment(workdir: pathlib.Path) -> dict[str, Any]:
+  """Where a run was computed last, as in its results.json; {} if that does not tell."""
+  try:
+    found = json.loads((workdir / "results.json").read_text())["environment"]
+  except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    return {}
+  return found if isinstance(found, dict) else {}
+
+
+def saved(workdir: pathlib.Path, kind: str) -> list[pathlib.Path]:
+  """The whole `checkpoints` or `networks`; those being written have longer names."""
+  return [path for path in workdir.glob(f"{kind}/*") if path.name.isdecimal()]
+
+
+def read_config(path: pathlib.Path) -> dict[str, Any]:
+  """The contents of a config.json; raises WorkdirError if it holds none."""
+  try:
+    saved = json.loads(path.read_text())
+  except (ValueError, RecursionError) as error:
+    raise WorkdirError(
+      f"{path} is not valid JSON ({error}): use another --workdir"
+    ) from error
+  if not isinstance(saved, dict):
+    raise WorkdirError(f"{path} is not a configuration: use another --workdir")
+  return saved
+
+
+def _check_same_run(
+  config: Config,
+  saved: dict[str, Any],
+  now: dict[str, Any],
+  workdir: pathlib.Path,
+  warn: Callable[[str], None],
+) -> None:
+  if config.resume == "never":
+    raise WorkdirError(
+      f"{workdir} holds a run already and --resume=never: use another --workdir"
+    )
+  if different := config_lib.differences(config, saved):
+    raise WorkdirError(
+      f"{workdir} holds a run with another configuration; use another --workdir, or the "
+      "same flags:\n" + "\n".join(different)
+    )
+  there = saved_data(saved)
+  if there is None:
+    raise WorkdirError(
+      f"{workdir} holds a run of an earlier version of this program: use another --workdir"
+    )
+  if different := fingerprint.differences(now["data"], there):
+    raise WorkdirError(
+      f"{workdir} holds a run on other data than --data_dir={config.data_dir} has: use "
+      "another --workdir, or that run's data\n" + "\n".join(different)
+    )
+  if unknown := fingerprint.uncompared(now["data"], there):
+    warn(f"warning: not compared with the run in {workdir}: {', '.join(unknown)}")
+
+
+def saved_data(saved: Mapping[str, Any]) -> dict[str, Any] | None:
+  """The parts of the data of a config.json; None if it has none that tells data apart."""
+  parts = saved.get("data")
+  return parts if isinstance(parts, dict) and "classes" in parts else None
+
+
+def check_space(workdir: pathlib.Path, needed: int) -> None:
+  """Raises WorkdirError if there is no room for so many bytes."""
+  free = shutil.disk_usage(workdir).free
+  if needed > free:
+    raise WorkdirError(
+      f"{workdir} has {as_bytes(free)} free, and checkpoints and networks of this run need "
+      f"{as_bytes(needed)}: make room, use another --workdir, or lower --checkpoints_kept"
+    )

@@ -1,0 +1,763 @@
+"""From archives to TFDS directories: what is written, whatever the data set."""
+
+import contextlib
+import gzip
+import hashlib
+import io
+import os
+import pathlib
+import resource
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import tarfile
+
+import archives
+import numpy as np
+import pytest
+import simplejpeg
+import tensorflow_datasets as tfds
+from archives import GOLDFISH, PARTIAL, TENCH, image, report_of
+from PIL import Image, ImageOps
+
+from ssil_jax.data import builders
+from ssil_jax.data.builders import recode, shards
+from ssil_jax.data.builders.found import Findings, Found, Records
+from ssil_jax.data.images import decode as decode_lib
+from ssil_jax.data.images import jpeg
+from ssil_jax.data.sources import labels
+from ssil_jax.errors import ConfigError, DataError
+
+SHARD_BYTES = 2500  # about three of the images here
+
+
+@pytest.fixture
+def imagenet(tmp_path):
+  return archives.imagenet(tmp_path / "archives")
+
+
+def prepare(folder, data_dir, options=PARTIAL, shard_bytes=SHARD_BYTES):
+  return archives.prepare("imagenet", folder, data_dir, options, shard_bytes=shard_bytes)
+
+
+def hashes(folder):
+  return {
+    path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+    for path in sorted(folder.rglob("*"))
+    if path.is_file()
+  }
+
+
+class _NoTensorFlow:
+  """Looks for modules before Python does."""
+
+  def find_spec(self, name, path=None, target=None):
+    assert name.partition(".")[0] != "tensorflow"
+
+
+needs_libjpeg_programs = pytest.mark.skipif(
+  shutil.which("jpegtran") is None, reason="needs libjpeg-turbo-progs"
+)
+
+
+# What is written.
+
+
+def test_the_directory_is_one_of_tfds(imagenet, tmp_path, monkeypatch):
+  monkeypatch.delitem(sys.modules, "tensorflow", raising=False)
+  monkeypatch.setattr(sys, "meta_path", [_NoTensorFlow(), *sys.meta_path])
+  builder = prepare(imagenet, tmp_path / "data")
+  assert builder.data_dir == str(tmp_path / "data" / "imagenet" / "1.0.0")
+  read = tfds.builder_from_directory(builder.data_dir)
+  assert read.info.file_format == tfds.core.FileFormat.ARRAY_RECORD
+  assert read.info.features["label"].names == [TENCH, GOLDFISH]
+  assert read.info.splits["train"].num_examples == 10
+  assert [record["image"].shape for record in read.as_data_source("train")] == [
+    (40, 48, 3)
+  ] * 10
+  # Nothing else is left, of TFDS or of ours.
+  assert os.listdir(tmp_path / "data") == ["imagenet"]
+  assert os.listdir(tmp_path / "data" / "imagenet") == ["1.0.0"]
+
+
+def test_a_builder_reads_what_it_has_prepared(imagenet, tmp_path):
+  prepare(imagenet, tmp_path / "data")
+  builder = builders.make_builder("imagenet", tmp_path / "data")
+  assert builder.info.features["label"].names == [TENCH, GOLDFISH]
+  assert [record["label"] for record in builder.as_data_source("validation")] == [1, 0, 0]
+
+
+def test_builders_leave_those_of_tfds_alone():
+  assert tfds.builder_cls("cifar100") is not builders.BUILDERS["cifar100"][0]
+  assert "imagenet" not in tfds.list_builders(with_community_datasets=False)
+
+
+def test_shards_hold_the_records_in_order(imagenet, tmp_path):
+  builder = prepare(imagenet, tmp_path / "data")
+  info = tfds.builder_from_directory(builder.data_dir).info
+  assert info.splits["train"].shard_lengths == [1, 2, 2, 1, 2, 2]
+  assert info.splits["validation"].shard_lengths == [1, 2]
+  whole = prepare(imagenet, tmp_path / "whole", shard_bytes=10**9)
+  assert whole.info.splits["train"].shard_lengths == [10]
+  for split in ("train", "validation"):
+    assert archives.encoded(builder, split) == archives.encoded(whole, split)
+
+
+@pytest.mark.parametrize(
+  ("images", "image_bytes", "expected"),
+  [
+    ((1_281_167, 50_000), 115_000, (231, 9)),  # ImageNet: shards of 0.64 GB
+    ((4_000_000, 100_000), 130_000, (248, 7)),  # 2.1 GB each, or there would be too many
+    ((50_000, 10_000), 3200, (1, 1)),
+    ((2, 1), 10**9, (2, 1)),  # no more shards than images
+  ],
+)
+def test_the_number_of_shards(tmp_path, images, image_bytes, expected):
+  def records(n):
+    columns = [np.zeros(n, np.int8)] * 4
+    return Records(*columns, np.full(n, image_bytes), {}, ())
+
+  builder = builders.make_builder("imagenet", tmp_path)
+  splits = {str(n): records(n) for n in images}
+  counts = builder._count_shards(Found((), {}, splits, None, ()))
+  assert tuple(counts.values()) == expected
+  assert sum(expected) <= 256
+
+
+def test_labels_are_beside_the_shards(imagenet, tmp_path):
+  builder = prepare(imagenet, tmp_path / "data")
+  found = labels.load(pathlib.Path(builder.data_dir))
+  assert list(found) == ["train", "validation"]
+  for split, array in found.items():
+    assert array.dtype == np.int32
+    assert array.tolist() == [r["label"] for r in archives.encoded(builder, split)]
+
+
+def test_the_same_archives_give_the_same_bytes(imagenet, tmp_path):
+  prepare(imagenet, tmp_path / "a")
+  copy = archives.imagenet(tmp_path / "elsewhere")
+  prepare(copy, tmp_path / "b")
+  assert hashes(tmp_path / "a") == hashes(tmp_path / "b")
+
+
+def test_a_prepared_directory_is_not_prepared_again(imagenet, tmp_path):
+  builder = prepare(imagenet, tmp_path / "data")
+  before = hashes(tmp_path / "data")
+  assert not builder.prepare(imagenet, PARTIAL, archives.QUIET)
+  assert hashes(tmp_path / "data") == before
+  with pytest.raises(DataError, match="was prepared with --resize=None, not 64"):
+    prepare(imagenet, tmp_path / "data", builders.Options(allow_partial=True, resize=64))
+
+
+def test_a_kill_at_the_very_end_leaves_nothing(imagenet, tmp_path):
+  builder = prepare(imagenet, tmp_path / "data")
+  work = shards.WorkFolder(pathlib.Path(builder.data_dir))
+  (work.path / "plan.json").write_text("{}")
+  work.close()
+  assert work.path.exists()
+  assert not builder.prepare(imagenet, PARTIAL, archives.QUIET)
+  assert not work.path.exists()
+
+
+def test_a_foreign_directory_is_not_touched(imagenet, tmp_path):
+  (tmp_path / "data" / "imagenet" / "1.0.0").mkdir(parents=True)
+  with pytest.raises(DataError, match=r"1\.0\.0 exists, but not with a prepare\.json"):
+    prepare(imagenet, tmp_path / "data")
+
+
+# Corrupt images.
+
+
+def corrupt(folder, *images):
+  train = archives.imagenet_train()
+  for name, content in images:
+    train[TENCH][f"{TENCH}_{name}.JPEG"] = content
+  return archives.imagenet(folder, train)
+
+
+@pytest.mark.parametrize(
+  ("content", "reason"),
+  [
+    (image(1)[:-100], "Premature end of JPEG file"),
+    (image(1)[:100], "breaks off"),
+    (b"", "it is empty"),
+    (b"text, no image", "not a JPEG"),
+    (image(1, "RGB", "PNG")[:-50], "truncated"),
+    (image(1, "CMYK")[:-300], "Premature end of JPEG file"),
+    (b"\xff\xd8\xff\xd9", "breaks off"),
+  ],
+  ids=["cut", "header", "empty", "text", "png", "cmyk", "no frame"],
+)
+def test_a_corrupt_image_is_named(tmp_path, content, reason):
+  folder = corrupt(tmp_path / "archives", ("5", content))
+  with pytest.raises(DataError) as error:
+    # Everything else about these archives is as it should be for this option.
+    _without_counts(folder, tmp_path / "data")
+  assert f"ILSVRC2012_img_train.tar: {TENCH}_5.JPEG" in str(error.value)
+  assert reason in str(error.value)
+  assert "--allow_partial leaves them out" in str(error.value)
+  assert "\n" not in str(error.value)
+
+
+def _without_counts(folder, data_dir):
+  """Prepares without --allow_partial what only lacks images."""
+  data_dir.mkdir(exist_ok=True)
+  builder = builders.make_builder("imagenet", data_dir)
+  find = builder._find
+
+  def find_partial(folder, findings, display):
+    return find(folder, Findings(PARTIAL), display)
+
+  builder._find = find_partial
+  builder.prepare(folder, builders.Options(), archives.QUIET)
+
+
+def test_corrupt_images_are_left_out_and_named(tmp_path):
+  folder = corrupt(tmp_path / "archives", ("7", b"text"), ("5", image(1)[:-100]))
+  builder = prepare(folder, tmp_path / "data")
+  names = [record["file_name"].decode() for record in archives.encoded(builder, "train")]
+  assert len(names) == 9
+  assert not {f"{TENCH}_5.JPEG", f"{TENCH}_7.JPEG"} & set(names)
+  assert labels.load(pathlib.Path(builder.data_dir))["train"].tolist() == [0] * 4 + [1] * 5
+  left_out = report_of(builder)["left_out"]["cannot be decoded"]
+  assert left_out["count"] == 2
+  assert left_out["first"][0].startswith(f"ILSVRC2012_img_train.tar: {TENCH}_7.JPEG (")
+
+
+def test_many_corrupt_images_make_one_line(tmp_path):
+  folder = corrupt(tmp_path / "archives", *((str(i), b"text") for i in range(30, 37)))
+  with pytest.raises(DataError, match="7 of the 17 images .*; ...: download") as error:
+    _without_counts(folder, tmp_path / "data")
+  assert str(error.value).count("_3") == 5
+
+
+def test_a_class_or_shard_of_corrupt_images_only(tmp_path):
+  train = {TENCH: {"a": image(1), "b": image(2)}, GOLDFISH: {"c": b"text"}}
+  folder = archives.imagenet(tmp_path / "archives", train)
+  with pytest.raises(DataError, match=f"class {GOLDFISH} .* has no training image"):
+    prepare(folder, tmp_path / "data", shard_bytes=10**9)
+  with pytest.raises(DataError, match="1 of the 1 images for imagenet-train.*00002-of"):
+    prepare(folder, tmp_path / "more", shard_bytes=700)
+
+
+def test_a_huge_header_is_not_decoded(tmp_path):
+  data = bytearray(image(1))
+  frame = data.index(b"\xff\xc0") + 5
+  data[frame : frame + 4] = b"\xff\xff\xff\xff"
+  folder = corrupt(tmp_path / "archives", ("5", bytes(data)))
+  builder = prepare(folder, tmp_path / "data")
+  (first,) = report_of(builder)["left_out"]["cannot be decoded"]["first"]
+  assert "65535x65535 pixels" in first
+
+
+# Going on after an interruption.
+
+KILL = """
+import os, pathlib, signal, sys
+from ssil_jax.data import builders
+from ssil_jax.data.builders import imagenet
+import archives
+
+recode = imagenet.Imagenet._recode
+seen = []
+def recode_or_die(self, image, recoding):
+  seen.append(image)
+  if len(seen) == 8:  # in the fifth shard of six
+    os.kill(os.getpid(), signal.SIGKILL)
+  return recode(self, image, recoding)
+imagenet.Imagenet._recode = recode_or_die
+folder, data_dir = map(pathlib.Path, sys.argv[1:])
+archives.prepare("imagenet", folder, data_dir, shard_bytes=2500)
+"""
+
+
+def test_a_killed_preparation_goes_on(imagenet, tmp_path):
+  done = subprocess.run(
+    [sys.executable, "-c", KILL, imagenet, tmp_path / "data"],
+    env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+  )
+  assert done.returncode == -signal.SIGKILL
+  work = tmp_path / "data" / "imagenet" / ".preparing_1.0.0"
+  finished = {path.name: path.stat().st_ino for path in work.glob("imagenet-train*")}
+  names = [f"imagenet-train.array_record-{i:05}-of-00006" for i in range(4)]
+  assert sorted(finished) == names
+  assert not (tmp_path / "data" / "imagenet" / "1.0.0").exists()
+
+  # Other options, archives or shards are not mixed with these.
+  with pytest.raises(DataError, match="options resize was None and is 64: use the same"):
+    prepare(imagenet, tmp_path / "data", builders.Options(allow_partial=True, resize=64))
+  with pytest.raises(DataError, match="shards train was 6 and is 3"):
+    prepare(imagenet, tmp_path / "data", shard_bytes=6000)
+  fewer = dict(list(archives.imagenet_validation().items())[1:])
+  other = archives.imagenet(tmp_path / "other", validation=fewer)
+  with pytest.raises(DataError, match="images and labels of validation was"):
+    prepare(other, tmp_path / "data")
+  (other / "ILSVRC2012_img_val.tar").write_bytes(
+    (imagenet / "ILSVRC2012_img_val.tar").read_bytes() + bytes(512)
+  )
+  with pytest.raises(DataError, match=r"archives ILSVRC2012_img_val.tar was \d+ and is"):
+    prepare(other, tmp_path / "data")
+
+  # As if it was killed again while shards were being moved to TFDS' own directory.
+  moved = tmp_path / "data" / "imagenet" / "incomplete.ABCDEF_1.0.0"
+  moved.mkdir(exist_ok=True)
+  name = sorted(finished)[0]
+  (work / name).rename(moved / name)
+
+  builder = prepare(imagenet, tmp_path / "data")
+  directory = pathlib.Path(builder.data_dir)
+  assert {name: (directory / name).stat().st_ino for name in finished} == finished
+  prepare(imagenet, tmp_path / "whole")
+  assert hashes(tmp_path / "data") == hashes(tmp_path / "whole")
+
+
+class _Kill(BaseException):
+  """Stands for the end of the process."""
+
+
+def _killed_at(monkeypatch, count, prepare):
+  """Prepares until the count-th change of names on the disk; False if there are fewer."""
+  seen = 0
+
+  def watched(function):
+    def call(*args, **kwargs):
+      nonlocal seen
+      seen += 1
+      # A dead process does nothing any more, so that no clean-up works either.
+      if seen >= count:
+        raise _Kill
+      return function(*args, **kwargs)
+
+    return call
+
+  with monkeypatch.context() as patch:
+    for name in ("replace", "rename", "fsync", "unlink", "rmdir"):
+      patch.setattr(os, name, watched(getattr(os, name)))
+    patch.setattr(shutil, "rmtree", watched(shutil.rmtree))
+    try:
+      prepare()
+    except _Kill:
+      return True
+  return False
+
+
+def test_a_kill_at_any_moment(tmp_path, monkeypatch):
+  train = {TENCH: {f"{i}": image(i) for i in range(2)}, GOLDFISH: {"2": image(2)}}
+  folder = archives.imagenet(tmp_path / "archives", train)
+  prepare(folder, tmp_path / "whole", shard_bytes=10**9)
+  expected = hashes(tmp_path / "whole")
+  for count in range(1, 100):
+    data_dir = tmp_path / str(count)
+    killed = _killed_at(
+      monkeypatch, count, lambda to=data_dir: prepare(folder, to, shard_bytes=10**9)
+    )
+    # What looks like a data set, to TFDS too, is one.
+    for info in data_dir.rglob("dataset_info.json"):
+      left = {name.rpartition("/")[2] for name in hashes(info.parent)}
+      assert left == {pathlib.Path(name).name for name in expected}
+    version = data_dir / "imagenet" / "1.0.0"
+    if version.exists():
+      in_full = {name: expected[name] for name in hashes(data_dir) if "/.prep" not in name}
+      assert in_full == expected
+    # Another process would give its temporary files other names.
+    for temporary in data_dir.rglob("*.tmp"):
+      temporary.rename(temporary.with_suffix(".before.tmp"))
+    prepare(folder, data_dir, shard_bytes=10**9)
+    assert hashes(data_dir) == expected, count
+    assert os.listdir(data_dir / "imagenet") == ["1.0.0"]
+    if not killed:
+      break
+  assert not killed
+  assert count > 30
+
+
+def test_failing_to_write_the_info_keeps_the_shards(imagenet, tmp_path, monkeypatch):
+  def fail(*args, **kwargs):
+    raise OSError(28, "No space left on device")
+
+  with monkeypatch.context() as patch:
+    patch.setattr(tfds.core.DatasetInfo, "write_to_directory", fail)
+    with pytest.raises(DataError, match="No space left on device; finished shards are"):
+      prepare(imagenet, tmp_path / "data")
+  (work,) = (tmp_path / "data" / "imagenet").iterdir()
+  assert len(list(work.glob("imagenet-*"))) == len(list((work / "finished").iterdir())) == 8
+
+
+def test_two_preparations_at_once(imagenet, tmp_path):
+  (tmp_path / "data").mkdir()
+  work = shards.WorkFolder(tmp_path / "data" / "imagenet" / "1.0.0")
+  with pytest.raises(DataError, match="is in use: another process"):
+    prepare(imagenet, tmp_path / "data")
+  work.close()
+  prepare(imagenet, tmp_path / "data")
+
+
+@pytest.mark.parametrize("error", [OSError(37, "No locks available"), KeyboardInterrupt()])
+def test_a_lock_that_fails_leaves_no_descriptor(tmp_path, monkeypatch, error):
+  def fail(descriptor, operation):
+    raise error
+
+  monkeypatch.setattr("fcntl.flock", fail)
+  before = os.listdir("/proc/self/fd") if os.path.exists("/proc/self/fd") else []
+  with pytest.raises((DataError, KeyboardInterrupt)) as caught:
+    shards.WorkFolder(tmp_path / "1.0.0")
+  if isinstance(error, OSError):
+    assert "cannot be written: No locks available" in str(caught.value)
+  assert (os.listdir("/proc/self/fd") if before else []) == before
+
+
+def test_a_failed_check_leaves_nothing(imagenet, tmp_path):
+  with pytest.raises(DataError, match="lacks 998 classes"):
+    prepare(imagenet, tmp_path / "data", builders.Options())
+  assert list((tmp_path / "data" / "imagenet").iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["plan.json", "finished/x.json"])
+def test_a_damaged_work_folder(imagenet, tmp_path, name):
+  work = tmp_path / "data" / "imagenet" / ".preparing_1.0.0"
+  if name == "plan.json":
+    work.mkdir(parents=True)
+    (work / name).write_text("{")
+    with pytest.raises(DataError, match=f"{work / name} is damaged: remove"):
+      prepare(imagenet, tmp_path / "data")
+    return
+  folder = shards.WorkFolder(work.with_name("1.0.0"))
+  (work / "x").write_text("")
+  (work / name).write_text("{}")
+  with pytest.raises(DataError, match=f"{work / name} is damaged: remove {work / 'x'}"):
+    folder.account("x")
+  # Of an earlier version, which has noted no hash of the images.
+  (work / name).write_text('{"left_out": [], "remarks": []}')
+  assert folder.account("x") == shards.Account(content=None)
+  folder.close()
+
+
+# Failed writes.
+
+
+def test_a_write_that_fails_is_noticed(tmp_path):
+  """The library reports most errors only when it closes the file."""
+  before = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+  try:
+    with pytest.raises(DataError, match=f"{tmp_path} cannot be written: .*File too large"):
+      shards.ShardWriter().write(tmp_path / "x", ((i, bytes(10_000)) for i in range(5)))
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_keeps_the_finished_shards(imagenet, tmp_path):
+  before = resource.getrlimit(resource.RLIMIT_FSIZE)
+  data = archives.imagenet_train()
+  data[TENCH]["z.JPEG"] = image(1, width=900, height=900, quality=100)
+  folder = archives.imagenet(tmp_path / "archives", data)
+  # Only the shard with the large image does not fit: others have 128 KiB.
+  resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, before[1]))
+  try:
+    with pytest.raises(DataError, match="cannot be written: .*the same command continues"):
+      prepare(folder, tmp_path / "data")
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+  work = tmp_path / "data" / "imagenet" / ".preparing_1.0.0"
+  assert list((work / "finished").iterdir())
+  prepare(folder, tmp_path / "data")
+  prepare(folder, tmp_path / "whole")
+  assert hashes(tmp_path / "data") == hashes(tmp_path / "whole")
+
+
+def test_too_little_space_is_said_at_once(imagenet, tmp_path, monkeypatch):
+  def free(size):
+    usage = type("Usage", (), {"free": size})
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
+
+  least = 8 * 128 * 1024  # ArrayRecord takes as much for a shard
+  free(least - 1000)
+  with pytest.raises(DataError, match="has 1.0 MB free, 1.0 kB too little for the 1.0 MB"):
+    prepare(imagenet, tmp_path / "data")
+  free(least)
+  builder = prepare(imagenet, tmp_path / "data")
+  sizes = [p.stat().st_size for p in pathlib.Path(builder.data_dir).glob("imagenet-*")]
+  assert sizes == [128 * 1024] * 8
+
+
+def test_images_that_will_be_shrunk_may_need_little_space(tmp_path, monkeypatch):
+  usage = type("Usage", (), {"free": 1_000_000})
+  monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
+  large = image(1, width=900, height=900, quality=100) + bytes(2_000_000)
+  folder = corrupt(tmp_path / "archives", ("5", large))
+  with pytest.raises(DataError, match="too little for the 2"):
+    prepare(folder, tmp_path / "data", shard_bytes=10**9)
+  options = builders.Options(allow_partial=True, resize=64)
+  prepare(folder, tmp_path / "small", options, shard_bytes=10**9)
+
+
+def test_a_folder_that_cannot_be_written(imagenet, tmp_path):
+  (tmp_path / "data").mkdir()
+  (tmp_path / "data" / "imagenet").write_text("a file")
+  with pytest.raises(DataError, match=r"\.preparing_1\.0\.0 cannot be written: .*director"):
+    prepare(imagenet, tmp_path / "data")
+
+
+# Recoding.
+
+
+def decode(data):
+  return simplejpeg.decode_jpeg(data, strict=True)
+
+
+def test_untouched_bytes():
+  for data in (image(1), image(1, "L"), image(1, progressive=True), image(1, quality=30)):
+    assert recode.recode_photo(data, recode.Recoding()) == (data, None)
+
+
+@pytest.mark.parametrize(
+  ("data", "reason"),
+  [
+    (image(3, "CMYK", quality=100, subsampling=0), "CMYK, made RGB"),
+    (image(3, file_format="PNG"), "no JPEG, made one"),
+    (image(3, file_format="WEBP", lossless=True), "no JPEG, made one"),
+  ],
+  ids=["cmyk", "png", "webp"],
+)
+def test_what_is_converted(data, reason):
+  stored = recode.recode_photo(data, recode.Recoding())
+  assert stored.remark == reason
+  pixels = decode(stored.data)
+  assert jpeg.read_header(stored.data)[2:5] == (3, 8, 8)  # RGB, 4:4:4
+  close = decode(image(3, quality=100, subsampling=0)).astype(int)
+  assert np.abs(pixels - close).mean() < 1.5
+
+
+@pytest.mark.parametrize(
+  "data",
+  [
+    image(3)[:-2] + bytes(20) + b"\xff\xd9",
+    image(3).replace(b"JFIF\0\1", b"JFIF\0\3"),
+    image(3).replace(b"\0\x3f\0", b"\0\x3e\0", 1),
+  ],
+  ids=["surplus", "revision", "scan"],
+)
+def test_what_libjpeg_warns_of_is_kept_and_remarked_on(data):
+  stored = recode.recode_photo(data, recode.Recoding())
+  assert stored == (data, "kept, though libjpeg warns of its bytes")
+  with pytest.raises(recode.CorruptImage):  # it breaks off, too
+    recode.recode_photo(data[: len(data) * 2 // 3], recode.Recoding())
+  if shutil.which("jpegtran"):
+    marked = recode.recode_photo(data, recode.Recoding(restart_markers=True))
+    assert marked.remark == stored.remark
+    assert jpeg.read_header(marked.data).num_indexed
+    expected = decode_lib.read_rgb(data, strict=False)
+    assert np.array_equal(decode(marked.data), expected)
+
+
+@needs_libjpeg_programs
+def test_odd_chroma_sampling_is_kept():
+  ppm = image(3, file_format="PPM")
+  command = ["cjpeg", "-quality", "100", "-sample", "2x2,2x1,1x1"]
+  data = subprocess.run(command, input=ppm, capture_output=True, check=True).stdout
+  stored = recode.recode_photo(data, recode.Recoding())
+  assert stored == (data, None)
+
+
+def test_resize_makes_the_short_side_as_long(tmp_path):
+  for width, height, size in [(200, 120, (160, 96)), (96, 300, None), (97, 97, (96, 96))]:
+    data = image(5, width=width, height=height)
+    stored = recode.recode_photo(data, recode.Recoding(resize=96))
+    header = jpeg.read_header(stored.data)
+    assert (header.width, header.height) == (size or (width, height))
+    assert header.mcu_width == (8 if size else 16)
+    assert (stored.data == data) == (size is None)
+
+
+@needs_libjpeg_programs
+@pytest.mark.parametrize(
+  "data",
+  [
+    image(1, width=200, height=120),
+    image(1, width=201, height=77, subsampling=0),
+    image(1, "L", width=333, height=100),
+    image(1, width=200, height=90, progressive=True, subsampling=1),
+    image(1, width=200, height=90, keep_rgb=True),
+    image(1, width=9, height=9),
+  ],
+  ids=["420", "444", "gray", "progressive 422", "rgb", "small"],
+)
+def test_restart_markers_keep_the_pixels(data):
+  stored = recode.recode_photo(data, recode.Recoding(restart_markers=True))
+  header = jpeg.read_header(stored.data)
+  assert header.one_scan
+  assert header.num_indexed
+  row = -(-header.width // header.mcu_width)
+  assert row % header.restart_interval == 0
+  assert np.array_equal(decode(stored.data), decode(data))
+
+
+@needs_libjpeg_programs
+@pytest.mark.parametrize(
+  ("mode", "file_format"), [("RGB", "JPEG"), ("CMYK", "JPEG"), ("RGB", "PNG")]
+)
+@pytest.mark.parametrize("orientation", [2, 6, 7])
+@pytest.mark.parametrize("resize", [None, 96])
+@pytest.mark.parametrize("restart_markers", [False, True])
+def test_images_stay_upright(mode, file_format, orientation, resize, restart_markers):
+  exif = Image.Exif()
+  exif[0x0112] = orientation
+  shape = {"width": 200, "height": 130}
+  data = image(
+    4, mode, file_format, quality=100, subsampling=0, exif=exif.tobytes(), **shape
+  )
+  recoding = recode.Recoding(resize, restart_markers)
+  stored = recode.recode_photo(data, recoding)
+  with Image.open(io.BytesIO(data)) as turned:
+    expected = ImageOps.exif_transpose(turned).convert("RGB")
+  if resize:
+    width, height = expected.size
+    size = (round(width * 96 / 130), round(height * 96 / 130))
+    expected = expected.resize(size, Image.Resampling.LANCZOS)
+  pixels = decode_lib.read_rgb(stored.data)
+  assert pixels.shape == np.asarray(expected).shape
+  # By anything like a turn, it would be tens.
+  assert np.abs(pixels - np.asarray(expected, np.float64)).mean() < 3
+  assert decode_lib.size_of(stored.data) == expected.size
+  assert bool(jpeg.read_header(stored.data).num_indexed) == restart_markers
+  assert (stored.data == data) == (
+    (mode, file_format, resize, restart_markers) == ("RGB", "JPEG", None, False)
+  )
+
+
+@needs_libjpeg_programs
+@pytest.mark.parametrize(
+  ("width", "options", "interval"),
+  [
+    (500, {}, 4),  # 32 MCUs of 16 pixels
+    (512, {"subsampling": 0}, 8),  # 64 MCUs of 8 pixels
+    (96, {}, 3),  # 6 MCUs: 48 pixels are nearer to 64 than 96 are
+    (497, {}, 4),
+    (208, {}, 13),  # a prime number of MCUs
+    (8, {}, 1),
+  ],
+)
+def test_restart_intervals_are_about_64_pixels(width, options, interval):
+  data = image(1, width=width, height=32, **options)
+  stored = recode.recode_photo(data, recode.Recoding(restart_markers=True))
+  assert jpeg.read_header(stored.data).restart_interval == interval
+
+
+@pytest.mark.parametrize(
+  ("script", "why"),
+  [
+    ("echo 'Unsupported marker' >&2; exit 1", "jpegtran fails (Unsupported marker)"),
+    ("cat >/dev/null; cat {other}; exit 2", "its pixels would change"),
+    ("cat >/dev/null; head -c 300 {other}", "the JPEG file breaks off in its header"),
+    ("cat >/dev/null", "not a JPEG file"),
+    ("cat", "they have no room in an index"),
+  ],
+  ids=["fails", "pixels", "cut", "nothing", "unchanged"],
+)
+def test_an_image_that_cannot_be_marked_is_kept(tmp_path, monkeypatch, script, why):
+  other, program = tmp_path / "other.jpg", tmp_path / "jpegtran"
+  other.write_bytes(image(7))
+  program.write_text(f"#!/bin/sh\n{script.format(other=other)}\n")
+  program.chmod(0o755)
+  monkeypatch.setattr(recode, "_jpegtran", lambda: str(program))
+  recoding = recode.Recoding(restart_markers=True)
+  data = image(3)
+  kept = f"kept without restart markers: {why}"
+  assert recode.recode_photo(data, recoding) == (data, kept)
+  converted = recode.recode_photo(image(3, "CMYK"), recoding)
+  assert converted.remark == f"CMYK, made RGB; {kept}"
+
+
+@needs_libjpeg_programs
+def test_only_training_images_are_recoded(imagenet, tmp_path):
+  plain = prepare(imagenet, tmp_path / "a")
+  options = builders.Options(allow_partial=True, restart_markers=True)
+  marked = prepare(imagenet, tmp_path / "b", options)
+  assert archives.encoded(plain, "validation") == archives.encoded(marked, "validation")
+  for record in archives.encoded(marked, "train"):
+    assert jpeg.read_header(record["image"]).num_indexed
+  assert report_of(marked)["options"]["restart_markers"]
+
+
+def test_a_missing_program_is_named(imagenet, tmp_path, monkeypatch):
+  monkeypatch.setenv("PATH", str(tmp_path))
+  with pytest.raises(ConfigError, match="jpegtran: apt install libjpeg-turbo-progs"):
+    prepare(imagenet, tmp_path / "d", builders.Options(restart_markers=True))
+
+
+def test_resize_has_a_limit(imagenet, tmp_path):
+  with pytest.raises(ConfigError, match="--resize=63 must be 64 or more"):
+    prepare(imagenet, tmp_path / "d", builders.Options(resize=63))
+
+
+# Archives from elsewhere.
+
+# Names, types and targets of members of a tar.
+HOSTILE = {
+  "parent folders": [("../../../outside/{image}", tarfile.REGTYPE, "")],
+  "folders and parents": [("a/../../../outside/{image}", tarfile.REGTYPE, "")],
+  "absolute": [("{root}/outside/{image}", tarfile.REGTYPE, "")],
+  "hidden": [("../../outside/.{image}", tarfile.REGTYPE, "")],
+  "link": [
+    ("link", tarfile.SYMTYPE, "{root}/outside"),
+    ("link/{image}", tarfile.REGTYPE, ""),
+  ],
+  "hard link": [("{image}", tarfile.LNKTYPE, "{root}/outside/victim")],
+  "device": [("{image}", tarfile.CHRTYPE, "")],
+  "pipe": [("{image}", tarfile.FIFOTYPE, "")],
+}
+ARCHIVES = {
+  "ILSVRC2012_img_train.tar": ("imagenet", archives.imagenet, "n01440764.tar"),
+  "ILSVRC2012_img_val.tar": (
+    "imagenet",
+    archives.imagenet,
+    archives.validation_name(archives.validation_numbers(TENCH, 3)[2]),
+  ),
+  "images_000.tar": (
+    "landmarks_v2/1k",
+    lambda folder: archives.landmarks(folder, {1: 60, 2: 60}),
+    "0123456789abcdef.jpg",
+  ),
+  "cifar-100-binary.tar.gz": ("cifar100", archives.cifar, "cifar-100-binary/train.bin"),
+}
+
+
+def tree(folder):
+  """All that lies in a folder: kinds, and the contents of files."""
+  return {
+    path: path.read_bytes() if path.is_file() else stat.S_IFMT(path.lstat().st_mode)
+    for path in folder.rglob("*")
+  }
+
+
+@pytest.mark.parametrize("evil", HOSTILE)
+@pytest.mark.parametrize("archive", ARCHIVES)
+def test_nothing_is_written_outside_whatever_an_archive_holds(tmp_path, archive, evil):
+  dataset, make, image_name = ARCHIVES[archive]
+  outside = tmp_path / "outside"
+  outside.mkdir()
+  (outside / "victim").write_text("as it was")
+  folder = tmp_path / "archives"
+  make(folder)
+  path, zipped = folder / archive, archive.endswith(".gz")
+  content = path.read_bytes()
+  file = io.BytesIO(gzip.decompress(content) if zipped else content)
+  with tarfile.open(fileobj=file, mode="a") as tar:
+    for name, kind, target in HOSTILE[evil]:
+      info = tarfile.TarInfo(name.format(image=image_name, root=tmp_path))
+      info.type, info.linkname = kind, target.format(root=tmp_path)
+      data = image(7) if kind == tarfile.REGTYPE else b""
+      info.size = len(data)
+      tar.addfile(info, io.BytesIO(data))
+  path.write_bytes(gzip.compress(file.getvalue()) if zipped else file.getvalue())
+  before = tree(tmp_path)
+  with contextlib.suppress(DataError):
+    archives.prepare(dataset, folder, tmp_path / "a" / "b" / "data")
+  data = tmp_path / "a"
+  after = tree(tmp_path)
+  assert {p: c for p, c in after.items() if p != data and data not in p.parents} == before
+  for written, kind in tree(data).items():
+    assert isinstance(kind, bytes) or kind == stat.S_IFDIR
+    assert not written.name.endswith((".JPEG", ".jpg"))

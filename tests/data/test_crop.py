@@ -1,0 +1,288 @@
+"""Crops: where they lie, and that their pixels are those of Pillow's."""
+
+import io
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from folders import SAMPLE, encode, noise, photo
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from ssil_jax.data.images import crop, decode
+
+ALMOST_ONE = 1 - 2**-53  # the largest number that a generator draws
+
+
+def draws_of(seed):
+  return np.random.default_rng(seed).random(crop.DRAWS_SHAPE)
+
+
+# Where a random crop lies.
+
+
+@settings(derandomize=True, deadline=None, max_examples=200)
+@given(
+  width=st.integers(1, 600), height=st.integers(1, 600), seed=st.integers(0, 2**32 - 1)
+)
+def test_a_random_box_keeps_within_its_limits(width, height, seed):
+  left, top, right, bottom = crop.random_resized_box(width, height, draws_of(seed))
+  assert 0 <= left < right <= width
+  assert 0 <= top < bottom <= height
+  w, h = right - left, bottom - top
+  # Sides are whole pixels: half a pixel either way.
+  assert (w - 0.5) / (h + 0.5) <= 4 / 3
+  assert (w + 0.5) / (h - 0.5) >= 3 / 4
+  # The largest box of an allowed aspect, when ten draws miss, may be less than 8% of an
+  # image that is more than (4 / 3) / 0.08 = 16 times as long as wide.
+  if max(width, height) <= 16 * min(width, height):
+    assert (w + 0.5) * (h + 0.5) >= 0.08 * width * height
+
+
+@pytest.mark.parametrize("draw", [0, 0.5, ALMOST_ONE])
+@pytest.mark.parametrize("place", [0, ALMOST_ONE])
+@pytest.mark.parametrize("size", [(1, 1), (1, 600), (600, 1), (2, 3), (500, 375)])
+def test_extreme_draws_stay_inside(draw, place, size):
+  for aspect in (0, 0.5, ALMOST_ONE):
+    draws = np.full(crop.DRAWS_SHAPE, (draw, aspect, place, place))
+    left, top, right, bottom = crop.random_resized_box(*size, draws)
+    assert 0 <= left < right <= size[0]
+    assert 0 <= top < bottom <= size[1]
+
+
+def draw_of_area(area):
+  return (area - 0.08) / (1 - 0.08)
+
+
+MISS = (draw_of_area(1), 0, 0, 0)  # as large as the image, as tall as wide by 4 / 3
+# Of 100 x 100 pixels: 25%, as wide as high, from (25, 12) on: 0.5 and 0.25 of 51 places.
+SQUARE, SQUARE_BOX = (draw_of_area(0.25), 0.5, 0.5, 0.25), (25, 12, 75, 62)
+# 48%, as tall as wide by 4 / 3: 60 x 80, of which 41 x 21 places are possible.
+TALL, TALL_BOX = (draw_of_area(0.48), 0, ALMOST_ONE, ALMOST_ONE), (40, 20, 100, 100)
+WIDE, WIDE_BOX = (draw_of_area(0.48), ALMOST_ONE, 0, 0), (0, 0, 80, 60)
+
+
+def attempts(*given):
+  """Draws that begin like this; the attempts that follow would fit."""
+  return np.array([*given, *[(0, 0.5, 0, 0)] * 10][:10], np.float64)
+
+
+@pytest.mark.parametrize(
+  ("draws", "box"),
+  [
+    (attempts(SQUARE), SQUARE_BOX),
+    (attempts(TALL), TALL_BOX),
+    (attempts(WIDE), WIDE_BOX),
+    (attempts(TALL, SQUARE), TALL_BOX),
+    (attempts(MISS, SQUARE, TALL), SQUARE_BOX),
+    (attempts(*[MISS] * 9, WIDE), WIDE_BOX),
+  ],
+)
+def test_the_first_attempt_that_fits_is_taken(draws, box):
+  assert crop.random_resized_box(100, 100, draws) == box
+
+
+@pytest.mark.parametrize(
+  ("width", "height", "box"),
+  [
+    (100, 100, (0, 0, 100, 100)),  # an allowed aspect: all of it
+    (200, 100, (33, 0, 166, 100)),  # 4 / 3: 133 columns, 33 before and 34 after them
+    (100, 200, (0, 33, 100, 166)),
+    (300, 3, (148, 0, 152, 3)),
+    (3, 300, (0, 148, 3, 152)),
+  ],
+)
+def test_after_ten_misses_the_largest_central_box_is_taken(width, height, box):
+  draws = np.full(crop.DRAWS_SHAPE, MISS)
+  assert crop.random_resized_box(width, height, draws) == box
+
+
+def test_the_crop_of_an_elongated_image_is_central():
+  # No box of 8% of 300 x 3 has an aspect of 4 / 3 or less: 4 x 3 in the middle.
+  assert crop.random_resized_box(300, 3, draws_of(0)) == (148, 0, 152, 3)
+
+
+def test_random_boxes_differ_and_reach_everywhere():
+  rng = np.random.default_rng(0)
+  boxes = np.array(
+    [crop.random_resized_box(100, 100, rng.random(crop.DRAWS_SHAPE)) for _ in range(500)]
+  )
+  assert len(np.unique(boxes, axis=0)) > 490
+  assert boxes[:, :2].min() == 0
+  assert boxes[:, 2:].max() == 100
+  areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]) / 100**2
+  assert areas.min() < 0.12
+  assert areas.max() > 0.9
+
+
+# What a crop shows. Pillow rounds in other places: a pixel may differ by one.
+
+
+def pillow_resized(pixels, box, size):
+  image = Image.fromarray(pixels).crop(box)
+  return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
+
+
+def pillow_central(pixels, size, short_side):
+  """torchvision's Resize(short_side) and CenterCrop(size)."""
+  height, width = pixels.shape[:2]
+  long_side = int(short_side * max(height, width) / min(height, width))
+  new = (long_side, short_side) if width > height else (short_side, long_side)
+  left, top = (round((side - size) / 2) for side in new)
+  image = Image.fromarray(pixels).resize(new, Image.Resampling.BILINEAR)
+  return np.asarray(image.crop((left, top, left + size, top + size)))
+
+
+def largest_difference(a, b):
+  return np.abs(a.astype(int) - b).max()
+
+
+@pytest.mark.parametrize("shape", [(80, 100), (300, 200), (500, 375), (3, 300), (1, 1)])
+def test_resized_as_by_pillow(shape):
+  pixels, (height, width) = noise(*shape), shape
+  expected = pillow_resized(pixels, (0, 0, width, height), 224)
+  assert largest_difference(crop.resize(pixels, 224), expected) <= 1
+
+
+def test_what_lies_beside_a_box_does_not_reach_into_it():
+  pixels = noise(50, 60)
+  box = pixels[10:40, 20:50]  # a view
+  alone = crop.resize(box.copy(), 64)
+  np.testing.assert_array_equal(crop.resize(box, 64), alone)
+  assert largest_difference(alone, pillow_resized(pixels, (20, 10, 50, 40), 64)) <= 1
+
+
+def test_a_crop_shows_its_box():
+  # Every pixel tells where it is: columns in red, rows in green.
+  place = np.zeros((100, 200, 3), np.uint8)
+  place[..., 0], place[..., 1] = np.arange(200), np.arange(100)[:, None]
+  left, top, right, bottom = crop.random_resized_box(200, 100, draws_of(3))
+  cut = crop.resize(place[top:bottom, left:right], 16)
+  assert cut.shape == (16, 16, 3)
+  assert left <= cut[..., 0].min() < left + (right - left) / 8
+  assert right - (right - left) / 8 < cut[..., 0].max() + 1 <= right
+  assert top <= cut[..., 1].min() < top + (bottom - top) / 8
+  assert bottom - (bottom - top) / 8 < cut[..., 1].max() + 1 <= bottom
+
+
+def test_many_threads_may_resize():
+  images = [noise(40 + i, 50, seed=i) for i in range(60)]
+  with ThreadPoolExecutor(8) as threads:
+    results = list(threads.map(lambda pixels: crop.resize(pixels, 32), images))
+  for pixels, result in zip(images, results, strict=True):
+    np.testing.assert_array_equal(result, crop.resize(pixels, 32))
+
+
+def test_a_square_of_the_right_size_is_not_resampled():
+  pixels = noise(20, 20)
+  assert np.array_equal(crop.central_square(pixels, 20, short_side=20), pixels)
+
+
+@pytest.mark.parametrize(
+  ("shape", "rows", "columns"),
+  [
+    ((32, 40), slice(2, 30), slice(6, 34)),
+    ((40, 32), slice(6, 34), slice(2, 30)),
+    # Half a pixel goes to the even side, as in torchvision: 2.5 is 2, and 3.5 is 4.
+    ((32, 33), slice(2, 30), slice(2, 30)),
+    ((32, 35), slice(2, 30), slice(4, 32)),
+    ((32, 32), slice(2, 30), slice(2, 30)),
+  ],
+)
+def test_the_central_square_of_an_image_that_is_not_resized(shape, rows, columns):
+  pixels = noise(*shape)
+  square = crop.central_square(pixels, 28, short_side=32)
+  assert np.array_equal(square, pixels[rows, columns])
+
+
+@pytest.mark.parametrize(
+  "shape", [(80, 100), (300, 200), (375, 500), (224, 224), (30, 20), (256, 300), (50, 999)]
+)
+def test_the_central_square_is_torchvisions(shape):
+  square = crop.central_square(noise(*shape), 224, short_side=256)
+  assert largest_difference(square, pillow_central(noise(*shape), 224, 256)) <= 1
+
+
+@pytest.mark.parametrize("shape", [(49, 147), (147, 49), (98, 196)])
+def test_the_long_side_is_rounded_once(shape):
+  # 256 * 147 / 49 = 768, but (256 / 49) * 147 = 767.99...
+  square = crop.central_square(noise(*shape), 224, short_side=256)
+  assert largest_difference(square, pillow_central(noise(*shape), 224, 256)) <= 1
+
+
+@pytest.mark.parametrize("size", [8, 28, 32, 64])
+def test_images_of_any_size_have_a_central_square(size):
+  failed = []
+  for side in range(1, 200):
+    for shape in ((side + 3, side), (side, side + 3), (side, side)):
+      try:
+        square = crop.central_square(np.zeros((*shape, 3), np.uint8), size, short_side=size)
+        assert square.shape == (size, size, 3)
+      except ValueError:
+        failed.append(shape)
+  assert failed == []
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 2000), (2000, 1), (257, 255)])
+def test_extreme_images_have_a_central_square(shape):
+  pixels = np.full((*shape, 3), (10, 200, 90), np.uint8)
+  square = crop.central_square(pixels, 224, short_side=256)
+  assert square.shape == (224, 224, 3)
+  assert (square == (10, 200, 90)).all()
+
+
+# Fidelity: the whole way from a file to the network's input, against Pillow's.
+
+
+def psnr(a, b):
+  """Decibels over the error's mean square, of 8-bit images."""
+  error = np.square(a.astype(np.float64) - b).mean()
+  return np.inf if error == 0 else 10 * np.log10(255**2 / error)
+
+
+def compare(files, *, crops_each, seed=0):
+  """PSNR of random crops and of central squares."""
+  rng, random_crops, central = np.random.default_rng(seed), [], []
+  for data in files:
+    pillow = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    for _ in range(crops_each):
+      draws, boxes = rng.random(crop.DRAWS_SHAPE), []
+
+      def choose_box(width, height, draws=draws, boxes=boxes):
+        boxes.append(crop.random_resized_box(width, height, draws))
+        return boxes[-1]
+
+      ours = crop.resize(decode.read_box(data, choose_box), 224)
+      random_crops.append(psnr(ours, pillow_resized(pillow, boxes[0], 224)))
+    ours = crop.central_square(decode.read_rgb(data), 224, short_side=256)
+    central.append(psnr(ours, pillow_central(pillow, 224, 256)))
+  return random_crops, central
+
+
+def test_crops_of_photos_are_those_of_pillow():
+  rng = np.random.default_rng(0)
+  files = [
+    encode(photo(*rng.integers(150, 600, 2), seed=i), subsampling=subsampling)
+    for i, subsampling in enumerate(["4:2:0", "4:4:4"] * 5)
+  ]
+  random_crops, central = compare(files, crops_each=3)
+  assert len(random_crops) == 30
+  assert np.mean(random_crops) >= 50
+  assert np.min(random_crops) >= 45
+  assert np.mean(central) >= 50
+  assert np.min(central) >= 45
+
+
+@pytest.mark.skipif(not SAMPLE.exists(), reason="the sample of ImageNet is not here")
+def test_crops_of_imagenet_are_those_of_pillow():
+  with zipfile.ZipFile(SAMPLE) as archive:
+    names = sorted(name for name in archive.namelist() if name.endswith(".JPEG"))
+    files = [archive.read(name) for name in names[::5]]
+  assert len(files) == 60
+  random_crops, central = compare(files, crops_each=1)
+  assert np.mean(random_crops) >= 50
+  assert np.min(random_crops) >= 45
+  assert np.mean(central) >= 50
+  assert np.min(central) >= 45

@@ -1,0 +1,686 @@
+"""Image files to pixels: formats, colors, and what is refused."""
+
+import io
+import struct
+import subprocess
+import sys
+import zlib
+
+import numpy as np
+import pytest
+from folders import BLUE, GREEN, RED, encode, noise, photo
+from PIL import Image, ImageOps, PngImagePlugin
+
+from ssil_jax.data.images import decode, exif, jpeg
+
+
+def pillow_rgb(data):
+  return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+
+
+def chunk(name, data):
+  """A chunk of a PNG."""
+  crc = zlib.crc32(name + data)
+  return struct.pack(">I", len(data)) + name + data + struct.pack(">I", crc)
+
+
+def png(
+  width, height, content, *, bits=8, color_type=2, interlace=0, before=b"", after=b""
+):
+  """A PNG by its specification.
+
+  `content` is zlib-compressed rows, or is not; `before` and `after` are more chunks.
+  """
+  header = struct.pack(">IIBBBBB", width, height, bits, color_type, 0, 0, interlace)
+  chunks = [chunk(b"IHDR", header), before, chunk(b"IDAT", content), after]
+  return b"\x89PNG\r\n\x1a\n" + b"".join(chunks) + chunk(b"IEND", b"")
+
+
+def with_frame_size(data, width, height):
+  """A JPEG whose header claims another size."""
+  changed = bytearray(data)
+  struct.pack_into(">HH", changed, jpeg.read_header(data).frame_start + 5, height, width)
+  return bytes(changed)
+
+
+# JPEG.
+
+
+@pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:2", "4:2:0"])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_jpeg_is_decoded_as_by_pillow(subsampling, progressive):
+  # Pillow brings libjpeg-turbo, too.
+  data = encode(photo(75, 110), subsampling=subsampling, progressive=progressive)
+  pixels = decode.read_rgb(data)
+  assert pixels.dtype == np.uint8
+  assert pixels.shape == (75, 110, 3)
+  np.testing.assert_array_equal(pixels, pillow_rgb(data))
+
+
+def test_gray_jpeg_becomes_equal_channels():
+  data = encode(photo(40, 50), mode="L")
+  pixels = decode.read_rgb(data)
+  assert pixels.shape == (40, 50, 3)
+  np.testing.assert_array_equal(pixels, pillow_rgb(data))
+  assert (pixels == pixels[..., :1]).all()
+
+
+def test_cmyk_jpeg():
+  # No ink is white; cyan ink alone takes all red away.
+  for ink, expected in [((0, 0, 0, 0), (255, 255, 255)), ((255, 0, 0, 0), (0, 255, 255))]:
+    pixels = decode.read_rgb(encode(Image.new("CMYK", (8, 8), ink)))
+    assert np.abs(pixels.astype(int) - expected).max() <= 5
+  data = encode(photo(40, 50), mode="CMYK")
+  difference = decode.read_rgb(data).astype(int) - pillow_rgb(data)
+  assert np.abs(difference).max() <= 2
+
+
+def ycck_jpeg(ink):
+  """A JPEG as Adobe writes it, of 8x8 pixels of one ink (c, m, y, k).
+
+  What is stored are brightness and two colour differences of the three coloured inks, and
+  black the other way round; Pillow stores the opposite of what it is given.
+  """
+  *colors, black = ink
+  planes = [*Image.new("RGB", (8, 8), tuple(colors)).convert("YCbCr").getpixel((0, 0))]
+  stored = Image.new("CMYK", (8, 8), (*(255 - plane for plane in planes), black))
+  data = bytearray(encode(stored, quality=100))
+  transform = data.index(b"Adobe") + 11
+  assert data[transform] == 0  # CMYK
+  data[transform] = 2  # YCCK
+  return bytes(data)
+
+
+@pytest.mark.parametrize(
+  "ink", [(0, 0, 0, 0), (255, 0, 0, 0), (0, 0, 0, 255), (40, 90, 200, 0), (9, 80, 30, 120)]
+)
+def test_adobe_ycck_jpeg(ink):
+  *colors, black = ink
+  expected = [(255 - color) * (255 - black) / 255 for color in colors]
+  assert np.abs(decode.read_rgb(ycck_jpeg(ink)) - expected).max() <= 3
+
+
+def test_a_box_of_a_jpeg_is_that_part_of_the_whole():
+  data = encode(photo(50, 70))
+  asked = []
+
+  def choose_box(width, height):
+    asked.append((width, height))
+    return 11, 7, 60, 30
+
+  part = decode.read_box(data, choose_box)
+  assert asked == [(70, 50)]
+  np.testing.assert_array_equal(part, decode.read_rgb(data)[7:30, 11:60])
+
+
+def test_with_an_index_only_what_the_box_needs_is_decoded():
+  data = jpeg.add_index(encode(noise(64, 64), restart_marker_rows=1))
+  header, whole = jpeg.read_header(data), decode.read_rgb(data)
+  damaged = bytearray(data)
+  damaged[header.scan_start + 20 : header.scan_start + 28] = b"\xff\x00" * 4  # first row
+  with pytest.raises(decode.ImageError, match="bad Huffman code"):
+    decode.read_rgb(bytes(damaged))
+  below = decode.read_box(bytes(damaged), lambda width, height: (5, 40, 60, 64))
+  np.testing.assert_array_equal(below, whole[40:64, 5:60])
+
+
+# PNG and WebP.
+
+
+def test_rgb_png_is_exact():
+  np.testing.assert_array_equal(decode.read_rgb(encode(noise(9, 7), "PNG")), noise(9, 7))
+
+
+def test_a_box_of_a_png():
+  part = decode.read_box(encode(noise(9, 7), "PNG"), lambda width, height: (1, 2, 6, 9))
+  np.testing.assert_array_equal(part, noise(9, 7)[2:9, 1:6])
+
+
+def test_gray_png_becomes_equal_channels():
+  pixels = decode.read_rgb(encode(np.array([[0, 77], [3, 255]], np.uint8), "PNG"))
+  assert pixels[..., 2].tolist() == [[0, 77], [3, 255]]
+  assert (pixels == pixels[..., :1]).all()
+
+
+def test_16_bit_gray_png_is_scaled():
+  # 65535 / 257 = 255 and 32896 / 257 = 128; 256 and 65534 are just below 1 and 255.
+  gray = np.array([[0, 257, 256], [32896, 65535, 65534]], np.uint16)
+  pixels = decode.read_rgb(encode(gray, "PNG"))
+  assert pixels.dtype == np.uint8
+  assert pixels.shape == (2, 3, 3)
+  assert pixels[:, :, 1].tolist() == [[0, 1, 0], [128, 255, 254]]
+  assert (pixels == pixels[:, :, :1]).all()
+
+
+def test_16_bit_rgb_png_is_scaled():
+  row = struct.pack(">B6H", 0, 65535, 257, 32896, 0, 51400, 771)
+  pixels = decode.read_rgb(png(2, 1, zlib.compress(row), bits=16))
+  assert pixels.tolist() == [[[255, 1, 128], [0, 200, 3]]]
+
+
+def test_16_bit_png_with_transparency_is_scaled():
+  row = struct.pack(">B8H", 0, 65535, 257, 32896, 77, 0, 51400, 771, 65535)
+  pixels = decode.read_rgb(png(2, 1, zlib.compress(row), bits=16, color_type=6))
+  assert pixels.tolist() == [[[255, 1, 128], [0, 200, 3]]]
+  row = struct.pack(">B4H", 0, 65535, 0, 32896, 9)
+  pixels = decode.read_rgb(png(2, 1, zlib.compress(row), bits=16, color_type=4))
+  assert pixels.tolist() == [[[255] * 3, [128] * 3]]
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_gray_png_of_few_bits(bits):
+  # The lightest and the darkest, from the left end of a byte.
+  row = bytes([0, (2**bits - 1) << (8 - bits)])
+  pixels = decode.read_rgb(png(2, 1, zlib.compress(row), bits=bits, color_type=0))
+  assert pixels.tolist() == [[[255] * 3, [0] * 3]]
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+@pytest.mark.parametrize("transparency", [b"", chunk(b"tRNS", b"\0\x80")])
+def test_palette_png_of_few_bits(bits, transparency):
+  row = bytes([0, 1, 0]) if bits == 8 else bytes([0, 1 << (8 - bits)])
+  palette = chunk(b"PLTE", bytes(RED) + bytes(BLUE)) + transparency
+  data = png(2, 1, zlib.compress(row), bits=bits, color_type=3, before=palette)
+  assert decode.read_rgb(data).tolist() == [[list(BLUE), list(RED)]]
+
+
+@pytest.mark.parametrize(("color_type", "channels"), [(2, 3), (6, 4)])
+@pytest.mark.parametrize("size", [(1, 1), (9, 7), (20, 33)])
+def test_interlaced_png(size, color_type, channels):
+  # First column and row, and the steps, of Adam7's passes.
+  passes = [
+    (0, 0, 8, 8),
+    (4, 0, 8, 8),
+    (0, 4, 4, 8),
+    (2, 0, 4, 4),
+    (0, 2, 2, 4),
+    (1, 0, 2, 2),
+    (0, 1, 1, 2),
+  ]
+  height, width = size
+  alpha = np.full((height, width, channels - 3), 7, np.uint8)
+  pixels = np.concatenate([noise(height, width), alpha], axis=-1)
+  rows = [
+    b"\0" + row.tobytes()
+    for left, top, across, down in passes
+    for row in pixels[top::down, left::across]
+    if row.size
+  ]
+  data = png(
+    width, height, zlib.compress(b"".join(rows)), color_type=color_type, interlace=1
+  )
+  np.testing.assert_array_equal(decode.read_rgb(data), pixels[..., :3])
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "WEBP"])
+def test_of_an_animation_the_first_picture_is_read(file_format):
+  frames = [Image.fromarray(noise(20, 30, seed=i)) for i in range(3)]
+  options = {} if file_format == "PNG" else {"lossless": True}
+  data = encode(frames[0], file_format, save_all=True, append_images=frames[1:], **options)
+  assert (b"acTL" if file_format == "PNG" else b"ANMF") in data
+  np.testing.assert_array_equal(decode.read_rgb(data), noise(20, 30))
+
+
+def test_black_and_white_png():
+  pixels = decode.read_rgb(encode(np.array([[False, True]]), "PNG"))
+  assert pixels.tolist() == [[[0] * 3, [255] * 3]]
+
+
+def test_palette_png():
+  pixels = decode.read_rgb(encode(np.array([[RED, GREEN, BLUE]], np.uint8), "PNG", "P"))
+  assert pixels[0].tolist() == [list(RED), list(GREEN), list(BLUE)]
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_transparency_of_a_png_is_dropped(mode):
+  image = Image.new("RGBA", (2, 2), (90, 90, 90, 10))
+  assert (decode.read_rgb(encode(image, "PNG", mode)) == 90).all()
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("transparency", [0, b"\0\x80"])
+def test_transparent_colors_of_a_png_palette_are_colors(transparency):
+  pixels = np.array([[RED, BLUE]], np.uint8)
+  data = encode(pixels, "PNG", "P", transparency=transparency)
+  assert decode.read_rgb(data)[0].tolist() == [list(RED), list(BLUE)]
+
+
+def test_webp():
+  lossless = decode.read_rgb(encode(noise(20, 30), "WEBP", lossless=True))
+  np.testing.assert_array_equal(lossless, noise(20, 30))
+  data = encode(photo(60, 80), "WEBP")
+  np.testing.assert_array_equal(decode.read_rgb(data), pillow_rgb(data))
+
+
+def test_transparency_of_webp_is_dropped():
+  image = Image.new("RGBA", (8, 8), (90, 120, 30, 10))
+  pixels = decode.read_rgb(encode(image, "WEBP", lossless=True, exact=True))
+  assert (pixels == (90, 120, 30)).all()
+
+
+# All formats.
+
+
+def turned(height, width, orientation, file_format="JPEG", **options):
+  """An image with an orientation; the stored pixels do not depend on it."""
+  block = Image.Exif()
+  block[0x0112] = orientation
+  options = {"lossless": True} if file_format == "WEBP" else options
+  return encode(photo(height, width), file_format, exif=block, **options)
+
+
+def upright_by_pillow(data):
+  with Image.open(io.BytesIO(data)) as image:
+    return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+
+
+BOXES = [(0, 0, 1, 1), (3, 5, 14, 9), (11, 0, 17, 17), (0, 16, 17, 17), (6, 2, 9, 16)]
+
+
+def check_upright(data, *, like=None):
+  """Whole and in boxes, as Pillow turns `like`, which has the same pixels."""
+  expected = upright_by_pillow(like or data)
+  height, width = expected.shape[:2]
+  assert decode.size_of(data) == (width, height)
+  np.testing.assert_array_equal(decode.read_rgb(data), expected)
+  np.testing.assert_array_equal(decode.read_rgb(data, strict=False), expected)
+  for left, top, right, bottom in [*BOXES, (0, 0, width, height)]:
+    asked = []
+
+    def choose_box(*size, box=(left, top, right, bottom), asked=asked):
+      asked.append(size)
+      return box
+
+    part = decode.read_box(data, choose_box)
+    assert asked == [(width, height)]
+    np.testing.assert_array_equal(part, expected[top:bottom, left:right])
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_images_stand_upright(file_format, orientation):
+  data = turned(21, 34, orientation, file_format)
+  check_upright(data)
+  stored = turned(21, 34, 1, file_format)
+  same = np.array_equal(decode.read_rgb(data).ravel(), decode.read_rgb(stored).ravel())
+  assert same == (orientation == 1)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:2", "4:2:0"])
+def test_boxes_of_a_turned_jpeg_with_an_index(orientation, subsampling):
+  options = {"restart_marker_blocks": 1, "subsampling": subsampling}
+  data = turned(50, 70, orientation, **options)
+  indexed = jpeg.add_index(data)
+  assert jpeg.read_header(indexed).num_indexed
+  check_upright(indexed, like=data)
+
+
+def test_of_a_turned_jpeg_with_an_index_only_what_the_box_needs_is_decoded():
+  data = jpeg.add_index(turned(64, 64, 6, restart_marker_rows=1))
+  header, whole = jpeg.read_header(data), upright_by_pillow(data)
+  damaged = bytearray(data)
+  damaged[header.scan_start + 20 : header.scan_start + 28] = b"\xff\x00" * 4  # first row
+  with pytest.raises(decode.ImageError):
+    decode.read_rgb(bytes(damaged))
+  # A quarter turn to the right: the first row became the last column.
+  part = decode.read_box(bytes(damaged), lambda width, height: (0, 5, 24, 60))
+  np.testing.assert_array_equal(part, whole[5:60, 0:24])
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("kind", ["B", "H", "I"])
+def test_an_orientation_in_any_order_and_size_of_bytes(order, kind):
+  value = struct.pack(order + kind, 6).ljust(4, b"\0")
+  block = {"<": b"II*\0", ">": b"MM\0*"}[order] + struct.pack(order + "I", 8)
+  block += struct.pack(order + "H", 2)
+  block += struct.pack(order + "HHI", 0x0100, 4, 1) + b"\1\2\3\4"
+  block += struct.pack(order + "HHI", 0x0112, {"B": 1, "H": 3, "I": 4}[kind], 1) + value
+  assert exif.orientation(block) == 6
+
+
+def test_the_smallest_block_is_an_orientation():
+  for value in range(1, 9):
+    block = Image.Exif()
+    block.load(b"Exif\0\0" + exif.block_of(value))
+    assert dict(block) == {0x0112: value}
+    assert exif.orientation(exif.block_of(value)) == value
+
+
+GOOD_BLOCK = exif.block_of(6)
+BROKEN_BLOCKS = [
+  b"",
+  b"MM",
+  b"text that is no TIFF header",
+  b"MM\0*\xff\xff\xff\xff" + bytes(20),  # begins behind its end
+  b"MM\0*\0\0\0\x08\xff\xff",  # 65535 entries, and none is there
+  b"II*\0" + GOOD_BLOCK[4:],  # the other order of bytes
+  GOOD_BLOCK.replace(b"\0\3\0\0\0\1", b"\0\2\0\0\0\1"),  # text
+  *(GOOD_BLOCK[:end] for end in range(3, 20)),
+  *(exif.block_of(value) for value in (0, 9, 65535)),
+]
+
+
+@pytest.mark.parametrize("block", BROKEN_BLOCKS)
+def test_broken_exif_data_turn_nothing(block):
+  assert exif.orientation(block) == 1
+  plain = encode(photo(20, 30))
+  frame = jpeg.read_header(plain).frame_start
+  content = b"Exif\0\0" + block
+  segment = b"\xff\xe1" + struct.pack(">H", len(content) + 2) + content
+  data = plain[:frame] + segment + plain[frame:]
+  assert decode.size_of(data) == (30, 20)
+  np.testing.assert_array_equal(decode.read_rgb(data), decode.read_rgb(plain))
+  rows = zlib.compress(bytes(7) + bytes(7))
+  data = png(2, 2, rows, before=chunk(b"eXIf", block))
+  assert decode.read_rgb(data).shape == (2, 2, 3)
+
+
+def test_the_first_exif_data_of_a_jpeg_count():
+  data = jpeg.add_orientation(turned(20, 30, 6), 3)
+  assert data.count(b"Exif\0\0") == 2
+  assert jpeg.read_header(data).orientation == 6
+
+
+def test_an_orientation_can_be_added_to_a_jpeg():
+  plain = encode(photo(20, 30))
+  data = jpeg.add_orientation(plain, 8)
+  check_upright(data)
+  assert decode.size_of(data) == (20, 30)
+
+
+def test_a_png_may_have_its_orientation_behind_its_pixels():
+  rows = zlib.compress(b"".join(b"\0" + row.tobytes() for row in noise(21, 34)))
+  data = png(34, 21, rows, after=chunk(b"eXIf", exif.block_of(5)))
+  check_upright(data)
+
+
+@pytest.mark.parametrize("digits", [(b"Exif\0\0" + exif.block_of(8)).hex(), "none", "4"])
+def test_a_png_may_have_exif_data_in_text(digits):
+  # As programs wrote them before PNG had a chunk for them.
+  text = b"Raw profile type exif\0\nexif\n      32\n" + digits.encode()
+  rows = zlib.compress(b"".join(b"\0" + row.tobytes() for row in noise(21, 34)))
+  data = png(34, 21, rows, before=chunk(b"tEXt", text))
+  expected = noise(21, 34) if len(digits) < 9 else np.rot90(noise(21, 34))
+  np.testing.assert_array_equal(decode.read_rgb(data), expected)
+  assert decode.size_of(data) == expected.shape[1::-1]
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_size_is_width_and_height(file_format, mode):
+  assert decode.size_of(encode(noise(20, 33), file_format, mode)) == (33, 20)
+
+
+def test_size_needs_the_header_alone():
+  data = encode(photo(200, 300))
+  header = jpeg.read_header(data)
+  assert decode.size_of(data[: header.scan_start]) == (300, 200)
+  assert decode.size_of(encode(photo(200, 300), "PNG")[:100]) == (300, 200)
+
+
+# What is refused.
+
+
+def check_refused(data, match=None):
+  for read in (decode.read_rgb, decode.size_of):
+    with pytest.raises(decode.ImageError, match=match):
+      read(data)
+
+
+@pytest.mark.parametrize("file_format", ["BMP", "GIF", "TIFF", "PPM", "JPEG2000"])
+def test_other_formats_are_refused(file_format):
+  check_refused(encode(noise(8, 8), file_format), "not a JPEG, PNG or WebP image")
+
+
+@pytest.mark.parametrize(
+  "data",
+  [b"text, not an image", b"<!DOCTYPE html><html>", bytes(100), b"\xff\xd8", b"RIFF"],
+)
+def test_what_is_no_image_is_refused(data):
+  check_refused(data, "not a JPEG, PNG or WebP image")
+
+
+def test_nothing_is_refused():
+  check_refused(b"", "it is empty")
+
+
+def test_a_jpeg_header_without_anything_is_refused():
+  check_refused(jpeg.MAGIC, "breaks off")
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "JPEG", "WEBP"])
+def test_a_truncated_image_is_refused(file_format):
+  content = encode(noise(32, 32), file_format)
+  # The last 20 bytes of a PNG are two checksums and a chunk that says that it ends.
+  last = len(content) - (24 if file_format == "PNG" else 1)
+  for kept in [*range(0, last, 97), last]:
+    with pytest.raises(decode.ImageError):
+      decode.read_rgb(content[:kept])
+
+
+@pytest.mark.parametrize("options", [{}, {"restart_marker_rows": 1}, {"progressive": True}])
+@pytest.mark.parametrize("place", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize("junk", [b"\xff\x00" * 4, b"\xff\xd9", b"\xff\xd0"])
+def test_a_jpeg_with_an_overwritten_scan_is_refused(options, place, junk):
+  content = encode(noise(64, 64), **options)
+  start = jpeg.read_header(content).scan_start
+  place = start + int(place * (len(content) - start))
+  with pytest.raises(decode.ImageError):
+    decode.read_rgb(content[:place] + junk + content[place + len(junk) :])
+
+
+def test_a_jpeg_with_a_hole_is_refused_indexed_or_not():
+  content = encode(noise(64, 64), restart_marker_rows=1)
+  for data in (content, jpeg.add_index(content)):
+    with pytest.raises(decode.ImageError):
+      decode.read_rgb(data[:-900] + data[-600:])
+    with pytest.raises(decode.ImageError):
+      decode.read_rgb(data[:-900] + bytes(300) + data[-600:])
+
+
+def test_a_jpeg_whose_index_was_damaged_is_refused():
+  data = jpeg.add_index(encode(noise(64, 64), restart_marker_rows=1))
+  place = jpeg.read_header(data).index_start
+  with pytest.raises(decode.ImageError, match="index"):
+    decode.read_rgb(data[:place] + b"\0\1" + data[place + 2 :])
+
+
+def test_a_jpeg_with_an_index_and_without_intervals_is_refused():
+  data = jpeg.add_index(encode(noise(64, 64), restart_marker_rows=1))
+  with pytest.raises(decode.ImageError, match="index"):
+    decode.read_rgb(data.replace(b"\xff\xdd\0\4\0\4", b"\xff\xdd\0\4\0\0"))
+
+
+def test_a_png_with_a_damaged_header_is_refused():
+  content = bytearray(encode(noise(8, 8), "PNG"))
+  content[11] = 5  # the header's length, which is 13
+  check_refused(bytes(content))
+
+
+def test_a_png_with_a_damaged_checksum_is_refused():
+  content = bytearray(encode(noise(32, 32), "PNG"))
+  content[len(content) // 2] ^= 1
+  with pytest.raises(decode.ImageError):
+    decode.read_rgb(bytes(content))
+
+
+def test_a_png_with_a_damaged_chunk_is_refused():
+  content = encode(noise(200, 200), "PNG")
+  second = content.index(b"IDAT", content.index(b"IDAT") + 4)
+  with pytest.raises(decode.ImageError, match="broken PNG"):
+    decode.read_rgb(content[:second] + b"\1" + content[second + 1 :])
+
+
+def test_a_png_with_a_compressed_bomb_of_text_is_refused():
+  info = PngImagePlugin.PngInfo()
+  info.add_text("a", "b" * (2 * PngImagePlugin.MAX_TEXT_CHUNK), zip=True)
+  with pytest.raises(decode.ImageError):
+    decode.read_rgb(encode(noise(8, 8), "PNG", pnginfo=info))
+
+
+# What libjpeg warns of.
+
+
+def with_surplus(data, marker):
+  """A JPEG with bytes that belong to nothing before a marker."""
+  place = data.index(marker, jpeg.read_header(data).scan_start)
+  return data[:place] + bytes(20) + data[place:]
+
+
+@pytest.mark.parametrize("restarts", [0, 1])
+def test_surplus_bytes_at_the_end_are_refused_unless_told_otherwise(restarts):
+  plain = encode(noise(40, 48), restart_marker_rows=restarts)
+  surplus = with_surplus(plain, b"\xff\xd9")
+  with pytest.raises(decode.ImageError, match="extraneous bytes") as info:
+    decode.read_rgb(surplus)
+  assert info.value.tolerable
+  whole = decode.read_rgb(plain)
+  np.testing.assert_array_equal(decode.read_rgb(surplus, strict=False), whole)
+  part = decode.read_box(surplus, lambda width, height: (3, 9, 30, 20), strict=False)
+  np.testing.assert_array_equal(part, whole[9:20, 3:30])
+
+
+def test_surplus_bytes_between_restart_markers_are_not_tolerable():
+  surplus = with_surplus(encode(noise(40, 48), restart_marker_rows=1), b"\xff\xd0")
+  with pytest.raises(decode.ImageError, match="extraneous bytes") as info:
+    decode.read_rgb(surplus)
+  assert not info.value.tolerable
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP"])
+def test_what_breaks_off_is_refused_strictly_or_not(file_format):
+  content = encode(noise(32, 32), file_format)
+  for kept in (0, len(content) // 2, len(content) - 24):
+    with pytest.raises(decode.ImageError) as info:
+      decode.read_rgb(content[:kept], strict=False)
+    assert not info.value.tolerable
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_what_is_whole_is_the_same_strictly_or_not(file_format, mode):
+  content = encode(photo(50, 70), file_format, mode)
+  np.testing.assert_array_equal(
+    decode.read_rgb(content, strict=False), decode.read_rgb(content)
+  )
+
+
+# More pixels than there is memory. The data behind these headers are no image's, so that
+# decoding would say so.
+
+
+def test_a_jpeg_that_claims_too_many_pixels_is_refused_before_it_is_decoded():
+  huge = with_frame_size(encode(noise(8, 8)), 30_000, 30_000)
+  check_refused(huge, "30000x30000 pixels, more than")
+  check_refused(huge[: jpeg.read_header(huge).scan_start], "30000x30000 pixels")
+
+
+@pytest.mark.parametrize("side", [10_001, 13_000, 30_000, 2**31 - 1])
+def test_a_png_that_claims_too_many_pixels_is_refused_before_it_is_decoded(side):
+  check_refused(png(side, side, b"not compressed rows"), f"{side}x{side} pixels, more than")
+
+
+@pytest.mark.parametrize("side", [10_001, 16_000])
+def test_a_webp_that_claims_too_many_pixels_is_refused_before_it_is_decoded(side):
+  data = bytearray(encode(noise(8, 8), "WEBP", lossless=True, exif=b"a"))
+  assert data[12:16] == b"VP8X"
+  # Pillow has a limit, too, and it is higher.
+  data[24:30] = (side - 1).to_bytes(3, "little") * 2
+  with pytest.raises(decode.ImageError):
+    decode.size_of(bytes(data))
+
+
+def test_a_jpeg_of_very_many_scans_is_refused_before_it_is_decoded():
+  data = encode(photo(40, 60), progressive=True)
+  last = data.rindex(b"\xff\xda")
+  assert 1 < data.count(b"\xff\xda") < 20
+  for count, match in [(20, "Inconsistent progression"), (120, "more than the 100 scans")]:
+    with pytest.raises(decode.ImageError, match=match):
+      decode.read_rgb(data[:-2] + count * data[last:-2] + data[-2:])
+
+
+def test_scans_count_up_to_the_end_of_the_image_and_no_further():
+  pixels = photo(40, 60)
+  progressive = encode(pixels, progressive=True)
+  behind = {
+    "random bytes": np.random.default_rng(0).bytes(10_000_000),
+    "scans": b"\xff\xda" * 1000,
+    "another image": encode(pixels, progressive=True) * 30,
+  }
+  for data in (progressive, encode(pixels)):
+    expected = decode.read_rgb(data)
+    for name, more in behind.items():
+      assert np.array_equal(decode.read_rgb(data + more), expected), name
+  # And none in what looks like scans inside a segment, before the first one or between.
+  comment = b"\xff\xfe" + struct.pack(">H", 2002) + b"\xff\xda" * 1000
+  place = progressive.rindex(b"\xff\xda")
+  for data in (
+    progressive[:2] + comment + progressive[2:],
+    progressive[:place] + comment + progressive[place:],
+  ):
+    assert np.array_equal(decode.read_rgb(data), decode.read_rgb(progressive))
+
+
+@pytest.mark.parametrize(
+  "between", [b"", b"\xff\x01\xff\xff", b"\xff" * 50, b"\xff\xfe\0\2", b"\xff\xd0"]
+)
+def test_nothing_between_scans_hides_them(between):
+  data = encode(photo(40, 60), progressive=True)
+  last = data.rindex(b"\xff\xda")
+  many = data[:-2] + 120 * (between + data[last:-2]) + data[-2:]
+  with pytest.raises(decode.ImageError, match="more than the 100 scans"):
+    decode.read_rgb(many)
+
+
+def test_rows_that_no_pixel_needs_are_not_unpacked():
+  # A thousand times more than 8 x 8 pixels have.
+  pixels = decode.read_rgb(png(8, 8, zlib.compress(bytes(200_000))))
+  assert (pixels == 0).all()
+  assert pixels.shape == (8, 8, 3)
+
+
+def test_a_png_with_a_compressed_bomb_of_a_profile_is_refused():
+  bomb = b"a\0\0" + zlib.compress(bytes(20_000_000))
+  check_refused(png(2, 2, zlib.compress(bytes(14)), before=chunk(b"iCCP", bomb)))
+
+
+@pytest.mark.filterwarnings("error::PIL.Image.DecompressionBombWarning")
+def test_the_most_pixels_that_are_allowed():
+  tiny = encode(noise(8, 8))
+  assert decode.size_of(with_frame_size(tiny, 10_000, 10_000)) == (10_000, 10_000)
+  assert decode.size_of(png(10_000, 10_000, b"")) == (10_000, 10_000)
+  check_refused(with_frame_size(tiny, 10_000, 10_001), "10000x10001 pixels")
+
+
+NOISY = {
+  "many pixels": png(9_900, 9_900, b""),
+  "no frames": png(1, 1, zlib.compress(bytes(4)), before=chunk(b"acTL", bytes(8))),
+  "two counts of frames": png(
+    1, 1, zlib.compress(bytes(4)), before=2 * chunk(b"acTL", b"\0\0\0\2" + bytes(4))
+  ),
+  "broken MPO": encode(noise(8, 8)).replace(
+    b"\xff\xdb", b"\xff\xe2\0\x0cMPF\0II*\0\0\0\xff\xdb", 1
+  ),
+  "broken EXIF": turned(8, 8, 6).replace(b"\x01\x12\0\3\0\0\0\1", b"\xff" * 8),
+}
+
+
+def test_nothing_is_printed_about_odd_images(tmp_path):
+  for name, data in NOISY.items():
+    (tmp_path / name).write_bytes(data)
+  script = (
+    "import pathlib, sys\n"
+    "from ssil_jax.data import decode\n"
+    "for path in sys.argv[1:]:\n"
+    "  data = pathlib.Path(path).read_bytes()\n"
+    "  for strict in (True, False):\n"
+    "    try:\n"
+    "      decode.size_of(data), decode.read_rgb(data, strict=strict)\n"
+    "    except decode.ImageError:\n"
+    "      pass\n"
+  )
+  done = subprocess.run(
+    [sys.executable, "-c", script, *tmp_path.iterdir()], capture_output=True, check=True
+  )
+  assert (done.stdout, done.stderr) == (b"", b"")

@@ -1,0 +1,98 @@
+"""The embedded digits: split, class order, sizes."""
+
+import numpy as np
+import pytest
+from folders import config_of
+
+from ssil_jax.data.dataset import records_of
+from ssil_jax.data.images.augment import Augmentation
+from ssil_jax.data.opening import open_dataset
+from ssil_jax.errors import ConfigError
+from ssil_jax.training.plan import make_plan
+
+
+@pytest.fixture(scope="module")
+def digits():
+  return open_dataset(config_of(dataset="digits"))
+
+
+def test_digits_are_1797_images(digits):
+  assert digits.train.images.shape == (1433, 8, 8, 3)
+  assert digits.test.images.shape == (364, 8, 8, 3)
+  assert 1433 + 364 == 1797
+  assert digits.train.images.dtype == np.uint8
+  assert digits.train.images.max() == 255
+  assert digits.image_size == 8
+  assert digits.train.on_device
+  assert digits.ignored_files == 0
+
+
+def test_digits_are_split_evenly_by_class(digits):
+  train, test = (np.bincount(split.labels) for split in (digits.train, digits.test))
+  # Every fifth of each digit is for testing, rounded up.
+  assert test.tolist() == [-(-n // 5) for n in (train + test).tolist()]
+
+
+def test_digits_train_and_test_share_no_image(digits):
+  train, test = (
+    {x.tobytes() for x in split.images} for split in (digits.train, digits.test)
+  )
+  assert not train & test
+
+
+def test_digits_labels_follow_the_class_order(digits):
+  # numpy.random.RandomState(0).permutation(10)
+  order = [2, 8, 4, 9, 1, 6, 7, 3, 0, 5]
+  assert digits.class_names == tuple(map(str, order))
+  other = open_dataset(config_of(dataset="digits", class_order_seed=1))
+  for label, name in enumerate(digits.class_names):
+    there = other.class_names.index(name)
+    assert np.array_equal(
+      digits.test.images[digits.test.labels == label],
+      other.test.images[other.test.labels == there],
+    )
+
+
+def test_num_classes_takes_the_first_of_the_order():
+  digits = open_dataset(config_of(dataset="digits", num_classes=3, num_states=3))
+  assert digits.class_names == ("2", "8", "4")
+  assert set(digits.train.labels.tolist()) == {0, 1, 2}
+  assert set(digits.test.labels.tolist()) == {0, 1, 2}
+  assert len(digits.train.images) == len(digits.train.labels)
+
+
+def test_digits_may_be_enlarged():
+  digits = open_dataset(config_of(dataset="digits", image_size=16))
+  assert digits.train.images.shape == (1433, 16, 16, 3)
+  assert digits.test.images.shape == (364, 16, 16, 3)
+  assert digits.image_size == 16
+
+
+@pytest.mark.parametrize(
+  ("augment", "expected"),
+  [
+    ("auto", Augmentation(max_shift=1, flip=False)),  # a mirrored digit is none
+    ("crop", Augmentation(max_shift=1, flip=False)),
+    ("crop_flip", Augmentation(max_shift=1, flip=True)),
+    ("none", Augmentation(max_shift=0, flip=False)),
+  ],
+)
+def test_augmentation_of_digits(augment, expected):
+  digits = open_dataset(config_of(dataset="digits", augment=augment))
+  assert digits.augmentation == expected
+  assert not digits.random_resized_crop
+
+
+def test_records_of_a_range_of_classes():
+  labels = np.array([2, 0, 1, 3, 1, 0])
+  assert records_of(labels, 1, 3).tolist() == [0, 2, 4]
+  assert records_of(labels, 3, 3).tolist() == []
+
+
+@pytest.mark.parametrize("method", ["ssil", "ft"])
+def test_a_state_with_less_than_one_batch_is_named(method):
+  # Each digit has 139 to 146 training images.
+  values = {"dataset": "digits", "method": method, "num_states": 10}
+  make_plan(config_of(**values, batch_size_new=139))
+  with pytest.raises(ConfigError, match="state 1 trains on 14. .*--batch_size_new=147"):
+    make_plan(config_of(**values, batch_size_new=147))

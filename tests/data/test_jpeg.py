@@ -1,0 +1,471 @@
+"""The layout of JPEG files, and pieces cut out of them without decoding."""
+
+import struct
+
+import numpy as np
+import pytest
+import simplejpeg
+from folders import encode, noise, photo
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from ssil_jax.data.images import jpeg
+
+# Name -> Pillow's options, image mode, and an MCU's width and height.
+ENCODINGS = {
+  "4:4:4": ({"subsampling": "4:4:4"}, "RGB", (8, 8)),
+  "4:2:2": ({"subsampling": "4:2:2"}, "RGB", (16, 8)),
+  "4:2:0": ({"subsampling": "4:2:0"}, "RGB", (16, 16)),
+  "gray": ({}, "L", (8, 8)),
+}
+
+
+def pixels_of(data):
+  return simplejpeg.decode_jpeg(data, "RGB", strict=True)
+
+
+def indexed_file(height, width, name, blocks=None, seed=0):
+  """A JPEG of noise with an index; intervals of whole rows, or of so many MCUs."""
+  options, mode, _ = ENCODINGS[name]
+  restarts = {"restart_marker_blocks": blocks} if blocks else {"restart_marker_rows": 1}
+  # Colours change from block to block, so that a wrong neighbour would show.
+  data = encode(noise(height, width, seed), mode=mode, quality=80, **restarts, **options)
+  indexed = jpeg.add_index(data)
+  assert jpeg.read_header(indexed).num_indexed > 0
+  return indexed
+
+
+# Headers.
+
+
+@pytest.mark.parametrize("name", ENCODINGS)
+def test_the_header_of_a_plain_file(name):
+  options, mode, mcu = ENCODINGS[name]
+  data = encode(noise(30, 50), mode=mode, **options)
+  header = jpeg.read_header(data)
+  assert (header.width, header.height) == (50, 30)
+  assert (header.mcu_width, header.mcu_height) == mcu
+  assert header.num_components == (1 if mode == "L" else 3)
+  assert header.restart_interval == 0
+  assert header.one_scan
+  assert (header.index_start, header.num_indexed) == (0, 0)
+  # A frame of 8-bit samples (T.81, B.2.2) and the only scan (B.2.3).
+  assert data[header.frame_start :].startswith(
+    struct.pack(">BBHBHH", 0xFF, 0xC0, 8 + 3 * header.num_components, 8, 30, 50)
+  )
+  scan = data.index(b"\xff\xda")
+  assert header.scan_start == scan + 2 + struct.unpack_from(">H", data, scan + 2)[0]
+
+
+def test_the_header_of_a_progressive_file():
+  header = jpeg.read_header(encode(noise(30, 50), progressive=True))
+  assert (header.width, header.height) == (50, 30)
+  assert not header.one_scan
+
+
+def test_the_header_of_a_cmyk_file():
+  header = jpeg.read_header(encode(noise(30, 50), mode="CMYK"))
+  assert (header.width, header.height, header.num_components) == (50, 30, 4)
+
+
+def test_the_restart_interval_counts_mcus():
+  def interval(**options):
+    return jpeg.read_header(encode(noise(33, 100), **options)).restart_interval
+
+  # 100 columns are 7 MCUs of 16 columns, or 13 of 8.
+  assert interval(subsampling="4:2:0", restart_marker_rows=1) == 7
+  assert interval(subsampling="4:2:0", restart_marker_rows=2) == 14
+  assert interval(subsampling="4:4:4", restart_marker_rows=1) == 13
+  assert interval(subsampling="4:4:4", restart_marker_blocks=5) == 5
+
+
+def test_segments_before_the_frame_are_skipped():
+  exif = Image.Exif()
+  exif[0x010E] = "a description, \xff\xc0 and all"
+  # Markers in a segment are no markers.
+  profile = b"\xff\xc0\x00\x11\x08\xff\xda\xff\xdd\x00\x04\x00\x01" * 6000
+  plain = encode(noise(30, 50))
+  data = encode(noise(30, 50), exif=exif, icc_profile=profile, comment=b"\xff\xda" * 9)
+  assert len(data) > 70_000  # the profile takes two segments
+  before, after = jpeg.read_header(plain), jpeg.read_header(data)
+  added = len(data) - len(plain)
+  assert after == before._replace(
+    frame_start=before.frame_start + added, scan_start=before.scan_start + added
+  )
+
+
+def test_fill_bytes_before_a_marker_are_skipped():
+  data = encode(noise(30, 50))
+  start = jpeg.read_header(data).frame_start
+  header = jpeg.read_header(data[:start] + b"\xff" * 3 + data[start:])
+  assert header.frame_start == start + 3
+  assert (header.width, header.height) == (50, 30)
+
+
+# Broken headers.
+
+
+@pytest.mark.parametrize("options", [{}, {"restart_marker_rows": 1}, {"progressive": True}])
+def test_a_header_that_breaks_off_is_refused_wherever_it_does(options):
+  data = jpeg.add_index(encode(noise(20, 20), **options))
+  scan_start = jpeg.read_header(data).scan_start
+  # The last segment's length is read, and its content is the decoder's business.
+  last = data.rindex(b"\xff\xda", 0, scan_start) + 5
+  for length in range(last):
+    with pytest.raises(ValueError, match="JPEG"):
+      jpeg.read_header(data[:length])
+  for length in range(last, scan_start):
+    assert jpeg.read_header(data[:length]).scan_start == scan_start
+
+
+@pytest.mark.parametrize("data", [b"", b"text", b"\xff\xd8", b"\x89PNG\r\n\x1a\n"])
+def test_what_is_no_jpeg_is_refused(data):
+  with pytest.raises(ValueError, match="not a JPEG"):
+    jpeg.read_header(data)
+
+
+@pytest.mark.parametrize(("place", "size"), [("width", 0), ("height", 0)])
+def test_a_frame_without_pixels_is_refused(place, size):
+  data = bytearray(encode(noise(20, 20)))
+  offset = jpeg.read_header(data).frame_start + {"height": 5, "width": 7}[place]
+  data[offset : offset + 2] = struct.pack(">H", size)
+  with pytest.raises(ValueError, match="frame of"):
+    jpeg.read_header(bytes(data))
+
+
+@pytest.mark.parametrize("factors", [0x00, 0x10, 0x01, 0x51, 0x15])
+def test_sampling_factors_that_are_none_are_refused(factors):
+  data = bytearray(encode(noise(20, 20)))
+  data[jpeg.read_header(data).frame_start + 11] = factors
+  with pytest.raises(ValueError, match="sampling factors"):
+    jpeg.read_header(bytes(data))
+
+
+@settings(derandomize=True, deadline=None, max_examples=500)
+@given(
+  name=st.sampled_from(list(ENCODINGS)),
+  flips=st.lists(
+    st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 7)), min_size=1, max_size=4
+  ),
+)
+def test_a_damaged_header_is_refused_or_read(name, flips):
+  original = indexed_file(20, 40, name)
+  data = bytearray(original)
+  for place, bit in flips:
+    data[int(place * jpeg.read_header(original).scan_start)] ^= 1 << bit
+  try:
+    header = jpeg.read_header(bytes(data))
+    right, bottom = min(header.width, 9), min(header.height, 9)
+    jpeg.add_index(bytes(data))
+    jpeg.cut(bytes(data), header, (0, 0, right, bottom))
+  except ValueError:
+    pass  # nothing else may be raised
+
+
+# The index.
+
+
+@pytest.mark.parametrize("name", ENCODINGS)
+@pytest.mark.parametrize("blocks", [None, 1, 2])
+def test_an_index_holds_the_length_of_every_interval(name, blocks):
+  data = indexed_file(40, 64, name, blocks)
+  header = jpeg.read_header(data)
+  mcu_width, mcu_height = ENCODINGS[name][2]
+  per_row = 1 if blocks is None else 64 // mcu_width // blocks
+  assert header.num_indexed == -(-40 // mcu_height) * per_row
+  lengths = struct.unpack_from(f">{header.num_indexed}H", data, header.index_start)
+  place = header.scan_start
+  for number, length in enumerate(lengths):
+    scan = data[place : place + length]
+    assert b"\xff" not in scan.replace(b"\xff\0", b"")  # no marker inside
+    place += length + 2
+    last = number == len(lengths) - 1
+    assert data[place - 2 : place] == bytes([0xFF, 0xD9 if last else 0xD0 + number % 8])
+  assert place == len(data)
+
+
+@pytest.mark.parametrize("name", ENCODINGS)
+def test_an_index_changes_no_pixel_and_no_other_byte(name):
+  options, mode, _ = ENCODINGS[name]
+  data = encode(noise(40, 64), mode=mode, restart_marker_rows=1, **options)
+  indexed = jpeg.add_index(data)
+  start = jpeg.read_header(data).frame_start
+  added = len(indexed) - len(data)
+  assert added > 0
+  assert indexed[:start] + indexed[start + added :] == data
+  np.testing.assert_array_equal(pixels_of(indexed), pixels_of(data))
+
+
+def test_what_follows_the_image_is_not_indexed():
+  data = encode(noise(40, 64), restart_marker_rows=1)
+  with_more = data + b"\xff\xd8 another image \xff\xd0\xff\xd9"
+  count = jpeg.read_header(jpeg.add_index(data)).num_indexed
+  indexed = jpeg.add_index(with_more)
+  header = jpeg.read_header(indexed)
+  assert header.num_indexed == count
+  piece = jpeg.cut(indexed, header, (0, 0, 64, 40))
+  np.testing.assert_array_equal(pixels_of(piece.data), pixels_of(data))
+
+
+@pytest.mark.parametrize(
+  ("width", "options"),
+  [
+    (64, {}),
+    (64, {"progressive": True, "restart_marker_rows": 1}),
+    (64, {"restart_marker_rows": 2}),
+    (64, {"restart_marker_blocks": 3}),  # of 4 in a row
+    (100, {"restart_marker_blocks": 2}),  # of 7
+    (64, {"restart_marker_blocks": 8}),  # two rows
+  ],
+)
+def test_a_file_that_cannot_be_cut_gets_no_index(width, options):
+  data = encode(noise(48, width), subsampling="4:2:0", **options)
+  assert jpeg.add_index(data) == data
+
+
+def test_a_file_of_several_sequential_scans_gets_no_index():
+  # One component a scan: of a gray file, frame and scan are made to say three.
+  data = bytearray(encode(noise(48, 64), mode="L", restart_marker_rows=1))
+  start = jpeg.read_header(data).frame_start
+  data[start + 2 : start + 13] = (
+    struct.pack(">H", 17) + data[start + 4 : start + 9] + b"\3\1\x11\0"
+  )
+  data[start + 13 : start + 13] = b"\2\x11\0\3\x11\0"
+  header = jpeg.read_header(bytes(data))
+  assert header.num_components == 3
+  assert not header.one_scan
+  assert jpeg.add_index(bytes(data)) == bytes(data)
+
+
+def test_intervals_too_long_for_the_index_get_none():
+  # Noise at quality 100 takes more than a byte a sample: 16 x 4000 x 3 / 2 > 65535.
+  data = encode(noise(16, 4000), quality=100, subsampling="4:2:0", restart_marker_rows=1)
+  assert jpeg.add_index(data) == data
+
+
+def test_more_intervals_than_an_index_holds_get_none():
+  # A segment has room for 32,757 lengths: 181 x 181 are 32,761.
+  image = np.zeros((181 * 8, 181 * 8), np.uint8)
+  data = encode(image, restart_marker_blocks=1)
+  assert jpeg.add_index(data) == data
+  fewer = encode(image[8:], restart_marker_blocks=1)
+  header = jpeg.read_header(jpeg.add_index(fewer))
+  assert header.num_indexed == 180 * 181
+
+
+def test_a_file_without_an_end_gets_no_index():
+  data = encode(noise(48, 64), restart_marker_rows=1)
+  with pytest.raises(ValueError, match="no end"):
+    jpeg.add_index(data[:-1])
+
+
+def test_a_file_that_lacks_an_interval_gets_no_index():
+  data = encode(noise(48, 64), restart_marker_rows=1)
+  start, end = (data.index(b"\xff" + marker) for marker in (b"\xd0", b"\xd1"))
+  lacking = data[:start] + data[end:]
+  assert jpeg.add_index(lacking) == lacking
+
+
+# Pieces.
+
+
+def check_piece(data, whole, box):
+  """Returns the piece; it holds the box's pixels, where it says."""
+  left, top, right, bottom = box
+  piece = jpeg.cut(data, jpeg.read_header(data), box)
+  assert 0 <= piece.left <= left
+  assert 0 <= piece.top <= top
+  pixels = pixels_of(piece.data)[top - piece.top :, left - piece.left :]
+  found = pixels[: bottom - top, : right - left]
+  np.testing.assert_array_equal(found, whole[top:bottom, left:right], err_msg=str(box))
+  return piece
+
+
+@st.composite
+def cases(draw):
+  """A file's encoding, size and interval, and a box in it."""
+  name = draw(st.sampled_from(list(ENCODINGS)))
+  height, width = draw(st.integers(1, 70)), draw(st.integers(1, 110))
+  in_row = -(-width // ENCODINGS[name][2][0])
+  divisors = [n for n in range(1, in_row + 1) if in_row % n == 0]
+  blocks = draw(st.sampled_from([None, *divisors]))
+  left, top = draw(st.integers(0, width - 1)), draw(st.integers(0, height - 1))
+  right = draw(st.integers(left + 1, width))
+  bottom = draw(st.integers(top + 1, height))
+  return name, height, width, blocks, (left, top, right, bottom)
+
+
+@settings(derandomize=True, deadline=None, max_examples=400)
+@given(cases())
+def test_a_piece_has_the_pixels_of_the_whole(case):
+  name, height, width, blocks, box = case
+  data = indexed_file(height, width, name, blocks)
+  check_piece(data, pixels_of(data), box)
+
+
+@pytest.mark.parametrize("name", ENCODINGS)
+@pytest.mark.parametrize("blocks", [None, 1, 2])
+def test_corners_edges_and_the_whole(name, blocks):
+  # 4 MCUs of 16 columns, or 8 of 8, of which the last is not whole.
+  height, width = 45, 61
+  data = indexed_file(height, width, name, blocks)
+  whole = pixels_of(data)
+  piece = check_piece(data, whole, (0, 0, width, height))
+  assert (piece.left, piece.top) == (0, 0)
+  np.testing.assert_array_equal(pixels_of(piece.data), whole)
+  for x in (0, 1, width // 2, width - 2, width - 1):
+    for y in (0, 1, height // 2, height - 2, height - 1):
+      check_piece(data, whole, (x, y, x + 1, y + 1))
+      check_piece(data, whole, (x, 0, x + 1, height))
+      check_piece(data, whole, (0, y, width, y + 1))
+
+
+@pytest.mark.parametrize("name", ENCODINGS)
+@pytest.mark.parametrize("width", [33, 34, 35, 36, 37])
+def test_a_narrow_last_interval(name, width):
+  # libjpeg interpolates chroma only in images of 5 columns or more: a piece of the last
+  # MCU alone would have other pixels than the whole.
+  data = indexed_file(16, width, name, blocks=1)
+  whole = pixels_of(data)
+  for x in range(24, width):
+    for y in (0, 9, 15):
+      check_piece(data, whole, (x, y, x + 1, y + 1))
+
+
+@pytest.mark.parametrize("blocks", [None, 1])
+def test_sampling_factors_of_a_gray_file_mean_nothing(blocks):
+  # Many gray photos say 2 x 2. A scan of one component has no interleaving (T.81, A.2.2).
+  plain = indexed_file(45, 61, "gray", blocks)
+  data = bytearray(plain)
+  data[jpeg.read_header(plain).frame_start + 11] = 0x22
+  data = bytes(data)
+  assert jpeg.read_header(data) == jpeg.read_header(plain)
+  whole = pixels_of(data)
+  np.testing.assert_array_equal(whole, pixels_of(plain))
+  for box in ((0, 0, 61, 45), (20, 20, 30, 30), (60, 44, 61, 45)):
+    check_piece(data, whole, box)
+
+
+@pytest.mark.parametrize("height", [33, 34, 35, 36, 37])
+def test_a_low_last_interval(height):
+  data = indexed_file(height, 16, "4:2:0", blocks=1)
+  whole = pixels_of(data)
+  for y in range(24, height):
+    check_piece(data, whole, (3, y, 9, y + 1))
+
+
+@pytest.mark.parametrize("name", ENCODINGS)
+def test_every_box_of_a_row_of_blocks_and_every_one_of_a_column(name):
+  data = indexed_file(48, 48, name, blocks=1)
+  whole = pixels_of(data)
+  for start in range(48):
+    check_piece(data, whole, (start, 20, min(start + 5, 48), 21))
+    check_piece(data, whole, (20, start, 21, min(start + 5, 48)))
+
+
+def test_restart_markers_count_on_across_rows():
+  # 12 rows of 3 intervals: markers go round more than once, in the whole and in pieces.
+  data = indexed_file(96, 24, "4:4:4", blocks=1)
+  whole = pixels_of(data)
+  for box in ((0, 0, 24, 96), (9, 10, 11, 90), (0, 8, 15, 96)):
+    piece = check_piece(data, whole, box)
+    header = jpeg.read_header(piece.data)
+    markers = [
+      piece.data[i + 1] & 15
+      for i in range(header.scan_start, len(piece.data) - 2)
+      if piece.data[i] == 0xFF and 0xD0 <= piece.data[i + 1] <= 0xD7
+    ]
+    assert markers == [n % 8 for n in range(len(markers))]
+    assert len(markers) > 8
+
+
+@pytest.mark.parametrize(
+  ("name", "blocks", "box", "expected"),
+  [
+    # No chroma to interpolate: the blocks of the box alone.
+    ("4:4:4", 1, (16, 24, 24, 32), (16, 24, 8, 8)),
+    ("4:4:4", 1, (15, 23, 25, 33), (8, 16, 24, 24)),
+    ("4:4:4", 4, (16, 24, 24, 32), (0, 24, 32, 8)),
+    ("gray", 2, (16, 24, 24, 32), (16, 24, 16, 8)),
+    ("gray", None, (16, 24, 24, 32), (0, 24, 64, 8)),
+    # A box inside of a block, away from its edges.
+    ("4:2:0", 1, (20, 38, 25, 42), (16, 32, 16, 16)),
+    ("4:2:0", 1, (16, 38, 25, 42), (0, 32, 32, 16)),
+    ("4:2:0", 1, (20, 32, 25, 48), (16, 16, 16, 48)),
+    # Chroma has all rows: neighbours are needed to the left and right only.
+    ("4:2:2", 1, (20, 24, 25, 32), (16, 24, 16, 8)),
+    ("4:2:2", 1, (16, 24, 32, 32), (0, 24, 48, 8)),
+  ],
+)
+def test_a_piece_is_no_larger_than_needed(name, blocks, box, expected):
+  data = indexed_file(64, 64, name, blocks)
+  piece = check_piece(data, pixels_of(data), box)
+  header = jpeg.read_header(piece.data)
+  assert (piece.left, piece.top, header.width, header.height) == expected
+
+
+def test_a_piece_takes_fewer_bytes():
+  data = jpeg.add_index(encode(photo(400, 480), quality=95, restart_marker_blocks=5))
+  whole = pixels_of(data)
+  piece = check_piece(data, whole, (200, 200, 260, 240))
+  assert len(piece.data) < len(data) / 8
+  row = check_piece(data, whole, (0, 200, 480, 210))
+  assert len(row.data) < len(data) / 4
+
+
+# An index that is not the file's.
+
+
+def with_segment(data, content):
+  """The file with another index."""
+  header = jpeg.read_header(data)
+  name_start = data.index(b"ssil_jax intervals\0")
+  end = header.index_start + 2 * header.num_indexed
+  length = header.index_start - name_start + 2 + len(content)
+  return (
+    data[: name_start - 2]
+    + struct.pack(">H", length)
+    + data[name_start : header.index_start]
+    + content
+    + data[end:]
+  )
+
+
+@pytest.mark.parametrize("count", [1, 5, 7, 12])
+def test_an_index_of_another_count_is_refused(count):
+  data = indexed_file(48, 64, "4:4:4")
+  assert jpeg.read_header(data).num_indexed == 6
+  wrong = with_segment(data, b"\0\1" * count)
+  header = jpeg.read_header(wrong)
+  assert header.num_indexed == count
+  with pytest.raises(ValueError, match=f"index of {count} .* instead of 6"):
+    jpeg.cut(wrong, header, (0, 0, 8, 8))
+
+
+def test_an_index_that_does_not_end_with_the_scan_is_refused():
+  data = indexed_file(48, 64, "4:4:4")
+  header = jpeg.read_header(data)
+  for place in range(header.index_start, header.index_start + 12):
+    for change in (1, 255):
+      wrong = bytearray(data)
+      wrong[place] = (wrong[place] + change) % 256
+      with pytest.raises(ValueError, match="index"):
+        jpeg.cut(bytes(wrong), header, (0, 0, 8, 8))
+
+
+def test_a_truncated_file_with_an_index_is_refused():
+  data = indexed_file(48, 64, "4:4:4")
+  header = jpeg.read_header(data)
+  for length in (header.scan_start, header.scan_start + 9, len(data) - 2, len(data) - 1):
+    with pytest.raises(ValueError, match="index"):
+      jpeg.cut(data[:length], header, (0, 0, 8, 8))
+  with pytest.raises(ValueError, match="buffer"):
+    jpeg.cut(data[: header.index_start + 5], header, (0, 0, 8, 8))
+
+
+def test_an_index_in_a_file_without_restart_markers_is_refused():
+  data = indexed_file(48, 64, "4:4:4")
+  header = jpeg.read_header(data)._replace(restart_interval=0)
+  with pytest.raises(ValueError, match="index of 6 .* instead of 0"):
+    jpeg.cut(data, header, (0, 0, 8, 8))

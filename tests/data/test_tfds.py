@@ -1,0 +1,446 @@
+"""Data sets that TFDS prepared: found, checked, labels kept, and read in class order."""
+
+import io
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from folders import config_of, noise
+from PIL import Image
+
+from ssil_jax.data import fingerprint, loader
+from ssil_jax.data.images import decode
+from ssil_jax.data.images.augment import IMAGENET_NORMALIZATION
+from ssil_jax.data.opening import open_dataset
+from ssil_jax.data.sources import labels
+from ssil_jax.data.sources import tfds as tfds_source
+from ssil_jax.errors import DataError
+from ssil_jax.sampling import RATIO_PRESERVING, Key, Pool
+
+NUM_CLASSES = 3
+# Split -> the labels of each shard; imagenet2012's test images have none.
+SHARDS = {
+  "train": [[2, 0, 1, 0], [1, 2, 2, 0]],
+  "validation": [[1, 0], [2]],
+  "test": [[-1, -1]],
+}
+
+
+def jpeg(seed):
+  file = io.BytesIO()
+  Image.fromarray(noise(70, 90, seed=seed)).save(file, "JPEG")
+  return file.getvalue()
+
+
+with tfds.core.registered.skip_registration():
+
+  class Imagenet2012(tfds.core.ShardBasedBuilder):
+    """What TFDS' own builder of that name writes, in little."""
+
+    VERSION = tfds.core.Version("5.1.0")
+
+    def _info(self):
+      return tfds.core.DatasetInfo(
+        builder=self,
+        features=tfds.features.FeaturesDict(
+          {
+            "image": tfds.features.Image(encoding_format="jpeg"),
+            "label": tfds.features.ClassLabel(names=["n0", "n1", "n2"]),
+            "file_name": tfds.features.Text(),
+          }
+        ),
+      )
+
+    def _shard_iterators_per_split(self, dl_manager):
+      def shard(split, number, labels):
+        for i, label in enumerate(labels):
+          data = jpeg((list(SHARDS).index(split), number, i))
+          yield i, {"image": data, "label": label, "file_name": f"{number}_{i}"}
+
+      return {
+        split: [lambda s=split, n=n, ls=ls: shard(s, n, ls) for n, ls in enumerate(shards)]
+        for split, shards in SHARDS.items()
+      }
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory):
+  root = tmp_path_factory.mktemp("tfds")
+  Imagenet2012(data_dir=root, file_format="array_record").download_and_prepare()
+  return root
+
+
+@pytest.fixture
+def root(prepared, tmp_path):
+  return shutil.copytree(prepared, tmp_path / "data")
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+  """The lengths of the images that are decoded whole."""
+  lengths, read_rgb = [], decode.read_rgb
+
+  def read(data, **options):
+    lengths.append(len(data))
+    return read_rgb(data, **options)
+
+  monkeypatch.setattr(decode, "read_rgb", read)
+  return lengths
+
+
+def version_of(root):
+  return root / "imagenet2012" / "5.1.0"
+
+
+def open_imagenet(root, **values):
+  return open_dataset(
+    config_of(**{"dataset": "imagenet", "num_states": 3, "data_dir": str(root), **values})
+  )
+
+
+def shard_of(root, split="train", number=1):
+  (path,) = version_of(root).glob(f"*-{split}.array_record-{number:05}*")
+  return path
+
+
+def edit_info(root, **values):
+  path = version_of(root) / "dataset_info.json"
+  path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+# Reading.
+
+
+def test_a_standard_imagenet2012_is_read(root):
+  dataset = open_imagenet(root, class_order_seed=0)
+  order = np.random.RandomState(0).permutation(NUM_CLASSES)
+  assert dataset.class_names == tuple(f"n{c}" for c in order)
+  assert dataset.image_size == 224
+  assert dataset.normalization == IMAGENET_NORMALIZATION
+  assert dataset.random_resized_crop
+  assert dataset.augmentation.flip
+  assert len(dataset.train.images) == 8
+  # Sorted by TFDS' class, and in the order of the records in each.
+  found = [
+    (shard, i)
+    for c in range(NUM_CLASSES)
+    for shard, labels in enumerate(SHARDS["train"])
+    for i, label in enumerate(labels)
+    if label == c
+  ]
+  classes = np.repeat(np.arange(NUM_CLASSES), [3, 2, 3])
+  assert dataset.train.labels.tolist() == np.argsort(order)[classes].tolist()
+  for record, (shard, i) in enumerate(found):
+    assert dataset.train.images.decode(record, bytes) == jpeg((0, shard, i))
+  # Those without labels are not the test images.
+  assert dataset.test.images.decode(0, bytes) == jpeg((1, 0, 1))
+  assert len(dataset.test.labels) == 3
+
+
+def test_labels_are_read_once(root, monkeypatch):
+  first = open_imagenet(root)
+  path = version_of(root) / "labels.npy"
+  assert np.load(path).tolist() == [2, 0, 1, 0, 1, 2, 2, 0, 1, 0, 2]
+  monkeypatch.setattr(tfds_source, "_index", None)
+  again = open_imagenet(root)
+  assert np.array_equal(again.train.labels, first.train.labels)
+  assert fingerprint.parts(again) == fingerprint.parts(first)
+
+
+def test_labels_of_a_directory_that_cannot_be_written_are_kept_elsewhere(
+  root, tmp_path, monkeypatch
+):
+  monkeypatch.setattr(os, "access", lambda path, mode: False)
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+  first = open_imagenet(root)
+  assert not (version_of(root) / "labels.npy").exists()
+  monkeypatch.setattr(tfds_source, "_index", None)
+  assert np.array_equal(open_imagenet(root).train.labels, first.train.labels)
+
+
+def test_a_version_directory_can_be_given_itself(root):
+  assert len(open_imagenet(version_of(root)).train.labels) == 8
+
+
+def test_the_fingerprint_is_that_of_the_data_wherever_they_lie(root, tmp_path):
+  here = fingerprint.parts(open_imagenet(root))
+  moved = shutil.move(root, tmp_path / "moved")
+  assert fingerprint.parts(open_imagenet(moved)) == here
+  assert fingerprint.parts(open_imagenet(moved, class_order_seed=5)) != here
+
+
+def test_contents_are_those_that_were_noted_or_read(root):
+  def contents_of(root):
+    dataset = open_imagenet(root)
+    return {
+      name: part for name, part in fingerprint.parts(dataset).items() if "contents" in name
+    }
+
+  read = contents_of(root)
+  assert set(read) == {"contents of training images", "contents of test images"}
+  path = version_of(root) / "prepare.json"
+  for content in ("0a", "0b"):
+    splits = {name: {"content": content} for name in ("train", "validation")}
+    path.write_text(json.dumps({"differences": [], "splits": splits}))
+    assert contents_of(root) == dict.fromkeys(read, content)
+  path.write_text('{"differences": []}')  # by an earlier version
+  assert contents_of(root) == {}
+
+
+def test_batches_are_decoded_from_the_records(root):
+  dataset = open_imagenet(root, image_size=72)
+  batches = loader.TrainBatches(
+    dataset=dataset,
+    pool=Pool(np.arange(6), np.array([6, 7])),
+    sampling=RATIO_PRESERVING,
+    key=Key(0, 2, 0),
+    batch_size_new=4,
+    batch_size_memory=2,
+    num_devices=2,
+    num_steps=3,
+  )
+  made = list(loader.prefetched(batches, lambda batch: batch))
+  assert [batch.inputs.shape for batch in made] == [(2, 3, 72, 72, 3)] * 3
+  workers = list(loader.prefetched(batches, lambda batch: batch, num_processes=1))
+  for one, other in zip(made, workers, strict=True):
+    assert np.array_equal(one.inputs, other.inputs)
+
+
+def test_small_images_are_decoded_on_opening(root):
+  dataset = open_imagenet(root, image_size=16)
+  assert dataset.train.images.shape == (8, 16, 16, 3)
+  pixels = decode.read_rgb(jpeg((0, 0, 1)))
+  assert pixels.shape == (70, 90, 3)
+
+
+def test_what_the_preparation_says_is_passed_on(root):
+  (version_of(root) / "prepare.json").write_text(
+    json.dumps({"differences": ["8 images instead of 1281167"]})
+  )
+  note, *_ = open_imagenet(root).notes
+  assert "8 images instead of 1281167" in note
+
+
+# What can be wrong.
+
+
+def assert_refused(root, *words, **values):
+  with pytest.raises(DataError) as caught:
+    open_imagenet(root, **values)
+  message = str(caught.value)
+  assert "\n" not in message
+  for word in words:
+    assert str(word) in message
+
+
+def test_no_data_dir():
+  assert_refused("", "--data_dir=DIR", "experiments/prepare.py imagenet")
+
+
+def test_a_data_dir_that_is_not_there(tmp_path):
+  assert_refused(tmp_path / "none", f"{tmp_path / 'none'} is not a folder", "prepare.py")
+
+
+def test_an_empty_data_dir(tmp_path):
+  assert_refused(tmp_path, "has no imagenet or imagenet2012", "prepare.py imagenet")
+
+
+def test_a_data_dir_of_another_data_set(root):
+  assert_refused(
+    root, "has no cifar100", "imagenet2012/5.1.0", "prepare.py cifar100", dataset="cifar100"
+  )
+  assert_refused(version_of(root), "holds imagenet2012, not cifar100", dataset="cifar100")
+
+
+def test_two_that_fit(root):
+  shutil.copytree(version_of(root), root / "imagenet" / "1.0.0")
+  assert_refused(
+    root, root / "imagenet" / "1.0.0", version_of(root), "give one of them as --data_dir"
+  )
+
+
+def test_a_half_prepared_directory_is_not_read(root):
+  work = root / "imagenet2012" / ".preparing_5.1.0"
+  version_of(root).rename(work)
+  (work / "dataset_info.json").unlink()
+  assert_refused(root, f"{work} is half prepared", "prepare.py imagenet")
+
+
+@pytest.mark.parametrize("name", ["incomplete.ABC123_5.1.0", ".preparing_5.1.0"])
+def test_what_tfds_has_not_finished_is_not_read(root, name):
+  # TFDS describes a data set in its temporary directory before it is complete.
+  temporary = version_of(root).rename(version_of(root).with_name(name))
+  assert_refused(root, "has no imagenet")
+  assert_refused(temporary, "has no imagenet")
+
+
+def test_a_split_without_images(root):
+  info = json.loads((version_of(root) / "dataset_info.json").read_text())
+  for split in info["splits"]:
+    if split["name"] == "validation":
+      split["shardLengths"] = ["0"]
+  edit_info(root, **info)
+  assert_refused(root, "has no images in validation")
+
+
+def test_a_description_from_the_future(root):
+  edit_info(root, noSuchField=1)
+  assert_refused(root, "is not a TFDS data set", "noSuchField")
+
+
+def test_class_names_that_are_gone(root):
+  path = version_of(root) / "label.labels.txt"
+  path.write_text("n0\n")
+  assert_refused(root, f"{path} names 1 classes, and there are 3")
+  path.unlink()
+  assert_refused(root, "label.labels.txt")
+
+
+def test_a_damaged_report_of_the_preparation(root):
+  (version_of(root) / "prepare.json").write_text('{"differences": 5}')
+  assert_refused(root, "prepare.json is damaged")
+
+
+def test_labels_that_can_be_kept_nowhere(root, tmp_path, monkeypatch):
+  monkeypatch.setattr(os, "access", lambda path, mode: False)
+  (tmp_path / "file").touch()
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+  monkeypatch.setattr(tfds_source, "_index", None)  # said before that costs time
+  assert_refused(root, "labels cannot be kept in", "XDG_CACHE_HOME")
+
+
+def test_more_shards_than_files_may_be_open(root, monkeypatch):
+  asked = []
+  monkeypatch.setattr(tfds_source, "allow_open_files", asked.append)
+  open_imagenet(root)
+  assert asked == [2 * 4]  # two shards of train, two of validation
+
+
+def test_another_file_format(root):
+  edit_info(root, fileFormat="tfrecord")
+  assert_refused(root, "tfrecord", "--file_format=array_record")
+
+
+def test_a_broken_description(root):
+  (version_of(root) / "dataset_info.json").write_text("{")
+  assert_refused(root, "dataset_info.json cannot be read")
+
+
+def test_a_missing_shard(root):
+  path = shard_of(root)
+  path.unlink()
+  assert_refused(root, f"{path} is missing")
+
+
+def test_a_truncated_shard(root):
+  path = shard_of(root)
+  path.write_bytes(path.read_bytes()[:-2000])
+  assert_refused(root, path, "prepare the data again")
+
+
+def test_a_shard_of_another_length(root):
+  edited = json.loads((version_of(root) / "dataset_info.json").read_text())
+  for split in edited["splits"]:
+    if split["name"] == "train":
+      split["shardLengths"] = ["4", "5"]
+  edit_info(root, **edited)
+  assert_refused(root, shard_of(root), "has 4 records", "says 5")
+
+
+def corrupt_record(root):
+  """Damages record 1 of the last shard; its path."""
+  open_imagenet(root)  # reads the labels
+  path = shard_of(root)
+  data = bytearray(path.read_bytes())
+  place = data.index(jpeg((0, 1, 1))[2000:2060])  # of the scan, unlike any other
+  data[place : place + 60] = bytes(60)
+  path.write_bytes(data)
+  return path
+
+
+def test_a_corrupt_record_is_found_before_training(root):
+  path = corrupt_record(root)
+  assert_refused(root, f"cannot read image 1 of shard {path}", "prepare the data again")
+
+
+def test_a_corrupt_record_can_be_skipped(root):
+  path = corrupt_record(root)
+  for _ in range(2):
+    dataset = open_imagenet(root, skip_bad_records=True)
+    assert dataset.skipped_records == {"train": 1, "test": 0}
+    assert len(dataset.train.labels) == 7
+    note = dataset.notes[-1]
+    assert f"1 of 11 images are left out as bad: 1 of shard {path}: " in note
+
+
+def test_a_corrupt_record_that_is_met_in_training(root):
+  path = corrupt_record(root)
+  dataset = open_imagenet(root, verify_data=False)
+  (second, *_) = np.flatnonzero(dataset.train.labels == dataset.class_names.index("n2"))[
+    1:
+  ]  # the first one of its class is in the other shard
+  with pytest.raises(DataError, match=f"cannot read image 1 of shard {path}"):
+    dataset.train.images.decode(second, decode.read_rgb)
+
+
+def test_every_record_is_decoded_once(root, decoded):
+  open_imagenet(root)
+  assert len(decoded) == 11
+  open_imagenet(root)
+  assert len(decoded) == 11
+  path = shard_of(root)
+  os.utime(path, (1, 1))  # as if it were another one
+  open_imagenet(root)
+  assert len(decoded) == 11 + 4
+
+
+def test_what_was_decoded_when_it_was_prepared_is_not_decoded_again(root, decoded):
+  (version_of(root) / "prepare.json").write_text('{"differences": []}')
+  open_imagenet(root)
+  assert decoded == []
+  assert open_imagenet(root, skip_bad_records=True, verify_data=False).skipped_records == {
+    "train": 0,
+    "test": 0,
+  }
+
+
+def test_labels_of_another_version(root):
+  open_imagenet(root)
+  path = version_of(root) / "labels.npy"
+  np.save(path, np.zeros(11, np.int32))
+  assert_refused(root, path, "of another version", "delete")
+
+
+def test_labels_of_other_shards(root):
+  open_imagenet(root)
+  # Other records, as many of them.
+  shutil.copy(shard_of(root, number=0), shard_of(root, number=1))
+  assert_refused(root, "labels.npy", "calls record 0 of shard", "delete")
+
+
+def test_labels_of_shards_of_another_size(root):
+  open_imagenet(root)
+  path = version_of(root) / "labels.json"
+  origin = json.loads(path.read_text())
+  origin["shards"][shard_of(root).name] += 1
+  path.write_text(json.dumps(origin))
+  assert_refused(root, "labels.npy was made for other shards", "delete")
+
+
+def test_labels_beyond_the_classes(root):
+  (version_of(root) / "label.labels.txt").write_text("n0\nn1\n")
+  info = version_of(root) / "features.json"
+  info.write_text(info.read_text().replace('"numClasses": "3"', '"numClasses": "2"'))
+  assert_refused(root, "labels from 0 to 2, and 2 classes")
+
+
+def test_labels_of_shards_that_were_labelled_anew(root):
+  open_imagenet(root)
+  # As if two images in the middle of a shard had other labels by now: no size tells.
+  saved = labels.load(version_of(root))
+  saved["train"][[1, 2]] = saved["train"][[2, 1]]
+  labels.save(version_of(root), saved)
+  assert_refused(root, "labels.npy", "calls record 1 of shard", "delete")

@@ -1,0 +1,317 @@
+"""Files from elsewhere cannot run code.
+
+What a restore by orbax 0.12 reads, as found in its sources: JSON (`_CHECKPOINT_METADATA`,
+`_METADATA`, `_sharding`, `metadata` of the results), whose names of handlers and types are
+looked up in registries and never imported; arrays by tensorstore (OCDBT and zarr, in C++);
+and, in folders of old versions without `_METADATA`, msgpack (`checkpoint`), whose extension
+types are arrays, scalars, complex numbers and tuples. There is no pickle in it.
+"""
+
+import ast
+import gzip
+import io
+import json
+import pathlib
+import pickle
+import shutil
+import subprocess
+import sys
+import zlib
+
+import archives
+import bad_inputs
+import msgpack
+import numpy as np
+import prepare
+import pytest
+import run
+from folders import ROOT
+
+from ssil_jax.reports import page
+
+SOURCES = sorted((ROOT / "ssil_jax").rglob("*.py")) + sorted(
+  (ROOT / "experiments").glob("*.py")
+)
+
+# What runs code that it reads, or writes wherever an archive says.
+MODULES = {
+  "pickle",
+  "cPickle",
+  "cloudpickle",
+  "dill",
+  "joblib",
+  "marshal",
+  "shelve",
+  "yaml",
+}
+FUNCTIONS = {"eval", "exec", "compile", "__import__"}
+METHODS = {"system", "popen", "extractall", "extract", "unpack_archive", "import_module"}
+
+
+def dangers(source):
+  """What in Python source could run what a file holds."""
+  for node in ast.walk(ast.parse(source)):
+    if isinstance(node, ast.Import | ast.ImportFrom):
+      names = [getattr(node, "module", None) or "", *(alias.name for alias in node.names)]
+      yield from MODULES & {name.split(".")[0] for name in names}
+    if not isinstance(node, ast.Call):
+      continue
+    called = node.func
+    if isinstance(called, ast.Name) and called.id in FUNCTIONS:
+      yield called.id
+    if isinstance(called, ast.Attribute) and called.attr in METHODS:
+      yield called.attr
+    for keyword in node.keywords:
+      value = getattr(keyword.value, "value", None)
+      if keyword.arg in ("allow_pickle", "shell") and value is not False:
+        yield keyword.arg
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_nothing_is_run_that_was_read(path):
+  assert not list(dangers(path.read_text(encoding="utf-8")))
+
+
+@pytest.mark.parametrize(
+  "source",
+  [
+    "import pickle",
+    "from pickle import loads",
+    "import yaml.loader",
+    "eval(text)",
+    "exec(text)",
+    "np.load(path, allow_pickle=True)",
+    "np.load(path, allow_pickle=flag)",
+    "tar.extractall(folder)",
+    "subprocess.run(line, shell=True)",
+    "os.system(line)",
+    "importlib.import_module(name)",
+  ],
+)
+def test_dangers_are_found(source):
+  assert list(dangers(source))
+
+
+class Bomb:
+  """Makes a folder when it is unpickled."""
+
+  def __init__(self, place):
+    self._place = place
+
+  def __reduce__(self):
+    return pathlib.Path.mkdir, (self._place,)
+
+
+@pytest.fixture
+def place(tmp_path):
+  """Where a bomb makes its folder, if it ever goes off."""
+  return tmp_path / "exploded"
+
+
+def test_the_bomb_goes_off_in_pickle(place):
+  pickle.loads(pickle.dumps(Bomb(place)))
+  assert place.is_dir()
+
+
+def every_file_is_a_pickle(checkpoint, bomb):
+  for path in checkpoint.rglob("*"):
+    if path.is_file():
+      path.write_bytes(bomb)
+
+
+def metadata_names_functions(checkpoint, bomb):
+  names = ("os.system", "builtins.eval", "pathlib.Path.mkdir", "pickle.loads")
+  for path in [*checkpoint.rglob("_METADATA"), *checkpoint.rglob("_CHECKPOINT_METADATA")]:
+    text = path.read_text()
+    for number, old in enumerate(("np.ndarray", "jax.Array", "scalar")):
+      text = text.replace(f'"{old}"', f'"{names[number]}"')
+    value = json.loads(text)
+    if "item_handlers" in value:
+      value["item_handlers"] = dict.fromkeys(["arrays", "train_state", "default"], names[3])
+    value |= {"py/reduce": [names[2], [bomb.hex()]], "custom_metadata": {"!!": names[1]}}
+    path.write_text(json.dumps(value))
+
+
+def an_old_format(checkpoint, bomb):
+  for path in list(checkpoint.rglob("_METADATA")):
+    path.unlink()
+    extension = msgpack.ExtType(1, msgpack.packb((b"", b"object", bomb)))
+    tree = {"params": extension, "__reduce__": bomb, "types": msgpack.ExtType(99, bomb)}
+    (path.parent / "checkpoint").write_bytes(msgpack.packb(tree))
+
+
+def more_files(checkpoint, bomb):
+  for folder in [checkpoint, *filter(pathlib.Path.is_dir, checkpoint.iterdir())]:
+    for name in ("checkpoint", "_sharding", "state.pkl", "metrics/metrics", "array.npy"):
+      (folder / name).parent.mkdir(exist_ok=True)
+      (folder / name).write_bytes(bomb)
+    for name in ("array_metadatas/process_0", "descriptor/descriptor.pbtxt"):
+      (folder / name).parent.mkdir(exist_ok=True)
+      (folder / name).write_bytes(bomb)
+
+
+def hostile_run(folder, part, change, bomb):
+  """A finished run, with all its checkpoints or networks changed."""
+  (folder / "small.cfg").write_text(bad_inputs.SMALL)
+  workdir = shutil.copytree(bad_inputs.finished_run(), folder / "run")
+  for checkpoint in (workdir / part).iterdir():
+    change(checkpoint, bomb)
+  return workdir
+
+
+def contents(folder):
+  return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def outcome(monkeypatch, capfd, folder, command):
+  monkeypatch.chdir(folder)
+  monkeypatch.setattr(run.devices, "prepare_cpu_devices", lambda config: None)
+  code = run.main(command.split())
+  return code, capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+  "change", [every_file_is_a_pickle, metadata_names_functions, an_old_format, more_files]
+)
+def test_a_checkpoint_runs_no_code(change, tmp_path, place, monkeypatch, capfd):
+  workdir = hostile_run(tmp_path, "checkpoints", change, pickle.dumps(Bomb(place)))
+  before = contents(workdir / "checkpoints")
+  code, errors = outcome(monkeypatch, capfd, tmp_path, bad_inputs.SAME)
+  assert not place.exists()
+  assert code in (0, 2)
+  if code:
+    assert f"error: {workdir / 'checkpoints'}" in errors or "no checkpoint in" in errors
+    assert contents(workdir / "checkpoints") == before
+
+
+@pytest.mark.parametrize(
+  "change", [every_file_is_a_pickle, metadata_names_functions, an_old_format]
+)
+def test_the_network_of_another_run_runs_no_code(
+  change, tmp_path, place, monkeypatch, capfd
+):
+  workdir = hostile_run(tmp_path, "networks", change, pickle.dumps(Bomb(place)))
+  before = contents(workdir)
+  code, errors = outcome(monkeypatch, capfd, tmp_path, bad_inputs.BORROWING)
+  assert not place.exists()
+  assert contents(workdir) == before
+  assert code in (0, 2)
+  assert not code or "error: " in errors
+
+
+def test_a_damaged_network_prints_one_line(tmp_path):
+  # Pytest would keep what tensorstore's threads print to itself.
+  (tmp_path / "small.cfg").write_text(bad_inputs.SMALL)
+  workdir = shutil.copytree(bad_inputs.finished_run(), tmp_path / "run")
+  for path in (workdir / "networks" / "1").rglob("manifest.ocdbt"):
+    path.write_bytes(b"x")
+  script, *flags = bad_inputs.BORROWING.split()
+  done = subprocess.run(
+    [sys.executable, ROOT / "experiments" / script, *flags],
+    cwd=tmp_path,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 2
+  (line,) = done.stderr.splitlines()
+  assert line.startswith(f"error: {workdir / 'networks' / '1'} is damaged")
+
+
+def test_a_report_does_not_follow_a_link_in_a_work_directory(tmp_path):
+  workdir = shutil.copytree(bad_inputs.finished_run(), tmp_path / "run")
+  precious = tmp_path / "precious"
+  precious.write_text("mine")
+  links = [workdir / "report.html", workdir / "figures" / "accuracy.png"]
+  for link in links:
+    link.unlink()
+    link.symlink_to(precious)
+  page.write_report([workdir], workdir / "report.html")
+  assert precious.read_text() == "mine"
+  assert not any(link.is_symlink() for link in links)
+
+
+# Archives -------------------------------------------------------------------------------
+
+
+def climbing(images):
+  """The same images, in files that lie outside of the archive's folder."""
+  ways = ("../../{}", "/{}", "a/../../../{}", "./{}")
+  return {ways[i % 4].format(name): image for i, (name, image) in enumerate(images.items())}
+
+
+@pytest.mark.parametrize("dataset", ["imagenet", "landmarks_v2/10k", "cifar100"])
+def test_an_archive_writes_nowhere_else(dataset, tmp_path, monkeypatch):
+  folder = tmp_path / "a" / "b" / "archives"
+  archives.landmarks(folder, {1: 11, 2: 12}, prefix="../../../../train/")
+  archives.cifar(folder)
+  packed = archives.tar_of({"../../evil.bin": b"x", "cifar-100-binary/../../evil": b"x"})
+  whole = gzip.decompress((folder / "cifar-100-binary.tar.gz").read_bytes())
+  whole = packed.rstrip(b"\0") + bytes(-len(packed.rstrip(b"\0")) % 512) + whole
+  (folder / "cifar-100-binary.tar.gz").write_bytes(gzip.compress(whole))
+  train = {wnid: climbing(images) for wnid, images in archives.imagenet_train().items()}
+  validation = climbing(archives.imagenet_validation())
+  archives.imagenet(folder, {"../../" + wnid: train[wnid] for wnid in train}, validation)
+  before = contents(tmp_path)
+  monkeypatch.chdir(folder)
+  flags = [f"--archives={folder}", f"--data_dir={tmp_path / 'data'}", "--allow_partial"]
+  assert prepare.main(["prepare.py", dataset, *flags]) == 0
+  new = set(contents(tmp_path)) - set(before)
+  assert all(path.is_relative_to(tmp_path / "data") for path in new)
+  assert {path: path.read_bytes() for path in before} == before
+  assert not (tmp_path.parent / "evil.bin").exists()
+
+
+# Prepared data sets ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def prepared(tmp_path):
+  """The folder of a prepared data set of 7 training and 3 test images."""
+  archives.prepare("cifar100", archives.cifar(tmp_path / "archives"), tmp_path / "data")
+  return tmp_path / "data" / "cifar100" / "1.0.0"
+
+
+def run_on(folder, monkeypatch, capfd):
+  command = "run.py --dataset=cifar100 --data_dir=data --num_states=3 --batch_size_new=9999"
+  code, errors = outcome(monkeypatch, capfd, folder, command)
+  assert code == 2
+  return errors
+
+
+def test_a_prepared_data_set_imports_no_module(
+  prepared, place, tmp_path, monkeypatch, capfd
+):
+  # TFDS imports the module of a feature that it does not know.
+  (tmp_path / "evil.py").write_text(f"import pathlib\npathlib.Path({str(place)!r}).mkdir()")
+  monkeypatch.syspath_prepend(str(tmp_path))
+  path = prepared / "features.json"
+  known = '"tensorflow_datasets.core.features.image_feature.Image"'
+  assert known in path.read_text()
+  path.write_text(path.read_text().replace(known, '"evil.Image"'))
+  errors = run_on(tmp_path, monkeypatch, capfd)
+  assert not place.exists()
+  assert "features.json" in errors
+  assert errors.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+  "array_of",
+  [
+    lambda bomb: np.array([bomb] * 10, object),
+    lambda bomb: np.zeros((10, 3), np.int32),
+    lambda bomb: np.zeros(10),
+  ],
+  ids=["pickle", "2-d", "fractions"],
+)
+def test_labels_are_no_pickle(array_of, prepared, place, tmp_path, monkeypatch, capfd):
+  file = io.BytesIO()
+  np.save(file, array_of(Bomb(place)), allow_pickle=True)
+  (prepared / "labels.npy").write_bytes(file.getvalue())
+  origin = json.loads((prepared / "labels.json").read_text())
+  origin["crc32"] = zlib.crc32(file.getvalue())
+  (prepared / "labels.json").write_text(json.dumps(origin))
+  errors = run_on(tmp_path, monkeypatch, capfd)
+  assert not place.exists()
+  assert "labels.npy" in errors
+  assert errors.count("\n") == 1

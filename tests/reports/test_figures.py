@@ -1,0 +1,159 @@
+"""Figures from results that can be checked by hand."""
+
+import io
+
+import numpy as np
+from PIL import Image
+from test_results import one_state, write_run
+from test_tables import seed_run
+
+from ssil_jax.reports import figures
+from ssil_jax.reports.aggregate import Group
+from ssil_jax.reports.results import load_run
+
+NAMES = ["accuracy", "errors", "confusion", "scores", "state_specific", "loss"]
+
+
+def test_plots_are_images_with_something_on_them(tmp_path):
+  check_plots([write_run(tmp_path / title, method_title=title) for title in "abc"])
+
+
+def test_plots_of_many_runs_with_several_seeds(tmp_path):
+  # 11 methods, the first with three seeds of which one is not finished.
+  titles = ["SS-IL", *(f"method number {number}" for number in range(10))]
+  unfinished = one_state(method_title="SS-IL", seed=2)
+  workdirs = [
+    *(write_run(tmp_path / title, method_title=title, seed=0) for title in titles),
+    write_run(tmp_path / "again", method_title="SS-IL", seed=1),
+    write_run(tmp_path / "unfinished", results=unfinished),
+  ]
+  plots = check_plots(workdirs)
+  notes = {
+    "accuracy": "bands reach from its lowest seed to its highest",
+    "errors": "bands reach from its lowest seed to its highest",
+    "confusion": "all seeds of a method are counted together",
+    "scores": "means over the seeds",
+    "state_specific": "bands reach from its lowest seed to its highest",
+    "loss": "Each seed of a method has a line",
+  }
+  assert all(notes[plot.name] in plot.caption for plot in plots)
+  assert "SS-IL 62.6%, method number 0 62.6%" in plots[0].alt
+  assert "SS-IL (seed 2, 1 of 2 states) 90.0%" in plots[0].alt
+
+
+def check_plots(workdirs):
+  plots = figures.draw_plots([load_run(workdir) for workdir in workdirs])
+  assert [plot.name for plot in plots] == NAMES
+  for plot in plots:
+    with Image.open(io.BytesIO(plot.png)) as image:
+      pixels = np.asarray(image.convert("RGB"))
+    assert pixels.shape[1] >= 1000
+    assert plot.width == pixels.shape[1] * 100 // 160
+    ink = (pixels != 255).any(axis=-1)
+    assert 0.005 < ink.mean() < 0.9
+    # Text that is cut off would reach the edge of the picture.
+    edges = np.concatenate([ink[0], ink[-1], ink[:, 0], ink[:, -1]])
+    assert not edges.any()
+  return plots
+
+
+def test_heat_maps_hold_shares_of_rows(tmp_path):
+  run = load_run(write_run(tmp_path / "a"))
+  run.results["states"][-1]["confusion"] = [[70, 30], [0, 0]]
+  ax = figures.heat_maps([Group("SS-IL", [run])]).axes[0]
+  assert [text.get_text() for text in ax.texts] == ["70", "30", "-", "-"]
+
+
+def test_curves_follow_the_results(tmp_path):
+  run = load_run(write_run(tmp_path / "a"))
+  panels = {"top1": "top-1", "error_old_as_new": "e(p,n)"}
+  figure = figures.curves([Group("SS-IL", [run])], panels, "%")
+  first, second = figure.axes
+  np.testing.assert_allclose(first.get_lines()[0].get_xydata(), [[2, 90], [4, 62.6]])
+  np.testing.assert_allclose(second.get_lines()[0].get_xydata(), [[4, 30]])
+  assert first.get_ylim() == second.get_ylim()
+
+
+def test_legend_holds_the_labels_of_the_runs(tmp_path):
+  run = load_run(write_run(tmp_path / "a"))
+  labels = ["SS-IL", "_hidden", "FT"]
+  groups = [Group(label, [run]) for label in labels]
+  figure = figures.curves(groups, {"top1": "top-1"}, "%")
+  texts = [text.get_text() for text in figure.legends[0].get_texts()]
+  assert texts == labels
+
+
+def test_curve_of_several_seeds_is_their_mean_in_a_band(tmp_path):
+  runs = [
+    load_run(seed_run(tmp_path / f"{seed}", seed, last=last, imbalance=imbalance))
+    for seed, (last, imbalance) in enumerate([(0.3, 0.1), (0.31, 0.2), (0.35, 0.6)])
+  ]
+  panels = {"top1": "top-1", "imbalance": "imbalance"}
+  figure = figures.curves([Group("SS-IL", runs)], panels, "%")
+  first, second = figure.axes
+  (line,) = first.get_lines()
+  np.testing.assert_allclose(line.get_xydata(), [[2, 90], [4, 32]])
+  (band,) = first.collections
+  assert corners(band) == {(2, 90), (4, 30), (4, 35)}
+  (line,) = second.get_lines()  # null in state 1
+  np.testing.assert_allclose(line.get_xydata(), [[4, 30]])
+  assert corners(second.collections[0]) == {(4, 10), (4, 60)}
+
+
+def corners(band):
+  return {tuple(point) for path in band.get_paths() for point in path.vertices.round(6)}
+
+
+def test_a_curve_without_values_has_no_band(tmp_path):
+  results = one_state(num_states=1)
+  runs = [
+    load_run(write_run(tmp_path / f"{seed}", results=results, seed=seed))
+    for seed in range(2)
+  ]
+  group = Group("Joint", runs)
+  ax = figures.curves([group], {"imbalance": "imbalance"}, "%").axes[0]
+  assert not corners(ax.collections[0])
+
+
+def test_heat_map_of_several_seeds_counts_all_their_images(tmp_path):
+  runs = [load_run(write_run(tmp_path / f"{seed}", seed=seed)) for seed in range(2)]
+  runs[0].results["states"][-1]["confusion"] = [[70, 30], [10, 90]]
+  runs[1].results["states"][-1]["confusion"] = [[50, 50], [20, 80]]
+  ax = figures.heat_maps([Group("SS-IL", runs)]).axes[0]
+  assert [text.get_text() for text in ax.texts] == ["60", "40", "15", "85"]
+
+
+def test_many_curves_look_different_and_keep_their_room(tmp_path):
+  run = load_run(write_run(tmp_path / "a"))
+  groups = [Group(f"a method with a long name, {n}", [run]) for n in range(22)]
+  with figures.matplotlib.rc_context(figures._STYLE):
+    figure = figures.curves(groups, {"top1": "top-1", "top5": "top-5"}, "%")
+  figure.draw_without_rendering()
+  for ax in figure.axes:
+    looks = {
+      (line.get_color(), line.get_marker(), line.get_linestyle()) for line in ax.get_lines()
+    }
+    assert len(looks) == 22
+    # A colour and a kind of line are one curve's only, whatever its markers.
+    assert len({(color, style) for color, _, style in looks}) == 22
+    assert ax.get_position().height * figure.get_figheight() > 3.5
+  legend = figure.legends[0].get_window_extent()
+  assert 0 <= legend.x0 < legend.x1 <= figure.bbox.x1
+  assert all(legend.y0 > ax.get_window_extent().y1 for ax in figure.axes)
+
+
+def test_first_state_alone_has_no_figures_of_old_classes(tmp_path):
+  plots = figures.draw_plots([load_run(write_run(tmp_path / "a", results=one_state()))])
+  drawn = [plot.name for plot in plots if plot.png]
+  assert drawn == ["accuracy", "state_specific", "loss"]
+  assert sum("with one state only: SS-IL" in plot.caption for plot in plots) == 3
+
+
+def test_run_without_metrics_is_named(tmp_path):
+  workdirs = [
+    write_run(tmp_path / "a", metrics=None, method_title="FT"),
+    write_run(tmp_path / "b"),
+  ]
+  loss = figures.draw_plots([load_run(workdir) for workdir in workdirs])[-1]
+  assert "No metrics.jsonl, hence no curve: FT." in loss.caption
+  assert loss.png

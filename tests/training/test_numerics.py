@@ -1,0 +1,150 @@
+"""What the environment asks jax and flax for does not change a run."""
+
+import io
+import json
+
+import flax
+import flax.linen as nn
+import jax
+import numpy as np
+import pytest
+from quick import quick_network
+from rich.console import Console
+from test_loop import run, small_config
+
+from ssil_jax.training import loop, numerics
+
+OTHERWISE = {
+  (jax.config, "jax_enable_x64"): True,
+  (jax.config, "jax_numpy_dtype_promotion"): "strict",
+  (jax.config, "jax_default_prng_impl"): "rbg",
+  (jax.config, "jax_threefry_partitionable"): False,
+  (jax.config, "jax_random_seed_offset"): 7,
+  (jax.config, "jax_default_matmul_precision"): "highest",
+  (flax.config, "flax_fix_rng_separator"): True,
+  (flax.config, "flax_return_frozendict"): True,
+}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _quickly():
+  with quick_network():
+    yield
+
+
+@pytest.fixture
+def otherwise():
+  """All settings as no run has them."""
+  before = {place: getattr(*place) for place in OTHERWISE}
+  for (library, name), value in OTHERWISE.items():
+    library.update(name, value)
+  try:
+    yield
+  finally:
+    for (library, name), value in before.items():
+      library.update(name, value)
+
+
+def settings():
+  return {name: getattr(library, name) for library, name in OTHERWISE}
+
+
+def scores(workdir):
+  """What a run has measured, step by step and after each state."""
+  lines = (workdir / "metrics.jsonl").read_text().splitlines()
+  states = json.loads((workdir / "results.json").read_text())["states"]
+  return (
+    [json.loads(line)["loss"] for line in lines],
+    [{**state, "train_seconds": 0} for state in states],
+  )
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp("runs") / "plain"
+  run(workdir, num_states=2, num_classes=4)
+  return workdir
+
+
+def test_a_run_is_the_same_whatever_the_environment(plain, tmp_path, otherwise):
+  there = settings()
+  run(tmp_path, num_states=2, num_classes=4)
+  assert scores(tmp_path) == scores(plain)
+  assert settings() == there  # as they were, for whoever called
+
+
+@pytest.mark.parametrize(
+  "name",
+  [
+    "jax_enable_x64",
+    "jax_default_prng_impl",
+    "jax_threefry_partitionable",
+    "jax_random_seed_offset",
+    "flax_fix_rng_separator",
+  ],
+)
+def test_the_settings_matter(name):
+  def weights():
+    key = jax.random.key(0)
+    variables = nn.Dense(3).init(key, np.ones((1, 2), "float32"))
+    drawn = [*jax.tree.leaves(variables), jax.random.uniform(key, 3)]
+    return np.concatenate([np.ravel(array) for array in drawn]).tolist()
+
+  plain = weights()
+  (library, value), *_ = (
+    (library, value) for (library, key), value in OTHERWISE.items() if key == name
+  )
+  before = getattr(library, name)
+  library.update(name, value)
+  try:
+    assert weights() != plain
+  finally:
+    library.update(name, before)
+  assert weights() == plain
+
+
+def test_what_is_put_aside_is_said(tmp_path, otherwise):
+  warnings = []
+  with numerics.standard(small_config(tmp_path), warn=warnings.append):
+    assert jax.numpy.arange(3).dtype == np.int32
+  assert warnings == [
+    "warning: jax_enable_x64=True is put aside: runs have False",
+    "warning: jax_numpy_dtype_promotion=strict is put aside: runs have standard",
+    "warning: jax_default_prng_impl=rbg is put aside: runs have threefry2x32",
+    "warning: jax_threefry_partitionable=False is put aside: runs have True",
+    "warning: jax_random_seed_offset=7 is put aside: runs have 0",
+    "warning: jax_default_matmul_precision=highest is put aside: "
+    "--matmul_precision=default decides that",
+    "warning: flax_fix_rng_separator=True is put aside: runs have False",
+    "warning: flax_return_frozendict=True is put aside: runs have False",
+  ]
+
+
+def test_nothing_is_said_of_an_ordinary_environment(tmp_path):
+  with numerics.standard(small_config(tmp_path), warn=pytest.fail):
+    pass
+
+
+@pytest.mark.parametrize("precision", ["default", "high", "highest"])
+def test_the_precision_of_products_is_a_flag(tmp_path, precision):
+  config = small_config(tmp_path, matmul_precision=precision)
+  with numerics.standard(config):
+    text = (
+      jax.jit(jax.numpy.dot).lower(np.eye(2, dtype="f"), np.eye(2, dtype="f")).as_text()
+    )
+  assert f"precision = [{precision.upper()}, {precision.upper()}]" in text
+  assert jax.config.jax_default_matmul_precision is None
+
+
+def test_another_environment_of_what_is_there_is_said(plain, tmp_path, monkeypatch):
+  monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
+  # The second one puts it in the place of what was there.
+  for workdir, lender in ((tmp_path, str(plain)), (plain, "")):
+    config = small_config(workdir, num_states=2, num_classes=4, from_workdir=lender)
+    console = Console(record=True, file=io.StringIO(), width=400)
+    loop.run(config, console)
+    line = (
+      f"note: what {plain} has was computed in another environment, and numbers may be "
+      "rounded otherwise (NVIDIA_TF32_OVERRIDE: None there, 0 now)"
+    )
+    assert line in console.export_text()

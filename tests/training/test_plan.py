@@ -1,0 +1,76 @@
+"""What a run will do: phases in numbers, and shares that come out even."""
+
+import numpy as np
+import pytest
+
+from ssil_jax.config import make_config
+from ssil_jax.data.opening import open_dataset
+from ssil_jax.errors import ConfigError, DataError
+from ssil_jax.methods import get_method
+from ssil_jax.training import plan as plan_lib
+from ssil_jax.training.plan import check_shares, make_plan, phase_plans, schedule_rows
+
+
+def plan_of(method="ssil", **values):
+  values = {"method": method, "batch_size_new": 32, "batch_size_memory": 8, **values}
+  return make_plan(make_config(values, get_method(method).defaults))
+
+
+def test_phases_of_ssil_in_numbers():
+  # Digits, two new classes a state: 10 exemplars of 2 classes, then 8 of 4, 6 of 6, ...
+  plans = phase_plans(plan_of(memory_size=10, epochs_first=3, epochs=2))
+  assert [p.num_replayed for p in plans] == [0, 10, 8, 6, 8]
+  assert [p.group_sizes for p in plans] == [(32,), *[(32, 8)] * 4]
+  assert sum(p.num_new for p in plans) == 1433
+  for p in plans:
+    assert p.steps_per_epoch == p.num_new // 32
+    assert p.num_steps == p.steps_per_epoch * (3 if p.state.index == 1 else 2)
+    assert p.num_images == p.num_steps * sum(p.group_sizes)
+
+
+def test_phases_of_fine_tuning_shuffle_exemplars_in():
+  for p in phase_plans(plan_of("ft", memory_size=100)):
+    assert p.group_sizes == (32,)
+    assert p.steps_per_epoch == (p.num_new + p.num_replayed) // 32
+
+
+def test_schedule_rows_are_what_is_printed():
+  row = schedule_rows(plan_of(memory_size=10, epochs=20))[1]
+  assert row["classes"] == "2 + 2"
+  assert row["batch"] == "32 + 8"
+  assert (row["rate"], row["drops"]) == (0.05, "8, 16")
+
+
+def test_devices_must_share_every_kind_of_sample_equally():
+  plan = plan_of()
+  check_shares(plan, 8)
+  with pytest.raises(ConfigError) as error:
+    check_shares(plan, 16)
+  (line,) = str(error.value).splitlines()
+  assert line.startswith("--batch_size_memory=8 ")
+  with pytest.raises(ConfigError) as error:
+    check_shares(plan, 3)
+  new, memory = str(error.value).splitlines()
+  assert new.startswith("--batch_size_new=32 ")
+  assert memory.startswith("--batch_size_memory=8 ")
+
+
+def test_fine_tuning_has_no_share_of_exemplars():
+  plan = plan_of("ft")
+  check_shares(plan, 16)
+  with pytest.raises(ConfigError, match="--batch_size_new=32"):
+    check_shares(plan, 3)
+
+
+def test_a_state_that_cannot_be_scored_is_named(monkeypatch):
+  whole = open_dataset
+
+  def without_tests(config, **kwargs):
+    dataset = whole(config, **kwargs)
+    return dataset._replace(
+      test=dataset.test.take(np.flatnonzero(dataset.test.labels // 2 != 2))
+    )
+
+  monkeypatch.setattr(plan_lib, "open_dataset", without_tests)
+  with pytest.raises(DataError, match="state 3 has no test images of its classes"):
+    plan_of()

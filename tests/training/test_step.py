@@ -1,0 +1,183 @@
+"""The optimizer against PyTorch's rule, augmentation, and what a step is made of."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from ssil_jax.config import make_config
+from ssil_jax.data.images.augment import (
+  IMAGENET_NORMALIZATION,
+  Augmentation,
+  Normalization,
+  augment,
+  to_float,
+)
+from ssil_jax.methods.base import Given, SeenClasses
+from ssil_jax.methods.ssil import SSIL
+from ssil_jax.resnet import Outputs
+from ssil_jax.training.step import (
+  AXIS,
+  Batch,
+  Model,
+  TrainState,
+  eval_step,
+  make_optimizer,
+  train_step,
+)
+
+
+def torch_sgd(parameter, gradients, rates, *, momentum, weight_decay):
+  """torch.optim.SGD(nesterov=True), its documented rule in float64, a value a step."""
+  buffer, values = None, []
+  for gradient, rate in zip(gradients, rates, strict=True):
+    gradient = gradient + weight_decay * parameter
+    buffer = gradient if buffer is None else momentum * buffer + gradient
+    parameter = parameter - rate * (gradient + momentum * buffer)
+    values.append(parameter)
+  return values
+
+
+def our_sgd(parameter, gradients, rates, *, momentum, weight_decay):
+  optimizer = make_optimizer(momentum=momentum, weight_decay=weight_decay)
+  parameter = jnp.float32(parameter)
+  state, values = optimizer.init(parameter), []
+  for gradient, rate in zip(gradients, rates, strict=True):
+    update, state = optimizer.update(jnp.float32(gradient), state, parameter)
+    parameter = optax.apply_updates(parameter, -rate * update)
+    values.append(float(parameter))
+  return values
+
+
+def test_two_steps_worked_by_hand():
+  # Momentum 0.5, decay 0.1, rate 0.1. Step 1: g = 1 + 0.1*2 = 1.2, buffer 1.2,
+  # 2 - 0.1*(1.2 + 0.6) = 1.82. Step 2: g = -1 + 0.182 = -0.818,
+  # buffer 0.6 - 0.818 = -0.218, 1.82 - 0.1*(-0.818 - 0.109) = 1.9127.
+  values = our_sgd(2.0, [1.0, -1.0], [0.1, 0.1], momentum=0.5, weight_decay=0.1)
+  np.testing.assert_allclose(values, [1.82, 1.9127], rtol=1e-6)
+
+
+def test_follows_torch_over_changing_rates():
+  rng = np.random.default_rng(0)
+  gradients = rng.standard_normal(12)
+  rates = [0.1] * 4 + [0.01] * 4 + [0.05] * 4
+  settings = {"momentum": 0.9, "weight_decay": 1e-4}
+  np.testing.assert_allclose(
+    our_sgd(0.7, gradients, rates, **settings),
+    torch_sgd(0.7, gradients, rates, **settings),
+    rtol=1e-5,
+  )
+
+
+def images(count, size=6):
+  """Each pixel differs from every other, so a moved image tells where it went."""
+  pixels = np.arange(1, count * size * size * 3 + 1, dtype=np.int64) % 251 + 1
+  return jnp.asarray(pixels.reshape(count, size, size, 3), jnp.uint8)
+
+
+def test_without_augmentation_images_stay_as_they_are():
+  batch = images(3)
+  result = augment(batch, jax.random.key(0), jnp.arange(3), Augmentation(0, False))
+  np.testing.assert_array_equal(result, batch)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_each_image_is_one_of_the_possible_shifts_and_flips(flip):
+  pad, size, batch = 2, 6, images(32)
+  result = augment(batch, jax.random.key(0), jnp.arange(32), Augmentation(pad, flip))
+  assert result.dtype == jnp.uint8
+  seen = set()
+  for before, after in zip(np.asarray(batch), np.asarray(result), strict=True):
+    padded = np.pad(before, ((pad, pad), (pad, pad), (0, 0)))
+    candidates = {
+      (top, left, mirrored): padded[top : top + size, left : left + size][:, ::way]
+      for top in range(2 * pad + 1)
+      for left in range(2 * pad + 1)
+      for mirrored, way in ([(False, 1), (True, -1)] if flip else [(False, 1)])
+    }
+    found = [key for key, value in candidates.items() if np.array_equal(value, after)]
+    assert len(found) == 1
+    seen.add(found[0])
+  assert len(seen) > 10
+  assert {mirrored for _, _, mirrored in seen} == ({False, True} if flip else {False})
+
+
+def test_augmentation_depends_on_the_position_not_on_the_neighbours():
+  batch, key, plan = images(8), jax.random.key(3), Augmentation(2, True)
+  whole = augment(batch, key, jnp.arange(8), plan)
+  picked = jnp.array([6, 1, 3])
+  np.testing.assert_array_equal(augment(batch[picked], key, picked, plan), whole[picked])
+  other = augment(batch, jax.random.key(4), jnp.arange(8), plan)
+  assert not np.array_equal(other, whole)
+
+
+def test_pixels_become_fractions():
+  pixels = jnp.array([[[[0, 51, 255]]]], jnp.uint8)
+  result = to_float(pixels, None)
+  assert result.dtype == jnp.float32
+  np.testing.assert_allclose(result, [[[[0, 0.2, 1]]]], rtol=1e-6)
+
+
+def test_pixels_are_normalized_channel_by_channel():
+  pixels = jnp.array([[[[0, 51, 255]]]], jnp.uint8)
+  # (0 - 0.5) / 0.25, (0.2 - 0.1) / 0.5 and (1 - 0.6) / 0.2
+  result = to_float(pixels, Normalization((0.5, 0.1, 0.6), (0.25, 0.5, 0.2)))
+  assert result.dtype == jnp.float32
+  np.testing.assert_allclose(result, [[[[-2, 0.2, 2]]]], rtol=1e-6)
+
+
+def test_normalization_of_imagenet():
+  pixels = np.random.default_rng(0).integers(0, 256, (5, 4, 4, 3), np.uint8)
+  mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+  np.testing.assert_allclose(
+    to_float(jnp.asarray(pixels), IMAGENET_NORMALIZATION),
+    (pixels / 255 - mean) / std,
+    rtol=1e-5,
+    atol=1e-6,
+  )
+
+
+class ChannelMeans:
+  """A network whose logits are the means of the channels that it sees."""
+
+  def apply(self, variables, images, *, train, mutable=()):
+    means = images.mean((1, 2)) + variables["params"]
+    outputs = Outputs(features=means, logits=means)
+    return (outputs, {"batch_stats": {}}) if mutable else outputs
+
+
+@pytest.mark.parametrize(
+  ("normalization", "expected"),
+  # Pixels of 51 / 255 = 0.2: as they are, and (0.2 - 0.1) / 0.05.
+  [(None, 0.2), (Normalization((0.1,) * 3, (0.05,) * 3), 2.0)],
+)
+def test_training_and_evaluation_see_the_same_normalized_pixels(normalization, expected):
+  model = Model(
+    network=ChannelMeans(),
+    method=SSIL._replace(loss=lambda examples, config: examples.outputs.logits.mean(-1)),
+    optimizer=make_optimizer(momentum=0.9, weight_decay=0.0),
+    augmentation=Augmentation(max_shift=0, flip=False),
+    normalization=normalization,
+    config=make_config({}, SSIL.defaults),
+    state_of_class=(0, 0, 0),
+  )
+  params = jnp.zeros((1, 3))
+  state = TrainState(jnp.int32(0), params, {}, model.optimizer.init(params))
+  batch = Batch(
+    inputs=jnp.full((1, 4, 4, 3), 51, jnp.uint8),
+    labels=jnp.zeros(1, jnp.int32),
+    positions=jnp.zeros(1, jnp.int32),
+    records=jnp.zeros(1, jnp.int32),
+  )
+  given = Given(SeenClasses(*map(jnp.int32, (0, 3, 0))), None, {})
+
+  def both(state):
+    _, step_metrics = train_step(state, batch, given, 0.1, None, model=model)
+    return step_metrics["loss"], eval_step(state, batch, given, None, model=model)
+
+  # One device.
+  state = jax.tree.map(lambda x: x[None], state)
+  loss, counts = jax.jit(jax.vmap(both, axis_name=AXIS))(state)
+  assert float(loss[0]) == pytest.approx(expected, rel=1e-5)
+  assert float(counts.score_new[0, 0]) == pytest.approx(expected, rel=1e-5)
