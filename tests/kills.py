@@ -67,9 +67,9 @@ def without_times(row):
   return {name: value for name, value in row.items() if name not in _TIMES}
 
 
-def digests(workdir):
-  """What a run has left, by name: hashes of all but times."""
-  results = json.loads((workdir / "results.json").read_text())
+def digests(workdir, *, hidden="FOLDER"):
+  """What a run has left, by name: hashes of all but times, and of a folder's own name."""
+  results = json.loads((workdir / "results.json").read_text().replace(hidden, "FOLDER"))
   results["states"] = [without_times(row) for row in results["states"]]
   lines = (workdir / "metrics.jsonl").read_text().splitlines()
   found = {
