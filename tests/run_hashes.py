@@ -1,10 +1,10 @@
-"""Hashes what small runs of every kind leave, to show that a change of the code changed nothing.
+"""Hashes what small runs of every kind leave: after a change that changes nothing, the same.
 
   python tests/run_hashes.py --output=BEFORE.json
   python tests/run_hashes.py --compare=BEFORE.json
 
-The runs differ in their method, in where the images live, and in whether they were
-interrupted. Equal hashes mean equal bits, so both files must come from the same machine, and
+The runs differ in method, in where the images live, and in whether they were
+interrupted. Both files must come from the same machine: bits differ between CPUs. They
 are no part of the repository. Exit code 1 if anything differs.
 """
 
