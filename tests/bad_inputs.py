@@ -25,7 +25,7 @@ import archives
 import pytest
 import run
 from folders import encode, folder_of, noise
-from test_results import RESULTS
+from written_runs import RESULTS
 
 # The flags of a run of seconds, in small.cfg beside the files of a row.
 SMALL = """\
@@ -1257,7 +1257,7 @@ def table() -> str:
     "",
     "What each command says of bad input, and its exit code. `FOLDER` is the folder that",
     "the command runs in, `…` any text; `small.cfg` has the flags of a small run.",
-    "`tests/test_bad_inputs.py` runs them all and compares every line; what was in the",
+    "`tests/experiments/test_bad_inputs.py` runs them all and compares every line; what was in the",
     "folder before stays as it is. Written by `tests/bad_inputs.py`.",
   ]
   for kind, rows in KINDS.items():

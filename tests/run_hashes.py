@@ -1,4 +1,4 @@
-"""Hashes what small runs of every kind leave: after a change that changes nothing, the same.
+"""Hashes what small runs of every kind leave; they stay if a change changes nothing.
 
   python tests/run_hashes.py --output=BEFORE.json
   python tests/run_hashes.py --compare=BEFORE.json

@@ -16,7 +16,7 @@ from folders import config_of, folder_of, open_folder, save
 from kills import differences
 from quick import quick_network
 from rich.console import Console
-from test_checkpoint import (
+from saved_states import (
   RESULTS,
   STATS,
   assert_same,
@@ -27,9 +27,8 @@ from test_checkpoint import (
   truncate,
   underway_of,
 )
-from test_loop import last_checkpoint, small_config
-from test_report import Page
-from test_results import write_run
+from small_runs import last_checkpoint, small_config
+from written_runs import Page, write_run
 
 from ssil_jax.data import fingerprint
 from ssil_jax.data.display import Display

@@ -68,7 +68,7 @@ def write_report(workdirs: Sequence[Path], output: Path) -> Path:
 
 def _render(runs: Sequence[Run], plots: Sequence[Plot]) -> str:
   environment = jinja2.Environment(
-    loader=jinja2.PackageLoader("ssil_jax"),
+    loader=jinja2.PackageLoader("ssil_jax.reports"),
     autoescape=True,
     undefined=jinja2.StrictUndefined,
     trim_blocks=True,

@@ -1,8 +1,7 @@
 """What the comparison prints on the terminal; the script as such: see test_report."""
 
 import compare
-from test_results import one_state, write_run
-from test_tables import SEED_ROW, SEED_RUNS, seed_run
+from written_runs import SEED_ROW, SEED_RUNS, one_state, seed_run, write_run
 
 
 def output_of(tmp_path, capsys, monkeypatch, *workdirs):

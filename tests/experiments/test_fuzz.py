@@ -37,7 +37,7 @@ from folders import encode, photo
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from test_report import Page
+from written_runs import Page
 
 from ssil_jax.config import Config, to_json
 from ssil_jax.data.images import decode, jpeg

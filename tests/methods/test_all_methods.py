@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from quick import quick_network
-from test_loop import last_checkpoint, records, run, small_config
+from small_runs import last_checkpoint, records, run, small_config
 
 from ssil_jax import metrics
 from ssil_jax.config import make_config

@@ -4,8 +4,7 @@ import io
 
 import numpy as np
 from PIL import Image
-from test_results import one_state, write_run
-from test_tables import seed_run
+from written_runs import one_state, seed_run, write_run
 
 from ssil_jax.reports import figures
 from ssil_jax.reports.aggregate import Group

@@ -1,19 +1,21 @@
 """The page and the script that compares runs."""
 
-import html.parser
 import subprocess
 import sys
 
 import pytest
 from folders import ROOT
-from test_results import RESULTS, one_state, write_run
-from test_tables import (
+from written_runs import (
   COMPARISON_ROW,
+  RESULTS,
   SEED_ROW,
   SEED_RUNS,
   STATE_ROWS,
+  Page,
+  one_state,
   results_with,
   seed_run,
+  write_run,
 )
 
 from ssil_jax.errors import UserError
@@ -21,39 +23,6 @@ from ssil_jax.reports import page as page_lib
 
 COMPARE = ROOT / "experiments" / "compare.py"
 FIGURES = ("accuracy", "errors", "confusion", "scores", "state_specific", "loss")
-
-
-class Page(html.parser.HTMLParser):
-  """What a browser would see: tags with attributes, text, rows of tables, captions."""
-
-  def __init__(self, path):
-    super().__init__()
-    self.tags, self.rows, self.captions, self.text = [], [], [], ""
-    self._open = []
-    self.feed(path.read_text(encoding="utf-8"))
-
-  def handle_starttag(self, tag, attributes):
-    self.tags.append((tag, dict(attributes)))
-    if tag not in ("meta", "img", "link", "br"):
-      self._open.append(tag)
-    if tag == "tr":
-      self.rows.append([])
-    if tag in ("td", "th"):
-      self.rows[-1].append("")
-    if tag == "figcaption":
-      self.captions.append("")
-
-  def handle_endtag(self, tag):
-    assert self._open.pop() == tag
-
-  def handle_data(self, data):
-    if "style" in self._open:
-      return
-    self.text += data
-    if {"td", "th"} & set(self._open):
-      self.rows[-1][-1] += data
-    if "figcaption" in self._open:
-      self.captions[-1] += data
 
 
 def page_of(tmp_path, *workdirs):

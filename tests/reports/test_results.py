@@ -5,84 +5,10 @@ import json
 
 import numpy as np
 import pytest
+from written_runs import RESULTS, SCHEDULE, write_run
 
 from ssil_jax.errors import DataError
 from ssil_jax.reports.results import load_run
-
-# Two states of 2 classes and 100 test images each. State 2: 100 old images, of which 30
-# go to the new classes; 100 new ones, of which 10 go to the old classes.
-RESULTS = {
-  "dataset": "digits",
-  "method": "ssil",
-  "method_title": "SS-IL",
-  "num_states": 2,
-  "num_classes": 4,
-  "memory_size": 40,
-  "seed": 7,
-  "ignored_files": 0,
-  "environment": {"device": "cpu", "num_devices": 2},
-  "states": [
-    {
-      "state": 1,
-      "num_old": 0,
-      "num_seen": 2,
-      "top1": 0.9,
-      "top5": 1.0,
-      "error_old_as_new": None,
-      "error_new_as_old": None,
-      "imbalance": None,
-      "state_specific_top1": 0.9,
-      "score_old": None,
-      "score_new": 1.5,
-      "train_seconds": 60.0,
-      "confusion": [[100]],
-    },
-    {
-      "state": 2,
-      "num_old": 2,
-      "num_seen": 4,
-      "top1": 0.626,
-      "top5": 0.96,
-      "error_old_as_new": 0.3,
-      "error_new_as_old": 0.1,
-      "imbalance": 0.2,
-      "state_specific_top1": 0.85,
-      "score_old": -0.5,
-      "score_new": 1.25,
-      "train_seconds": 5.6,
-      "confusion": [[70, 30], [10, 90]],
-    },
-  ],
-  "average": {"top1": 0.763, "top5": 0.98, "imbalance": 0.2},
-}
-SCHEDULE = [
-  {"state": 1, "sampling": "new only", "learning rate": 0.1},
-  {"state": 2, "sampling": "ratio-preserving", "learning rate": 0.05},
-]
-METRICS = [
-  {"state": 1, "phase": 1, "epoch": 1, "step": 10, "loss": 2.0},
-  {"state": 1, "phase": 1, "epoch": 2, "step": 20, "loss": 1.0},
-  {"state": 2, "phase": 1, "epoch": 1, "step": 30, "loss": 1.5},
-]
-
-
-def write_run(workdir, *, results=None, schedule=SCHEDULE, metrics=METRICS, **changes):
-  """A work directory with the files of a run; `changes` are top-level results keys."""
-  workdir.mkdir(parents=True, exist_ok=True)
-  content = {**(RESULTS if results is None else results), **changes}
-  (workdir / "results.json").write_text(json.dumps(content))
-  if schedule is not None:
-    (workdir / "schedule.json").write_text(json.dumps(schedule))
-  if metrics is not None:
-    lines = "".join(json.dumps(row) + "\n" for row in metrics)
-    (workdir / "metrics.jsonl").write_text(lines)
-  return workdir
-
-
-def one_state(**changes):
-  """Results of a run that has done one of its states."""
-  average = {"top1": 0.9, "top5": 1.0, "imbalance": None}
-  return {**RESULTS, "states": RESULTS["states"][:1], "average": average, **changes}
 
 
 def test_load_run_reads_all_three_files(tmp_path):

@@ -1,22 +1,23 @@
 """Tables and labels from results that can be checked by hand."""
 
-import copy
 import io
-import json
 
 import pytest
 from rich.console import Console
-from test_results import RESULTS, one_state, write_run
+from written_runs import (
+  COMPARISON_ROW,
+  RESULTS,
+  SEED_ROW,
+  SEED_RUNS,
+  STATE_ROWS,
+  one_state,
+  results_with,
+  seed_run,
+  write_run,
+)
 
 from ssil_jax.reports import tables
 from ssil_jax.reports.results import load_run
-
-STATE_ROWS = [
-  ["1", "2", "90.0", "100.0", "-", "-", "-", "90.0", "60.0"],
-  ["2", "4", "62.6", "96.0", "30.0", "10.0", "20.0", "85.0", "5.6"],
-  ["average", "", "76.3", "98.0", "30.0", "10.0", "20.0", "87.5", "32.8"],
-]
-COMPARISON_ROW = ["SS-IL", "76.3", "98.0", "20.0", "62.6", "30.0", "10.0", "1m 06s"]
 
 
 def table_cells(table):
@@ -24,19 +25,6 @@ def table_cells(table):
   columns = [[str(cell) for cell in column.cells] for column in table.columns]
   rows = [list(row) for row in zip(*columns, strict=True)]
   return [[str(column.header) for column in table.columns], *rows]
-
-
-def seed_run(
-  workdir, seed, *, top1=0.7, top5=0.9, imbalance=0.2, last=0.6, config=None, **changes
-):
-  """The work directory of a finished run with another seed and other measures."""
-  results = copy.deepcopy(RESULTS)
-  results["average"] = {"top1": top1, "top5": top5, "imbalance": imbalance}
-  results["states"][-1] |= {"top1": last, "imbalance": imbalance}
-  write_run(workdir, results=results, seed=seed, **changes)
-  if config is not None:
-    (workdir / "config.json").write_text(json.dumps(config))
-  return workdir
 
 
 def load_runs(tmp_path, *arguments):
@@ -120,16 +108,6 @@ def test_comparability_note(tmp_path, changes, reason):
   assert bool(note) == bool(reason)
 
 
-# top-1: 40, 42, 44, deviations -2, 0, 2 from 42, so sqrt(8 / 2) = 2.0;
-# top-5: 90, 90, 93, deviations -1, -1, 2 from 91, so sqrt(6 / 2) = 1.73;
-# imbalance: 10, 20, 30, so sqrt(200 / 2) = 10.0;
-# last: 30, 31, 35, deviations -2, -1, 3 from 32, so sqrt(14 / 2) = 2.65.
-SEED_RUNS = (
-  {"seed": 0, "top1": 0.40, "top5": 0.90, "imbalance": 0.1, "last": 0.30},
-  {"seed": 1, "top1": 0.42, "top5": 0.90, "imbalance": 0.2, "last": 0.31},
-  {"seed": 2, "top1": 0.44, "top5": 0.93, "imbalance": 0.3, "last": 0.35},
-)
-SEED_ROW = ["SS-IL", "3", "42.0 \u00b1 2.0", "91.0 \u00b1 1.7", "20.0 \u00b1 10.0"]
 SEED_ROW.append("32.0 \u00b1 2.6")
 
 
@@ -273,12 +251,6 @@ def test_seed_table_fits_a_terminal_of_80_with_each_row_on_one_line(tmp_path):
   assert lines[0].strip() == "Over seeds"
   assert " ".join(SEED_ROW) in [" ".join(line.split()) for line in lines]
   assert all(len(line) <= 80 for line in lines)
-
-
-def results_with(*states):
-  """RESULTS with more fields in its states."""
-  rows = [{**row, **more} for row, more in zip(RESULTS["states"], states, strict=True)]
-  return {**RESULTS, "states": rows}
 
 
 def test_statistics_table():

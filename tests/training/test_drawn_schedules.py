@@ -16,7 +16,7 @@ from folders import BLUE, GREEN, RED, save
 from moments import outputs_of
 from quick import quick_network
 from rich.console import Console
-from test_loop import small_config
+from small_runs import small_config
 
 from ssil_jax import memory
 from ssil_jax.config import make_config

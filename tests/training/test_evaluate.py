@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from quick import quick_network
-from test_loop import run, small_config
+from small_runs import run, small_config
 
 from ssil_jax import config, memory, metrics, resnet, selection
 from ssil_jax.methods.base import Given, SeenClasses

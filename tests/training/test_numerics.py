@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from quick import quick_network
 from rich.console import Console
-from test_loop import run, small_config
+from small_runs import run, small_config
 
 from ssil_jax.training import loop, numerics
 

@@ -16,7 +16,7 @@ from folders import folder_of, noise, save
 from kills import differences
 from quick import quick_network
 from rich.console import Console
-from test_loop import last_checkpoint, records, small_config
+from small_runs import last_checkpoint, records, small_config
 
 from ssil_jax.distributed.preemption import Interrupted
 from ssil_jax.errors import ConfigError, DivergedError, WorkdirError

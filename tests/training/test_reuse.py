@@ -8,7 +8,7 @@ import orbax.checkpoint as ocp
 import pytest
 from quick import quick_network
 from rich.console import Console
-from test_loop import last_checkpoint, records, run, small_config
+from small_runs import last_checkpoint, records, run, small_config
 
 from ssil_jax.config import make_config, to_json
 from ssil_jax.errors import ConfigError, DataError, UserError, WorkdirError
