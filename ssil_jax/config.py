@@ -1,293 +1,329 @@
-"""One frozen Config of a run: the flags, their defaults, and what can be wrong with them.
+"""The settings of a run: what each means, its default, and which values it takes.
 
-Every field of `Config` is a flag of `experiments/run.py` under the same name. Nothing
-below this file reads a flag; whatever a run depends on is a field here, and is saved in
-`WORKDIR/config.json`.
+Every field of `Config`, and every field of the active method's own settings, is a flag of
+`experiments/run.py` under the same name and an entry of `WORKDIR/config.json`. Nothing
+else of the package reads a flag.
 """
 
 import dataclasses
 import difflib
+import functools
 import math
 import numbers
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from fractions import Fraction
-from types import MappingProxyType
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from ssil_jax.errors import ConfigError
 from ssil_jax.paths import address_mistakes, real_path, run_mistakes
 
-PRECISIONS = ("float32", "bfloat16")
-MATMUL_PRECISIONS = ("default", "high", "highest")
-SELECTIONS = ("ring", "herding")
-RATES_BY_STATE = ("inverse", "constant")
-IL2M_SCORES = ("softmax", "logits")
-AUGMENTS = ("auto", "none", "crop", "crop_flip")
-RESUMES = ("auto", "never")
 SMALLEST_IMAGE = 8  # side in pixels: the network halves it three times
+LARGEST = 2**53  # of whole numbers, which JSON keeps exactly
+
+# What a run with another value of a setting does differently: each includes those before.
+CHANGES = ("nothing", "results", "later_states", "every_state")
 
 
-def _flag(
-  help_text: str,
+def setting(
+  default: Any,
+  help: str,
   *,
-  identity: bool = True,
-  training: bool = True,
-  first_state: bool = False,
-):
-  """A field with its help text.
+  changes: str = "later_states",
+  at_least: float | None = None,
+  above: float | None = None,
+  at_most: float | None = None,
+  below: float | None = None,
+  choices: tuple[str, ...] = (),
+  topic: str = "",
+) -> Any:
+  """Declares a field of `Config`, or of a method's own settings.
 
   Args:
-    help_text: shown by --help.
-    identity: whether a run with another value is another run.
-    training: whether such a run is also trained differently.
-    first_state: whether that is so in the first state already, whatever the method.
+    default: its value where none is given; None if it follows from other settings.
+    help: shown by --help.
+    changes: one of `CHANGES`. With "nothing" the setting is no part of a run's identity;
+      "results": the run is another one, and is trained alike; "later_states": it is trained
+      differently after its first state; "every_state": in all states, whatever the method.
+    at_least: smallest value.
+    above: next to the smallest value.
+    at_most: largest value.
+    below: next to the largest value.
+    choices: all values, of a text.
+    topic: its group in --help.
   """
-  metadata = {
-    "help": help_text,
-    "identity": identity,
-    "training": identity and training,
-    "first_state": first_state,
-  }
-  return dataclasses.field(metadata=metadata)
+  limits = {"at_least": at_least, "above": above, "at_most": at_most, "below": below}
+  metadata = {"help": help, "changes": changes, "topic": topic, "choices": choices}
+  return dataclasses.field(default=default, metadata={**metadata, **limits})
+
+
+_data = functools.partial(setting, topic="Data")
+_states = functools.partial(setting, topic="Incremental states and exemplars")
+_training = functools.partial(setting, topic="Training")
+_network = functools.partial(setting, topic="Network and arithmetic")
+_running = functools.partial(setting, topic="Running", changes="nothing")
+_processes = functools.partial(setting, topic="Several processes", changes="nothing")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NoSettings:
+  """The own settings of a method that has none."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
   """All settings of one class-incremental run; build it with `make_config`."""
 
-  dataset: str = _flag(
+  dataset: str = _data(
+    "digits",
     "data set: digits (embedded), image_folder, or one that experiments/prepare.py "
     "makes: imagenet, landmarks_v2/1k, landmarks_v2/10k, cifar100",
-    first_state=True,
+    changes="every_state",
   )
-  data_dir: str = _flag(
+  data_dir: str = _data(
+    "",
     "folder of the data set; image_folder reads DIR/train/CLASS/* and "
     "DIR/test/CLASS/* (or DIR/val), the others what prepare.py left there",
-    identity=False,
+    changes="nothing",
   )
-  workdir: str = _flag(
-    "where results, plots and checkpoints go (default: runs/DATASET-METHOD)",
-    identity=False,
+  method: str = _training(
+    "ssil",
+    "the method, one of those listed below, or MODULE:NAME for one of your own: a Method "
+    "in a file of the current folder or in an installed package",
+    changes="results",
   )
-  resume: str = _flag(
-    "auto: continue the run found in --workdir; never: refuse such a directory",
-    identity=False,
+  num_classes: int = _states(
+    0,
+    "use only the first classes of the class order (0: all)",
+    at_least=0,
+    changes="every_state",
   )
-  method: str = _flag("the method, one of those listed below", training=False)
-  num_classes: int = _flag(
-    "use only the first classes of the class order (0: all)", first_state=True
+  num_states: int = _states(
+    5, "number of incremental states T, the first one included", at_least=1
   )
-  num_states: int = _flag("number of incremental states T, the first one included")
-  initial_classes: int = _flag(
-    "classes of the first state; the others share the rest equally (0: equal states)"
+  initial_classes: int = _states(
+    0,
+    "classes of the first state; the others share the rest equally (0: equal states)",
+    at_least=0,
   )
-  class_order_seed: int = _flag(
+  class_order_seed: int = _states(
+    0,
     "classes are learnt in the order numpy.random.RandomState(SEED).permutation(C)",
-    first_state=True,
+    at_least=0,
+    below=2**32,
+    changes="every_state",
   )
-  memory_size: int = _flag("exemplars kept in all, |M|: floor(M / seen) of each class")
-  selection: str = _flag(
+  memory_size: int = _states(
+    10_000, "exemplars kept in all, |M|: floor(M / seen) of each class", at_least=1
+  )
+  selection: str = _states(
+    "ring",
     "which exemplars of a class are kept; ring: a random subset, herding: those whose mean "
-    "feature follows the class's best"
+    "feature follows the class's best",
+    choices=("ring", "herding"),
   )
-  batch_size_new: int = _flag(
+  batch_size_new: int = _training(
+    128,
     "new-class samples of a ratio-preserving batch, N_D; the size of any other batch",
-    first_state=True,
+    at_least=1,
+    changes="every_state",
   )
-  batch_size_memory: int = _flag(
+  batch_size_memory: int = _training(
+    None,
     "exemplars of a ratio-preserving batch, N_M (default: 16/32/64 for T = 20/10/5, "
-    "that is N_D divided by 8/4/2); der draws as many twice"
+    "that is N_D divided by 8/4/2); der draws as many twice",
+    at_least=1,
   )
-  batch_size_test: int = _flag("images of a test batch", identity=False)
-  epochs_first: int = _flag("epochs of the first state", first_state=True)
-  epochs: int = _flag("epochs of every later state (default: the method's)")
-  milestones_first: tuple[int, ...] = _flag(
+  epochs_first: int = _training(
+    100, "epochs of the first state", at_least=1, changes="every_state"
+  )
+  epochs: int = _training(
+    None, "epochs of every later state (default: the method's)", at_least=1
+  )
+  milestones_first: tuple[int, ...] = _training(
+    None,
     "epochs of the first state after which the learning rate drops (default: at 40% and "
     "80%, or the method's)",
-    first_state=True,
+    changes="every_state",
   )
-  milestones: tuple[int, ...] = _flag(
-    "the same for every later state (default: at 40% and 80%, or the method's)"
+  milestones: tuple[int, ...] = _training(
+    None, "the same for every later state (default: at 40% and 80%, or the method's)"
   )
-  learning_rate: float = _flag("learning rate at the start of state 1", first_state=True)
-  learning_rate_by_state: str = _flag(
-    "inverse: state t starts with 1/t of the learning rate; constant: with all of it"
+  learning_rate: float = _training(
+    0.1, "learning rate at the start of state 1", above=0, changes="every_state"
   )
-  learning_rate_drop: float = _flag(
-    "factor of the learning rate at every milestone", first_state=True
+  learning_rate_by_state: str = _training(
+    "inverse",
+    "inverse: state t starts with 1/t of the learning rate; constant: with all of it",
+    choices=("inverse", "constant"),
   )
-  momentum: float = _flag("Nesterov momentum", first_state=True)
-  reset_momentum: bool = _flag("start every phase of every state with zero momentum")
-  weight_decay: float = _flag(
-    "weight decay, added to the gradient of every parameter", first_state=True
+  learning_rate_drop: float = _training(
+    0.1,
+    "factor of the learning rate at every milestone",
+    above=0,
+    at_most=1,
+    changes="every_state",
   )
-  width: int = _flag("channels of ResNet-18's first stage", first_state=True)
-  precision: str = _flag(
-    "what the network computes in: float32 or bfloat16", first_state=True
+  momentum: float = _training(
+    0.9, "Nesterov momentum", at_least=0, below=1, changes="every_state"
   )
-  matmul_precision: str = _flag(
+  reset_momentum: bool = _training(
+    True, "start every phase of every state with zero momentum"
+  )
+  weight_decay: float = _training(
+    1e-4,
+    "weight decay, added to the gradient of every parameter",
+    at_least=0,
+    changes="every_state",
+  )
+  width: int = _network(
+    64, "channels of ResNet-18's first stage", at_least=1, changes="every_state"
+  )
+  precision: str = _network(
+    "float32",
+    "what the network computes in: float32 or bfloat16",
+    choices=("float32", "bfloat16"),
+    changes="every_state",
+  )
+  matmul_precision: str = _network(
+    "default",
     "how exactly products of float32 matrices, convolutions included, are computed: "
     "default is the fastest of the hardware (TF32 on GPUs, bfloat16 on TPUs), high and "
     "highest are closer to float32 (jax.default_matmul_precision)",
-    first_state=True,
+    choices=("default", "high", "highest"),
+    changes="every_state",
   )
-  image_size: int = _flag(
+  image_size: int = _network(
+    0,
     "side of the square network input in pixels (0: the data set's own; of an image "
     "folder, the median of the training images' longer sides, or 224 if that is above "
     "64). Up to 64, images stay on the device and the network starts with a 3x3 "
     "convolution; above, they are streamed and it starts with 7x7/2 and a max-pool",
-    first_state=True,
+    at_least=0,
+    changes="every_state",
   )
-  augment: str = _flag(
+  augment: str = _data(
+    "auto",
     "training images: none, crop, crop_flip, or auto (crop for digits, else crop_flip)",
-    first_state=True,
+    choices=("auto", "none", "crop", "crop_flip"),
+    changes="every_state",
   )
-  seed: int = _flag(
-    "initial weights, batches, augmentation and exemplars", first_state=True
+  seed: int = _training(
+    0,
+    "initial weights, batches, augmentation and exemplars",
+    at_least=0,
+    below=2**32,
+    changes="every_state",
   )
-  temperature: float = _flag("of softened softmaxes, where the method distils")
-  il2m_scores: str = _flag(
-    "il2m: which scores are rectified, softmax or logits", training=False
+  workdir: str = _running(
+    None, "where results, plots and checkpoints go (default: runs/DATASET-METHOD)"
   )
-  eeil_epochs: int = _flag("eeil: epochs of balanced fine-tuning")
-  bic_held_out: float = _flag(
-    "bic: share of the exemplars that is kept from training to fit the correction"
+  resume: str = _running(
+    "auto",
+    "auto: continue the run found in --workdir; never: refuse such a directory",
+    choices=("auto", "never"),
   )
-  lucir_lambda: float = _flag("lucir: base weight of the less-forget constraint")
-  lucir_margin: float = _flag("lucir: margin of the inter-class separation, in cosines")
-  lucir_negatives: int = _flag("lucir: new classes that each exemplar is held off from")
-  der_alpha: float = _flag("der: weight of the distance to the stored logits")
-  der_beta: float = _flag("der: weight of the replayed samples' cross-entropy")
-  from_workdir: str = _flag(
+  from_workdir: str = _running(
+    "",
     "work directory of another run: the states that would be trained just as there are "
     "taken from it, the first state of most methods, all of ft's for il2m",
-    identity=False,
   )
-  num_devices: int = _flag(
+  batch_size_test: int = _running(256, "images of a test batch", at_least=1)
+  num_devices: int = _running(
+    0,
     "devices to train on, in each process (0: every accelerator, or as many virtual CPU "
     "devices as there are cores and the batch sizes allow)",
-    identity=False,
+    at_least=0,
   )
-  input_processes: int = _flag(
+  input_processes: int = _running(
+    0,
     "worker processes that read and decode images (0: threads do, which is faster unless "
     "the host has very many cores)",
-    identity=False,
+    at_least=0,
   )
-  log_every: int = _flag("steps between two lines of metrics.jsonl", identity=False)
-  checkpoint_minutes: float = _flag(
+  log_every: int = _running(50, "steps between two lines of metrics.jsonl", at_least=1)
+  checkpoint_minutes: float = _running(
+    10.0,
     "minutes of training between two checkpoints (0: only after each state, and when the "
     "run is interrupted)",
-    identity=False,
+    at_least=0,
   )
-  checkpoints_kept: int = _flag("how many of the last checkpoints are kept", identity=False)
-  verify_data: bool = _flag(
+  checkpoints_kept: int = _running(
+    3, "how many of the last checkpoints are kept", at_least=1
+  )
+  verify_data: bool = _data(
+    True,
     "decode every image once before training, unless that was done already where the data "
     "were prepared or by an earlier run; without, changed contents of images go unnoticed",
-    identity=False,
+    changes="nothing",
   )
-  skip_bad_records: bool = _flag(
+  skip_bad_records: bool = _data(
+    False,
     "leave out images that cannot be decoded, and count them in results.json, instead of "
     "stopping before training",
-    identity=False,
+    changes="nothing",
   )
-  coordinator_address: str = _flag(
+  coordinator_address: str = _processes(
+    "",
     "HOST:PORT of process 0, for a run by several processes that neither SLURM nor a TPU "
     "pod tells of each other",
-    identity=False,
   )
-  num_processes: int = _flag(
+  num_processes: int = _processes(
+    0,
     "processes of the run, with --coordinator_address (0: what SLURM or a TPU pod says, "
     "else one)",
-    identity=False,
+    at_least=0,
   )
-  process_id: int = _flag(
-    "number of this process, from 0, with --coordinator_address", identity=False
+  process_id: int = _processes(
+    -1, "number of this process, from 0, with --coordinator_address", at_least=-1
   )
+  # The method's own, an instance of its `settings`; no flag.
+  method_settings: Any = NoSettings()
 
 
-# What the paper uses for every data set and method (section 6.2), or what it leaves to us.
-# A field that is absent here follows another one: see `make_config`.
+def fields_of(settings: Any) -> tuple[dataclasses.Field, ...]:
+  """Returns the fields of a settings class, or instance, that are flags."""
+  return tuple(f for f in dataclasses.fields(settings) if f.metadata)
+
+
 DEFAULTS: Mapping[str, Any] = {
-  "dataset": "digits",
-  "data_dir": "",
-  "resume": "auto",
-  "method": "ssil",
-  "num_classes": 0,
-  "num_states": 5,
-  "initial_classes": 0,
-  "class_order_seed": 0,
-  "memory_size": 10_000,
-  "selection": "ring",
-  "batch_size_new": 128,
-  "batch_size_test": 256,
-  "epochs_first": 100,
-  "learning_rate": 0.1,
-  "learning_rate_by_state": "inverse",
-  "learning_rate_drop": 0.1,
-  "momentum": 0.9,
-  "reset_momentum": True,
-  "weight_decay": 1e-4,
-  "width": 64,
-  "precision": "float32",
-  "matmul_precision": "default",
-  "image_size": 0,
-  "augment": "auto",
-  "seed": 0,
-  "temperature": 2.0,
-  "il2m_scores": "softmax",
-  "eeil_epochs": 30,
-  "bic_held_out": 0.1,
-  "lucir_lambda": 10.0,
-  "lucir_margin": 0.5,
-  "lucir_negatives": 2,
-  "der_alpha": 0.1,
-  "der_beta": 0.5,
-  "from_workdir": "",
-  "num_devices": 0,
-  "input_processes": 0,
-  "log_every": 50,
-  "checkpoint_minutes": 10.0,
-  "checkpoints_kept": 3,
-  "verify_data": True,
-  "skip_bad_records": False,
-  "coordinator_address": "",
-  "num_processes": 0,
-  "process_id": -1,
+  field.name: field.default for field in fields_of(Config) if field.default is not None
 }
 
 
+class _Method(Protocol):
+  """What `make_config` needs of a `methods.base.Method`."""
+
+  defaults: Mapping[str, Any]
+  fixed: Mapping[str, Any]
+  settings: type
+
+
 def milestones_at(epochs: int, *fractions: Fraction) -> tuple[int, ...]:
-  """Whole epochs, rounded down, at fractions of a state's training; never at its start."""
+  """Returns whole epochs, rounded down, at fractions of a state's training; never 0."""
   return tuple(dict.fromkeys(e for e in (int(epochs * f) for f in fractions) if e > 0))
 
 
 def paper_milestones(epochs: int) -> tuple[int, ...]:
-  """Epochs after which the rate drops: 40, 80 of 100; 8, 16 of 20; 10, 20 of 25."""
+  """Returns when the rate drops: after 40, 80 of 100 epochs; 8, 16 of 20; 10, 20 of 25."""
   return milestones_at(epochs, Fraction(2, 5), Fraction(4, 5))
 
 
 def paper_batch_size_memory(batch_size_new: int, num_states: int) -> int:
-  """N_M by N_D and T: N_D / 8, 4, 2 for T = 20, 10, 5 (section 6.2), between for others."""
+  """Returns N_M: N_D / 8, 4, 2 for T = 20, 10, 5 (section 6.2), between for others."""
   ratio = min(8.0, max(2.0, 0.4 * num_states))
   # In sixteenths of N_D, so that as many devices can share both parts equally.
   return max(1, round(16 / ratio) * batch_size_new // 16)
 
 
-def make_config(
-  values: Mapping[str, Any],
-  method_defaults: Mapping[str, Any],
-  method_fixed: Mapping[str, Any] = MappingProxyType({}),
-) -> Config:
+def make_config(values: Mapping[str, Any], method: _Method) -> Config:
   """Fills in what was not given and checks the whole.
 
   Args:
-    values: field name -> value, None where the default is wanted.
-    method_defaults: the hyperparameters that its paper ties to the method, `epochs` among
-      them; milestones may be a function of the epochs.
-    method_fixed: values that the method has whatever was given.
+    values: name of a setting -> value, None where the default is wanted.
+    method: the method that `values["method"]` names.
 
   Returns:
     The complete Config.
@@ -295,14 +331,13 @@ def make_config(
   Raises:
     ConfigError: with one line for every mistake that shows without looking at data.
   """
-  given = _checked({name: value for name, value in values.items() if value is not None})
-  full = {**DEFAULTS, **method_defaults, **given, **method_fixed}
-  if "epochs" not in full:
-    raise ConfigError(
-      "epochs depend on the method: give them, or `get_method(NAME).defaults` of "
-      "ssil_jax.methods as method_defaults"
-    )
-  full.setdefault("workdir", f"runs/{full['dataset']}-{full['method']}")
+  given = _checked(
+    {name: value for name, value in values.items() if value is not None}, method.settings
+  )
+  own_names = {field.name for field in fields_of(method.settings)}
+  own = method.settings(**{name: given.pop(name) for name in own_names & given.keys()})
+  full = {**DEFAULTS, **method.defaults, **given, **method.fixed}
+  full.setdefault("workdir", f"runs/{full['dataset']}-{full['method']}".replace(":", "-"))
   for name, epochs in (("milestones_first", "epochs_first"), ("milestones", "epochs")):
     milestones = full.get(name, paper_milestones)
     full[name] = milestones(full[epochs]) if callable(milestones) else milestones
@@ -310,12 +345,11 @@ def make_config(
     "batch_size_memory",
     paper_batch_size_memory(full["batch_size_new"], full["num_states"]),
   )
-  config = Config(**full)
-  validate(config)
+  config = Config(**full, method_settings=own)
+  _validate(config)
   return config
 
 
-LARGEST = 2**53  # of whole numbers, which JSON keeps exactly
 _KINDS: Mapping[Any, tuple[type | tuple[type, ...], str]] = {
   str: (str, "text"),
   int: (numbers.Integral, "a whole number"),
@@ -324,9 +358,9 @@ _KINDS: Mapping[Any, tuple[type | tuple[type, ...], str]] = {
 }
 
 
-def _checked(values: Mapping[str, Any]) -> dict[str, Any]:
-  """The values as the types of their fields; raises ConfigError for what is not one."""
-  types = {field.name: field.type for field in dataclasses.fields(Config)}
+def _checked(values: Mapping[str, Any], own: type) -> dict[str, Any]:
+  """Returns the values as the types of their fields; raises ConfigError."""
+  types = {field.name: field.type for field in (*fields_of(Config), *fields_of(own))}
   checked, mistakes = {}, []
   for name, value in values.items():
     if name not in types:
@@ -355,11 +389,12 @@ def _checked(values: Mapping[str, Any]) -> dict[str, Any]:
   return checked
 
 
-def validate(config: Config) -> None:
+def _validate(config: Config) -> None:
   """Raises ConfigError, a line for each mistake that shows in the values alone."""
   mistakes = [
-    *_number_mistakes(config),
-    *_choice_mistakes(config),
+    *_limit_mistakes(config),
+    *_limit_mistakes(config.method_settings),
+    *_image_size_mistakes(config),
     *_process_mistakes(config),
     *address_mistakes("data_dir", config.data_dir),
     *(
@@ -379,159 +414,130 @@ def validate(config: Config) -> None:
     raise ConfigError("\n".join(mistakes))
 
 
-_AT_LEAST = {
-  "num_classes": 0,
-  "num_states": 1,
-  "initial_classes": 0,
-  "class_order_seed": 0,
-  "memory_size": 1,
-  "batch_size_new": 1,
-  "batch_size_memory": 1,
-  "batch_size_test": 1,
-  "epochs_first": 1,
-  "epochs": 1,
-  "momentum": 0,
-  "weight_decay": 0,
-  "width": 1,
-  "eeil_epochs": 1,
-  "lucir_lambda": 0,
-  "lucir_margin": 0,
-  "lucir_negatives": 1,
-  "der_alpha": 0,
-  "der_beta": 0,
-  "image_size": 0,
-  "seed": 0,
-  "num_devices": 0,
-  "input_processes": 0,
-  "log_every": 1,
-  "checkpoint_minutes": 0,
-  "checkpoints_kept": 1,
-  "num_processes": 0,
-  "process_id": -1,
-}
+def _limit_mistakes(settings: Any) -> Iterator[str]:
+  for field in fields_of(settings):
+    value, limits = getattr(settings, field.name), field.metadata
+    flag = f"--{field.name}={value}"
+    if limits["choices"] and value not in limits["choices"]:
+      yield f"{flag} is unknown; choose from: {', '.join(limits['choices'])}"
+    if field.type not in (int, float) or _is_within(value, limits):
+      continue
+    low, high = (_shown(limits[name]) for name in ("above", "below"))
+    if limits["at_least"] is not None and not value >= limits["at_least"]:
+      yield f"{flag} must be {limits['at_least']} or more"
+    elif low and high:
+      yield f"{flag} must be between {low} and {high}"
+    elif low and limits["at_most"] is not None:
+      yield f"{flag} must be above {low} and at most {limits['at_most']}"
+    elif low:
+      yield f"{flag} must be above {low}"
+    elif high:
+      yield f"{flag} must be below {high}"
+    else:
+      yield f"{flag} must be {limits['at_least']} or more"
 
 
-def _number_mistakes(config: Config) -> list[str]:
-  mistakes = []
-  for name, least in _AT_LEAST.items():
-    value = getattr(config, name)
-    if not math.isfinite(value) or value < least:
-      mistakes.append(f"--{name}={value} must be {least} or more")
-  for name in ("learning_rate", "temperature"):
-    value = getattr(config, name)
-    if not math.isfinite(value) or value <= 0:
-      mistakes.append(f"--{name}={value} must be above 0")
-  if not 0 < config.learning_rate_drop <= 1:
-    mistakes.append(
-      f"--learning_rate_drop={config.learning_rate_drop} must be above 0 and at most 1"
-    )
-  if not 0 < config.bic_held_out < 1:
-    mistakes.append(f"--bic_held_out={config.bic_held_out} must be between 0 and 1")
-  if config.momentum >= 1:
-    mistakes.append(f"--momentum={config.momentum} must be below 1")
+def _is_within(value: float, limits: Mapping[str, Any]) -> bool:
+  return math.isfinite(value) and (
+    (limits["at_least"] is None or value >= limits["at_least"])
+    and (limits["above"] is None or value > limits["above"])
+    and (limits["at_most"] is None or value <= limits["at_most"])
+    and (limits["below"] is None or value < limits["below"])
+  )
+
+
+def _shown(limit: float | None) -> str:
+  if limit is None:
+    return ""
+  return "2**32" if limit == 2**32 else str(limit)
+
+
+def _image_size_mistakes(config: Config) -> Iterator[str]:
   if 0 < config.image_size < SMALLEST_IMAGE:
-    mistakes.append(
+    yield (
       f"--image_size={config.image_size} is too small: use {SMALLEST_IMAGE} or more, or 0 "
       "for the data set's own"
     )
-  for name in ("class_order_seed", "seed"):
-    if getattr(config, name) >= 2**32:
-      mistakes.append(f"--{name}={getattr(config, name)} must be below 2**32")
-  return mistakes
 
 
-def _process_mistakes(config: Config) -> list[str]:
+def _process_mistakes(config: Config) -> Iterator[str]:
   address, count, number = (
     config.coordinator_address,
     config.num_processes,
     config.process_id,
   )
   if not address:
-    return [
-      f"--{name}={value} needs --coordinator_address=HOST:PORT"
-      for name, value, unset in (("num_processes", count, 0), ("process_id", number, -1))
-      if value != unset
-    ]
-  mistakes = []
+    for name, value, unset in (("num_processes", count, 0), ("process_id", number, -1)):
+      if value != unset:
+        yield f"--{name}={value} needs --coordinator_address=HOST:PORT"
+    return
   host, _, port = address.rpartition(":")
   if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
-    mistakes.append(
-      f"--coordinator_address={address} must be HOST:PORT, with a port from 1 to 65535"
-    )
+    yield f"--coordinator_address={address} must be HOST:PORT, with a port from 1 to 65535"
   if count < 1:
-    mistakes.append(f"--num_processes={count} must be 1 or more: how many there are")
+    yield f"--num_processes={count} must be 1 or more: how many there are"
   elif not 0 <= number < count:
-    mistakes.append(
+    yield (
       f"--process_id={number} must be from 0 to {count - 1} with --num_processes={count}, "
       "another one for each process"
     )
-  return mistakes
 
 
-def _choice_mistakes(config: Config) -> list[str]:
-  choices = {
-    "precision": PRECISIONS,
-    "matmul_precision": MATMUL_PRECISIONS,
-    "selection": SELECTIONS,
-    "learning_rate_by_state": RATES_BY_STATE,
-    "il2m_scores": IL2M_SCORES,
-    "augment": AUGMENTS,
-    "resume": RESUMES,
-  }
-  return [
-    f"--{name}={getattr(config, name)} is unknown; choose from: {', '.join(known)}"
-    for name, known in choices.items()
-    if getattr(config, name) not in known
-  ]
-
-
-def _milestone_mistakes(config: Config, name: str, epochs_name: str) -> list[str]:
+def _milestone_mistakes(config: Config, name: str, epochs_name: str) -> Iterator[str]:
   milestones, epochs = getattr(config, name), getattr(config, epochs_name)
   rising = all(a < b for a, b in zip(milestones, milestones[1:], strict=False))
-  if rising and all(0 < m < epochs for m in milestones):
-    return []
-  shown = ",".join(map(str, milestones))
-  return [f"--{name}={shown} must rise and lie between 0 and --{epochs_name}={epochs}"]
+  if not rising or not all(0 < m < epochs for m in milestones):
+    shown = ",".join(map(str, milestones))
+    yield f"--{name}={shown} must rise and lie between 0 and --{epochs_name}={epochs}"
 
 
 def to_json(config: Config) -> dict[str, Any]:
-  """The Config as JSON types, for `WORKDIR/config.json`."""
+  """Returns all settings, the method's own among them, as JSON types, in one level."""
+  values = {field.name: getattr(config, field.name) for field in fields_of(config)}
+  values |= dataclasses.asdict(config.method_settings)
   return {
     name: list(value) if isinstance(value, tuple) else value
-    for name, value in dataclasses.asdict(config).items()
+    for name, value in values.items()
   }
 
 
 def identity(config: Config) -> dict[str, Any]:
-  """Flag -> value, of those with which another value is another run; JSON types."""
+  """Returns flag -> value, of those with which another value is another run; JSON types."""
   now = to_json(config)
-  return {
-    f"--{field.name}": now[field.name]
-    for field in dataclasses.fields(Config)
-    if field.metadata["identity"]
-  }
+  return {f"--{name}": now[name] for name in _names(config, "results")}
 
 
 def differences(
-  config: Config, saved: Mapping[str, Any], *, aspect: str = "identity"
+  config: Config, saved: Mapping[str, Any], *, changes: str = "results"
 ) -> list[str]:
-  """What in a saved config.json makes it another run: one line per differing field.
+  """Returns what in a saved config.json makes it another run: a line a setting.
 
   Args:
     config: of this run.
-    saved: contents of the other's config.json; a field that is not there, because the
+    saved: contents of the other's config.json; a setting that is not there, because the
       version that wrote it had none, counts as its default.
-    aspect: "identity", "training" or "first_state": which fields matter, see `_flag`.
+    changes: one of `CHANGES`, "results" or later: which settings matter.
   """
   now = to_json(config)
-  there = {**DEFAULTS, **saved}
+  own = {f.name: f.default for f in fields_of(config.method_settings)}
+  there = {**DEFAULTS, **own, **saved}
   return [
-    f"--{field.name}: {there.get(field.name)!r:.100} there, {now[field.name]!r} now"
-    for field in dataclasses.fields(Config)
-    if field.metadata[aspect] and there.get(field.name) != now[field.name]
+    f"--{name}: {there.get(name)!r:.100} there, {now[name]!r} now"
+    for name in _names(config, changes)
+    if there.get(name) != now[name]
+  ]
+
+
+def _names(config: Config, changes: str) -> list[str]:
+  """The settings with which another value changes at least that."""
+  least = CHANGES.index(changes)
+  return [
+    field.name
+    for field in (*fields_of(config), *fields_of(config.method_settings))
+    if CHANGES.index(field.metadata["changes"]) >= least
   ]
 
 
 def workdir_path(config: Config) -> pathlib.Path:
-  """The work directory as an absolute path (orbax takes no relative ones)."""
+  """Returns the work directory as an absolute path (orbax takes no relative ones)."""
   return real_path(config.workdir)

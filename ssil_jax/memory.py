@@ -4,6 +4,7 @@ Each class keeps a ranked list of records, of which only the first `floor(M / se
 A memory that shrinks therefore keeps a subset of what it held: the buffers are nested.
 """
 
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -20,17 +21,17 @@ class Memory(NamedTuple):
 
 
 def empty() -> Memory:
-  """The memory before the first state."""
+  """Returns the memory before the first state."""
   return Memory(np.zeros(0, np.int64), np.zeros(0, np.int32), np.zeros(0, np.int32))
 
 
 def quota(memory_size: int, num_seen: int) -> int:
-  """Exemplars of each class, floor(|M| / classes seen) (paper, section 3)."""
+  """Returns the exemplars of each class, floor(|M| / classes seen) (paper, section 3)."""
   return memory_size // num_seen
 
 
 def random_order(num_records: int, *, seed: int, state: int) -> np.ndarray:
-  """The priority of each of a state's new records, for `update`.
+  """Draws the priority of each of a state's new records, for `update`.
 
   Args:
     num_records: n.
@@ -79,7 +80,7 @@ def update(
 
 
 def rank(labels: np.ndarray, priority: np.ndarray) -> np.ndarray:
-  """int32 [n]: the place of each record within its class, by rising priority, from 0."""
+  """Returns each record's place in its class by rising priority, from 0; int32 [n]."""
   order = np.lexsort((priority, labels))
   starts = np.flatnonzero(np.diff(labels[order], prepend=-1))
   lengths = np.diff(starts, append=len(labels))
@@ -89,7 +90,7 @@ def rank(labels: np.ndarray, priority: np.ndarray) -> np.ndarray:
 
 
 def herding_order(features: np.ndarray, count: int) -> np.ndarray:
-  """Which records of a class follow its mean best, iCaRL's algorithm 4.
+  """Chooses the records of a class that follow its mean best, iCaRL's algorithm 4.
 
   The k-th is the one with which the mean of the k chosen comes closest to the mean of all.
 
@@ -119,22 +120,48 @@ def herding_order(features: np.ndarray, count: int) -> np.ndarray:
 
 
 def herding_priority(
-  features: np.ndarray, labels: np.ndarray, otherwise: np.ndarray, *, count: int
+  labels: np.ndarray,
+  random: np.ndarray,
+  features: Callable[[], np.ndarray],
+  *,
+  count: int,
 ) -> np.ndarray:
-  """The priority of records by herding within each class, for `update`.
+  """Returns the priority by herding within each class (iCaRL, algorithm 4).
 
   Args:
-    features: float [n, d], of length 1.
     labels: int [n].
-    otherwise: [n], the priority of those that herding does not reach, 0 or more.
+    random: float64 [n], the priority of those that herding does not reach, 0 or more.
+    features: returns float [n, d], of length 1.
     count: records to choose of each class.
 
   Returns:
     float64 [n].
   """
-  priority = np.array(otherwise, np.float64)
+  all_features = features()
+  priority = np.array(random, np.float64)
   for label in np.unique(labels):
     places = np.flatnonzero(labels == label)
-    chosen = places[herding_order(features[places], count)]
+    chosen = places[herding_order(all_features[places], count)]
     priority[chosen] = np.arange(-len(chosen), 0)
   return priority
+
+
+def ring_priority(
+  labels: np.ndarray,
+  random: np.ndarray,
+  features: Callable[[], np.ndarray],
+  *,
+  count: int,
+) -> np.ndarray:
+  """Returns the priority that keeps a random subset of every class (section 6.1)."""
+  del labels, features, count
+  return random
+
+
+# By the name that --selection takes. Each is (labels int [n] of the new records, random
+# float64 [n], features: -> float [n, d] of length 1, count of each class that is kept) ->
+# priority [n] for `update`.
+SELECTIONS: Mapping[str, Callable[..., np.ndarray]] = {
+  "ring": ring_priority,
+  "herding": herding_priority,
+}

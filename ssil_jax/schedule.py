@@ -12,11 +12,14 @@ import numpy as np
 
 from ssil_jax.config import Config
 from ssil_jax.errors import ConfigError
-from ssil_jax.sampling import Sampling
+from ssil_jax.sampling import Pool, Sampling
 
 
 class Phase(NamedTuple):
-  """A stretch of training with one way to draw batches and one learning-rate schedule."""
+  """A stretch of training with one way to draw batches and one learning-rate schedule.
+
+  A method declares the first fields; the others are `counted` once the data are known.
+  """
 
   sampling: Sampling
   epochs: int
@@ -26,10 +29,51 @@ class Phase(NamedTuple):
   # The network as it is when the phase starts becomes the teacher, and the exemplar
   # selection ranks the new records by it.
   new_teacher: bool = False
+  number: int = 0  # in its state, from 0
+  num_new: int = 0  # images of the new classes that it trains on
+  num_replayed: int = 0  # of the old classes
+  epoch_size: int = 0  # training images that an epoch goes through
+  group_sizes: tuple[int, ...] = ()  # samples of each kind in a batch
+  steps_per_epoch: int = 0
+
+  @property
+  def batch_size(self) -> int:
+    return sum(self.group_sizes)
+
+  @property
+  def num_steps(self) -> int:
+    return self.epochs * self.steps_per_epoch
+
+  @property
+  def num_images(self) -> int:
+    """Images that all steps see, repetitions counted."""
+    return self.num_steps * self.batch_size
 
   def learning_rate_at(self, epoch: int) -> float:
-    """The learning rate of an epoch, counted from 0."""
+    """Returns the learning rate of an epoch, counted from 0."""
     return self.learning_rate * self.drop ** sum(epoch >= m for m in self.milestones)
+
+  def counted(
+    self, number: int, pool: Pool, batch_size_new: int, batch_size_memory: int
+  ) -> "Phase":
+    """Returns the phase with its number in its state, and its images and steps counted.
+
+    Args:
+      number: from 0.
+      pool: of its state, whose new records are `arange(len(pool.new))`, and no others are
+        smaller.
+      batch_size_new: N_D.
+      batch_size_memory: N_M.
+    """
+    is_new = self.sampling.records(pool) < len(pool.new)
+    return self._replace(
+      number=number,
+      num_new=int(np.count_nonzero(is_new)),
+      num_replayed=int(np.count_nonzero(~is_new)),
+      epoch_size=len(self.sampling.epoch_records(pool)),
+      group_sizes=self.sampling.group_sizes(pool, batch_size_new, batch_size_memory),
+      steps_per_epoch=self.sampling.steps_per_epoch(pool, batch_size_new),
+    )
 
 
 class IncrementalState(NamedTuple):
@@ -42,7 +86,7 @@ class IncrementalState(NamedTuple):
 
 
 def class_order(num_available: int, *, num_classes: int, seed: int) -> np.ndarray:
-  """The order in which classes are learnt.
+  """Draws the order in which classes are learnt.
 
   Args:
     num_available: classes of the data set.
@@ -66,7 +110,7 @@ def class_order(num_available: int, *, num_classes: int, seed: int) -> np.ndarra
 def class_boundaries(
   num_classes: int, *, num_states: int, initial_classes: int
 ) -> tuple[int, ...]:
-  """The classes seen before state 1, after state 1, ..., after state T.
+  """Returns the classes seen before state 1, after state 1, ..., after state T.
 
   Raises:
     ConfigError: the classes cannot be dealt out equally.
@@ -118,6 +162,6 @@ def schedule(
 
 
 def state_of_class(states: tuple[IncrementalState, ...]) -> np.ndarray:
-  """int32 [num_classes]: the position (from 0) of the state that introduced each class."""
+  """Returns which state (from 0) introduced each class, int32 [num_classes]."""
   sizes = [state.num_seen - state.num_old for state in states]
   return np.repeat(np.arange(len(states), dtype=np.int32), sizes)

@@ -48,23 +48,23 @@ def softened_divergence(scores, teacher, classes, temperature):
   return total
 
 
-def taught_groups(groups, num_taught):
+def taught_groups(groups, num_teacher_classes):
   """The groups of which the teacher knows the classes: all or none of each."""
-  return [group for group in groups if max(group) < num_taught]
+  return [group for group in groups if max(group) < num_teacher_classes]
 
 
-def task_wise_cross_entropy(scores, teacher, groups, num_taught, temperature):
+def task_wise_cross_entropy(scores, teacher, groups, num_teacher_classes, temperature):
   """LwF, equations 2 and 3; EEIL, equation 3: a softmax for each state apart."""
   total = 0.0
-  for group in taught_groups(groups, num_taught):
+  for group in taught_groups(groups, num_teacher_classes):
     total += softened_cross_entropy(scores, teacher, group, temperature)
   return total
 
 
-def task_wise_distillation(scores, teacher, groups, num_taught, temperature):
+def task_wise_distillation(scores, teacher, groups, num_teacher_classes, temperature):
   """TKD: T^2 sum_s KL(q || p)."""
   total = 0.0
-  for group in taught_groups(groups, num_taught):
+  for group in taught_groups(groups, num_teacher_classes):
     total += temperature**2 * softened_divergence(scores, teacher, group, temperature)
   return total
 
@@ -81,43 +81,43 @@ def separated_softmax(scores, label, num_old, num_seen):
   return cross_entropy(scores, label, range(num_old, num_seen))
 
 
-# Each method's loss: (scores, teacher, label, num_old, num_seen, num_taught, groups,
+# Each method's loss: (scores, teacher, label, num_old, num_seen, num_teacher_classes, groups,
 # temperature) -> a number.
 
 
-def _ssil(scores, teacher, label, num_old, num_seen, num_taught, groups, temperature):
+def _ssil(scores, teacher, label, num_old, num_seen, num_teacher_classes, groups, temperature):
   return separated_softmax(scores, label, num_old, num_seen)
 
 
-def _ft(scores, teacher, label, num_old, num_seen, num_taught, groups, temperature):
+def _ft(scores, teacher, label, num_old, num_seen, num_teacher_classes, groups, temperature):
   return softmax(scores, label, num_seen)
 
 
-def _ssil_tkd(scores, teacher, label, num_old, num_seen, num_taught, groups, temperature):
-  distilled = task_wise_distillation(scores, teacher, groups, num_taught, temperature)
+def _ssil_tkd(scores, teacher, label, num_old, num_seen, num_teacher_classes, groups, temperature):
+  distilled = task_wise_distillation(scores, teacher, groups, num_teacher_classes, temperature)
   return separated_softmax(scores, label, num_old, num_seen) + distilled
 
 
-def _icarl(scores, teacher, label, num_old, num_seen, num_taught, groups, temperature):
-  distilled = task_wise_distillation(scores, teacher, groups, num_taught, temperature)
+def _icarl(scores, teacher, label, num_old, num_seen, num_teacher_classes, groups, temperature):
+  distilled = task_wise_distillation(scores, teacher, groups, num_teacher_classes, temperature)
   return softmax(scores, label, num_seen) + distilled
 
 
-def _lwf(scores, teacher, label, num_old, num_seen, num_taught, groups, temperature):
+def _lwf(scores, teacher, label, num_old, num_seen, num_teacher_classes, groups, temperature):
   """L_new + L_old, of a sample of a new class."""
   new = cross_entropy(scores, label, range(num_old, num_seen))
-  old = task_wise_cross_entropy(scores, teacher, groups, num_taught, temperature)
+  old = task_wise_cross_entropy(scores, teacher, groups, num_teacher_classes, temperature)
   return new + old
 
 
-def _eeil(scores, teacher, label, num_old, num_seen, num_taught, groups, temperature):
-  distilled = task_wise_cross_entropy(scores, teacher, groups, num_taught, temperature)
+def _eeil(scores, teacher, label, num_old, num_seen, num_teacher_classes, groups, temperature):
+  distilled = task_wise_cross_entropy(scores, teacher, groups, num_teacher_classes, temperature)
   return softmax(scores, label, num_seen) + distilled
 
 
-def _wa(scores, teacher, label, num_old, num_seen, num_taught, groups, temperature):
+def _wa(scores, teacher, label, num_old, num_seen, num_teacher_classes, groups, temperature):
   """(1 - lambda) L_CE + lambda L_KD, lambda = old / seen classes; BiC with its teacher."""
-  if num_taught == 0:
+  if num_teacher_classes == 0:
     return softmax(scores, label, num_seen)
   share = num_old / num_seen
   distilled = softened_cross_entropy(scores, teacher, range(num_old), temperature)

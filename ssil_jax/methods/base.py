@@ -1,10 +1,11 @@
-"""What a class-incremental method is: a NamedTuple of pure functions.
+"""What a method of class-incremental learning is: a NamedTuple of pure functions.
 
 The loop, the loader and the evaluator know this contract and no method's name. Functions
-of a batch run on the devices, functions of a `Moment` on the host between two phases of
-training; all take the run's `Config` last.
+of a batch run on the devices, functions of a `FinishedState` on the host after a state's
+training; all take the run's `Config` last, whose `method_settings` are the method's own.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
@@ -13,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ssil_jax.config import Config
+from ssil_jax.config import Config, NoSettings, setting
 from ssil_jax.memory import Memory
 from ssil_jax.resnet import Outputs, unit
 from ssil_jax.sampling import Pool, Sampling
@@ -25,10 +26,11 @@ class SeenClasses(NamedTuple):
 
   num_old: jax.Array
   num_seen: jax.Array
-  num_taught: jax.Array  # the teacher knows the classes [0, num_taught); 0 for no teacher
+  # The teacher knows the classes [0, num_teacher_classes); 0 for no teacher.
+  num_teacher_classes: jax.Array
 
 
-class Given(NamedTuple):
+class PhaseContext(NamedTuple):
   """What a phase starts with and does not change."""
 
   classes: SeenClasses
@@ -38,34 +40,39 @@ class Given(NamedTuple):
 
 
 class Examples(NamedTuple):
-  """A device's share of a training batch, and what the networks say of it."""
+  """A device's share of a training batch, and the networks' outputs for it."""
 
   labels: jax.Array  # int32 [B]
   positions: jax.Array  # int32 [B], places in the global batch
   records: jax.Array  # int32 [B], of the training split
   outputs: Outputs  # of the network in training
   teacher: Outputs | None  # zeros while there is no old class
-  given: Given
+  context: PhaseContext
   class_counts: jax.Array  # float32 [C], samples of each class in the global batch
   state_of_class: np.ndarray  # int32 [C], which state (from 0) introduced each class
 
 
-# (Outputs, labels int32 [B], Given, Config) -> pytree of [B, ...], one entry an image.
-Measure = Callable[[Outputs, jax.Array, Given, Config], Any]
+# (Outputs, labels int32 [B], PhaseContext, Config) -> pytree of [B, ...], one an image.
+OutputFn = Callable[[Outputs, jax.Array, PhaseContext, Config], Any]
 
 
-class Survey(Protocol):
-  """Looks at images, not augmented, with the network and what it was given."""
+class Extract(Protocol):
+  """Runs the network on images that are not augmented."""
 
-  def __call__(self, records: np.ndarray, measure: Measure, *, test: bool = False) -> Any:
-    """The measure of each record (at least one) of the training or the test split.
+  def __call__(
+    self, records: np.ndarray, output_fn: OutputFn, *, test: bool = False
+  ) -> Any:
+    """Returns `output_fn` of each record, host arrays [n, ...].
 
-    Returns host arrays [n, ...].
+    Args:
+      records: int64 [n], at least one, of the training or the test split.
+      output_fn: what to keep of the network's outputs.
+      test: which split.
     """
 
 
-class Moment(NamedTuple):
-  """A state at its end; host arrays."""
+class FinishedState(NamedTuple):
+  """An incremental state after its training; host arrays."""
 
   num_first: int  # classes of the first state
   num_old: int
@@ -75,7 +82,7 @@ class Moment(NamedTuple):
   test_labels: np.ndarray  # int32
   memory: Memory  # the exemplars that are kept from now on
   stats: Any  # as the state before left them
-  survey: Survey
+  extract: Extract
 
 
 class Sizes(NamedTuple):
@@ -87,32 +94,67 @@ class Sizes(NamedTuple):
   memory_size: int
 
 
-def mask_unseen(outputs: Outputs, given: Given, config: Config) -> jax.Array:
-  """float32 [B, C]: the logits, -inf for classes not seen yet. Equation (1)."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Distillation:
+  """The own settings of a method that distils."""
+
+  temperature: float = setting(
+    2.0, "of softened softmaxes, where the method distils", above=0
+  )
+
+
+def mask_unseen(outputs: Outputs, context: PhaseContext, config: Config) -> jax.Array:
+  """Returns the logits, float32 [B, C], -inf for classes not seen yet. Equation (1)."""
   del config
-  seen = jnp.arange(outputs.logits.shape[-1])[None, :] < given.classes.num_seen
+  seen = jnp.arange(outputs.logits.shape[-1])[None, :] < context.classes.num_seen
   return jnp.where(seen, outputs.logits, -jnp.inf)
 
 
 def normalized_features(
-  outputs: Outputs, labels: jax.Array, given: Given, config: Config
+  outputs: Outputs, labels: jax.Array, context: PhaseContext, config: Config
 ) -> jax.Array:
-  """float32 [B, d], of length 1: a `Measure`."""
-  del labels, given, config
+  """Returns features of length 1, float32 [B, d]: an `OutputFn`."""
+  del labels, context, config
   return unit(outputs.features, axis=-1)
+
+
+def all_logits(
+  outputs: Outputs, labels: jax.Array, context: PhaseContext, config: Config
+) -> jax.Array:
+  """Returns the logits of all classes, float32 [B, C]: an `OutputFn`."""
+  del labels, context, config
+  return outputs.logits
 
 
 def distil(
   distance: Callable[..., jax.Array], examples: Examples, config: Config
 ) -> jax.Array:
-  """float32 [B]: a task-wise distance of `losses` between teacher and network."""
+  """Returns a task-wise distance of `losses` between teacher and network, float32 [B]."""
   return distance(
     examples.outputs.logits,
     examples.teacher.logits,
     examples.state_of_class,
-    examples.given.classes.num_taught,
-    temperature=config.temperature,
+    examples.context.classes.num_teacher_classes,
+    temperature=config.method_settings.temperature,
   )
+
+
+Loss = Callable[[Examples, Config], jax.Array]
+
+
+def softmax_in_first_state(loss: Loss) -> Loss:
+  """Marks a loss that equals the plain softmax cross-entropy while no class is old.
+
+  Methods with such a loss may take their first state from each other (`--from_workdir`).
+  The mark belongs to the function: a method with another loss does not inherit it.
+  """
+  loss.softmax_in_first_state = True
+  return loss
+
+
+def _keep(params: Any, before: Any, context: PhaseContext) -> Any:
+  del before, context
+  return params
 
 
 class Method(NamedTuple):
@@ -122,43 +164,63 @@ class Method(NamedTuple):
     title: its name in tables and figures.
     phases: (config, t) -> how state t, counted from 1, is trained.
     loss: (examples, config) -> float32 [B]; training minimizes the mean over the batch.
-    defaults: Config field -> the value that its paper gives it.
-    fixed: Config field -> the value that it has in this method whatever the flags say.
-    settings: Config fields that not every method reads, but this one does.
-    predict: (outputs, given, config) -> float32 [B, C], whose largest entry is the
+    settings: frozen dataclass of its own settings, each declared by `config.setting`.
+    defaults: name of a shared setting -> the value that its paper gives it.
+    fixed: name of a shared setting -> the value it has in this method whatever is given.
+    predict: (outputs, context, config) -> float32 [B, C], whose largest entry is the
       prediction; -inf for classes not seen yet.
     has_teacher: whether the loss compares with the network as it was.
     cosine_head: whether the network ends in cosines (see `ResNet18`).
-    project: (params, params before the step, given) -> params, after every step.
+    project: (params, params before the step, context) -> params, after every step.
     align: (params, num_old, num_seen) -> params, host arrays, at the end of a state.
     init_stats: Sizes -> the statistics before the first state, host arrays.
-    stats: (moment, config) -> the statistics from this state on; shapes must stay.
-    describe: (moment, with the new statistics, config) -> numbers for results.json; null
+    stats: (state, config) -> the statistics from this state on; shapes must stay.
+    describe: (state, with the new statistics, config) -> numbers for results.json; null
       there if not finite, or beyond 1e30.
-    trains_as: the method whose training, in every state, is also this one's.
-    plain_first_state: whether the first state is one phase of plain softmax training.
+    trains_as: the method, by its `--method`, with which it shares all of training.
   """
 
   title: str
   phases: Callable[[Config, int], tuple[Phase, ...]]
-  loss: Callable[[Examples, Config], jax.Array]
+  loss: Loss
+  settings: type = NoSettings
   defaults: Mapping[str, Any] = MappingProxyType({})
   fixed: Mapping[str, Any] = MappingProxyType({})
-  settings: tuple[str, ...] = ()
-  predict: Callable[[Outputs, Given, Config], jax.Array] = mask_unseen
+  predict: Callable[[Outputs, PhaseContext, Config], jax.Array] = mask_unseen
   has_teacher: bool = False
   cosine_head: bool = False
-  project: Callable[[Any, Any, Given], Any] = lambda params, before, given: params
+  project: Callable[[Any, Any, PhaseContext], Any] = _keep
   align: Callable[[Any, int, int], Any] | None = None
   init_stats: Callable[[Sizes], Any] = lambda sizes: {}
-  stats: Callable[[Moment, Config], Any] = lambda moment, config: moment.stats
-  describe: Callable[[Moment, Config], dict[str, float]] = lambda moment, config: {}
+  stats: Callable[[FinishedState, Config], Any] = lambda state, config: state.stats
+  describe: Callable[[FinishedState, Config], dict[str, float]] = lambda state, config: {}
   trains_as: str | None = None
-  plain_first_state: bool = True
+
+  @property
+  def training(self) -> tuple:
+    """All that the parameters depend on, but for settings and data."""
+    return (
+      self.phases,
+      self.loss,
+      self.has_teacher,
+      self.cosine_head,
+      self.project,
+      self.align,
+    )
+
+  @property
+  def steps_like_softmax_first(self) -> bool:
+    """Whether the steps of its first state are those of plain softmax training."""
+    return (
+      getattr(self.loss, "softmax_in_first_state", False)
+      and not self.cosine_head
+      and self.project is _keep
+      and self.align is None
+    )
 
 
 def one_phase(config: Config, t: int, sampling: Sampling) -> tuple[Phase, ...]:
-  """A state in one phase: it starts at learning_rate / t in the paper (section 6.2)."""
+  """Returns a state in one phase, which starts at learning_rate / t (section 6.2)."""
   first = t == 1
   return (
     Phase(
@@ -172,6 +234,6 @@ def one_phase(config: Config, t: int, sampling: Sampling) -> tuple[Phase, ...]:
 
 
 def state_learning_rate(config: Config, t: int) -> float:
-  """The learning rate at the start of state t."""
+  """Returns the learning rate at the start of state t."""
   divisor = {"inverse": t, "constant": 1}[config.learning_rate_by_state]
   return config.learning_rate / divisor

@@ -21,17 +21,38 @@ and so are some where all old classes were smaller than their share of the memor
 `--selection=herding`, so are most others, in the state that brings them.
 """
 
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 import scipy.optimize
 import scipy.special
 
-from ssil_jax.methods.base import Method, one_phase
+from ssil_jax.config import setting
+from ssil_jax.methods.base import (
+  Distillation,
+  Method,
+  all_logits,
+  one_phase,
+  softmax_in_first_state,
+)
 from ssil_jax.methods.wa import LARGE_SCALE, weighted_distillation
 from ssil_jax.resnet import Outputs
 from ssil_jax.sampling import held_out, without_held_out
 
 _OFFSET_PENALTY = 0.1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(Distillation):
+  """BiC's own."""
+
+  bic_held_out: float = setting(
+    0.1,
+    "share of the exemplars that is kept from training to fit the correction",
+    above=0,
+    below=1,
+  )
 
 
 def correct(logits, stats):
@@ -77,25 +98,21 @@ def fit_correction(logits, labels, num_old):
   return tuple(found.x)
 
 
+@softmax_in_first_state
 def _loss(examples, config):
-  teacher_logits = correct(examples.teacher.logits, examples.given.stats)
+  teacher_logits = correct(examples.teacher.logits, examples.context.stats)
   return weighted_distillation(examples, teacher_logits, config)
 
 
-def _logits(outputs, labels, given, config):
-  del labels, given, config
-  return outputs.logits
-
-
-def _stats(moment, config):
-  stats = _init_stats(len(moment.stats["alpha"]))
-  records = held_out(moment.pool, config.bic_held_out)
+def _stats(state, config):
+  stats = _init_stats(len(state.stats["alpha"]))
+  records = held_out(state.pool, config.method_settings.bic_held_out)
   if not len(records):
     return stats
-  logits = moment.survey(records, _logits)[:, : moment.num_seen]
-  alpha, beta = fit_correction(logits, moment.labels[records], moment.num_old)
-  stats["alpha"][moment.num_old : moment.num_seen] = alpha
-  stats["beta"][moment.num_old : moment.num_seen] = beta
+  logits = state.extract(records, all_logits)[:, : state.num_seen]
+  alpha, beta = fit_correction(logits, state.labels[records], state.num_old)
+  stats["alpha"][state.num_old : state.num_seen] = alpha
+  stats["beta"][state.num_old : state.num_seen] = beta
   return stats
 
 
@@ -106,24 +123,29 @@ def _init_stats(num_classes):
   }
 
 
-def _predict(outputs: Outputs, given, config):
+def _predict(outputs: Outputs, context, config):
   del config
-  seen = jnp.arange(outputs.logits.shape[-1])[None, :] < given.classes.num_seen
-  return jnp.where(seen, correct(outputs.logits, given.stats), -jnp.inf)
+  seen = jnp.arange(outputs.logits.shape[-1])[None, :] < context.classes.num_seen
+  return jnp.where(seen, correct(outputs.logits, context.stats), -jnp.inf)
+
+
+def _phases(config, t):
+  sampling = without_held_out(config.method_settings.bic_held_out)
+  return one_phase(config, t, sampling)
 
 
 BIC = Method(
   title="BiC",
-  phases=lambda config, t: one_phase(config, t, without_held_out(config.bic_held_out)),
+  phases=_phases,
   loss=_loss,
   defaults=LARGE_SCALE,
-  settings=("temperature", "bic_held_out"),
+  settings=Settings,
   predict=_predict,
   has_teacher=True,
   init_stats=lambda sizes: _init_stats(sizes.num_classes),
   stats=_stats,
-  describe=lambda moment, config: {
-    "alpha": float(moment.stats["alpha"][moment.num_seen - 1]),
-    "beta": float(moment.stats["beta"][moment.num_seen - 1]),
+  describe=lambda state, config: {
+    "alpha": float(state.stats["alpha"][state.num_seen - 1]),
+    "beta": float(state.stats["beta"][state.num_seen - 1]),
   },
 )

@@ -17,12 +17,25 @@ The stored logits, |M| times all classes in float32, are on every device: 80 MB 
 ImageNet with |M| = 20,000, 1.2 GB for 10,000 classes with 30,000.
 """
 
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 
-from ssil_jax.methods.base import Method, one_phase
+from ssil_jax.config import setting
+from ssil_jax.methods.base import Method, all_logits, one_phase, softmax_in_first_state
 from ssil_jax.methods.ft import softmax_loss
 from ssil_jax.sampling import RATIO_PRESERVING_TWICE
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+  """DER++'s own."""
+
+  der_alpha: float = setting(0.1, "weight of the distance to the stored logits", at_least=0)
+  der_beta: float = setting(
+    0.5, "weight of the replayed samples' cross-entropy", at_least=0
+  )
 
 
 def squared_distance(logits, stored, labels, state_of_class):
@@ -40,8 +53,10 @@ def squared_distance(logits, stored, labels, state_of_class):
   return jnp.sum(squares, axis=-1, where=known) / jnp.sum(known, axis=-1)
 
 
+@softmax_in_first_state
 def _loss(examples, config):
-  stats, positions = examples.given.stats, examples.positions
+  own = config.method_settings
+  stats, positions = examples.context.stats, examples.positions
   stored = stats["logits"][stats["row"][examples.records]]
   distance = squared_distance(
     examples.outputs.logits, stored, examples.labels, examples.state_of_class
@@ -54,27 +69,21 @@ def _loss(examples, config):
   return num_samples * jnp.where(
     is_new,
     entropy / num_new,
-    jnp.where(is_first_draw, config.der_alpha * distance, config.der_beta * entropy)
-    / num_drawn,
+    jnp.where(is_first_draw, own.der_alpha * distance, own.der_beta * entropy) / num_drawn,
   )
 
 
-def _logits(outputs, labels, given, config):
-  del labels, given, config
-  return outputs.logits
-
-
-def _store(moment, config):
+def _store(state, config):
   """The logits of the exemplars: the old ones' as they were stored, the new ones' now."""
   del config
-  records, labels = moment.memory.records, moment.memory.labels
-  is_new = labels >= moment.num_old
-  row, logits = np.zeros_like(moment.stats["row"]), np.zeros_like(moment.stats["logits"])
+  records, labels = state.memory.records, state.memory.labels
+  is_new = labels >= state.num_old
+  row, stored = np.zeros_like(state.stats["row"]), np.zeros_like(state.stats["logits"])
   row[records] = np.arange(len(records))
-  kept = moment.stats["row"][records[~is_new]]
-  logits[row[records[~is_new]]] = moment.stats["logits"][kept]
-  logits[row[records[is_new]]] = moment.survey(records[is_new], _logits)
-  return {"row": row, "logits": logits}
+  kept = state.stats["row"][records[~is_new]]
+  stored[row[records[~is_new]]] = state.stats["logits"][kept]
+  stored[row[records[is_new]]] = state.extract(records[is_new], all_logits)
+  return {"row": row, "logits": stored}
 
 
 DER = Method(
@@ -82,7 +91,7 @@ DER = Method(
   phases=lambda config, t: one_phase(config, t, RATIO_PRESERVING_TWICE),
   loss=_loss,
   defaults={"epochs": 20},
-  settings=("der_alpha", "der_beta"),
+  settings=Settings,
   init_stats=lambda sizes: {
     "row": np.zeros(sizes.num_records, np.int32),
     "logits": np.zeros((sizes.memory_size, sizes.num_classes), np.float32),

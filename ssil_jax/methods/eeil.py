@@ -15,16 +15,32 @@ together and keeps the old teacher, and the first phase does not distil the clas
 last state.
 """
 
+import dataclasses
 from fractions import Fraction
 
-from ssil_jax.config import milestones_at
+from ssil_jax.config import milestones_at, setting
 from ssil_jax.losses import task_wise_cross_entropy
-from ssil_jax.methods.base import Method, distil, one_phase, state_learning_rate
+from ssil_jax.methods.base import (
+  Distillation,
+  Method,
+  distil,
+  one_phase,
+  softmax_in_first_state,
+  state_learning_rate,
+)
 from ssil_jax.methods.ft import softmax_loss
 from ssil_jax.sampling import BALANCED, SHUFFLED
 from ssil_jax.schedule import Phase
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(Distillation):
+  """EEIL's own."""
+
+  eeil_epochs: int = setting(30, "epochs of balanced fine-tuning", at_least=1)
+
+
+@softmax_in_first_state
 def _loss(examples, config):
   return softmax_loss(examples, config) + distil(task_wise_cross_entropy, examples, config)
 
@@ -33,11 +49,12 @@ def _phases(config, t):
   unbalanced = one_phase(config, t, SHUFFLED)
   if t == 1:
     return unbalanced
+  epochs = config.method_settings.eeil_epochs
   balanced = Phase(
     sampling=BALANCED,
-    epochs=config.eeil_epochs,
+    epochs=epochs,
     learning_rate=state_learning_rate(config, t) / 10,
-    milestones=milestones_at(config.eeil_epochs, Fraction(1, 3), Fraction(2, 3)),
+    milestones=milestones_at(epochs, Fraction(1, 3), Fraction(2, 3)),
     drop=config.learning_rate_drop,
     new_teacher=True,
   )
@@ -60,6 +77,6 @@ EEIL = Method(
     "learning_rate_by_state": "constant",
     "selection": "herding",
   },
-  settings=("temperature", "eeil_epochs"),
+  settings=Settings,
   has_teacher=True,
 )

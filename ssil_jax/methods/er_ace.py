@@ -50,7 +50,10 @@ def asymmetric_cross_entropy(logits, labels, classes, class_counts):
 def _loss(examples, config):
   del config
   losses, part = asymmetric_cross_entropy(
-    examples.outputs.logits, examples.labels, examples.given.classes, examples.class_counts
+    examples.outputs.logits,
+    examples.labels,
+    examples.context.classes,
+    examples.class_counts,
   )
   # The loop takes the mean over all samples of the batch.
   return losses * jnp.sum(examples.class_counts) / part
@@ -61,5 +64,4 @@ ER_ACE = Method(
   phases=lambda config, t: one_phase(config, t, RATIO_PRESERVING),
   loss=_loss,
   defaults={"epochs": 20},
-  plain_first_state=False,  # over the classes of each batch
 )

@@ -1,15 +1,16 @@
 """FT: vanilla fine-tuning on new data and exemplars together (section 6.2)."""
 
 from ssil_jax.losses import seen_softmax_cross_entropy
-from ssil_jax.methods.base import Method, one_phase
+from ssil_jax.methods.base import Method, one_phase, softmax_in_first_state
 from ssil_jax.sampling import SHUFFLED
 
 
+@softmax_in_first_state
 def softmax_loss(examples, config):
-  """The ordinary softmax over all classes seen, equation (2)."""
+  """Returns the cross-entropy of the softmax over all classes seen, equation (2)."""
   del config
   return seen_softmax_cross_entropy(
-    examples.outputs.logits, examples.labels, examples.given.classes.num_seen
+    examples.outputs.logits, examples.labels, examples.context.classes.num_seen
   )
 
 

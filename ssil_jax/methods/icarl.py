@@ -18,34 +18,42 @@ import numpy as np
 
 from ssil_jax.config import milestones_at
 from ssil_jax.losses import task_wise_distillation
-from ssil_jax.methods.base import Method, distil, normalized_features, one_phase
+from ssil_jax.methods.base import (
+  Distillation,
+  Method,
+  distil,
+  normalized_features,
+  one_phase,
+  softmax_in_first_state,
+)
 from ssil_jax.methods.ft import softmax_loss
 from ssil_jax.resnet import unit
 from ssil_jax.sampling import SHUFFLED
 
 
+@softmax_in_first_state
 def _loss(examples, config):
   return softmax_loss(examples, config) + distil(task_wise_distillation, examples, config)
 
 
-def _class_means(moment, config):
+def _class_means(state, config):
   """The normalized mean of the normalized features of each class's exemplars."""
   del config
-  features = moment.survey(moment.memory.records, normalized_features)
-  means = np.zeros_like(moment.stats["means"])
-  np.add.at(means, moment.memory.labels, features)
+  features = state.extract(state.memory.records, normalized_features)
+  means = np.zeros_like(state.stats["means"])
+  np.add.at(means, state.memory.labels, features)
   length = np.linalg.norm(means, axis=-1, keepdims=True)
   return {"means": means / np.maximum(length, 1e-12)}
 
 
-def _nearest_mean(outputs, given, config):
+def _nearest_mean(outputs, context, config):
   """Minus the squared distance of the normalized feature to each normalized mean."""
   del config
   # Of vectors of length 1: -|a - b|^2 = 2 a.b - 2. Accelerators would round the product.
   cosines = jnp.matmul(
-    unit(outputs.features, axis=-1), given.stats["means"].T, precision="highest"
+    unit(outputs.features, axis=-1), context.stats["means"].T, precision="highest"
   )
-  seen = jnp.arange(cosines.shape[-1])[None, :] < given.classes.num_seen
+  seen = jnp.arange(cosines.shape[-1])[None, :] < context.classes.num_seen
   return jnp.where(seen, 2 * cosines - 2, -jnp.inf)
 
 
@@ -65,7 +73,7 @@ ICARL = Method(
     "learning_rate_by_state": "constant",
     "learning_rate_drop": 0.2,
   },
-  settings=("temperature",),
+  settings=Distillation,
   predict=_nearest_mean,
   has_teacher=True,
   init_stats=lambda sizes: {

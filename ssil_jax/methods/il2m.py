@@ -18,10 +18,13 @@ their test images (with `--il2m_scores=logits`, of logits); `exemplar_top1` and 
 FT's accuracy on the exemplars and the test images of the old classes.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ssil_jax.config import setting
 from ssil_jax.methods.base import mask_unseen
 from ssil_jax.methods.ft import FT
 
@@ -29,10 +32,22 @@ _SHOWN_CLASSES = 50
 _LARGEST = 1e20
 
 
-def scores(outputs, given, config):
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+  """IL2M's own."""
+
+  il2m_scores: str = setting(
+    "softmax",
+    "which scores are rectified, softmax or logits",
+    choices=("softmax", "logits"),
+    changes="results",
+  )
+
+
+def scores(outputs, context, config):
   """float32 [B, C], probabilities or logits over the classes seen."""
-  logits = mask_unseen(outputs, given, config)
-  if config.il2m_scores == "logits":
+  logits = mask_unseen(outputs, context, config)
+  if config.method_settings.il2m_scores == "logits":
     return logits
   return jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
 
@@ -53,17 +68,17 @@ def rectify(scores, factor, num_old):
   return jnp.where(is_old & new_wins, scores * factor[None, :], scores)
 
 
-def _predict(outputs, given, config):
+def _predict(outputs, context, config):
   rectified = rectify(
-    scores(outputs, given, config), given.stats["factor"], given.classes.num_old
+    scores(outputs, context, config), context.stats["factor"], context.classes.num_old
   )
-  seen = jnp.arange(rectified.shape[-1])[None, :] < given.classes.num_seen
+  seen = jnp.arange(rectified.shape[-1])[None, :] < context.classes.num_seen
   return jnp.where(seen, rectified, -jnp.inf)
 
 
-def _own_and_top(outputs, labels, given, config):
+def _own_and_top(outputs, labels, context, config):
   """[B, 3]: the score of the own class, the top score, and whether they are the same."""
-  values = scores(outputs, given, config)
+  values = scores(outputs, context, config)
   own = jnp.take_along_axis(values, labels[:, None], axis=-1)[:, 0]
   right = jnp.argmax(values, axis=-1) == labels
   return jnp.stack([own, values.max(axis=-1), right.astype(own.dtype)], axis=-1)
@@ -79,18 +94,18 @@ def rectification(then, conf_then, now, conf_now):
   )
 
 
-def _stats(moment, config):
-  old, new = slice(moment.num_old), slice(moment.num_old, moment.num_seen)
-  stats = {name: value.copy() for name, value in moment.stats.items()}
-  of_new = moment.survey(moment.pool.new, _own_and_top)
+def _stats(state, config):
+  old, new = slice(state.num_old), slice(state.num_old, state.num_seen)
+  stats = {name: value.copy() for name, value in state.stats.items()}
+  of_new = state.extract(state.pool.new, _own_and_top)
   conf_now = of_new[:, 1].mean()
-  stats["then"][new] = _means(of_new[:, 0], moment.labels[moment.pool.new], moment)[new]
+  stats["then"][new] = _means(of_new[:, 0], state.labels[state.pool.new], state)[new]
   stats["conf_then"][new] = conf_now
   stats["factor"][:] = 1
-  if moment.num_old:
-    records = moment.pool.memory
-    of_old = moment.survey(records, _own_and_top)
-    now = _means(of_old[:, 0], moment.labels[records], moment)[old]
+  if state.num_old:
+    records = state.pool.memory
+    of_old = state.extract(records, _own_and_top)
+    now = _means(of_old[:, 0], state.labels[records], state)[old]
     stats["factor"][old] = rectification(
       stats["then"][old], stats["conf_then"][old], now, conf_now
     )
@@ -98,24 +113,24 @@ def _stats(moment, config):
   return stats
 
 
-def _means(values, labels, moment):
+def _means(values, labels, state):
   """The mean of the values of each class seen; 1 where there is none."""
-  total = np.bincount(labels, values, minlength=moment.num_seen)
-  count = np.bincount(labels, minlength=moment.num_seen)
+  total = np.bincount(labels, values, minlength=state.num_seen)
+  count = np.bincount(labels, minlength=state.num_seen)
   return np.where(count > 0, total / np.maximum(count, 1), 1.0)
 
 
-def _describe(moment, config):
-  if not moment.num_old:
+def _describe(state, config):
+  if not state.num_old:
     return {}
-  shown = min(moment.num_first, _SHOWN_CLASSES)
-  old = np.flatnonzero(moment.test_labels < moment.num_old)
-  own, top, right = moment.survey(old, _own_and_top, test=True).T
-  of_shown = moment.test_labels[old] < shown
+  shown = min(state.num_first, _SHOWN_CLASSES)
+  old = np.flatnonzero(state.test_labels < state.num_old)
+  own, top, right = state.extract(old, _own_and_top, test=True).T
+  of_shown = state.test_labels[old] < shown
   return {
-    "rectification": float(moment.stats["factor"][:shown].mean()),
+    "rectification": float(state.stats["factor"][:shown].mean()),
     "probability_ratio": float(top[of_shown].mean() / own[of_shown].mean()),
-    "exemplar_top1": float(moment.stats["exemplar_top1"]),
+    "exemplar_top1": float(state.stats["exemplar_top1"]),
     "old_top1": float(right.mean()),
   }
 
@@ -132,7 +147,7 @@ def _init_stats(sizes):
 
 IL2M = FT._replace(
   title="IL2M",
-  settings=("il2m_scores",),
+  settings=Settings,
   predict=_predict,
   init_stats=_init_stats,
   stats=_stats,

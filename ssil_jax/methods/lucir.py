@@ -14,16 +14,32 @@ Their optional balanced fine-tuning of the classifier is left out. lambda_base i
 10 for ImageNet; for CIFAR-100 it is 5, over 160 epochs.
 """
 
+import dataclasses
 from fractions import Fraction
 
 import jax
 import jax.numpy as jnp
 
-from ssil_jax.config import milestones_at
+from ssil_jax.config import milestones_at, setting
 from ssil_jax.methods.base import Method, one_phase
 from ssil_jax.methods.ft import softmax_loss
 from ssil_jax.resnet import unit
 from ssil_jax.sampling import SHUFFLED
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+  """LUCIR's own."""
+
+  lucir_lambda: float = setting(
+    10.0, "base weight of the less-forget constraint", at_least=0
+  )
+  lucir_margin: float = setting(
+    0.5, "margin of the inter-class separation, in cosines", at_least=0
+  )
+  lucir_negatives: int = setting(
+    2, "new classes that each exemplar is held off from", at_least=1
+  )
 
 
 def less_forget(features, teacher_features):
@@ -53,31 +69,32 @@ def margin_ranking(cosines, labels, classes, *, margin, num_negatives):
 
 
 def _loss(examples, config):
-  classes, outputs = examples.given.classes, examples.outputs
+  classes, outputs = examples.context.classes, examples.outputs
+  own = config.method_settings
   num_new = classes.num_seen - classes.num_old
   constraint = less_forget(outputs.features, examples.teacher.features)
-  weight = config.lucir_lambda * jnp.sqrt(num_new / jnp.maximum(classes.num_old, 1))
+  weight = own.lucir_lambda * jnp.sqrt(num_new / jnp.maximum(classes.num_old, 1))
   separation = margin_ranking(
     outputs.logits / outputs.scale,
     examples.labels,
     classes,
-    margin=config.lucir_margin,
-    num_negatives=config.lucir_negatives,
+    margin=own.lucir_margin,
+    num_negatives=own.lucir_negatives,
   )
   is_old = jnp.arange(outputs.logits.shape[-1]) < classes.num_old
   num_samples = jnp.sum(examples.class_counts)
   num_exemplars = jnp.sum(examples.class_counts, where=is_old)
   return (
     softmax_loss(examples, config)
-    + jnp.where(classes.num_taught > 0, weight * constraint, 0.0)
+    + jnp.where(classes.num_teacher_classes > 0, weight * constraint, 0.0)
     # The loop takes the mean over all samples of the batch; this one is over exemplars.
     + separation * num_samples / jnp.maximum(num_exemplars, 1)
   )
 
 
-def _fix_old_weights(params, before, given):
+def _fix_old_weights(params, before, context):
   kernel, fixed = params["head"]["kernel"], before["head"]["kernel"]
-  is_old = jnp.arange(kernel.shape[-1])[None, :] < given.classes.num_old
+  is_old = jnp.arange(kernel.shape[-1])[None, :] < context.classes.num_old
   return {**params, "head": {**params["head"], "kernel": jnp.where(is_old, fixed, kernel)}}
 
 
@@ -97,9 +114,8 @@ LUCIR = Method(
     "learning_rate_by_state": "constant",
     "selection": "herding",
   },
-  settings=("lucir_lambda", "lucir_margin", "lucir_negatives"),
+  settings=Settings,
   has_teacher=True,
   cosine_head=True,
   project=_fix_old_weights,
-  plain_first_state=False,  # cosines
 )

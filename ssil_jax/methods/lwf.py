@@ -13,12 +13,19 @@ for every class. Epochs and learning rates are FT's.
 """
 
 from ssil_jax.losses import interval_cross_entropy, task_wise_cross_entropy
-from ssil_jax.methods.base import Method, distil, one_phase
+from ssil_jax.methods.base import (
+  Distillation,
+  Method,
+  distil,
+  one_phase,
+  softmax_in_first_state,
+)
 from ssil_jax.sampling import NEW_ONLY
 
 
+@softmax_in_first_state
 def _loss(examples, config):
-  classes, labels = examples.given.classes, examples.labels
+  classes, labels = examples.context.classes, examples.labels
   new = interval_cross_entropy(
     examples.outputs.logits,
     labels,
@@ -33,6 +40,6 @@ LWF = Method(
   phases=lambda config, t: one_phase(config, t, NEW_ONLY),
   loss=_loss,
   defaults={"epochs": 25},
-  settings=("temperature",),
+  settings=Distillation,
   has_teacher=True,
 )

@@ -1,14 +1,15 @@
 """SS-IL: separated softmax and ratio-preserving mini-batches (section 5, Algorithm 1)."""
 
 from ssil_jax.losses import separated_softmax_cross_entropy
-from ssil_jax.methods.base import Method, one_phase
+from ssil_jax.methods.base import Method, one_phase, softmax_in_first_state
 from ssil_jax.sampling import RATIO_PRESERVING
 
 
+@softmax_in_first_state
 def separated_softmax_loss(examples, config):
-  """Equation (3)."""
+  """Returns the separated softmax cross-entropy of equation (3)."""
   del config
-  classes = examples.given.classes
+  classes = examples.context.classes
   return separated_softmax_cross_entropy(
     examples.outputs.logits, examples.labels, classes.num_old, classes.num_seen
   )

@@ -18,20 +18,20 @@ import numpy as np
 
 from ssil_jax.config import milestones_at
 from ssil_jax.losses import softened_cross_entropy
-from ssil_jax.methods.base import Method, one_phase
+from ssil_jax.methods.base import Distillation, Method, one_phase
 from ssil_jax.methods.ft import softmax_loss
 from ssil_jax.sampling import SHUFFLED
 
 
 def weighted_distillation(examples, teacher_logits, config):
   """(1 - lambda) L_CE + lambda L_KD with lambda = taught / seen classes; float32 [B]."""
-  classes = examples.given.classes
-  share = classes.num_taught / classes.num_seen
+  classes = examples.context.classes
+  share = classes.num_teacher_classes / classes.num_seen
   return (1 - share) * softmax_loss(examples, config) + share * softened_cross_entropy(
     examples.outputs.logits,
     teacher_logits,
-    classes.num_taught,
-    temperature=config.temperature,
+    classes.num_teacher_classes,
+    temperature=config.method_settings.temperature,
   )
 
 
@@ -39,8 +39,8 @@ def _loss(examples, config):
   return weighted_distillation(examples, examples.teacher.logits, config)
 
 
-def _clip_head(params, before, given):
-  del before, given
+def _clip_head(params, before, context):
+  del before, context
   head = params["head"]
   return {**params, "head": {**head, "kernel": jnp.maximum(head["kernel"], 0)}}
 
@@ -75,9 +75,8 @@ WA = Method(
   phases=lambda config, t: one_phase(config, t, SHUFFLED),
   loss=_loss,
   defaults={**LARGE_SCALE, "selection": "herding"},
-  settings=("temperature",),
+  settings=Distillation,
   has_teacher=True,
   project=_clip_head,
   align=align_head,
-  plain_first_state=False,  # clipped
 )

@@ -1,20 +1,19 @@
 """Runs that differ in nothing but the seed, and their means."""
 
-import dataclasses
 from collections.abc import Sequence
 from statistics import fmean
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ssil_jax.config import DEFAULTS, Config
+from ssil_jax.config import DEFAULTS, Config, fields_of
 from ssil_jax.reports.results import Run
 
 _KEYS = ("dataset", "method_title", "memory_size", "num_states", "num_classes")
 _SETTINGS = tuple(
   field.name
-  for field in dataclasses.fields(Config)
-  if field.metadata["identity"] and field.name != "seed"
+  for field in fields_of(Config)
+  if field.metadata["changes"] != "nothing" and field.name != "seed"
 )
 _MEANS = (
   "top1",

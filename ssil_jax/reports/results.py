@@ -217,3 +217,13 @@ def _rows(path: Path, schema: Draft202012Validator) -> list[dict[str, Any]]:
     _parse(line, schema, f"{path}: line {number}")
     for number, line in enumerate(lines, start=1)
   ]
+
+
+def has_finished_state(workdir: Path) -> bool:
+  """Returns whether results.json may hold those of a state: a damaged file may."""
+  try:
+    return json.loads((Path(workdir) / "results.json").read_bytes())["states"] != []
+  except FileNotFoundError:
+    return False
+  except (ValueError, KeyError, TypeError, RecursionError):
+    return True

@@ -341,3 +341,30 @@ def _duration(seconds: float) -> str:
   if minutes < 60:
     return f"{minutes}m {rest:02d}s"
   return f"{minutes // 60}h {minutes % 60:02d}m"
+
+
+def schedule_table(
+  rows: Sequence[dict[str, Any]], *, title: str, drop: float, settings: dict[str, Any]
+) -> Table:
+  """Returns the schedule as it is printed before training.
+
+  Args:
+    rows: of schedule.json.
+    title: of the table.
+    drop: factor of the learning rate at each drop.
+    settings: what else the method trains with.
+  """
+  table = Table(
+    title=title,
+    caption="classes: old + new; images: those of them that are trained on;\n"
+    "batch: new + exemplars, or both together; RP: ratio-preserving;\n"
+    f"drops: epochs after which the rate is multiplied by {drop:g}\n"
+    + ", ".join(f"{name} {value}" for name, value in settings.items()),
+    box=None,
+    padding=(0, 1, 0, 0),  # fits a terminal of 80 columns
+  )
+  for name in rows[0]:
+    table.add_column(name, justify="right", no_wrap=True)
+  for row in rows:
+    table.add_row(*map(str, row.values()))
+  return table

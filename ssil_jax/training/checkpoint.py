@@ -1,8 +1,4 @@
-"""Checkpoints: all that a run needs to go on, and the network after every state.
-
-Orbax writes both, to a temporary folder that it renames, so that a kill leaves the one
-before intact. Checkpoints are written in the background, while training goes on.
-"""
+"""Checkpoints: all that a run needs to be resumed, written while training goes on."""
 
 import contextlib
 import copy
@@ -11,11 +7,10 @@ import json
 import os
 import pathlib
 import shutil
-import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -24,35 +19,17 @@ import orbax.checkpoint as ocp
 from ssil_jax.distributed import collectives
 from ssil_jax.errors import DivergedError, UserError, WorkdirError
 from ssil_jax.memory import Memory
-from ssil_jax.paths import Place
-from ssil_jax.training.step import TrainState
+from ssil_jax.training.state import Position, RunState
+from ssil_jax.training.storage import open_manager, quiet_threads, reason_of
 
-
-class Underway(NamedTuple):
-  """An incremental state in training; host arrays."""
-
-  phase: int  # the phase begun last, from 0
-  steps_done: int  # of that phase, perhaps all
-  teacher: Any  # as in `Given`, in that phase
-  num_taught: int  # the same
-  new_ranks: np.ndarray  # of the state's pool
-  window: np.ndarray  # float32 [k, metrics], the last steps, not yet in metrics.jsonl
-  seconds: float  # trained so far
-
-
-class Progress(NamedTuple):
-  """A run between two steps; host arrays."""
-
-  train_state: TrainState
-  memory: Memory
-  stats: Any  # of the method
-  results: list[dict[str, Any]]  # of the states done, as in results.json
-  underway: Underway | None = None  # None between two incremental states
-
-  @property
-  def number(self) -> int:
-    """Of its checkpoint; rises with every step and with every finished state."""
-    return int(self.train_state.step) + len(self.results)
+_NETWORK = ("step", "params", "batch_stats", "opt_state")
+# Name in a checkpoint -> field of `Position`.
+_NUMBERS = {
+  "phase": "phase",
+  "steps_done": "steps_done",
+  "num_taught": "num_teacher_classes",
+  "seconds": "seconds",
+}
 
 
 class Checkpoints:
@@ -87,7 +64,9 @@ class Checkpoints:
     self.damaged: list[pathlib.Path] = []
     self._written: int | None = None  # perhaps not to the end yet
     self._whole: int | None = None
-    self._manager = _open(self._folder, cleanup_tmp_directories=True, max_to_keep=kept)
+    self._manager = open_manager(
+      self._folder, cleanup_tmp_directories=True, max_to_keep=kept
+    )
 
   def __enter__(self) -> "Checkpoints":
     return self
@@ -104,25 +83,25 @@ class Checkpoints:
   def last(self) -> pathlib.Path | None:
     return None if self._whole is None else self._folder / str(self._whole)
 
-  def save(self, progress: Progress) -> None:
+  def save(self, run: RunState) -> None:
     """Begins to save a run; returns when orbax has copied the arrays.
 
     Raises:
       DivergedError: a parameter is not finite, and nothing is saved.
       WorkdirError: this checkpoint, or the one before it, cannot be written.
     """
-    number = progress.number
+    number = run.number
     if number == self._written:
       return
     self.wait()
-    arrays = _arrays(progress)
-    _check_finite(arrays, step=int(progress.train_state.step))
+    arrays = _arrays(run)
+    _check_finite(arrays, step=int(run.train_state.step))
     # Orbax refuses arrays without an element.
     stored = {name: array for name, array in arrays.items() if array.size}
     rest = {
       "origin": self._origin,
-      "results": progress.results,
-      "underway": _numbers(progress.underway),
+      "results": run.results,
+      "underway": _numbers(run.position),
       "arrays": {name: _signature(array) for name, array in arrays.items()},
     }
     with self._errors_named(number):
@@ -141,7 +120,7 @@ class Checkpoints:
     self._written = number
 
   def wait(self) -> None:
-    """Until the checkpoint begun last is whole. Raises WorkdirError if it cannot be."""
+    """Waits until the checkpoint begun last is whole; WorkdirError if it cannot be."""
     if self._written == self._whole:
       return
     with self._errors_named(self._written):
@@ -155,13 +134,13 @@ class Checkpoints:
       yield
     except Exception as error:  # orbax and tensorstore raise many kinds
       raise WorkdirError(
-        f"checkpoint {self._folder / str(number)} cannot be written ({_reason(error)}); "
+        f"checkpoint {self._folder / str(number)} cannot be written ({reason_of(error)}); "
         + (f"the last good one is {self.last}: " if self.last else "there is no other: ")
-        + "mend that, and the same command continues"
+        + "fix this and rerun the command to resume"
       ) from error
 
-  def latest(self, *, otherwise: Progress) -> Progress:
-    """The run as it was last saved, or `otherwise`, which also gives its structure.
+  def latest(self, *, default: RunState) -> RunState:
+    """Reads the run as it was last saved, or returns `default`, of the same structure.
 
     Damaged checkpoints are put aside, each with a warning, if there is a good one.
 
@@ -172,21 +151,21 @@ class Checkpoints:
     reasons = {}
     for number in sorted(self._manager.all_steps(), reverse=True):
       try:
-        progress, origin = self._read(number, otherwise)
+        run, origin = self._read(number, default)
       except Exception as error:  # whatever a damaged file leads to
-        reasons[number] = _reason(error)
+        reasons[number] = reason_of(error)
       else:
         self._check_origin(number, origin)
         self._put_aside(reasons, instead=number)
         self._written = self._whole = number
-        return progress
+        return run
     if reasons:
       number, reason = next(iter(reasons.items()))
       raise WorkdirError(
         f"no checkpoint in {self._folder} can be read ({number}: {reason}): use another "
         "--workdir, or put a good one back"
       )
-    return otherwise
+    return default
 
   def _check_origin(self, number: int, origin: Mapping[str, Any]) -> None:
     # A name that only one of them has is a flag of another version.
@@ -197,9 +176,9 @@ class Checkpoints:
         f"{', '.join(names)}): put this run's own back, or use another --workdir"
       )
 
-  def _read(self, number: int, like: Progress) -> tuple[Progress, dict[str, Any]]:
-    """The run and its origin; raises all kinds of errors if it is damaged."""
-    with _quiet_threads():
+  def _read(self, number: int, like: RunState) -> tuple[RunState, dict[str, Any]]:
+    """Reads a run and its origin; raises all kinds of errors if it is damaged."""
+    with quiet_threads():
       saved = self._manager.restore(
         number,
         args=ocp.args.Composite(
@@ -216,27 +195,7 @@ class Checkpoints:
         arrays[name] = np.zeros(shape, dtype)
       if _signature(arrays[name]) != signature:
         raise ValueError(f"{name} is not what was saved")
-    underway = rest["underway"]
-    if underway is not None:
-      network = {
-        "params": like.train_state.params,
-        "batch_stats": like.train_state.batch_stats,
-      }
-      has_teacher = any(name.startswith("underway.teacher") for name in arrays)
-      underway = Underway(
-        teacher=_rebuilt("underway.teacher", network, arrays) if has_teacher else None,
-        new_ranks=arrays["underway.new_ranks"],
-        window=arrays["underway.window"],
-        **underway,
-      )
-    progress = Progress(
-      train_state=_rebuilt("train_state", like.train_state, arrays),
-      memory=Memory(**{name: arrays[f"memory.{name}"] for name in Memory._fields}),
-      stats=_rebuilt("stats", like.stats, arrays),
-      results=rest["results"],
-      underway=underway,
-    )
-    return progress, dict(rest["origin"])
+    return _run_state(arrays, rest, like), dict(rest["origin"])
 
   def _put_aside(self, reasons: Mapping[int, str], *, instead: int) -> None:
     """Moves damaged checkpoints away, for their numbers will be written again."""
@@ -255,63 +214,63 @@ class Checkpoints:
       self._manager.reload()
 
 
-class _Manager(ocp.CheckpointManager):
-  def reached_preemption(self, step: int) -> bool:
-    # Jax finds the step at which all processes stop by the numbers that it is asked with.
-    # They are those of `shared_interrupt`, and a checkpoint's own would spoil them.
-    return False
+def _arrays(run: RunState) -> dict[str, np.ndarray]:
+  """Returns every array of a run by its name in a checkpoint.
 
-
-def _open(folder: pathlib.Path, **options: Any) -> ocp.CheckpointManager:
-  """Raises WorkdirError if a part of the folder has damaged metadata."""
-  try:
-    return _Manager(
-      Place(folder),  # orbax looks for what it wrote by patterns
-      options=ocp.CheckpointManagerOptions(
-        lightweight_initialize=True,  # else one damaged checkpoint would hide the others
-        **options,
-      ),
-    )
-  except Exception as error:  # whatever a damaged file leads to
-    raise WorkdirError(
-      f"{folder} cannot be read ({_reason(error)}): move what is damaged in it away, or "
-      "use another work directory"
-    ) from error
-
-
-@contextlib.contextmanager
-def _quiet_threads() -> Iterator[None]:
-  """Drops what tensorstore's threads print when a damaged file has ended a restore."""
-  before = sys.unraisablehook
-
-  def hook(unraisable):
-    if str(unraisable.exc_value) != "Event loop is closed":
-      before(unraisable)
-
-  sys.unraisablehook = hook
-  yield
-  sys.unraisablehook = before  # not after a failure: threads print later than it
-
-
-def _arrays(progress: Progress) -> dict[str, np.ndarray]:
-  """Every array of a run, by a name that tells its place."""
-  tree = {
-    "train_state": progress.train_state,
-    "memory": progress.memory,
-    "stats": progress.stats,
+  The names are a file format: they stay when an attribute is renamed.
+  """
+  parts = {
+    **{f"train_state.{name}": getattr(run.train_state, name) for name in _NETWORK},
+    **{f"memory.{name}": getattr(run.exemplars, name) for name in Memory._fields},
+    "stats": run.stats,
   }
-  if progress.underway is not None:
-    names = ("teacher", "new_ranks", "window")
-    tree["underway"] = {name: getattr(progress.underway, name) for name in names}
-  leaves = jax.tree_util.tree_leaves_with_path(tree)
-  return {_name(path): np.asarray(leaf) for path, leaf in leaves}
+  if run.position is not None:
+    parts["underway.teacher"] = run.position.teacher
+    parts["underway.new_ranks"] = run.position.new_ranks
+    parts["underway.window"] = run.position.window
+  return {
+    _join(name, path): np.asarray(leaf)
+    for name, part in parts.items()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(part)
+  }
+
+
+def _numbers(position: Position | None) -> dict[str, Any] | None:
+  """Returns what is no array, by its name in a checkpoint."""
+  return position and {name: getattr(position, field) for name, field in _NUMBERS.items()}
+
+
+def _run_state(
+  arrays: Mapping[str, np.ndarray], rest: Mapping[str, Any], like: RunState
+) -> RunState:
+  """Returns the run that a checkpoint holds; raises ValueError or KeyError."""
+  network = {name: getattr(like.train_state, name) for name in _NETWORK}
+  numbers, position = rest["underway"], None
+  if numbers is not None:
+    teacher = {name: network[name] for name in ("params", "batch_stats")}
+    has_teacher = any(name.startswith("underway.teacher") for name in arrays)
+    position = Position(
+      teacher=_rebuilt("underway.teacher", teacher, arrays) if has_teacher else None,
+      new_ranks=arrays["underway.new_ranks"],
+      window=arrays["underway.window"],
+      **{field: numbers[name] for name, field in _NUMBERS.items()},
+    )
+  return RunState(
+    train_state=like.train_state.replace(
+      **{name: _rebuilt(f"train_state.{name}", network[name], arrays) for name in network}
+    ),
+    exemplars=Memory(**{name: arrays[f"memory.{name}"] for name in Memory._fields}),
+    stats=_rebuilt("stats", like.stats, arrays),
+    results=rest["results"],
+    position=position,
+  )
 
 
 def _rebuilt(prefix: str, like: Any, arrays: Mapping[str, np.ndarray]) -> Any:
-  """The part of a run that has the structure, shapes and types of `like`."""
+  """Returns the part of a run with the structure, shapes and types of `like`."""
 
   def find(path, leaf):
-    name = ".".join(filter(None, [prefix, _name(path)]))
+    name = _join(prefix, path)
     array = arrays[name]
     if (array.shape, array.dtype) != (np.shape(leaf), np.asarray(leaf).dtype):
       raise ValueError(f"{name} is {array.dtype}{list(array.shape)}")
@@ -320,14 +279,9 @@ def _rebuilt(prefix: str, like: Any, arrays: Mapping[str, np.ndarray]) -> Any:
   return jax.tree_util.tree_map_with_path(find, like)
 
 
-def _name(path) -> str:
-  return jax.tree_util.keystr(path, simple=True, separator=".")
-
-
-def _numbers(underway: Underway | None) -> dict[str, Any] | None:
-  """What is no array."""
-  names = ("phase", "steps_done", "num_taught", "seconds")
-  return underway and {name: getattr(underway, name) for name in names}
+def _join(name: str, path) -> str:
+  within = jax.tree_util.keystr(path, simple=True, separator=".")
+  return f"{name}.{within}" if within else name
 
 
 def _signature(array: np.ndarray) -> list[Any]:
@@ -357,68 +311,3 @@ def _free_name(path: pathlib.Path) -> pathlib.Path:
     number += 1
     free = path.with_name(f"{path.name}-{number}")
   return free
-
-
-def _reason(error: Exception) -> str:
-  """One line on an error."""
-  if isinstance(error, OSError) and error.errno:
-    return os.strerror(error.errno)
-  if os.strerror(errno.ENOSPC) in str(error):
-    return os.strerror(errno.ENOSPC)  # in tensorstore's words it takes five lines
-  first_line, *_ = str(error).splitlines() or [type(error).__name__]
-  return first_line[:200]
-
-
-class Networks:
-  """The network as each state left it, in `WORKDIR/networks`; a context manager."""
-
-  def __init__(self, workdir: pathlib.Path, *, own: bool = True):
-    """Opens them; with `own` false, those of another run, in which nothing is changed."""
-    self._folder = workdir / "networks"
-    self._manager = _open(
-      self._folder, cleanup_tmp_directories=own, enable_async_checkpointing=False
-    )
-
-  def __enter__(self) -> "Networks":
-    return self
-
-  def __exit__(self, *exc_info) -> None:
-    self._manager.close()
-
-  def save(self, train_state: TrainState, *, state: int) -> None:
-    """Saves parameters and BatchNorm statistics, host arrays.
-
-    Raises:
-      WorkdirError: they cannot be written.
-    """
-    try:
-      # What a run that was killed before its checkpoint left, or one before that.
-      for later in [s for s in self.states() if s >= state]:
-        self._manager.delete(later)
-      self._manager.save(state, args=ocp.args.StandardSave(_network(train_state)))
-    except Exception as error:  # orbax and tensorstore raise many kinds
-      raise WorkdirError(
-        f"network {self._folder / str(state)} cannot be written ({_reason(error)}): mend "
-        "that, and the same command continues"
-      ) from error
-
-  def states(self) -> list[int]:
-    """The states whose network is there."""
-    return sorted(self._manager.all_steps())
-
-  def load(self, state: int, *, like: TrainState) -> TrainState:
-    """`like`, host arrays, with the steps done and the network of a state's end."""
-    try:
-      with _quiet_threads():
-        saved = self._manager.restore(state, args=ocp.args.StandardRestore(_network(like)))
-    except Exception as error:  # whatever a damaged file leads to
-      raise WorkdirError(
-        f"{self._folder / str(state)} is damaged or does not fit this run "
-        f"({_reason(error)}): leave --from_workdir out, or repeat that run"
-      ) from error
-    return like.replace(**saved)
-
-
-def _network(train_state: TrainState) -> dict[str, Any]:
-  names = ("step", "params", "batch_stats")
-  return {name: getattr(train_state, name) for name in names}

@@ -11,7 +11,8 @@ import functools
 import math
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -19,12 +20,14 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from ssil_jax import metrics
 from ssil_jax.config import Config
 from ssil_jax.distributed import collectives, launch
 from ssil_jax.errors import ConfigError
-from ssil_jax.methods.base import Measure
+from ssil_jax.methods.base import OutputFn
 from ssil_jax.system import usable_cores
 from ssil_jax.training import step as step_lib
+from ssil_jax.training.state import TrainState
 
 _THREADS_PER_DEVICE = 2
 _STEPS_AHEAD = 8
@@ -62,7 +65,7 @@ def split_cpu(num_devices: int) -> None:
 
 
 def choose_devices(config: Config) -> Mesh:
-  """The devices to train on, as a mesh of one axis, process by process.
+  """Chooses the devices to train on: a mesh of one axis, process by process.
 
   Raises:
     ConfigError: there are fewer devices than asked for, or not as many in each process.
@@ -91,35 +94,8 @@ def choose_devices(config: Config) -> Mesh:
   return Mesh(np.asarray(chosen), (step_lib.AXIS,))
 
 
-def local_devices(mesh: Mesh) -> range:
-  """Which of the mesh's devices are this process's."""
-  size = mesh.local_mesh.size
-  start = jax.process_index() * size
-  return range(start, start + size)
-
-
-def replicate(tree: Any, mesh: Mesh) -> Any:
-  """A copy of every host array for each own device: leaves become [own devices, ...]."""
-  size = mesh.local_mesh.size
-  return shard(jax.tree.map(lambda x: np.broadcast_to(x, (size, *np.shape(x))), tree), mesh)
-
-
-def shard(tree: Any, mesh: Mesh) -> Any:
-  """Puts host arrays [own devices, ...] on the devices, without waiting for it."""
-  sharding = NamedSharding(mesh.local_mesh, PartitionSpec(step_lib.AXIS))
-  return jax.device_put(tree, sharding)
-
-
-def fetch(tree: Any) -> Any:
-  """Host copies of arrays that are the same on every device; waits for them."""
-  # Indexing a mapped array would gather it from all devices first.
-  one_device = jax.tree.map(lambda x: x.addressable_shards[0].data, tree)
-  # With the dots, a number stays an array, which orbax insists on.
-  return jax.tree.map(lambda x: x[0, ...], jax.device_get(one_device))
-
-
-def initial_train_state(model: step_lib.Model, image_size: int) -> step_lib.TrainState:
-  """`step.create_train_state` as host arrays."""
+def initial_train_state(model: step_lib.Model, image_size: int) -> TrainState:
+  """Returns `step.create_train_state` as host arrays."""
   options = None
   if jax.default_backend() == "cpu":
     # The program runs once, and optimizing its random numbers takes ten seconds.
@@ -132,6 +108,114 @@ def initial_train_state(model: step_lib.Model, image_size: int) -> step_lib.Trai
     compiler_options=options,
   )
   return jax.device_get(create())
+
+
+class Devices:
+  """The devices of a run, with its compiled steps and its resident images.
+
+  Attributes:
+    size: number of devices of all processes.
+    local: which of them, from 0, are this process's.
+  """
+
+  def __init__(
+    self,
+    mesh: Mesh,
+    model: step_lib.Model,
+    images: Mapping[str, np.ndarray | None] = MappingProxyType({}),
+  ):
+    """Moves the images there; compiles each step when it is first used.
+
+    Args:
+      mesh: of `choose_devices`.
+      model: what the steps are made of.
+      images: train, test -> uint8 [N, S, S, 3], or None where images are streamed.
+    """
+    self._mesh = mesh
+    self._model = model
+    self._images = {
+      split: None if array is None else self.replicate(array)
+      for split, array in images.items()
+    }
+    self._train_step = self._map(step_lib.train_step, donate_argnums=0)
+    self._eval_step = self._map(step_lib.eval_step)
+    self._extract_steps: dict[OutputFn, Callable] = {}
+    self.size = mesh.size
+    start = jax.process_index() * mesh.local_mesh.size
+    self.local = range(start, start + mesh.local_mesh.size)
+
+  def _map(self, function: Callable, donate_argnums: Any = (), **kwargs: Any) -> Callable:
+    return jax.pmap(
+      functools.partial(function, model=self._model, **kwargs),
+      axis_name=step_lib.AXIS,
+      devices=list(self._mesh.devices),
+      donate_argnums=donate_argnums,
+    )
+
+  def train_step(self, train_state, batch, context, learning_rate):
+    """Runs `step.train_step`; `train_state` is used up."""
+    return self._train_step(
+      train_state, batch, context, learning_rate, self._images.get("train")
+    )
+
+  def eval_step(self, train_state, batch, context) -> metrics.Counts:
+    """Runs `step.eval_step` on test images."""
+    return self._eval_step(train_state, batch, context, self._images.get("test"))
+
+  def extract_step(self, train_state, batch, context, output_fn: OutputFn, split: str):
+    """Runs `step.extract_step` on images of a split; compiled once for each function."""
+    if output_fn not in self._extract_steps:
+      self._extract_steps[output_fn] = self._map(step_lib.extract_step, output_fn=output_fn)
+    step = self._extract_steps[output_fn]
+    return step(train_state, batch, context, self._images.get(split))
+
+  def replicate(self, tree: Any) -> Any:
+    """Puts a copy of every host array on each local device: [local devices, ...]."""
+    size = self._mesh.local_mesh.size
+    copies = jax.tree.map(lambda x: np.broadcast_to(x, (size, *np.shape(x))), tree)
+    return self.shard(copies)
+
+  def shard(self, tree: Any) -> Any:
+    """Puts host arrays [local devices, ...] on the devices, without waiting for it."""
+    sharding = NamedSharding(self._mesh.local_mesh, PartitionSpec(step_lib.AXIS))
+    return jax.device_put(tree, sharding)
+
+  def gather(self, tree: Any) -> Any:
+    """Returns host copies [all devices, ...] of arrays that each device has a part of.
+
+    All processes call it together, and get the same.
+    """
+    if not collectives.is_multiprocess():
+      return jax.device_get(tree)
+    sharding = NamedSharding(self._mesh, PartitionSpec(step_lib.AXIS))
+
+    def whole(own):
+      parts = [shard.data for shard in own.addressable_shards]
+      shape = (self.size, *own.shape[1:])
+      return jax.make_array_from_single_device_arrays(shape, sharding, parts)
+
+    return multihost_utils.process_allgather(jax.tree.map(whole, tree), tiled=True)
+
+  def describe(self) -> dict[str, Any]:
+    """Returns the hardware and versions of the run, for results.json."""
+    first = self._mesh.devices[0]
+    told = {name: value for name, value in sorted(os.environ.items()) if _TOLD.match(name)}
+    return {
+      "device": first.device_kind,
+      "platform": first.platform,
+      "num_devices": self.size,
+      "num_processes": jax.process_count(),
+      "jax": jax.__version__,
+      **told,
+    }
+
+
+def fetch(tree: Any) -> Any:
+  """Returns host copies of arrays that are the same on every device; waits for them."""
+  # Indexing a mapped array would gather it from all devices first.
+  one_device = jax.tree.map(lambda x: x.addressable_shards[0].data, tree)
+  # With the dots, a number stays an array, which orbax insists on.
+  return jax.tree.map(lambda x: x[0, ...], jax.device_get(one_device))
 
 
 class Backpressure:
@@ -152,68 +236,9 @@ class Backpressure:
       jax.block_until_ready(self._sent.popleft())
 
 
-def map_train_step(model: step_lib.Model, mesh: Mesh) -> Callable:
-  """`step.train_step` over all devices; the old state's buffers are donated."""
-  return jax.pmap(
-    functools.partial(step_lib.train_step, model=model),
-    axis_name=step_lib.AXIS,
-    devices=list(mesh.devices),
-    donate_argnums=0,
-  )
-
-
-def map_eval_step(model: step_lib.Model, mesh: Mesh) -> Callable:
-  """`step.eval_step` over all devices."""
-  return jax.pmap(
-    functools.partial(step_lib.eval_step, model=model),
-    axis_name=step_lib.AXIS,
-    devices=list(mesh.devices),
-  )
-
-
-def map_survey_step(model: step_lib.Model, mesh: Mesh, measure: Measure) -> Callable:
-  """`step.survey_step` over all devices."""
-  return jax.pmap(
-    functools.partial(step_lib.survey_step, model=model, measure=measure),
-    axis_name=step_lib.AXIS,
-    devices=list(mesh.devices),
-  )
-
-
-def gather(tree: Any, mesh: Mesh) -> Any:
-  """Host copies [all devices, ...] of arrays of which each device has its own part.
-
-  All processes call it together, and get the same.
-  """
-  if not collectives.is_multiprocess():
-    return jax.device_get(tree)
-  sharding = NamedSharding(mesh, PartitionSpec(step_lib.AXIS))
-
-  def whole(own):
-    parts = [shard.data for shard in own.addressable_shards]
-    shape = (mesh.size, *own.shape[1:])
-    return jax.make_array_from_single_device_arrays(shape, sharding, parts)
-
-  return multihost_utils.process_allgather(jax.tree.map(whole, tree), tiled=True)
-
-
 # What jax, XLA and drivers are told by the environment, which may change the rounding; but
 # not of where they run, what they keep, and what they say.
 _TOLD = re.compile(
   r"(JAX|XLA|FLAX|LIBTPU|NVIDIA_TF32)_(?!PLATFORM|COMPILATION_CACHE|"
   r"PERSISTENT_CACHE|LOG|DEBUG|NUM_|TRACEBACK|COORDINATOR|PROCESS_ID|PYTHON_CLIENT)"
 )
-
-
-def describe(mesh: Mesh) -> dict[str, Any]:
-  """The hardware and versions of a run, for results.json."""
-  first = mesh.devices[0]
-  told = {name: value for name, value in sorted(os.environ.items()) if _TOLD.match(name)}
-  return {
-    "device": first.device_kind,
-    "platform": first.platform,
-    "num_devices": mesh.size,
-    "num_processes": jax.process_count(),
-    "jax": jax.__version__,
-    **told,
-  }

@@ -1,42 +1,35 @@
-"""The run: for every incremental state, train it, look back at it, and save.
+"""The run: for every incremental state, train its phases, finish it, commit it.
 
 It knows states, phases and the `Method` contract; no method's and no data set's name.
 """
 
-import functools
-import pathlib
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable
 from typing import Any
 
-import jax
-from jax.sharding import Mesh
+import numpy as np
 from rich.console import Console
 
-from ssil_jax import config as config_lib
-from ssil_jax import memory, metrics
+from ssil_jax import memory
 from ssil_jax.config import Config
-from ssil_jax.data import fingerprint
-from ssil_jax.distributed import collectives
-from ssil_jax.distributed.preemption import Interrupted
-from ssil_jax.errors import DivergedError
-from ssil_jax.methods.base import Sizes
-from ssil_jax.progress import ProgressDisplay
-from ssil_jax.system import write_json
-from ssil_jax.training import devices, incremental, numerics, reuse, workdir
-from ssil_jax.training.checkpoint import Checkpoints, Networks, Progress, Underway
-from ssil_jax.training.keeper import Keeper
-from ssil_jax.training.meter import Meter
-from ssil_jax.training.plan import (
-  PhasePlan,
-  Plan,
-  check_shares,
-  make_plan,
-  phase_plans,
-  schedule_rows,
-  schedule_table,
+from ssil_jax.data import loader
+from ssil_jax.methods.base import (
+  Extract,
+  FinishedState,
+  PhaseContext,
+  SeenClasses,
+  normalized_features,
 )
-from ssil_jax.training.recorder import open_journal
-from ssil_jax.training.trainer import Trainer, make_trainer
+from ssil_jax.sampling import Key, Pool
+from ssil_jax.schedule import IncrementalState, Phase
+from ssil_jax.training import numerics
+from ssil_jax.training.devices import Backpressure, fetch
+from ssil_jax.training.evaluate import evaluate, extractor, prefetched
+from ssil_jax.training.plan import Plan
+from ssil_jax.training.session import Session, open_session, printer
+from ssil_jax.training.state import NO_STEPS, Position, RunState, TrainState
+
+_LARGEST_SHOWN = 1e30  # in results.json, whose readers take float32
 
 
 def run(
@@ -56,266 +49,223 @@ def run(
 
   Raises:
     UserError: bad input, named, before any training; or DivergedError.
-    Interrupted: `check_interrupt` did; the same run goes on from there.
+    Interrupted: `check_interrupt` did; the same command resumes the run.
   """
-  with numerics.standard(config, warn=_printer(console)):
-    return _run(config, console, check_interrupt)
-
-
-def _run(
-  config: Config, console: Console, check_interrupt: Callable[[], None]
-) -> dict[str, Any]:
-  """See `run`."""
-  # What processes do not do together must not count for their stopping together.
-  alone = check_interrupt if not collectives.is_multiprocess() else lambda: None
-  plan = make_plan(config, check_interrupt=alone)
-  mesh = devices.choose_devices(config)
-  check_shares(plan, mesh.size)
-  data_parts = fingerprint.parts(plan.dataset)
-  source = reuse.open_source(plan, data_parts=data_parts, warn=_printer(console))
-  flags = config_lib.to_json(config)
-  for name in ("process_id", "data_dir"):  # may differ from process to process
-    del flags[name]
-  collectives.check_same(
-    {name: str(value) for name, value in {**flags, **data_parts}.items()}
-  )
   with (
-    workdir.claimed(config, data_parts=data_parts, warn=_printer(console)) as folder,
-    workdir.writing(config),
+    numerics.standard(config, warn=printer(console)),
+    open_session(config, console, check_interrupt) as (session, run_state),
   ):
-    if collectives.is_main():
-      write_json(folder / "schedule.json", schedule_rows(plan))
-    _show(plan, console)
-    trainer = make_trainer(plan, mesh, check_interrupt=check_interrupt)
-    beginning = start(plan, trainer)
-    workdir.check_space(folder, _bytes_needed(plan, beginning, folder))
-    with (
-      Checkpoints(
-        folder,
-        kept=config.checkpoints_kept,
-        origin={**config_lib.identity(config), **data_parts},
-        warn=_printer(console),
-      ) as checkpoints,
-      Networks(folder) as networks,
-    ):
-      progress = checkpoints.latest(otherwise=beginning)
-      if progress.underway:  # a state that was begun here is finished here
-        there = min(source.num_states, len(progress.results))
-        source = source._replace(num_states=there)
-      collectives.check_same(
-        {
-          "checkpoints in --workdir (which all must share)": str(progress.number),
-          "states in --from_workdir": str(source.num_states),
-        }
-      )
-      environment = devices.describe(mesh)
-      _show_progress(source, progress, folder, environment, console)
-      try:
-        return _run_states(
-          plan, trainer, source, progress, checkpoints, networks, folder, console
-        )
-      except DivergedError as error:
-        raise DivergedError(f"{error}; {_way_back(checkpoints)}") from error
+    return session.results(train(session, run_state))
 
 
-def _run_states(
-  plan: Plan,
-  trainer: Trainer,
-  source: reuse.Source,
-  progress: Progress,
-  checkpoints: Checkpoints,
-  networks: Networks,
-  folder: pathlib.Path,
-  console: Console,
-) -> dict[str, Any]:
-  """All states from `progress` on; see `run`."""
-  config = plan.config
-  done, underway = len(progress.results), progress.underway
-  first_trained = max(done, source.num_states) + 1
-  phases = [p for p in phase_plans(plan) if p.state.index >= first_trained]
-
-  def write_results():
-    results = _results(plan, trainer.mesh, progress.results)
-    if collectives.is_main():
-      write_json(folder / "results.json", results)
-    return results
-
-  if not checkpoints.damaged:  # else it may know more states than the good checkpoint
-    write_results()
-  steps_done = int(progress.train_state.step)
-  with (
-    open_journal(
-      folder,
-      steps_done=steps_done,
-      steps_recorded=steps_done - (len(underway.window) if underway else 0),
-      warn=_printer(console),
-    ) as journal,
-    ProgressDisplay(
-      console,
-      num_states=len(plan.states),
-      num_images=sum(p.num_images for p in phases) - _images_done(phases, underway),
-    ) as display,
-  ):
-    keeper = Keeper(
-      checkpoints,
-      journal,
-      minutes=config.checkpoint_minutes,
-      check_interrupt=trainer.check_interrupt,
-    )
-    for state in plan.states[done:]:
-      if state.index <= source.num_states:
-        trained = incremental.take_state(plan, source, progress, state, journal)
+def train(session: Session, run: RunState) -> RunState:
+  """Trains every state that `run` lacks."""
+  with session.saving_on_interruption():
+    for state in session.plan.states[len(run.results) :]:
+      if session.lender.has(state):
+        run = take_state(session, state, run)
       else:
-        trained = incremental.train_state(
-          plan,
-          trainer,
-          progress,
-          state,
-          [p for p in phases if p.state is state],
-          make_meter=functools.partial(
-            Meter, log_every=config.log_every, journal=journal, display=display
-          ),
-          keeper=keeper,
-        )
-      try:
-        progress = incremental.finish_state(plan, trainer, progress, state, trained)
-      except Interrupted:
-        if trained.here is not None:
-          keeper.save(trained.here)
-        raise
-      # Each process has worked them out by itself, perhaps on another kind of machine.
-      train_state, exemplars, stats = collectives.broadcast_from_main(progress[:3])
-      progress = progress._replace(train_state=train_state, memory=exemplars, stats=stats)
-      networks.save(progress.train_state, state=state.index)
-      keeper.save(progress)
-      write_results()
-      result = progress.results[-1]
-      journal.evaluation(result, step=int(progress.train_state.step))
-      display.print(_one_line(result, len(plan.states)))
-  return write_results()
+        run = train_state(session, state, run)
+      run = session.commit(finish_state(session, state, run))
+  return run
 
 
-def start(plan: Plan, trainer: Trainer) -> Progress:
-  """A run that has done nothing yet."""
-  params = trainer.initial.params
-  sizes = Sizes(
-    num_classes=len(plan.dataset.class_names),
-    num_features=params["head"]["kernel"].shape[0],
-    num_records=len(plan.dataset.train.labels),
-    memory_size=plan.config.memory_size,
+def train_state(session: Session, state: IncrementalState, run: RunState) -> RunState:
+  """Trains all phases of a state, from where `run` stands."""
+  if run.position is None:
+    run = begin_state(session, state, run)
+  for phase in state.phases[run.position.phase :]:
+    if phase.number > run.position.phase:
+      run = begin_phase(session, state, phase, run)
+    run = train_phase(session, state, phase, run)
+    session.maybe_save(lambda run=run: run)
+  return run
+
+
+def begin_state(session: Session, state: IncrementalState, run: RunState) -> RunState:
+  """Returns a run at the beginning of a state's first phase."""
+  position = Position(
+    phase=0,
+    steps_done=0,
+    **_teacher(session.plan, run.train_state, num_classes=state.num_old),
+    new_ranks=session.plan.pool(state, run.exemplars).new_ranks,
+    window=NO_STEPS,
+    seconds=0.0,
   )
-  return Progress(trainer.initial, memory.empty(), plan.method.init_stats(sizes), [])
+  return begin_phase(session, state, state.phases[0], run._replace(position=position))
 
 
-def _printer(console: Console) -> Callable[[str], None]:
-  return functools.partial(console.print, markup=False, emoji=False, soft_wrap=True)
-
-
-def _show(plan: Plan, console: Console) -> None:
-  """What is to be done, and on what."""
-  if plan.dataset.ignored_files:
-    console.print(
-      f"{plan.dataset.ignored_files} files or folders beside the images are ignored"
+def begin_phase(
+  session: Session, state: IncrementalState, phase: Phase, run: RunState
+) -> RunState:
+  """Returns a run at the beginning of a phase: momentum, teacher and ranks are its own."""
+  plan, train_state = session.plan, run.train_state
+  position = run.position._replace(phase=phase.number, steps_done=0, window=NO_STEPS)
+  if plan.config.reset_momentum:
+    train_state = train_state.replace(opt_state=session.initial.opt_state)
+  if phase.new_teacher:
+    pool = pool_of(plan, state, run)
+    extract = extractor(session, state, train_state, run.stats)
+    priority = exemplar_priority(plan, state, pool, extract, count=pool.quota)
+    position = position._replace(
+      new_ranks=memory.rank(pool.new_labels, priority),
+      **_teacher(plan, train_state, num_classes=state.num_seen),
     )
-  for note in plan.dataset.notes:
-    _printer(console)(note)
-  console.print(schedule_table(plan))
+  return run._replace(train_state=train_state, position=position)
 
 
-def _show_progress(
-  source: reuse.Source,
-  progress: Progress,
-  folder: pathlib.Path,
-  environment: Mapping[str, Any],
-  console: Console,
-) -> None:
-  """What needs not be done, and whether it was done in another environment."""
-  say = _printer(console)
-  done, underway = len(progress.results), progress.underway
-  if done:
-    say(f"states 1 to {done} are done already, in {folder}")
-  if underway:
-    say(f"state {done + 1} goes on after step {int(progress.train_state.step)}")
-  if source.num_states > done:
-    say(f"states {done + 1} to {source.num_states} are taken from {source.folder}")
-  places = []
-  if progress.number:
-    places.append(folder)
-  if source.num_states > done:
-    places.append(source.folder)
-  for place in places:
-    there = workdir.saved_environment(place)
-    different = [
-      f"{name}: {there.get(name)} there, {environment.get(name)} now"
-      for name in dict.fromkeys((*there, *environment))
-      if there and there.get(name) != environment.get(name)
-    ]
-    if different:
-      say(
-        f"note: what {place} has was computed in another environment, and numbers may be "
-        f"rounded otherwise ({'; '.join(different)})"
+def train_phase(
+  session: Session, state: IncrementalState, phase: Phase, run: RunState
+) -> RunState:
+  """Trains the steps of a phase that are not done."""
+  devices, position, steps_done = session.devices, run.position, run.position.steps_done
+  train_state = devices.replicate(run.train_state)
+  context = devices.replicate(phase_context(state, run))
+  batches = train_batches(session, state, phase, run)
+  metrics = session.step_metrics(state, phase, run)
+  backpressure, learning_rate, started = Backpressure(), None, time.monotonic()
+
+  def here() -> RunState:
+    seconds = position.seconds + time.monotonic() - started
+    now = position._replace(steps_done=steps_done, window=metrics.flush(), seconds=seconds)
+    return run._replace(train_state=fetch(train_state), position=now)
+
+  with prefetched(session, batches, start=steps_done) as batches_on_devices:
+    while steps_done < phase.num_steps:
+      session.maybe_save(here)
+      before_batch = time.monotonic()
+      batch = next(batches_on_devices)
+      waited = time.monotonic() - before_batch
+      epoch, place = divmod(steps_done, phase.steps_per_epoch)
+      if place == 0 or learning_rate is None:
+        learning_rate = devices.replicate(np.float32(phase.learning_rate_at(epoch)))
+      train_state, step_metrics = devices.train_step(
+        train_state, batch, context, learning_rate
       )
+      steps_done += 1
+      backpressure.add(step_metrics)
+      metrics.add(step_metrics, input_seconds=waited)
+  metrics.finish()
+  return here()
 
 
-def _images_done(phases: list[PhasePlan], underway: Underway | None) -> int:
-  """Training images of a state underway, the first of `phases`, that are behind it."""
-  if underway is None:
-    return 0
-  images = sum(p.num_images for p in phases[: underway.phase])
-  return images + underway.steps_done * sum(phases[underway.phase].group_sizes)
+def take_state(session: Session, state: IncrementalState, run: RunState) -> RunState:
+  """Returns a run at the end of a state that another one trained, with its records."""
+  for record in session.lender.records(state):
+    session.recorder.add(record)
+  position = Position(
+    phase=len(state.phases) - 1,
+    steps_done=state.phases[-1].num_steps,
+    teacher=None,
+    num_teacher_classes=0,
+    new_ranks=session.plan.pool(state, run.exemplars).new_ranks,
+    window=NO_STEPS,
+    seconds=session.lender.train_seconds[state.index - 1],
+  )
+  train_state = session.lender.train_state(state, like=run.train_state)
+  return run._replace(train_state=train_state, position=position)
 
 
-def _bytes_needed(plan: Plan, beginning: Progress, folder: pathlib.Path) -> int:
-  """Room for what is still to be saved; an old checkpoint goes after a new one came."""
-  network = _size((beginning.train_state.params, beginning.train_state.batch_stats))
-  teacher = network if plan.method.has_teacher else 0
-  saved = _size((beginning.train_state, beginning.stats)) + teacher
-  there = len(workdir.saved(folder, "checkpoints"))
-  checkpoints = max(1, plan.config.checkpoints_kept + 1 - there)
-  states = len(plan.states) - len(workdir.saved(folder, "networks"))
-  return checkpoints * saved + states * network
+def finish_state(session: Session, state: IncrementalState, run: RunState) -> RunState:
+  """Does what follows a state's training: exemplars, the method's statistics, scores."""
+  plan, method, config = session.plan, session.plan.method, session.plan.config
+  train_state, pool = run.train_state, pool_of(plan, state, run)
+  is_lent = session.lender.has(state)
+  if method.align and not is_lent:  # else it is aligned already
+    params = method.align(train_state.params, state.num_old, state.num_seen)
+    train_state = train_state.replace(params=params)
+  extract = extractor(session, state, train_state, run.stats)
+  finished = FinishedState(
+    num_first=plan.states[0].num_seen,
+    num_old=state.num_old,
+    num_seen=state.num_seen,
+    pool=pool,
+    labels=plan.dataset.train.labels,
+    test_labels=plan.dataset.test.labels,
+    memory=select_exemplars(plan, state, pool, run.exemplars, extract),
+    stats=run.stats,
+    extract=extract,
+  )
+  finished = finished._replace(stats=method.stats(finished, config))
+  result = {
+    "state": state.index,
+    "num_old": state.num_old,
+    "num_seen": state.num_seen,
+    **evaluate(session, state, train_state, finished.stats),
+    "statistics": {
+      name: value if abs(value) < _LARGEST_SHOWN else None
+      for name, value in method.describe(finished, config).items()
+    },
+    "train_seconds": round(run.position.seconds, 3),
+    "from_workdir": str(session.lender.folder) if is_lent else None,
+  }
+  return RunState(train_state, finished.memory, finished.stats, [*run.results, result])
 
 
-def _size(tree: Any) -> int:
-  """Bytes of all arrays."""
-  return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+def phase_context(state: IncrementalState, run: RunState) -> PhaseContext:
+  """Returns what the phase that `run` is in starts with; host arrays."""
+  numbers = (state.num_old, state.num_seen, run.position.num_teacher_classes)
+  classes = SeenClasses(*map(np.int32, numbers))
+  return PhaseContext(classes, run.position.teacher, run.stats)
 
 
-def _way_back(checkpoints: Checkpoints) -> str:
-  """What to do after a divergence."""
-  checkpoints.wait()
-  if checkpoints.last is None:
-    return "there is no checkpoint before that: lower --learning_rate"
-  return (
-    f"the last good checkpoint is {checkpoints.last}: lower --learning_rate, with another "
-    "--workdir"
+def _teacher(plan: Plan, train_state: TrainState, *, num_classes: int) -> dict[str, Any]:
+  """Fields of a `Position`: the network as it is, which knows so many classes."""
+  if not plan.method.has_teacher:
+    return {"teacher": None, "num_teacher_classes": 0}
+  network = {"params": train_state.params, "batch_stats": train_state.batch_stats}
+  return {"teacher": network, "num_teacher_classes": num_classes}
+
+
+def pool_of(plan: Plan, state: IncrementalState, run: RunState) -> Pool:
+  """Returns what the phase that `run` is in trains on."""
+  return plan.pool(state, run.exemplars)._replace(new_ranks=run.position.new_ranks)
+
+
+def train_batches(
+  session: Session, state: IncrementalState, phase: Phase, run: RunState
+) -> loader.TrainBatches:
+  """Returns the batches of the phase that `run` is in."""
+  config = session.plan.config
+  return loader.TrainBatches(
+    dataset=session.plan.dataset,
+    pool=pool_of(session.plan, state, run),
+    sampling=phase.sampling,
+    key=Key(config.seed, state.index, phase.number),
+    batch_size_new=config.batch_size_new,
+    batch_size_memory=config.batch_size_memory,
+    num_devices=session.devices.size,
+    num_steps=phase.num_steps,
+    devices=session.devices.local,
   )
 
 
-def _results(plan: Plan, mesh: Mesh, states: list[dict[str, Any]]) -> dict[str, Any]:
-  return {
-    "dataset": plan.config.dataset,
-    "method": plan.config.method,
-    "method_title": plan.method.title,
-    "num_states": plan.config.num_states,
-    "num_classes": len(plan.dataset.class_names),
-    "memory_size": plan.config.memory_size,
-    "seed": plan.config.seed,
-    "ignored_files": plan.dataset.ignored_files,
-    "skipped_records": plan.dataset.skipped_records,
-    "environment": devices.describe(mesh),
-    "states": states,
-    "average": metrics.average(states),
-  }
+def exemplar_priority(
+  plan: Plan, state: IncrementalState, pool: Pool, extract: Extract, *, count: int
+) -> np.ndarray:
+  """Returns which new records are kept first, sortable [n]; `count` of each class are."""
+  return memory.SELECTIONS[plan.config.selection](
+    pool.new_labels,
+    memory.random_order(len(pool.new), seed=plan.config.seed, state=state.index),
+    lambda: extract(pool.new, normalized_features),
+    count=count,
+  )
 
 
-def _one_line(result: dict[str, Any], num_states: int) -> str:
-  errors = ""
-  if result["imbalance"] is not None:
-    errors = (
-      f"e(p,n) {result['error_old_as_new']:.1%}  e(n,p) {result['error_new_as_old']:.1%}  "
-    )
-  return (
-    f"state {result['state']}/{num_states} done  {result['num_seen']} classes  "
-    f"top-1 {result['top1']:.1%}  {errors}{result['train_seconds']:.0f} s"
+def select_exemplars(
+  plan: Plan,
+  state: IncrementalState,
+  pool: Pool,
+  exemplars: memory.Memory,
+  extract: Extract,
+) -> memory.Memory:
+  """Returns the exemplars after a state, from those before it and its pool."""
+  count = memory.quota(plan.config.memory_size, state.num_seen)
+  return memory.update(
+    exemplars,
+    pool.new,
+    pool.new_labels,
+    exemplar_priority(plan, state, pool, extract, count=count),
+    memory_size=plan.config.memory_size,
+    num_seen=state.num_seen,
   )

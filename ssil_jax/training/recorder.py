@@ -1,25 +1,36 @@
-"""What is written while training goes on: metrics.jsonl and TensorBoard events."""
+"""What is recorded while training goes on: metrics.jsonl, TensorBoard events, progress."""
 
+import itertools
 import json
+import math
 import os
 import pathlib
 import time
 from collections.abc import Callable
 from typing import Any
 
+import jax
+import numpy as np
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 
 from ssil_jax.distributed import collectives
-from ssil_jax.errors import WorkdirError
+from ssil_jax.errors import DivergedError, WorkdirError
+from ssil_jax.progress import ProgressDisplay
+from ssil_jax.schedule import IncrementalState, Phase
 from ssil_jax.system import write_bytes
+from ssil_jax.training.devices import fetch
+from ssil_jax.training.state import METRICS, RunState
 
 _SECONDS_BETWEEN_FLUSHES = 10.0  # of the TensorBoard events
 
 
-class Journal:
-  """Appends records to `metrics.jsonl` and the TensorBoard events; a context manager."""
+class Recorder:
+  """Appends to `metrics.jsonl` and the TensorBoard events; a context manager.
+
+  Of several processes, process 0 does so; the others' recorders write nothing.
+  """
 
   def __init__(
     self,
@@ -29,18 +40,21 @@ class Journal:
     steps_recorded: int,
     warn: Callable[[str], None] = lambda line: None,
   ):
-    """Opens the journal of a run that goes on.
+    """Opens the records of a run that is begun or resumed.
 
     Args:
       workdir: its work directory.
       steps_done: of the whole run.
       steps_recorded: those of them that have a record. What is recorded of later ones is
         dropped, for they will be recorded again.
-      warn: called with a line if there is no journal any more.
+      warn: called with a line if there are no records any more.
 
     Raises:
       WorkdirError: a line is damaged, or records are missing.
     """
+    self._file = None
+    if not collectives.is_main():
+      return
     path = workdir / "metrics.jsonl"
     if steps_done and not path.exists():
       warn(f"warning: {path} is gone; it begins again after step {steps_recorded}")
@@ -62,15 +76,18 @@ class Journal:
     )
     self._shown_at = time.monotonic()
 
-  def __enter__(self) -> "Journal":
+  def __enter__(self) -> "Recorder":
     return self
 
   def __exit__(self, *exc_info) -> None:
-    self._file.close()
-    self._events.close()
+    if self._file is not None:
+      self._file.close()
+      self._events.close()
 
-  def train(self, record: dict[str, Any]) -> None:
-    """A stretch of training steps that ends with `record["step"]`."""
+  def add(self, record: dict[str, Any]) -> None:
+    """Records the training steps from the last record up to `record["step"]`."""
+    if self._file is None:
+      return
     self._file.write(json.dumps(record) + "\n")
     self._file.flush()
     for name in ("loss", "top1", "learning_rate", "images_per_second", "input_wait"):
@@ -78,8 +95,10 @@ class Journal:
     if time.monotonic() - self._shown_at > _SECONDS_BETWEEN_FLUSHES:
       self._flush_events()
 
-  def evaluation(self, result: dict[str, Any], *, step: int) -> None:
-    """The scores of a finished incremental state."""
+  def add_scores(self, result: dict[str, Any], *, step: int) -> None:
+    """Records the scores of a finished incremental state."""
+    if self._file is None:
+      return
     for name, value in result.items():
       if isinstance(value, float):
         self._show(f"test/{name}", value, step)
@@ -94,36 +113,13 @@ class Journal:
     self._shown_at = time.monotonic()
 
   def sync(self) -> None:
-    """Until all records are on the disk: a checkpoint must not know of more steps."""
-    os.fsync(self._file.fileno())
-
-
-class _NoJournal(Journal):
-  """The journal of a process that leaves writing to another one."""
-
-  def __init__(self):
-    """Opens nothing."""
-
-  def __exit__(self, *exc_info) -> None:
-    """Closes nothing."""
-
-  def train(self, record: dict[str, Any]) -> None:
-    """Writes nothing."""
-
-  def evaluation(self, result: dict[str, Any], *, step: int) -> None:
-    """Writes nothing."""
-
-  def sync(self) -> None:
-    """Waits for nothing."""
-
-
-def open_journal(workdir: pathlib.Path, **kwargs: Any) -> Journal:
-  """A `Journal` in process 0, and in the others one that does nothing."""
-  return Journal(workdir, **kwargs) if collectives.is_main() else _NoJournal()
+    """Waits until all records are on the disk: a checkpoint must not know of more steps."""
+    if self._file is not None:
+      os.fsync(self._file.fileno())
 
 
 def _lines_until(path: pathlib.Path, last_step: int) -> dict[int, bytes]:
-  """Step -> line with its end, of the records of no later steps."""
+  """Returns step -> line with its end, of the records of no later steps."""
   kept = {}
   *lines, _ = path.read_bytes().split(b"\n")
   for number, line in enumerate(lines, start=1):
@@ -156,3 +152,142 @@ def _damaged(what: str, step: int) -> WorkdirError:
   return WorkdirError(
     f"{what}: put the file right, or delete it and records begin after step {step}"
   )
+
+
+class StepMetrics:
+  """Collects the metrics of a phase's steps, and records them `log_every` steps at a time.
+
+  Metrics stay on the devices, and are read when as many newer steps have been sent, so
+  that reading them does not wait for the step just sent.
+  """
+
+  def __init__(
+    self,
+    state: IncrementalState,
+    phase: Phase,
+    run: RunState,
+    *,
+    log_every: int,
+    recorder: Recorder,
+    display: ProgressDisplay,
+  ):
+    """Begins or resumes a phase.
+
+    Args:
+      state: of the phase.
+      phase: the phase.
+      run: where it begins or is resumed; its position's `window` are the last steps that
+        have no record yet.
+      log_every: steps of a record.
+      recorder: takes the records.
+      display: shows them.
+    """
+    steps_done, window = run.position.steps_done, run.position.window
+    self._state = state
+    self._phase = phase
+    self._first_step = (
+      int(run.train_state.step) - steps_done
+    )  # of the run, before the phase
+    self._log_every = log_every
+    self._recorder = recorder
+    self._display = display
+    self._reported = steps_done - len(window)
+    self._window = [*window]  # read from the devices
+    self._pending: list[dict[str, Any]] = []  # on the devices still
+    self._sent = 0
+    self._timed_from = time.monotonic()
+    self._done_then = 0  # steps
+    self._input_seconds = 0.0  # waited for batches since then
+    self._seconds_per_step = math.nan
+    self._input_share = math.nan  # of the time
+
+  def add(self, step_metrics: dict[str, Any], *, input_seconds: float) -> None:
+    """Takes the step just sent.
+
+    Args:
+      step_metrics: on the devices; `train_step` says which.
+      input_seconds: how long the loop waited for the step's batch.
+    """
+    self._pending.append(step_metrics)
+    self._sent += 1
+    self._input_seconds += input_seconds
+    if self._sent == 1:
+      # Compiling makes the first step slow: it counts only while there is no other.
+      jax.block_until_ready(step_metrics)
+      self._read_clock()
+    if len(self._pending) == 2 * self._log_every:
+      self._read(self._log_every)
+
+  def flush(self) -> np.ndarray:
+    """Waits for the devices and writes the records that are complete.
+
+    Returns:
+      float32 [k, 2], the `window` of a position here.
+
+    Raises:
+      DivergedError: the loss of one of these steps is not finite.
+    """
+    self._read(len(self._pending))
+    self._check_finite()
+    return np.array(self._window, np.float32).reshape(-1, len(METRICS))
+
+  def finish(self) -> None:
+    """Writes a record of what is left; waits for the devices."""
+    self._read(len(self._pending))
+    if self._window:
+      self._write(len(self._window))
+
+  def _read(self, num_steps: int) -> None:
+    """Takes the oldest steps from the devices; when there are enough, writes a record."""
+    if num_steps == len(self._pending):
+      jax.block_until_ready(self._pending)
+    self._read_clock()
+    for metrics in fetch(self._pending[:num_steps]):
+      self._window.append(np.array([metrics[name] for name in METRICS]))
+    del self._pending[:num_steps]
+    # Without a step there is no speed; those of an earlier process wait for the next one.
+    while self._sent and len(self._window) >= self._log_every:
+      self._write(self._log_every)
+
+  def _read_clock(self) -> None:
+    """Sets the speed from the steps that were done since the last reading."""
+    under_way = itertools.takewhile(
+      lambda step_metrics: not step_metrics["loss"].is_ready(), reversed(self._pending)
+    )
+    done, now = self._sent - len(list(under_way)), time.monotonic()
+    if done == self._done_then:
+      return
+    self._seconds_per_step = (now - self._timed_from) / (done - self._done_then)
+    self._input_share = self._input_seconds / (now - self._timed_from)
+    self._done_then, self._timed_from, self._input_seconds = done, now, 0.0
+
+  def _write(self, num_steps: int) -> None:
+    self._check_finite()
+    phase = self._phase
+    window, self._window = self._window[:num_steps], self._window[num_steps:]
+    self._reported += num_steps
+    last_epoch = (self._reported - 1) // phase.steps_per_epoch
+    means = np.mean(window, axis=0)
+    record = {
+      "state": self._state.index,
+      "phase": phase.number,
+      "epoch": last_epoch + 1,
+      "step": self._first_step + self._reported,
+      **{name: float(mean) for name, mean in zip(METRICS, means, strict=True)},
+      "learning_rate": phase.learning_rate_at(last_epoch),
+      "images_per_second": phase.batch_size / self._seconds_per_step,
+      "input_wait": self._input_share,
+    }
+    self._recorder.add(record)
+    self._display.update(record, epochs=phase.epochs, images=num_steps * phase.batch_size)
+
+  def _check_finite(self) -> None:
+    finite = np.isfinite([metrics[0] for metrics in self._window])
+    if finite.all():
+      return
+    place = int(np.argmin(finite))
+    done = self._reported + place  # steps of the phase before that one
+    raise DivergedError(
+      f"the loss became {self._window[place][0]} in state {self._state.index}, epoch "
+      f"{done // self._phase.steps_per_epoch + 1}, step {self._first_step + done + 1}"
+    )

@@ -5,55 +5,62 @@ is the same plain training, whatever the memory's size and the later states' set
 `--from_workdir`, such states are taken from a finished run.
 """
 
+import dataclasses
 import itertools
 import os
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from ssil_jax import config as config_lib
 from ssil_jax.config import Config
-from ssil_jax.data import fingerprint
 from ssil_jax.errors import ConfigError
-from ssil_jax.methods import METHODS
+from ssil_jax.methods import Method, get_method
+from ssil_jax.methods.base import one_phase
+from ssil_jax.methods.source import source_hash
 from ssil_jax.paths import real_path
 from ssil_jax.reports.results import load_journal, load_run
+from ssil_jax.sampling import SHUFFLED, Key, Pool, Sampling
+from ssil_jax.schedule import IncrementalState
 from ssil_jax.training import workdir
-from ssil_jax.training.checkpoint import Networks
+from ssil_jax.training.networks import Networks
 from ssil_jax.training.plan import Plan
-from ssil_jax.training.step import TrainState
+from ssil_jax.training.state import TrainState
 
 
-class Source(NamedTuple):
-  """Another run's states, from the first on, that need no training."""
+class Lender(NamedTuple):
+  """Another run's states, from the first on, that need no training; none by default."""
 
-  folder: pathlib.Path | None
-  num_states: int
-  train_seconds: list[float]  # of each state
-  journal: list[dict[str, Any]]  # the lines of its metrics.jsonl
+  folder: pathlib.Path | None = None
+  num_states: int = 0
+  train_seconds: tuple[float, ...] = ()  # of each state
+  journal: tuple[dict[str, Any], ...] = ()  # the lines of its metrics.jsonl
 
-  def train_state(self, state: int, *, like: TrainState) -> TrainState:
-    """The network at the end of a state; host arrays."""
+  def has(self, state: IncrementalState) -> bool:
+    """Returns whether a state is taken from there."""
+    return state.index <= self.num_states
+
+  def train_state(self, state: IncrementalState, *, like: TrainState) -> TrainState:
+    """Returns the network at the end of a state; host arrays."""
     with Networks(self.folder, own=False) as networks:
-      return networks.load(state, like=like)
+      return networks.load(state.index, like=like)
 
-  def records(self, state: int) -> list[dict[str, Any]]:
-    """The lines of its metrics.jsonl that belong to a state."""
-    return [row for row in self.journal if row["state"] == state]
+  def records(self, state: IncrementalState) -> list[dict[str, Any]]:
+    """Returns the lines of its metrics.jsonl that belong to a state."""
+    return [row for row in self.journal if row["state"] == state.index]
 
 
-def open_source(
-  plan: Plan,
-  *,
-  data_parts: Mapping[str, str | int],
-  warn: Callable[[str], None] = lambda line: None,
-) -> Source:
-  """The states that `--from_workdir` has for this run; none without the flag.
+def open_lender(
+  plan: Plan, origin: workdir.Origin, *, warn: Callable[[str], None] = lambda line: None
+) -> Lender:
+  """Finds the states that `--from_workdir` has for this run; none without the flag.
 
   Args:
     plan: of this run.
-    data_parts: of its data set, see `fingerprint.parts`.
-    warn: called with a line if not all of the data can be compared.
+    origin: of this run.
+    warn: called with a line if not all can be compared.
 
   Raises:
     ConfigError: there is no finished state of a run on these data, or it was trained in
@@ -62,7 +69,7 @@ def open_source(
   """
   flag = f"--from_workdir={plan.config.from_workdir}"
   if not plan.config.from_workdir:
-    return Source(None, 0, [], [])
+    return Lender()
   folder = real_path(plan.config.from_workdir)
   if folder == config_lib.workdir_path(plan.config):
     raise ConfigError(f"{flag} is --workdir itself: leave the flag out")
@@ -71,18 +78,21 @@ def open_source(
       f"{flag} is not the work directory of a run: give one, or leave it out"
     )
   saved = workdir.read_config(folder / "config.json")
-  there = workdir.saved_data(saved)
+  there = workdir.saved_origin(saved)
   if there is None:
     raise ConfigError(
       f"{flag} is a run of an earlier version of this program: repeat it, or leave the "
       "flag out"
     )
-  if different := fingerprint.differences(data_parts, there):
+  if different := origin.data_differences(there):
     raise ConfigError(
       f"{flag} was trained on other data: repeat it on these, or leave the flag out\n"
       + "\n".join(different)
     )
-  if unknown := fingerprint.uncompared(data_parts, there):
+  unknown = origin.uncompared_data(there)
+  if there.method_source is None:
+    unknown.append("source of --method")
+  if unknown:
     warn(f"warning: not compared with the run in {folder}: {', '.join(unknown)}")
   num_states, different = shared_states(plan.config, saved)
   if not num_states:
@@ -91,23 +101,23 @@ def open_source(
       "the flag out, or give the same settings:\n" + "\n".join(different)
     )
   rows = load_run(folder).results["states"]
-  there: list[int] = []
+  saved_networks: list[int] = []
   if (folder / "networks").is_dir():  # not of a run by an earlier version
     with Networks(folder, own=False) as networks:
-      there = networks.states()
-  consecutive = itertools.takewhile(lambda t: t in there, range(1, num_states + 1))
+      saved_networks = networks.states()
+  consecutive = itertools.takewhile(lambda t: t in saved_networks, range(1, num_states + 1))
   num_states = min(len(list(consecutive)), len(rows))
   if not num_states:
     raise ConfigError(
       f"{flag} has no network of its first state: continue that run, or repeat it if it is "
       "of an earlier version"
     )
-  seconds = [row["train_seconds"] for row in rows]
-  return Source(folder, num_states, seconds, load_journal(folder))
+  seconds = tuple(row["train_seconds"] for row in rows)
+  return Lender(folder, num_states, seconds, tuple(load_journal(folder)))
 
 
 def shared_states(config: Config, saved: Mapping[str, Any]) -> tuple[int, list[str]]:
-  """How many states, from the first on, this run and another one train alike.
+  """Returns how many states, from the first on, this run and another one train alike.
 
   Args:
     config: of this run.
@@ -117,17 +127,25 @@ def shared_states(config: Config, saved: Mapping[str, Any]) -> tuple[int, list[s
     T, 1 or 0, and if 0, what is different, a line each.
   """
   saved = {**config_lib.DEFAULTS, **saved}
-  if saved["method"] not in list(METHODS):  # which may be of any type
+  try:
+    theirs = get_method(str(saved["method"]))
+  except ConfigError:
     return 0, [f"--method: {saved['method']!r} there"]
+  if saved.get("method_source") not in (None, source_hash(saved["method"])):
+    return 0, [f"source of --method={saved['method']}: changed since"]
   if not config.reset_momentum:  # which a network without its optimizer cannot give
     return 0, ["--noreset_momentum: no momentum can be taken; leave --reset_momentum on"]
-  names = (config.method, saved["method"])
-  ours, theirs = (METHODS[name].trains_as or name for name in names)
-  if ours == theirs and not config_lib.differences(config, saved, aspect="training"):
+  ours = get_method(config.method)
+  names = config.method, saved["method"]
+  if _trains_alike(ours, theirs, names) and not config_lib.differences(
+    config, saved, changes="later_states"
+  ):
     return config.num_states, []
-  different = config_lib.differences(config, saved, aspect="first_state")
-  if ours != theirs and not all(METHODS[name].plain_first_state for name in names):
-    different.append(f"--method: {saved['method']!r} there, {config.method!r} now")
+  different = config_lib.differences(config, saved, changes="every_state")
+  if names[0] != names[1] and not (
+    _has_plain_first_state(ours, config) and _has_plain_first_state(theirs, config)
+  ):
+    different.append(f"--method: {names[1]!r} there, {names[0]!r} now")
   now = config_lib.to_json(config)
   if not (saved["initial_classes"] == config.initial_classes != 0):
     different += [
@@ -136,3 +154,32 @@ def shared_states(config: Config, saved: Mapping[str, Any]) -> tuple[int, list[s
       if saved[name] != now[name]
     ]
   return (0, different) if different else (1, [])
+
+
+def _trains_alike(ours: Method, theirs: Method, names: tuple[str, str]) -> bool:
+  """Returns whether two methods train alike in every state, given the same settings."""
+  ours_as, theirs_as = (
+    method.trains_as or name for method, name in zip((ours, theirs), names, strict=True)
+  )
+  return ours_as == theirs_as and ours.training == theirs.training
+
+
+def _has_plain_first_state(method: Method, config: Config) -> bool:
+  """Returns whether a method's first state is one phase of plain softmax training."""
+  if not method.steps_like_softmax_first:
+    return False
+  # Of the settings, a first state that is plain reads the shared ones alone.
+  config = dataclasses.replace(config, method_settings=method.settings())
+  phases = method.phases(config, 1)
+  plain = one_phase(config, 1, phases[0].sampling)
+  return phases == plain and _draws_like_shuffled(phases[0].sampling)
+
+
+def _draws_like_shuffled(sampling: Sampling) -> bool:
+  """Returns whether batches are drawn as for `SHUFFLED` where nothing is old."""
+  new = np.arange(8)
+  pool = Pool(new=new, memory=new[:0], new_ranks=new, new_labels=np.zeros_like(new))
+  key = Key(seed=0, state=1, phase=0)
+  return np.array_equal(
+    sampling.batch(pool, key, 1, 3, 1), SHUFFLED.batch(pool, key, 1, 3, 1)
+  )

@@ -1,4 +1,4 @@
-"""One step of training, of evaluation, of a survey: pure, undecorated.
+"""One step of training, of evaluation, of reading outputs: pure, undecorated.
 
 Each runs on one device's share of a batch and speaks to the other devices through the
 mapped axis `AXIS`; `devices.py` maps them.
@@ -6,7 +6,6 @@ mapped axis `AXIS`; `devices.py` maps them.
 
 from typing import Any, NamedTuple
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,20 +15,11 @@ from ssil_jax import metrics
 from ssil_jax.config import Config
 from ssil_jax.data.dataset import Batch
 from ssil_jax.data.images.augment import Augmentation, Normalization, augment, to_float
-from ssil_jax.methods.base import Examples, Given, Measure, Method, mask_unseen
+from ssil_jax.methods.base import Examples, Method, OutputFn, PhaseContext, mask_unseen
 from ssil_jax.resnet import Outputs, ResNet18
+from ssil_jax.training.state import TrainState
 
 AXIS = "batch"
-
-
-@flax.struct.dataclass
-class TrainState:
-  """What training changes."""
-
-  step: jax.Array  # int32 [], steps done in the whole run
-  params: Any
-  batch_stats: Any
-  opt_state: optax.OptState
 
 
 class Model(NamedTuple):
@@ -45,12 +35,12 @@ class Model(NamedTuple):
 
   @property
   def root_key(self) -> jax.Array:
-    """Where the device's random streams start."""
+    """The key of all random numbers on the devices."""
     return jax.random.key(self.config.seed)
 
 
 def make_optimizer(*, momentum: float, weight_decay: float) -> optax.GradientTransformation:
-  """SGD with Nesterov momentum and coupled weight decay (section 6.2), as in PyTorch.
+  """Returns SGD with Nesterov momentum and weight decay (section 6.2), as in PyTorch.
 
   The learning rate is applied outside the momentum buffer, by `train_step`, so that it may
   change without rescaling the buffer.
@@ -62,7 +52,7 @@ def make_optimizer(*, momentum: float, weight_decay: float) -> optax.GradientTra
 
 
 def create_train_state(model: Model, image_size: int) -> TrainState:
-  """Random initial parameters, from the run's seed."""
+  """Draws initial parameters from the run's seed."""
   # One image tells the shapes; batch statistics are not used and need no other device.
   images = jnp.zeros((1, image_size, image_size, 3))
   variables = model.network.init(model.root_key, images, train=False)
@@ -77,18 +67,18 @@ def create_train_state(model: Model, image_size: int) -> TrainState:
 def train_step(
   state: TrainState,
   batch: Batch,
-  given: Given,
+  context: PhaseContext,
   learning_rate: jax.Array,
   images: jax.Array | None,
   *,
   model: Model,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-  """One step of Algorithm 1.
+  """Does one step of Algorithm 1.
 
   Args:
     state: parameters, statistics and momentum, the same on every device.
     batch: this device's share.
-    given: the classes of the incremental state, teacher and statistics of the method.
+    context: what the phase began with: classes, teacher and statistics of the method.
     learning_rate: float32 [].
     images: uint8 [N, S, S, 3], the whole training split if it lives on the device.
     model: network, method, optimizer.
@@ -99,12 +89,12 @@ def train_step(
   method, config = model.method, model.config
   step_key = jax.random.fold_in(model.root_key, state.step)
   pixels = to_float(
-    augment(look_up(batch, images), step_key, batch.positions, model.augmentation),
+    augment(gather_images(batch, images), step_key, batch.positions, model.augmentation),
     model.normalization,
   )
   one_hot = jax.nn.one_hot(batch.labels, len(model.state_of_class))
   class_counts = jax.lax.psum(jnp.sum(one_hot, axis=0), AXIS)
-  teacher = _look_with_teacher(pixels, given, model) if method.has_teacher else None
+  teacher = _teacher_outputs(pixels, context, model) if method.has_teacher else None
 
   def loss_fn(params):
     outputs, updates = model.network.apply(
@@ -119,7 +109,7 @@ def train_step(
       records=batch.records,
       outputs=outputs,
       teacher=teacher,
-      given=given,
+      context=context,
       class_counts=class_counts,
       state_of_class=np.asarray(model.state_of_class, np.int32),
     )
@@ -135,40 +125,40 @@ def train_step(
   params = optax.apply_updates(state.params, updates)
   new_state = TrainState(
     step=state.step + 1,
-    params=method.project(params, state.params, given),
+    params=method.project(params, state.params, context),
     batch_stats=batch_stats,
     opt_state=opt_state,
   )
-  predicted = jnp.argmax(mask_unseen(outputs, given, config), axis=-1)
+  predicted = jnp.argmax(mask_unseen(outputs, context, config), axis=-1)
   step_metrics = {"loss": loss, "top1": jnp.mean(predicted == batch.labels)}
   return new_state, jax.lax.pmean(step_metrics, AXIS)
 
 
-def _look_with_teacher(pixels: jax.Array, given: Given, model: Model) -> Outputs:
-  """The teacher's outputs, without gradient; zeros while it knows no class."""
+def _teacher_outputs(pixels: jax.Array, context: PhaseContext, model: Model) -> Outputs:
+  """Returns the teacher's outputs, without gradient; zeros while it knows no class."""
 
-  def look():
-    return model.network.apply(given.teacher, pixels, train=False)
+  def forward():
+    return model.network.apply(context.teacher, pixels, train=False)
 
   # One program serves the first state, too, and spends no time on a teacher there.
-  nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(look))
-  outputs = jax.lax.cond(given.classes.num_taught > 0, look, lambda: nothing)
-  return jax.lax.stop_gradient(outputs)
+  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(forward))
+  has_teacher = context.classes.num_teacher_classes > 0
+  return jax.lax.stop_gradient(jax.lax.cond(has_teacher, forward, lambda: zeros))
 
 
 def eval_step(
   state: TrainState,
   batch: Batch,
-  given: Given,
+  context: PhaseContext,
   images: jax.Array | None,
   *,
   model: Model,
 ) -> metrics.Counts:
-  """Counts of one test batch, summed over the devices; arguments as in `train_step`."""
-  outputs = look(state, batch, images, model)
-  classes = given.classes
+  """Returns counts of one test batch over all devices; arguments as in `train_step`."""
+  outputs = forward(state, batch, images, model)
+  classes = context.classes
   counts = metrics.count(
-    model.method.predict(outputs, given, model.config),
+    model.method.predict(outputs, context, model.config),
     outputs.logits,
     batch.labels,
     batch.positions >= 0,
@@ -180,30 +170,31 @@ def eval_step(
   return jax.lax.psum(counts, AXIS)
 
 
-def survey_step(
+def extract_step(
   state: TrainState,
   batch: Batch,
-  given: Given,
+  context: PhaseContext,
   images: jax.Array | None,
   *,
   model: Model,
-  measure: Measure,
+  output_fn: OutputFn,
 ) -> Any:
-  """A method's measure of a batch that is not augmented; arguments as in `train_step`."""
-  return measure(look(state, batch, images, model), batch.labels, given, model.config)
+  """Returns `output_fn` of a batch; arguments as in `train_step`."""
+  outputs = forward(state, batch, images, model)
+  return output_fn(outputs, batch.labels, context, model.config)
 
 
-def look(
+def forward(
   state: TrainState, batch: Batch, images: jax.Array | None, model: Model
 ) -> Outputs:
-  """What the network says of a batch that is not augmented."""
+  """Runs the network on a batch that is not augmented."""
   return model.network.apply(
     {"params": state.params, "batch_stats": state.batch_stats},
-    to_float(look_up(batch, images), model.normalization),
+    to_float(gather_images(batch, images), model.normalization),
     train=False,
   )
 
 
-def look_up(batch: Batch, images: jax.Array | None) -> jax.Array:
-  """uint8 [B, S, S, 3]: the images of a batch, gathered if they live on the device."""
+def gather_images(batch: Batch, images: jax.Array | None) -> jax.Array:
+  """Returns uint8 [B, S, S, 3], gathered if the images live on the device."""
   return batch.inputs if images is None else images[batch.inputs]

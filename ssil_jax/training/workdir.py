@@ -8,7 +8,7 @@ import pathlib
 import platform
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.filesize import decimal as as_bytes
 
@@ -17,20 +17,57 @@ from ssil_jax.config import Config
 from ssil_jax.data import fingerprint
 from ssil_jax.distributed import collectives
 from ssil_jax.errors import WorkdirError
+from ssil_jax.reports.results import has_finished_state
 from ssil_jax.system import write_json
 
 _LOCK = "lock"
 _FILES = ("config.json", "schedule.json", "results.json", "metrics.jsonl")
 
 
+class Origin(NamedTuple):
+  """What makes a run itself: without it, what was saved means nothing."""
+
+  settings: Mapping[str, Any]  # of `config.to_json`
+  method_source: str | None  # of `source_hash`; None of runs by earlier versions
+  data: Mapping[str, str | int]  # of `fingerprint.parts`
+
+  def to_json(self) -> dict[str, Any]:
+    """Returns the contents of config.json."""
+    return {
+      **self.settings,
+      "method_source": self.method_source,
+      "data_fingerprint": fingerprint.fingerprint(self.data),
+      "data": self.data,
+    }
+
+  def identity(self, config: Config) -> dict[str, Any]:
+    """Returns what a checkpoint is compared by: name -> JSON types."""
+    source = {"source of --method": self.method_source}
+    return {**config_lib.identity(config), **source, **self.data}
+
+  def comparable(self) -> dict[str, str]:
+    """Returns what must be the same in all processes, as text."""
+    own = ("process_id", "data_dir")  # may differ from process to process
+    parts = {**self.settings, "source of --method": self.method_source, **self.data}
+    return {name: str(value) for name, value in parts.items() if name not in own}
+
+  def data_differences(self, there: "Origin") -> list[str]:
+    """Returns a line for each part of the data that is different there."""
+    return fingerprint.differences(self.data, there.data)
+
+  def uncompared_data(self, there: "Origin") -> list[str]:
+    """Returns the parts of the data that only one of them knows."""
+    return fingerprint.uncompared(self.data, there.data)
+
+
 @contextlib.contextmanager
 def claimed(
   config: Config,
+  origin: Origin,
   *,
-  data_parts: Mapping[str, str | int],
   warn: Callable[[str], None] = lambda line: None,
 ) -> Iterator[pathlib.Path]:
-  """The work directory, which is this run's while the context lasts.
+  """Makes the work directory this run's while the context lasts.
 
   It is made, or found to hold this very run, and locked. The lock goes with the process,
   however it ends. A run of which nothing was ever saved leaves nothing to protect, and is
@@ -38,7 +75,7 @@ def claimed(
 
   Args:
     config: of the run.
-    data_parts: of the data set, see `fingerprint.parts`.
+    origin: of the run.
     warn: called with a line if the file system has no locks, or if not all of the data can
       be compared with those of the run that is there.
 
@@ -59,7 +96,7 @@ def claimed(
         for name in _FILES:  # what files.write_bytes left in a killed process
           for temporary in workdir.glob(f"{name}.*.tmp"):
             temporary.unlink()
-        _claim(config, workdir, data_parts, warn)
+        _claim(config, workdir, origin, warn)
     collectives.barrier()
     yield workdir
 
@@ -67,7 +104,7 @@ def claimed(
 @contextlib.contextmanager
 def writing(
   config: Config,
-  remedy: str = "mend that, and the same command goes on from the last checkpoint",
+  remedy: str = "fix this and rerun the command to resume from the last checkpoint",
 ) -> Iterator[None]:
   """Raises WorkdirError for what the system says of the work directory."""
   try:
@@ -105,17 +142,12 @@ def _locked(workdir: pathlib.Path, warn: Callable[[str], None]) -> Iterator[None
 def _claim(
   config: Config,
   workdir: pathlib.Path,
-  data_parts: Mapping[str, str | int],
+  origin: Origin,
   warn: Callable[[str], None],
 ) -> None:
-  path = workdir / "config.json"
-  now = {
-    **config_lib.to_json(config),
-    "data_fingerprint": fingerprint.fingerprint(data_parts),
-    "data": data_parts,
-  }
+  path, now = workdir / "config.json", origin.to_json()
   was_saved = bool(saved(workdir, "checkpoints"))
-  if not was_saved and _has_results(workdir / "results.json"):
+  if not was_saved and has_finished_state(workdir):
     raise WorkdirError(
       f"{workdir} has results, but no checkpoints to go on from: use another --workdir, or "
       "put them back"
@@ -123,12 +155,13 @@ def _claim(
   if path.exists():
     there = read_config(path)
     if was_saved or set(there) != set(now):
-      _check_same_run(config, there, now, workdir, warn)
-      if fingerprint.uncompared(now["data"], there["data"]):
-        # What is known of the data only now is compared from the next time on.
-        parts = {**there["data"], **now["data"]}
-        known = {"data_fingerprint": fingerprint.fingerprint(parts), "data": parts}
-        write_json(path, {**there, **known})
+      unknown = _check_same_run(config, origin, there, workdir)
+      if unknown:
+        warn(f"warning: not compared with the run in {workdir}: {', '.join(unknown)}")
+        # What is known only now is compared from the next time on.
+        known = origin._replace(data={**there["data"], **origin.data}).to_json()
+        names = ("method_source", "data_fingerprint", "data")
+        write_json(path, {**there, **{name: known[name] for name in names}})
     else:
       write_json(path, now)
   elif was_saved:
@@ -137,16 +170,6 @@ def _claim(
     )
   else:
     write_json(path, now)
-
-
-def _has_results(path: pathlib.Path) -> bool:
-  """Whether a results.json may hold those of a state."""
-  try:
-    return json.loads(path.read_text())["states"] != []
-  except FileNotFoundError:
-    return False
-  except (ValueError, KeyError, TypeError, RecursionError):
-    return True
 
 
 def saved_environment(workdir: pathlib.Path) -> dict[str, Any]:
@@ -177,12 +200,9 @@ def read_config(path: pathlib.Path) -> dict[str, Any]:
 
 
 def _check_same_run(
-  config: Config,
-  saved: dict[str, Any],
-  now: dict[str, Any],
-  workdir: pathlib.Path,
-  warn: Callable[[str], None],
-) -> None:
+  config: Config, origin: Origin, saved: dict[str, Any], workdir: pathlib.Path
+) -> list[str]:
+  """Returns what cannot be compared; raises WorkdirError if the run is another one."""
   if config.resume == "never":
     raise WorkdirError(
       f"{workdir} holds a run already and --resume=never: use another --workdir"
@@ -192,24 +212,31 @@ def _check_same_run(
       f"{workdir} holds a run with another configuration; use another --workdir, or the "
       "same flags:\n" + "\n".join(different)
     )
-  there = saved_data(saved)
+  there = saved_origin(saved)
   if there is None:
     raise WorkdirError(
       f"{workdir} holds a run of an earlier version of this program: use another --workdir"
     )
-  if different := fingerprint.differences(now["data"], there):
+  if there.method_source not in (None, origin.method_source):
+    raise WorkdirError(
+      f"{workdir} holds a run of --method={config.method}, whose source has changed since: "
+      "use another --workdir, or put the source back"
+    )
+  if different := origin.data_differences(there):
     raise WorkdirError(
       f"{workdir} holds a run on other data than --data_dir={config.data_dir} has: use "
       "another --workdir, or that run's data\n" + "\n".join(different)
     )
-  if unknown := fingerprint.uncompared(now["data"], there):
-    warn(f"warning: not compared with the run in {workdir}: {', '.join(unknown)}")
+  unknown = origin.uncompared_data(there)
+  return unknown if there.method_source else [*unknown, "source of --method"]
 
 
-def saved_data(saved: Mapping[str, Any]) -> dict[str, Any] | None:
-  """The parts of the data of a config.json; None if it has none that tells data apart."""
+def saved_origin(saved: Mapping[str, Any]) -> Origin | None:
+  """Returns the origin in a config.json; None if it tells no data apart."""
   parts = saved.get("data")
-  return parts if isinstance(parts, dict) and "classes" in parts else None
+  if not isinstance(parts, dict) or "classes" not in parts:
+    return None
+  return Origin(saved, saved.get("method_source"), parts)
 
 
 def check_space(workdir: pathlib.Path, needed: int) -> None:

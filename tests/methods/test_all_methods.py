@@ -19,7 +19,7 @@ from small_runs import last_checkpoint, records, run, small_config
 from ssil_jax import metrics
 from ssil_jax.config import make_config
 from ssil_jax.methods import METHODS
-from ssil_jax.methods.base import Examples, Given, SeenClasses, Sizes
+from ssil_jax.methods.base import Examples, PhaseContext, SeenClasses, Sizes
 from ssil_jax.methods.ft import softmax_loss
 from ssil_jax.resnet import Outputs
 from ssil_jax.training import checkpoint, devices, incremental, loop, step
@@ -69,8 +69,8 @@ class TrainedPhase(NamedTuple):
   """A call of train_phase; host copies, of all devices."""
 
   state: int
-  given: Given
-  given_afterwards: Given
+  context: PhaseContext
+  given_afterwards: PhaseContext
   before: step.TrainState
   after: step.TrainState
 
@@ -106,10 +106,10 @@ def watch(name, workdir):
     return wrapped
 
   def traced_as(kind, function):
-    def wrapped(state, batch, given, *rest, **fixed):
+    def wrapped(state, batch, context, *rest, **fixed):
       images = rest[-1]
       traced[kind, batch.inputs.shape, images.shape, fixed.get("measure")] += 1
-      return function(state, batch, given, *rest, **fixed)
+      return function(state, batch, context, *rest, **fixed)
 
     return wrapped
 
@@ -117,20 +117,20 @@ def watch(name, workdir):
     models.append(model)
     return function(model, mesh)
 
-  def train_phase(plan, trainer, state, given, phase, *args, **kwargs):
-    at_first = jax.device_get((given, state))
-    after = inner_train_phase(plan, trainer, state, given, phase, *args, **kwargs)
+  def train_phase(plan, trainer, state, context, phase, *args, **kwargs):
+    at_first = jax.device_get((context, state))
+    after = inner_train_phase(plan, trainer, state, context, phase, *args, **kwargs)
     before, after_on_host = at_first[1], jax.device_get(after)
     phases.append(
       TrainedPhase(
-        phase.state.index, at_first[0], jax.device_get(given), before, after_on_host
+        phase.state.index, at_first[0], jax.device_get(context), before, after_on_host
       )
     )
     return after
 
   inner_train_phase = incremental.train_phase
   with quick_network() as patch:
-    for kind in ("train", "eval", "survey"):
+    for kind in ("train", "eval", "extract"):
       function = getattr(step, f"{kind}_step")
       patch.setattr(step, f"{kind}_step", traced_as(kind, function))
     patch.setattr(devices, "map_train_step", map_train_step)
@@ -205,7 +205,7 @@ def test_each_program_is_compiled_once(watched):
   assert train == {(sum(sizes) // 2,): 1 for sizes in shapes}
   count = collections.Counter(key[0] for key in watched.traced)
   num_surveys = SURVEYS.get(watched.name, 0)
-  assert (count["eval"], count["survey"]) == (1, num_surveys)
+  assert (count["eval"], count["extract"]) == (1, num_surveys)
   assert set(watched.traced.values()) == {1}
   assert watched.compiled.total() == len(shapes) + 1 + num_surveys + 1, watched.compiled
 
@@ -245,7 +245,7 @@ def test_classes_not_seen_yet_are_never_predicted(watched):
   for num_old in (0, 1):
     classes = SeenClasses(*map(jnp.int32, (num_old, 2, 0)))
     scores = watched.method.predict(
-      outputs, Given(classes, None, stats), watched.model.config
+      outputs, PhaseContext(classes, None, stats), watched.model.config
     )
     assert scores.shape == (64, 4)
     assert not np.isnan(scores).any()
@@ -262,22 +262,22 @@ def test_the_teacher_is_the_network_as_it_was(watched):
       first_phase = watched.phases[len(expected) - 1].after
       expected.append((state.index, on_device(first_phase, 0), state.num_seen))
   assert [phase.state for phase in watched.phases] == [state for state, _, _ in expected]
-  for phase, (_, former, num_taught) in zip(watched.phases, expected, strict=True):
+  for phase, (_, former, num_teacher_classes) in zip(watched.phases, expected, strict=True):
     for device in (0, 1):
-      given = on_device(phase.given, device)
+      context = on_device(phase.context, device)
       if not watched.method.has_teacher:
-        assert given.teacher is None
-        assert given.classes.num_taught == 0
+        assert context.teacher is None
+        assert context.classes.num_teacher_classes == 0
         continue
-      assert given.classes.num_taught == num_taught
+      assert context.classes.num_teacher_classes == num_teacher_classes
       assert_same(
-        given.teacher, {"params": former.params, "batch_stats": former.batch_stats}
+        context.teacher, {"params": former.params, "batch_stats": former.batch_stats}
       )
 
 
 def test_what_is_given_is_untouched_by_training(watched):
   for phase in watched.phases:
-    assert_same(phase.given_afterwards, phase.given)
+    assert_same(phase.given_afterwards, phase.context)
 
 
 def test_a_phase_starts_where_the_one_before_ended_without_its_momentum(watched):
@@ -299,7 +299,7 @@ def test_no_gradient_reaches_the_teacher(every_run, name):
   watched = every_run(name)
   model, dataset = watched.model, watched.plan.dataset
   phase = watched.phases[-1]
-  given = on_device(phase.given, 0)
+  context = on_device(phase.context, 0)
   state = on_device(phase.after, 0)
   # As many of each of the four classes, in a batch of 16.
   chosen = np.concatenate([np.flatnonzero(dataset.train.labels == c)[:4] for c in range(4)])
@@ -309,23 +309,23 @@ def test_no_gradient_reaches_the_teacher(every_run, name):
     outputs = model.network.apply(
       {"params": params, "batch_stats": state.batch_stats}, pixels, train=False
     )
-    now = given._replace(teacher=teacher)
+    now = context._replace(teacher=teacher)
     examples = Examples(
       labels=jnp.asarray(dataset.train.labels[chosen]),
       positions=jnp.arange(16),
       records=jnp.asarray(chosen),
       outputs=outputs,
       teacher=step._look_with_teacher(pixels, now, model),
-      given=now,
+      context=now,
       class_counts=jnp.full(4, 4.0),
       state_of_class=np.asarray(model.state_of_class, np.int32),
     )
     return jnp.mean(model.method.loss(examples, model.config))
 
-  other = jax.tree.map(lambda x: np.flip(x), given.teacher)
+  other = jax.tree.map(lambda x: np.flip(x), context.teacher)
   with quick_network():
     value, (by_teacher, by_params) = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(
-      given.teacher, state.params
+      context.teacher, state.params
     )
     other_value = jax.jit(loss)(other, state.params)
   assert all(not np.any(leaf) for leaf in jax.tree.leaves(by_teacher))
@@ -378,7 +378,7 @@ def test_the_first_state_of_a_plain_method_is_a_softmax_over_all_its_classes(nam
     records=jnp.arange(8),
     outputs=outputs,
     teacher=jax.tree.map(jnp.zeros_like, teacher) if method.has_teacher else None,
-    given=Given(classes, None, method.init_stats(sizes)),
+    context=PhaseContext(classes, None, method.init_stats(sizes)),
     class_counts=jnp.bincount(labels, length=7).astype(jnp.float32),
     state_of_class=np.array([0, 0, 0, 0, 0, 1, 1], np.int32),
   )

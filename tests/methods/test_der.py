@@ -5,7 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import method_reference_other as reference
-import moments
+import finished_states
 import numpy as np
 import pytest
 from reference import softmax_cross_entropy
@@ -59,7 +59,7 @@ def loop_loss(logits, labels, records):
 
 
 def config():
-  return moments.config_of(
+  return finished_states.config_of(
     "der",
     batch_size_new=NUM_NEW,
     batch_size_memory=NUM_DRAWN,
@@ -71,10 +71,10 @@ def config():
 @functools.partial(jax.jit, static_argnames=("num_old", "num_seen"))
 def batch_loss(logits, labels, positions, records, counted, *, num_old=6, num_seen=9):
   """The mean that training minimizes; `counted` are the labels of the global batch."""
-  examples = moments.examples_of(
+  examples = finished_states.examples_of(
     Outputs(jnp.zeros((len(logits), 1)), logits),
     np.zeros(len(logits)),
-    moments.given_of(num_old, num_seen, stats=jax.tree.map(jnp.asarray, store())),
+    finished_states.given_of(num_old, num_seen, stats=jax.tree.map(jnp.asarray, store())),
     STATE_OF_CLASS,
   )._replace(
     labels=labels,
@@ -199,7 +199,7 @@ LABELS = np.random.default_rng(7).permutation(np.repeat(np.arange(9), PER_CLASS)
 
 
 def three_states():
-  """(moment, statistics after it, logits of all training records) of each state."""
+  """(finished, statistics after it, logits of all training records) of each state."""
   rng = np.random.default_rng(11)
   dearest = [rng.permutation(np.flatnonzero(c == LABELS)).tolist() for c in range(9)]
   stats = DER.init_stats(Sizes(NUM_CLASSES, 1, len(LABELS), MEMORY_SIZE))
@@ -207,43 +207,43 @@ def three_states():
   for state, quota in enumerate(QUOTAS):
     num_seen = BOUNDS[state + 1]
     logits = rng.standard_normal((len(LABELS), NUM_CLASSES)).astype(np.float32)
-    moment = moments.moment_of(
+    finished = finished_states.moment_of(
       config(),
       num_old=BOUNDS[state],
       num_seen=num_seen,
       labels=LABELS,
       stats=stats,
-      memory=moments.memory_of([records[:quota] for records in dearest[:num_seen]]),
-      train=moments.outputs_of(logits=logits),
+      memory=finished_states.memory_of([records[:quota] for records in dearest[:num_seen]]),
+      train=finished_states.outputs_of(logits=logits),
     )
-    stats = DER.stats(moment, config())
-    result.append((moment, stats, logits))
+    stats = DER.stats(finished, config())
+    result.append((finished, stats, logits))
   return result
 
 
 def test_logits_are_stored_once_and_kept():
   stored = {}
-  for moment, stats, logits in three_states():
-    for record, label in zip(moment.memory.records, moment.memory.labels, strict=True):
-      if label >= moment.num_old:
+  for finished, stats, logits in three_states():
+    for record, label in zip(finished.memory.records, finished.memory.labels, strict=True):
+      if label >= finished.num_old:
         stored[record] = logits[record]
       # To the last bit, for the old ones, too.
       np.testing.assert_array_equal(stats["logits"][stats["row"][record]], stored[record])
-  assert len(moment.memory.records) == 9  # of every class one
+  assert len(finished.memory.records) == 9  # of every class one
 
 
 def test_every_exemplar_has_a_row_of_its_own():
-  for moment, stats, _ in three_states():
-    rows = stats["row"][moment.memory.records]
+  for finished, stats, _ in three_states():
+    rows = stats["row"][finished.memory.records]
     assert len(set(rows.tolist())) == len(rows)
     assert rows.max() < MEMORY_SIZE
 
 
 def test_statistics_keep_their_shapes_and_the_old_ones_are_not_written_to():
   before = DER.init_stats(Sizes(NUM_CLASSES, 1, len(LABELS), MEMORY_SIZE))
-  for moment, stats, _ in three_states():
+  for finished, stats, _ in three_states():
     for name, value in before.items():
-      np.testing.assert_array_equal(moment.stats[name], value)
+      np.testing.assert_array_equal(finished.stats[name], value)
       assert stats[name].shape == value.shape
       assert stats[name].dtype == value.dtype
     before = {name: value.copy() for name, value in stats.items()}

@@ -17,34 +17,34 @@ NUM_CLASSES = 12
 BOUNDARIES = [3, 4, 8, 10, 12]
 
 
-def softened(logits, teacher, num_taught, temperature):
-  return losses.softened_cross_entropy(logits, teacher, num_taught, temperature=temperature)
+def softened(logits, teacher, num_teacher_classes, temperature):
+  return losses.softened_cross_entropy(logits, teacher, num_teacher_classes, temperature=temperature)
 
 
-def by_state(logits, teacher, num_taught, temperature):
+def by_state(logits, teacher, num_teacher_classes, temperature):
   return losses.task_wise_cross_entropy(
-    logits, teacher, STATE_OF_CLASS, num_taught, temperature=temperature
+    logits, teacher, STATE_OF_CLASS, num_teacher_classes, temperature=temperature
   )
 
 
-def tkd(logits, teacher, num_taught, temperature):
+def tkd(logits, teacher, num_teacher_classes, temperature):
   return losses.task_wise_distillation(
-    logits, teacher, STATE_OF_CLASS, num_taught, temperature=temperature
+    logits, teacher, STATE_OF_CLASS, num_teacher_classes, temperature=temperature
   )
 
 
 ALL = [softened, by_state, tkd]
 
 
-def expected(loss, scores, teacher, num_taught, temperature):
+def expected(loss, scores, teacher, num_teacher_classes, temperature):
   """The loop's value for one sample."""
   if loss is softened:
-    return reference.softened_cross_entropy(scores, teacher, range(num_taught), temperature)
+    return reference.softened_cross_entropy(scores, teacher, range(num_teacher_classes), temperature)
   loop = {
     by_state: reference.task_wise_cross_entropy,
     tkd: reference.task_wise_distillation,
   }[loss]
-  return loop(scores, teacher, GROUPS, num_taught, temperature)
+  return loop(scores, teacher, GROUPS, num_teacher_classes, temperature)
 
 
 def batch(seed=0, *, size=4, scale=3.0):
@@ -54,27 +54,27 @@ def batch(seed=0, *, size=4, scale=3.0):
 
 
 @functools.partial(jax.jit, static_argnums=(0, 4))
-def gradients(loss, logits, teacher, num_taught, temperature):
-  """By the logits and by the teacher's, both [B, C]; compiled once for all `num_taught`."""
-  total = lambda x, y: jnp.sum(loss(x, y, num_taught, temperature))  # noqa: E731
+def gradients(loss, logits, teacher, num_teacher_classes, temperature):
+  """By the logits and by the teacher's, both [B, C]; compiled once for all `num_teacher_classes`."""
+  total = lambda x, y: jnp.sum(loss(x, y, num_teacher_classes, temperature))  # noqa: E731
   return jax.grad(total, (0, 1))(logits, teacher)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 3.5])
-@pytest.mark.parametrize("num_taught", BOUNDARIES)
+@pytest.mark.parametrize("num_teacher_classes", BOUNDARIES)
 @pytest.mark.parametrize("loss", ALL)
-def test_values_and_gradients_equal_the_loops(loss, num_taught, temperature):
-  logits, teacher = batch(num_taught)
-  values = loss(logits, teacher, num_taught, temperature)
+def test_values_and_gradients_equal_the_loops(loss, num_teacher_classes, temperature):
+  logits, teacher = batch(num_teacher_classes)
+  values = loss(logits, teacher, num_teacher_classes, temperature)
   assert values.shape == (4,)
   assert values.dtype == jnp.float32
-  by_logits, by_teacher = gradients(loss, logits, teacher, num_taught, temperature)
+  by_logits, by_teacher = gradients(loss, logits, teacher, num_teacher_classes, temperature)
   for i in range(len(logits)):
     one = functools.partial(
       expected,
       loss,
       teacher=teacher[i].tolist(),
-      num_taught=num_taught,
+      num_teacher_classes=num_teacher_classes,
       temperature=temperature,
     )
     np.testing.assert_allclose(values[i], one(logits[i].tolist()), rtol=1e-5, atol=1e-5)
@@ -85,7 +85,7 @@ def test_values_and_gradients_equal_the_loops(loss, num_taught, temperature):
       atol=1e-5,
     )
   assert np.all(np.asarray(by_teacher) == 0)
-  assert np.all(np.asarray(by_logits)[:, num_taught:] == 0)
+  assert np.all(np.asarray(by_logits)[:, num_teacher_classes:] == 0)
 
 
 @pytest.mark.parametrize("loss", ALL)
@@ -97,36 +97,36 @@ def test_without_taught_classes_it_is_zero_with_zero_gradients(loss):
       np.testing.assert_array_equal(gradient, 0)
 
 
-@pytest.mark.parametrize("num_taught", BOUNDARIES)
+@pytest.mark.parametrize("num_teacher_classes", BOUNDARIES)
 @pytest.mark.parametrize("loss", ALL)
-def test_untaught_classes_change_nothing(loss, num_taught):
+def test_untaught_classes_change_nothing(loss, num_teacher_classes):
   logits, teacher = batch()
-  values = loss(logits, teacher, num_taught, 2.0)
+  values = loss(logits, teacher, num_teacher_classes, 2.0)
   for size in (-50.0, 50.0):
     np.testing.assert_array_equal(
       loss(
-        logits.at[:, num_taught:].set(size),
-        teacher.at[:, num_taught:].set(-size),
-        num_taught,
+        logits.at[:, num_teacher_classes:].set(size),
+        teacher.at[:, num_teacher_classes:].set(-size),
+        num_teacher_classes,
         2.0,
       ),
       values,
     )
 
 
-@pytest.mark.parametrize("num_taught", BOUNDARIES)
+@pytest.mark.parametrize("num_teacher_classes", BOUNDARIES)
 @pytest.mark.parametrize("loss", ALL)
-def test_huge_taught_logits_stay_finite_and_exact(loss, num_taught):
-  logits, teacher = (x.at[:, num_taught:].set(0) for x in batch(1, scale=1e4))
-  values = np.asarray(loss(logits, teacher, num_taught, 2.0))
+def test_huge_taught_logits_stay_finite_and_exact(loss, num_teacher_classes):
+  logits, teacher = (x.at[:, num_teacher_classes:].set(0) for x in batch(1, scale=1e4))
+  values = np.asarray(loss(logits, teacher, num_teacher_classes, 2.0))
   for i in range(len(logits)):
     np.testing.assert_allclose(
       values[i],
-      expected(loss, logits[i].tolist(), teacher[i].tolist(), num_taught, 2.0),
+      expected(loss, logits[i].tolist(), teacher[i].tolist(), num_teacher_classes, 2.0),
       rtol=1e-5,
       atol=0.05,
     )
-  for gradient in gradients(loss, logits, teacher, num_taught, 2.0):
+  for gradient in gradients(loss, logits, teacher, num_teacher_classes, 2.0):
     assert np.all(np.isfinite(gradient))
 
 
@@ -146,13 +146,13 @@ def test_huge_untaught_logits_change_nothing(loss, size, whose):
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0, 5.0])
-@pytest.mark.parametrize("num_taught", BOUNDARIES)
+@pytest.mark.parametrize("num_teacher_classes", BOUNDARIES)
 def test_gradient_of_tkd_is_that_of_the_cross_entropy_times_t_squared(
-  num_taught, temperature
+  num_teacher_classes, temperature
 ):
   logits, teacher = batch()
-  ours, _ = gradients(tkd, logits, teacher, num_taught, temperature)
-  theirs, _ = gradients(by_state, logits, teacher, num_taught, temperature)
+  ours, _ = gradients(tkd, logits, teacher, num_teacher_classes, temperature)
+  theirs, _ = gradients(by_state, logits, teacher, num_teacher_classes, temperature)
   np.testing.assert_allclose(ours, temperature**2 * theirs, rtol=1e-4, atol=1e-6)
   assert np.abs(ours).max() > 0.1
 
@@ -173,16 +173,16 @@ def test_one_compiled_program_serves_every_number_of_taught_classes(loss):
   gradient = jax.grad(lambda x, y, n: jnp.sum(loss(x, y, n, 2.0)), (0, 1))
   values = jax.jit(lambda x, y, n: loss(x, y, n, 2.0))
   compiled = jax.jit(gradient)
-  for num_taught in (0, *BOUNDARIES):
-    n = jnp.int32(num_taught)
+  for num_teacher_classes in (0, *BOUNDARIES):
+    n = jnp.int32(num_teacher_classes)
     np.testing.assert_allclose(
-      values(logits, teacher, n), loss(logits, teacher, num_taught, 2.0), 1e-5, 1e-6
+      values(logits, teacher, n), loss(logits, teacher, num_teacher_classes, 2.0), 1e-5, 1e-6
     )
     by_logits, by_teacher = compiled(logits, teacher, n)
-    assert np.all(np.asarray(by_logits)[:, num_taught:] == 0)
+    assert np.all(np.asarray(by_logits)[:, num_teacher_classes:] == 0)
     assert np.all(np.asarray(by_teacher) == 0)
-    if num_taught in (0, 4):  # one by one takes long
-      plain, _ = gradient(logits, teacher, num_taught)
+    if num_teacher_classes in (0, 4):  # one by one takes long
+      plain, _ = gradient(logits, teacher, num_teacher_classes)
       np.testing.assert_allclose(by_logits, plain, rtol=1e-5, atol=1e-6)
   assert compiled._cache_size() == values._cache_size() == 1
 

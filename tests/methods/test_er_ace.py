@@ -5,7 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import method_reference_other as reference
-import moments
+import finished_states
 import numpy as np
 import pytest
 
@@ -38,13 +38,13 @@ def random_logits(labels, *, seed=0, scale=2.0):
 def batch_loss(logits, labels, num_old, num_seen, counted):
   """The mean that training minimizes; `counted` are the labels of the global batch."""
   counts = jnp.sum(jax.nn.one_hot(counted, NUM_CLASSES), axis=0)
-  examples = moments.examples_of(
+  examples = finished_states.examples_of(
     Outputs(jnp.zeros((len(logits), 1)), logits),
     np.zeros(len(logits)),
-    moments.given_of(num_old, num_seen),
+    finished_states.given_of(num_old, num_seen),
     STATE_OF_CLASS,
   )._replace(labels=labels, class_counts=counts)
-  return jnp.mean(ER_ACE.loss(examples, moments.config_of("er_ace")))
+  return jnp.mean(ER_ACE.loss(examples, finished_states.config_of("er_ace")))
 
 
 def loss_and_gradient(logits, labels, num_old, num_seen):

@@ -2,7 +2,7 @@
 
 import jax
 import method_reference_other as reference
-import moments
+import finished_states
 import numpy as np
 import pytest
 from reference import softmax_cross_entropy
@@ -14,20 +14,20 @@ ICARL = METHODS["icarl"]
 
 
 def class_means(features, records_of_class, *, num_classes, labels):
-  """The method's statistics at the end of a state that has seen the classes given."""
-  config = moments.config_of("icarl")
+  """The method's statistics at the end of a state that has seen the classes context."""
+  config = finished_states.config_of("icarl")
   features = np.asarray(features, np.float32)
   stats = ICARL.init_stats(Sizes(num_classes, features.shape[1], len(features), 20))
-  moment = moments.moment_of(
+  finished = finished_states.moment_of(
     config,
     num_old=0,
     num_seen=len(records_of_class),
     labels=labels,
     stats=stats,
-    memory=moments.memory_of(records_of_class),
-    train=moments.outputs_of(features=features, logits=np.zeros((len(features), 1))),
+    memory=finished_states.memory_of(records_of_class),
+    train=finished_states.outputs_of(features=features, logits=np.zeros((len(features), 1))),
   )
-  after = ICARL.stats(moment, config)
+  after = ICARL.stats(finished, config)
   np.testing.assert_array_equal(stats["means"], 0)
   assert after["means"].shape == stats["means"].shape
   assert after["means"].dtype == stats["means"].dtype
@@ -36,11 +36,11 @@ def class_means(features, records_of_class, *, num_classes, labels):
 
 def predict(features, stats, num_seen, *, logits=None):
   size = len(features), len(stats["means"])
-  outputs = moments.outputs_of(
+  outputs = finished_states.outputs_of(
     features=features, logits=np.zeros(size) if logits is None else logits
   )
-  given = moments.given_of(0, num_seen, stats=stats)
-  return np.asarray(ICARL.predict(outputs, given, moments.config_of("icarl")))
+  context = finished_states.given_of(0, num_seen, stats=stats)
+  return np.asarray(ICARL.predict(outputs, context, finished_states.config_of("icarl")))
 
 
 def random_state(seed):
@@ -136,13 +136,13 @@ def test_loss_equals_the_loops(temperature):
   rng = np.random.default_rng(0)
   logits, teacher = 2 * rng.standard_normal((2, 10, 8))
   labels = np.arange(10) % num_seen
-  config = moments.config_of("icarl", temperature=temperature)
-  examples = moments.examples_of(
-    moments.outputs_of(logits=logits),
+  config = finished_states.config_of("icarl", temperature=temperature)
+  examples = finished_states.examples_of(
+    finished_states.outputs_of(logits=logits),
     labels,
-    moments.given_of(num_old, num_seen, num_taught=num_old),
+    finished_states.given_of(num_old, num_seen, num_teacher_classes=num_old),
     [0, 0, 0, 1, 1, 2, 2, 3],
-    teacher=moments.outputs_of(logits=teacher),
+    teacher=finished_states.outputs_of(logits=teacher),
   )
   losses = np.asarray(jax.jit(lambda: ICARL.loss(examples, config))())
   assert losses.dtype == np.float32
@@ -155,14 +155,14 @@ def test_loss_equals_the_loops(temperature):
 def test_loss_of_the_first_state_is_the_cross_entropy():
   rng = np.random.default_rng(1)
   logits, labels = rng.standard_normal((6, 5)), np.arange(6) % 3
-  examples = moments.examples_of(
-    moments.outputs_of(logits=logits),
+  examples = finished_states.examples_of(
+    finished_states.outputs_of(logits=logits),
     labels,
-    moments.given_of(0, 3),
+    finished_states.given_of(0, 3),
     [0, 0, 0, 1, 1],
-    teacher=moments.outputs_of(logits=np.zeros((6, 5))),
+    teacher=finished_states.outputs_of(logits=np.zeros((6, 5))),
   )
-  config = moments.config_of("icarl")
+  config = finished_states.config_of("icarl")
   losses = np.asarray(jax.jit(lambda: ICARL.loss(examples, config))())
   for i, label in enumerate(labels):
     expected = softmax_cross_entropy(logits[i], label, range(3))

@@ -4,7 +4,7 @@ import types
 
 import jax.numpy as jnp
 import method_reference_other as reference
-import moments
+import finished_states
 import numpy as np
 import pytest
 from reference import best_class
@@ -61,9 +61,9 @@ def test_nothing_is_rectified_while_there_is_no_old_class():
 @pytest.mark.parametrize("kind", KINDS)
 def test_scores_are_those_of_the_classes_seen(kind):
   logits = random_logits(TEST_LABELS, seed=0)
-  given = moments.given_of(3, 5)
-  config = moments.config_of("il2m", il2m_scores=kind)
-  values = np.asarray(il2m.scores(moments.outputs_of(logits=logits), given, config))
+  context = finished_states.given_of(3, 5)
+  config = finished_states.config_of("il2m", il2m_scores=kind)
+  values = np.asarray(il2m.scores(finished_states.outputs_of(logits=logits), context, config))
   np.testing.assert_allclose(values[:, :5], KINDS[kind](logits, 5), rtol=1e-4, atol=1e-7)
   unseen = -np.inf if kind == "logits" else 0
   np.testing.assert_array_equal(values[:, 5:], unseen)
@@ -88,8 +88,8 @@ def state_moment(config, state, stats):
   num_old, num_seen = BOUNDS[state], BOUNDS[state + 1]
   train = random_logits(LABELS, seed=(1, state))
   test = random_logits(TEST_LABELS, seed=(2, state))
-  replayed = moments.memory_of(exemplars(num_old, KEPT[state - 1] if state else 0))
-  moment = moments.moment_of(
+  replayed = finished_states.memory_of(exemplars(num_old, KEPT[state - 1] if state else 0))
+  finished = finished_states.moment_of(
     config,
     num_first=BOUNDS[1],
     num_old=num_old,
@@ -97,35 +97,35 @@ def state_moment(config, state, stats):
     labels=LABELS,
     test_labels=TEST_LABELS,
     pool=Pool(np.arange(PER_CLASS * num_old, PER_CLASS * num_seen), replayed.records),
-    memory=moments.memory_of(exemplars(num_seen, KEPT[state])),
+    memory=finished_states.memory_of(exemplars(num_seen, KEPT[state])),
     stats=stats,
-    train=moments.outputs_of(logits=train),
-    test=moments.outputs_of(logits=test),
+    train=finished_states.outputs_of(logits=train),
+    test=finished_states.outputs_of(logits=test),
   )
-  return moment, train, test
+  return finished, train, test
 
 
 def three_states(kind):
-  """(moment with the new statistics, config, loops' statistics, test scores) of each."""
-  config = moments.config_of("il2m", il2m_scores=kind)
+  """(finished with the new statistics, config, loops' statistics, test scores) of each."""
+  config = finished_states.config_of("il2m", il2m_scores=kind)
   stats = IL2M.init_stats(Sizes(NUM_CLASSES, 1, len(LABELS), 12))
   then, conf_then, result = {}, {}, []
   for state in range(3):
-    moment, train, test = state_moment(config, state, stats)
+    finished, train, test = state_moment(config, state, stats)
     before = {name: value.copy() for name, value in stats.items()}
-    stats = IL2M.stats(moment, config)
+    stats = IL2M.stats(finished, config)
     for name, value in before.items():  # the state before may still be needed
-      np.testing.assert_array_equal(moment.stats[name], value)
+      np.testing.assert_array_equal(finished.stats[name], value)
       assert stats[name].shape == value.shape
       assert stats[name].dtype == value.dtype
-    num_old, num_seen = moment.num_old, moment.num_seen
-    of_new = KINDS[kind](train[moment.pool.new], num_seen)
+    num_old, num_seen = finished.num_old, finished.num_seen
+    of_new = KINDS[kind](train[finished.pool.new], num_seen)
     conf_now = reference.mean_top_score(of_new)
     for c in range(num_old, num_seen):
-      then[c] = reference.mean_own_score(of_new, LABELS[moment.pool.new], c)
+      then[c] = reference.mean_own_score(of_new, LABELS[finished.pool.new], c)
       conf_then[c] = conf_now
-    of_memory = KINDS[kind](train[moment.pool.memory], num_seen)
-    labels = LABELS[moment.pool.memory].tolist()
+    of_memory = KINDS[kind](train[finished.pool.memory], num_seen)
+    labels = LABELS[finished.pool.memory].tolist()
     now = {c: reference.mean_own_score(of_memory, labels, c) for c in range(num_old)}
     right = [
       best_class(r, range(num_seen)) == y for r, y in zip(of_memory, labels, strict=True)
@@ -138,33 +138,33 @@ def three_states(kind):
       exemplar_top1=sum(right) / len(right) if right else None,
     )
     result.append(
-      (moment._replace(stats=stats), config, loops, test, KINDS[kind](test, num_seen))
+      (finished._replace(stats=stats), config, loops, test, KINDS[kind](test, num_seen))
     )
   return result
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_statistics_equal_the_loops_over_three_states(kind):
-  for moment, _, loops, _, _ in three_states(kind):
-    stats = moment.stats
-    for c in range(moment.num_seen):
+  for finished, _, loops, _, _ in three_states(kind):
+    stats = finished.stats
+    for c in range(finished.num_seen):
       assert stats["then"][c] == pytest.approx(loops.then[c], rel=1e-4)
       assert stats["conf_then"][c] == pytest.approx(loops.conf_then[c], rel=1e-4)
-    for c in range(moment.num_old):
+    for c in range(finished.num_old):
       factor = loops.then[c] / loops.now[c] * loops.conf_now / loops.conf_then[c]
       assert stats["factor"][c] == pytest.approx(factor, rel=1e-3)
-    np.testing.assert_array_equal(stats["factor"][moment.num_old :], 1)
-    if moment.num_old:
+    np.testing.assert_array_equal(stats["factor"][finished.num_old :], 1)
+    if finished.num_old:
       assert stats["exemplar_top1"] == pytest.approx(loops.exemplar_top1)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_prediction_equals_the_loops_over_three_states(kind):
   changed = 0
-  for moment, config, loops, test, scores in three_states(kind):
-    num_old, num_seen = moment.num_old, moment.num_seen
-    given = moments.given_of(num_old, num_seen, stats=moment.stats)
-    predicted = np.asarray(IL2M.predict(moments.outputs_of(logits=test), given, config))
+  for finished, config, loops, test, scores in three_states(kind):
+    num_old, num_seen = finished.num_old, finished.num_seen
+    context = finished_states.given_of(num_old, num_seen, stats=finished.stats)
+    predicted = np.asarray(IL2M.predict(finished_states.outputs_of(logits=test), context, config))
     np.testing.assert_array_equal(predicted[:, num_seen:], -np.inf)
     for row, values in zip(scores, predicted, strict=True):
       expected = reference.il2m_row(
@@ -181,7 +181,7 @@ def test_prediction_equals_the_loops_over_three_states(kind):
 def test_figure_7_equals_the_loops(kind):
   first, *later = three_states(kind)
   assert IL2M.describe(first[0], first[1]) == {}
-  for moment, config, loops, _, scores in later:
+  for finished, config, loops, _, scores in later:
     factors = []
     for c in range(BOUNDS[1]):
       factors.append(loops.then[c] / loops.now[c] * loops.conf_now / loops.conf_then[c])
@@ -190,10 +190,10 @@ def test_figure_7_equals_the_loops(kind):
       if label < BOUNDS[1]:
         top += max(row)
         own += row[label]
-      if label < moment.num_old:
+      if label < finished.num_old:
         old += 1
-        right += best_class(row, range(moment.num_seen)) == label
-    numbers = IL2M.describe(moment, config)
+        right += best_class(row, range(finished.num_seen)) == label
+    numbers = IL2M.describe(finished, config)
     assert numbers == {
       "rectification": pytest.approx(sum(factors) / len(factors), rel=1e-3),
       "probability_ratio": pytest.approx(top / own, rel=1e-3),
@@ -217,19 +217,19 @@ def test_figure_7_shows_at_most_50_classes():
     probabilities[label, label] = own[label]
   factor = np.full(num_seen, 100, np.float32)
   factor[:50] = 2
-  config = moments.config_of("il2m")
-  moment = moments.moment_of(
+  config = finished_states.config_of("il2m")
+  finished = finished_states.moment_of(
     config,
     num_first=60,
     num_old=num_old,
     num_seen=num_seen,
     labels=labels,
     test_labels=labels,
-    memory=moments.memory_of([]),
+    memory=finished_states.memory_of([]),
     stats={"factor": factor, "exemplar_top1": np.asarray(0.75, np.float32)},
-    test=moments.outputs_of(logits=np.log(probabilities + 1e-20)),
+    test=finished_states.outputs_of(logits=np.log(probabilities + 1e-20)),
   )
-  numbers = IL2M.describe(moment, config)
+  numbers = IL2M.describe(finished, config)
   assert numbers["rectification"] == pytest.approx(2)
   assert numbers["probability_ratio"] == pytest.approx(1, rel=1e-4)
   assert numbers["exemplar_top1"] == pytest.approx(0.75)
@@ -237,20 +237,20 @@ def test_figure_7_shows_at_most_50_classes():
 
 def test_two_states_by_hand():
   """Class 0 gets the factor 3, class 1 the factor 3/2."""
-  config = moments.config_of("il2m")
+  config = finished_states.config_of("il2m")
   labels = [0, 1, 1, 2, 2]
 
   def probabilities(rows):
-    return moments.outputs_of(logits=np.log(rows))
+    return finished_states.outputs_of(logits=np.log(rows))
 
   stats = IL2M.init_stats(Sizes(3, 1, 5, 3))
-  first = moments.moment_of(
+  first = finished_states.moment_of(
     config,
     num_old=0,
     num_seen=2,
     labels=labels,
     pool=Pool(np.asarray([0, 1, 2]), np.zeros(0, np.int64)),
-    memory=moments.memory_of([[0], [1]]),
+    memory=finished_states.memory_of([[0], [1]]),
     stats=stats,
     # mu(0) = .8, mu(1) = .5, conf = (.8 + .5 + .5) / 3 = .6; class 2 is not seen.
     train=probabilities(
@@ -260,13 +260,13 @@ def test_two_states_by_hand():
   stats = IL2M.stats(first, config)
   np.testing.assert_allclose(stats["then"][:2], [0.8, 0.5], rtol=1e-5)
   np.testing.assert_allclose(stats["conf_then"][:2], 0.6, rtol=1e-5)
-  second = moments.moment_of(
+  second = finished_states.moment_of(
     config,
     num_old=2,
     num_seen=3,
     labels=labels,
     pool=Pool(np.asarray([3, 4]), np.asarray([0, 1])),
-    memory=moments.memory_of([[0], [1], [3]]),
+    memory=finished_states.memory_of([[0], [1], [3]]),
     stats=stats,
     # mu(0) = .4, mu(1) = .5, conf = (.85 + .95) / 2 = .9; record 2 is no exemplar.
     train=probabilities(
@@ -284,9 +284,9 @@ def test_two_states_by_hand():
   np.testing.assert_allclose(stats["then"], [0.8, 0.5, 0.9], rtol=1e-5)
   np.testing.assert_allclose(stats["conf_then"], [0.6, 0.6, 0.9], rtol=1e-5)
   assert stats["exemplar_top1"] == pytest.approx(0.5)  # record 1 is right, 0 is not
-  given = moments.given_of(2, 3, stats=stats)
+  context = finished_states.given_of(2, 3, stats=stats)
   predicted = IL2M.predict(
-    probabilities([[0.3, 0.2, 0.5], [0.4, 0.3, 0.3], [0.1, 0.1, 0.8]]), given, config
+    probabilities([[0.3, 0.2, 0.5], [0.4, 0.3, 0.3], [0.1, 0.1, 0.8]]), context, config
   )
   np.testing.assert_allclose(
     predicted, [[0.9, 0.3, 0.5], [0.4, 0.3, 0.3], [0.3, 0.15, 0.8]], rtol=1e-5

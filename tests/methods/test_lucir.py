@@ -6,7 +6,7 @@ import math
 import jax
 import jax.numpy as jnp
 import method_reference_other as reference
-import moments
+import finished_states
 import numpy as np
 import pytest
 from reference import softmax_cross_entropy
@@ -35,10 +35,10 @@ def random_batch(num_seen, *, size=12, seed=0):
 @functools.partial(jax.jit, static_argnums=0)
 def batch_loss(config, cosines, scale, features, teacher, labels, num_old, num_seen):
   """The mean that training minimizes."""
-  examples = moments.examples_of(
+  examples = finished_states.examples_of(
     Outputs(features, scale * cosines, scale),
     np.zeros(len(cosines)),
-    moments.given_of(num_old, num_seen, num_taught=num_old),
+    finished_states.given_of(num_old, num_seen, num_teacher_classes=num_old),
     STATE_OF_CLASS,
     teacher=Outputs(teacher, jnp.zeros_like(cosines), jnp.ones(())),
   )
@@ -95,7 +95,7 @@ def test_margin_ranking_by_hand(num_negatives, expected):
   values = lucir.margin_ranking(
     jnp.asarray(COSINES),
     jnp.asarray([0, 1, 3]),
-    moments.given_of(2, 5).classes,
+    finished_states.given_of(2, 5).classes,
     margin=0.5,
     num_negatives=num_negatives,
   )
@@ -105,7 +105,7 @@ def test_margin_ranking_by_hand(num_negatives, expected):
 @functools.partial(jax.jit, static_argnames="num_negatives")
 def ranking(cosines, labels, num_old, num_seen, *, num_negatives):
   """The sum of the margin losses, and each of them."""
-  classes = moments.given_of(num_old, num_seen).classes
+  classes = finished_states.given_of(num_old, num_seen).classes
   values = lucir.margin_ranking(
     cosines, labels, classes, margin=0.4, num_negatives=num_negatives
   )
@@ -145,7 +145,7 @@ def test_margin_ranking_equals_the_loops(num_old, num_seen, num_negatives):
 @pytest.mark.parametrize("scale", [1.0, 7.5])
 def test_loss_equals_the_loops(num_old, num_seen, scale):
   cosines, features, teacher, labels = random_batch(num_seen)
-  config = moments.config_of("lucir", lucir_lambda=5.0, lucir_margin=0.3, lucir_negatives=2)
+  config = finished_states.config_of("lucir", lucir_lambda=5.0, lucir_margin=0.3, lucir_negatives=2)
   value = batch_loss(
     config,
     *map(jnp.float32, (cosines, scale, features, teacher)),
@@ -162,7 +162,7 @@ def test_loss_equals_the_loops(num_old, num_seen, scale):
 def test_gradients_equal_those_of_the_loops():
   num_old, num_seen, scale = 4, 6, 3.0
   cosines, features, teacher, labels = random_batch(num_seen, size=5)
-  config = moments.config_of("lucir")
+  config = finished_states.config_of("lucir")
 
   def loops(cosines, scale, features):
     return reference.lucir(
@@ -193,23 +193,23 @@ def test_gradients_equal_those_of_the_loops():
 def test_the_less_forget_weight_grows_with_the_root_of_new_over_old():
   # Features at right angles to the teacher's, lambda_base 10, 2 old and 8 new classes:
   # 10 sqrt(4) = 20. New samples only, so there is no margin loss.
-  outputs = moments.outputs_of(logits=np.zeros((2, 10)), features=[[1, 0], [0, 1]])
-  teacher = moments.outputs_of(logits=np.zeros((2, 10)), features=[[0, 1], [1, 0]])
-  examples = moments.examples_of(
+  outputs = finished_states.outputs_of(logits=np.zeros((2, 10)), features=[[1, 0], [0, 1]])
+  teacher = finished_states.outputs_of(logits=np.zeros((2, 10)), features=[[0, 1], [1, 0]])
+  examples = finished_states.examples_of(
     outputs,
     [2, 9],
-    moments.given_of(2, 10, num_taught=2),
+    finished_states.given_of(2, 10, num_teacher_classes=2),
     [0, 0, *[1] * 8],
     teacher=teacher,
   )
-  losses = jitted_loss(examples, moments.config_of("lucir", lucir_lambda=10.0))
+  losses = jitted_loss(examples, finished_states.config_of("lucir", lucir_lambda=10.0))
   np.testing.assert_allclose(losses, 20 + math.log(10), rtol=1e-5)
 
 
 def test_first_state_is_the_plain_cross_entropy():
   cosines, features, _, labels = random_batch(4)
   nothing = np.zeros_like(features)  # the teacher's
-  config = moments.config_of("lucir")
+  config = finished_states.config_of("lucir")
   arrays = [jnp.float32(x) for x in (cosines, 4.0, features, nothing)]
   value, (by_cosines, by_features) = jax.value_and_grad(batch_loss, argnums=(1, 3))(
     config, *arrays, jnp.asarray(labels), 0, 4
@@ -228,16 +228,16 @@ def test_two_devices_make_the_mean_of_the_whole_batch():
   cosines, features, teacher, labels = random_batch(num_seen)
   # The first device has all but one of the exemplars.
   order = np.argsort(labels, kind="stable")
-  config = moments.config_of("lucir")
-  given = moments.given_of(num_old, num_seen, num_taught=num_old)
+  config = finished_states.config_of("lucir")
+  context = finished_states.given_of(num_old, num_seen, num_teacher_classes=num_old)
   means = []
   for share in (order[:6], order[6:]):
-    examples = moments.examples_of(
-      moments.outputs_of(logits=2 * cosines[share], features=features[share], scale=2),
+    examples = finished_states.examples_of(
+      finished_states.outputs_of(logits=2 * cosines[share], features=features[share], scale=2),
       np.asarray(labels)[share],
-      given,
+      context,
       STATE_OF_CLASS,
-      teacher=moments.outputs_of(logits=0 * cosines[share], features=teacher[share]),
+      teacher=finished_states.outputs_of(logits=0 * cosines[share], features=teacher[share]),
       counted=labels,
     )
     means.append(float(jnp.mean(jitted_loss(examples, config))))
@@ -251,7 +251,7 @@ def test_a_batch_without_exemplars_has_no_margin_loss():
   cosines, features, teacher, _ = random_batch(6)
   labels = [4, 5] * 6
   value = batch_loss(
-    moments.config_of("lucir"),
+    finished_states.config_of("lucir"),
     *map(jnp.float32, (cosines, 2.0, features, teacher)),
     jnp.asarray(labels),
     4,
@@ -275,7 +275,7 @@ def test_old_weights_are_fixed_and_nothing_else_is():
 
   before, after = params(), params()
   for num_old in (0, 3, 6):
-    projected = LUCIR.project(after, before, moments.given_of(num_old, num_old + 2))
+    projected = LUCIR.project(after, before, finished_states.given_of(num_old, num_old + 2))
     assert jax.tree.structure(projected) == jax.tree.structure(after)
     kernel = np.asarray(projected["head"]["kernel"])
     np.testing.assert_array_equal(

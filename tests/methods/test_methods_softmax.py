@@ -11,7 +11,7 @@ import pytest
 from ssil_jax import memory
 from ssil_jax.config import make_config
 from ssil_jax.methods import METHODS
-from ssil_jax.methods.base import Examples, Given, Moment, SeenClasses
+from ssil_jax.methods.base import Examples, PhaseContext, FinishedState, SeenClasses
 from ssil_jax.methods.bic import correct, fit_correction
 from ssil_jax.methods.wa import align_head
 from ssil_jax.resnet import Outputs
@@ -21,7 +21,7 @@ from ssil_jax.sampling import Pool
 GROUPS = [[0, 1, 2], [3], [4, 5, 6, 7], [8, 9], [10, 11]]
 STATE_OF_CLASS = np.array([0, 0, 0, 1, 2, 2, 2, 2, 3, 3, 4, 4], np.int32)
 NUM_CLASSES = 12
-# (num_old, num_seen, num_taught) of the states after the first one.
+# (num_old, num_seen, num_teacher_classes) of the states after the first one.
 LATER = [(3, 4, 3), (4, 8, 4), (8, 10, 8), (10, 12, 10)]
 NAMES = list(reference.LOSSES)
 DISTILLING = ["ssil_tkd", "icarl", "lwf", "eeil", "wa", "bic"]
@@ -41,7 +41,7 @@ def correction(low=0, high=0, alpha=1.0, beta=0.0):
   }
 
 
-def examples_of(name, num_old, num_seen, num_taught, *, stats=None, seed=0, zeros=False):
+def examples_of(name, num_old, num_seen, num_teacher_classes, *, stats=None, seed=0, zeros=False):
   """A batch of old and new classes, of new ones alone for LwF; `zeros`: no teacher yet."""
   rng = np.random.default_rng((seed, num_old, num_seen))
   size = 6
@@ -64,8 +64,8 @@ def examples_of(name, num_old, num_seen, num_taught, *, stats=None, seed=0, zero
     records=jnp.arange(size, dtype=jnp.int32),
     outputs=student,
     teacher=teacher if METHODS[name].has_teacher else None,
-    given=Given(
-      SeenClasses(jnp.int32(num_old), jnp.int32(num_seen), jnp.int32(num_taught)),
+    context=PhaseContext(
+      SeenClasses(jnp.int32(num_old), jnp.int32(num_seen), jnp.int32(num_teacher_classes)),
       None,
       stats or (correction() if name == "bic" else {}),
     ),
@@ -107,7 +107,7 @@ def losses_and_gradients(name, examples, **values):
 
 def check(name, examples, classes, *, teacher=None, **values):
   """Loss and gradient of every sample equal the loop's; nothing flows to the teacher."""
-  num_old, num_seen, num_taught = classes
+  num_old, num_seen, num_teacher_classes = classes
   if teacher is None and examples.teacher is not None:
     teacher = np.asarray(examples.teacher.logits, np.float64).tolist()
   losses, by_logits, by_teacher, by_features = losses_and_gradients(
@@ -120,7 +120,7 @@ def check(name, examples, classes, *, teacher=None, **values):
       label=label,
       num_old=num_old,
       num_seen=num_seen,
-      num_taught=num_taught,
+      num_teacher_classes=num_teacher_classes,
       groups=GROUPS,
       temperature=values.get("temperature", 2.0),
     )
@@ -243,8 +243,8 @@ def test_weight_of_distillation_by_hand(name):
 
 def test_other_losses_by_hand():
   # All logits 0; 3 + 1 old classes, 4 new ones.
-  def value(name, num_taught=4):
-    examples = examples_of(name, 4, 8, num_taught)
+  def value(name, num_teacher_classes=4):
+    examples = examples_of(name, 4, 8, num_teacher_classes)
     zeros = jax.tree.map(jnp.zeros_like, examples.outputs)
     examples = examples._replace(outputs=zeros)
     if examples.teacher is not None:
@@ -264,15 +264,15 @@ def test_other_losses_by_hand():
 # Predictions.
 
 
-def given(num_old, num_seen, stats=None):
+def context(num_old, num_seen, stats=None):
   classes = SeenClasses(jnp.int32(num_old), jnp.int32(num_seen), jnp.int32(0))
-  return Given(classes, None, stats)
+  return PhaseContext(classes, None, stats)
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if n not in ("icarl", "bic")])
 def test_prediction_by_logits(name):
   outputs = examples_of("ft", 4, 8, 4).outputs
-  scores = METHODS[name].predict(outputs, given(4, 8, {}), config_of(name))
+  scores = METHODS[name].predict(outputs, context(4, 8, {}), config_of(name))
   np.testing.assert_array_equal(scores[:, :8], outputs.logits[:, :8])
   assert np.all(np.asarray(scores)[:, 8:] == -np.inf)
 
@@ -280,7 +280,7 @@ def test_prediction_by_logits(name):
 def test_bic_predicts_with_the_newest_classes_corrected():
   outputs = examples_of("bic", 4, 8, 4).outputs
   stats = correction(4, 8, alpha=0.5, beta=-1.0)
-  scores = METHODS["bic"].predict(outputs, given(4, 8, stats), config_of("bic"))
+  scores = METHODS["bic"].predict(outputs, context(4, 8, stats), config_of("bic"))
   np.testing.assert_array_equal(scores[:, :4], outputs.logits[:, :4])
   np.testing.assert_allclose(scores[:, 4:8], outputs.logits[:, 4:8] / 2 - 1, rtol=1e-6)
   assert np.all(np.asarray(scores)[:, 8:] == -np.inf)
@@ -391,14 +391,14 @@ def test_correction_of_separable_logits_is_finite():
   assert beta == pytest.approx(0, abs=1e-3)
 
 
-def moment(num_old, num_seen, pool, labels, logits, stats):
-  def survey(records, measure, *, test=False):
+def finished(num_old, num_seen, pool, labels, logits, stats):
+  def extract(records, measure, *, test=False):
     assert not test
     outputs = Outputs(jnp.zeros((len(records), 5)), jnp.asarray(logits[records]))
-    here = given(num_old, num_seen, stats)
+    here = context(num_old, num_seen, stats)
     return np.asarray(measure(outputs, jnp.asarray(labels[records]), here, None))
 
-  return Moment(
+  return FinishedState(
     num_first=2,
     num_old=num_old,
     num_seen=num_seen,
@@ -407,7 +407,7 @@ def moment(num_old, num_seen, pool, labels, logits, stats):
     test_labels=labels,
     memory=memory.empty(),
     stats=stats,
-    survey=survey,
+    extract=extract,
   )
 
 
@@ -429,7 +429,7 @@ def test_bic_fits_to_what_it_held_out():
     "beta": np.array([0, -3, 0, 0, 0, 0], np.float32),
   }
   copy = {name: value.copy() for name, value in before.items()}
-  stats = method.stats(moment(2, 4, pool, labels, logits, before), config)
+  stats = method.stats(finished(2, 4, pool, labels, logits, before), config)
   held_out = [0, 1, 20, 21, 40, 41, 60, 61]
   loss = functools.partial(
     reference.correction_loss,
@@ -446,7 +446,7 @@ def test_bic_fits_to_what_it_held_out():
   for name, value in copy.items():
     np.testing.assert_array_equal(before[name], value)
     assert stats[name].dtype == value.dtype
-  after = moment(2, 4, pool, labels, logits, stats)
+  after = finished(2, 4, pool, labels, logits, stats)
   assert method.describe(after, config) == {"alpha": alpha, "beta": beta}
 
 
@@ -461,7 +461,7 @@ def test_bic_fits_without_classes_of_one_image():
   )
   logits = np.random.default_rng(0).standard_normal((45, 6)).astype(np.float32)
   before = {"alpha": np.ones(6, np.float32), "beta": np.zeros(6, np.float32)}
-  stats = method.stats(moment(2, 5, pool, labels, logits, before), config)
+  stats = method.stats(finished(2, 5, pool, labels, logits, before), config)
   held_out = [1, 2, 3, 22, 23, 25, 26, 27]
   alpha, beta = fit_correction(logits[held_out, :5], labels[held_out], 2)
   assert np.isfinite([alpha, beta]).all()
@@ -475,7 +475,7 @@ def test_bic_has_nothing_to_correct_after_the_first_state():
   pool = Pool(np.arange(40), np.zeros(0, np.int64))
   before = {"alpha": np.ones(6, np.float32), "beta": np.zeros(6, np.float32)}
   logits = np.ones((40, 6), np.float32)
-  stats = method.stats(moment(0, 2, pool, labels, logits, before), config_of("bic"))
+  stats = method.stats(finished(0, 2, pool, labels, logits, before), config_of("bic"))
   np.testing.assert_array_equal(stats["alpha"], np.ones(6))
   np.testing.assert_array_equal(stats["beta"], np.zeros(6))
 
@@ -538,7 +538,7 @@ def test_the_first_states_head_stays():
 def test_wa_clips_the_heads_weights_only():
   before = head([[1.0, -2.0, 0.0], [-0.5, 3.0, -4.0]])
   params = jax.tree.map(jnp.asarray, before)
-  clipped = METHODS["wa"].project(params, params, given(1, 2, {}))
+  clipped = METHODS["wa"].project(params, params, context(1, 2, {}))
   np.testing.assert_array_equal(clipped["head"]["kernel"], [[1, 0, 0], [0, 3, 0]])
   np.testing.assert_array_equal(clipped["head"]["bias"], before["head"]["bias"])
   np.testing.assert_array_equal(clipped["stem_conv"]["kernel"], -1.5 * np.ones((2, 2)))
@@ -548,7 +548,7 @@ def test_wa_clips_the_heads_weights_only():
 def test_the_others_leave_the_parameters(name):
   params = head([[1.0, -2.0]])
   assert METHODS[name].align is None
-  assert METHODS[name].project(params, head([[3.0, 3.0]]), given(1, 2, {})) is params
+  assert METHODS[name].project(params, head([[3.0, 3.0]]), context(1, 2, {})) is params
 
 
 # Phases. (sampling, epochs, learning rate, milestones, drop, whether the teacher changes)

@@ -1,4 +1,4 @@
-"""What a method is given, made of random or chosen arrays instead of a network's."""
+"""What a method is context, made of random or chosen arrays instead of a network's."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ import numpy as np
 from ssil_jax.config import make_config
 from ssil_jax.memory import Memory
 from ssil_jax.methods import get_method
-from ssil_jax.methods.base import Examples, Given, Moment, SeenClasses
+from ssil_jax.methods.base import Examples, PhaseContext, FinishedState, SeenClasses
 from ssil_jax.resnet import Outputs
 from ssil_jax.sampling import Pool
 
@@ -17,13 +17,13 @@ def config_of(name, **values):
   return make_config({"method": name, **values}, method.defaults, method.fixed)
 
 
-def given_of(num_old, num_seen, *, num_taught=0, stats=None):
-  classes = SeenClasses(*(jnp.int32(n) for n in (num_old, num_seen, num_taught)))
-  return Given(classes, None, {} if stats is None else stats)
+def given_of(num_old, num_seen, *, num_teacher_classes=0, stats=None):
+  classes = SeenClasses(*(jnp.int32(n) for n in (num_old, num_seen, num_teacher_classes)))
+  return PhaseContext(classes, None, {} if stats is None else stats)
 
 
 def outputs_of(*, logits=None, features=None, scale=1.0):
-  """Those that are not given are zeros."""
+  """Those that are not context are zeros."""
   size = len(logits if features is None else features)
   return Outputs(
     features=jnp.asarray(np.zeros((size, 1)) if features is None else features, "float32"),
@@ -35,7 +35,7 @@ def outputs_of(*, logits=None, features=None, scale=1.0):
 def examples_of(
   outputs,
   labels,
-  given,
+  context,
   state_of_class,
   *,
   teacher=None,
@@ -55,7 +55,7 @@ def examples_of(
     records=jnp.asarray(records, jnp.int32),
     outputs=outputs,
     teacher=teacher,
-    given=given,
+    context=context,
     class_counts=jnp.asarray(counts, jnp.float32),
     state_of_class=np.asarray(state_of_class, np.int32),
   )
@@ -88,18 +88,18 @@ def moment_of(
   test=None,
   test_labels=(),
 ):
-  """A Moment whose survey reads `train` and `test`, the Outputs of all records."""
+  """A FinishedState whose extract reads `train` and `test`, the Outputs of all records."""
   labels, test_labels = (np.asarray(x, np.int32) for x in (labels, test_labels))
-  given = given_of(num_old, num_seen, stats=stats)
+  context = given_of(num_old, num_seen, stats=stats)
 
-  def survey(records, measure, *, test=False):
+  def extract(records, measure, *, test=False):
     outputs, own = (of_test, test_labels) if test else (train, labels)
     rows = Outputs(outputs.features[records], outputs.logits[records], outputs.scale)
-    measured = measure(rows, jnp.asarray(own[records]), given, config)
+    measured = measure(rows, jnp.asarray(own[records]), context, config)
     return jax.tree.map(np.asarray, measured)
 
   of_test = test
-  return Moment(
+  return FinishedState(
     num_first=num_seen if num_first is None else num_first,
     num_old=num_old,
     num_seen=num_seen,
@@ -108,5 +108,5 @@ def moment_of(
     test_labels=test_labels,
     memory=memory,
     stats=stats,
-    survey=survey,
+    extract=extract,
   )

@@ -1,4 +1,4 @@
-"""What the scripts of this folder share: help, flags and errors on the command line."""
+"""What all commands share: help, flags and errors on the command line."""
 
 import collections
 import contextlib
@@ -8,34 +8,10 @@ import pathlib
 import re
 import signal
 import sys
+import sysconfig
 import textwrap
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
-
-
-def _open_closed_streams() -> None:
-  """Opens what a shell has closed (`>&-`).
-
-  Else the next file to be opened would get the number of standard output, and with it all
-  that libraries print.
-  """
-  for number, name in enumerate(("stdin", "stdout", "stderr")):
-    if getattr(sys, name) is None:
-      null = os.open(os.devnull, os.O_RDWR)
-      if null == number:
-        os.set_inheritable(null, True)
-      else:
-        os.dup2(null, number)
-        os.close(null)
-      mode = "w" if number else "r"
-      stream = open(number, mode, closefd=False)  # noqa: SIM115 - for good
-      setattr(sys, name, stream)
-      setattr(sys, f"__{name}__", stream)
-
-
-_open_closed_streams()  # before libraries open any file
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # so that the scripts run without being installed
 
 from absl import flags
 
@@ -43,7 +19,10 @@ from ssil_jax.config import LARGEST
 from ssil_jax.errors import ConfigError, OutputError, UserError
 from ssil_jax.paths import address_mistakes
 
-_FLAGFILES = pathlib.Path(__file__).resolve().parent
+# Where flag files are looked up: of a checkout, and of an installed package.
+_CHECKOUT = pathlib.Path(__file__).resolve().parents[2] / "experiments"
+_INSTALLED = pathlib.Path(sysconfig.get_path("data")) / "share" / "ssil_jax"
+FLAGFILES = _CHECKOUT if (_CHECKOUT / "quickstart.cfg").is_file() else _INSTALLED
 _MOST_FLAGFILES = 100  # read in all: files that name files may multiply
 _FLAGFILE_BYTES = 1 << 20
 _LONGEST = 4096  # characters of a flag; a path has no more
@@ -109,18 +88,26 @@ class _Stream(io.TextIOWrapper):
     except OSError as error:
       raise OutputError(
         f"{self._title} cannot be written ({error.strerror}): send it elsewhere, and the "
-        "same command continues"
+        "rerun the command to resume"
       ) from error
 
 
 def wants_help(argv: Sequence[str]) -> bool:
-  """Whether one of the arguments asks for help."""
+  """Returns whether one of the arguments asks for help."""
   return not {"-h", "-?", "-help", "--help"}.isdisjoint(argv[1:])
 
 
-def flag_help(name: str, text: str, *, prefix: str = "--") -> str:
-  """The lines of the help on one flag, or on one choice of a flag."""
-  return f"  {prefix}{name}\n{textwrap.indent(textwrap.fill(text, 76), ' ' * 6)}"
+def flag_help(name: str, text: str, *, prefix: str = "--", indent: int = 0) -> str:
+  """Returns the lines of the help on one flag, or on one choice of a flag."""
+  filled = textwrap.fill(text, 74 - indent)
+  return textwrap.indent(
+    f"{prefix}{name}\n{textwrap.indent(filled, '    ')}", " " * (2 + indent)
+  )
+
+
+def flagfile_names() -> list[str]:
+  """Returns the flag files that ship with the package."""
+  return sorted(path.name for path in FLAGFILES.glob("*.cfg"))
 
 
 def read_flags(flag_values: flags.FlagValues, argv: Sequence[str]) -> None:
@@ -154,7 +141,7 @@ def read_flags(flag_values: flags.FlagValues, argv: Sequence[str]) -> None:
 def expand_flagfiles(arguments: Sequence[str]) -> list[str]:
   """Puts the flags in place of each --flagfile=FILE, also of those inside such files.
 
-  A file is looked up as given, then beside this script. Lines that are empty or begin
+  A file is looked up as given, then in `FLAGFILES`. Lines that are empty or begin
   with # or // are comments.
 
   Raises:
@@ -185,10 +172,10 @@ def expand_flagfiles(arguments: Sequence[str]) -> list[str]:
 
 
 def _find_flagfile(name: str, within: tuple[str, ...]) -> str:
-  places = [os.path.expanduser(name), str(_FLAGFILES / name)]
+  places = [os.path.expanduser(name), str(FLAGFILES / name)]
   path = next(filter(os.path.isfile, places), None)
   if path is None:
-    known = sorted(p.name for p in _FLAGFILES.glob("*.cfg"))
+    known = flagfile_names()
     where = f" (in {within[-1]})" if within else ""
     raise ConfigError(
       f"--flagfile={_shortened(name)}{where} was not found, neither here nor in "

@@ -1,0 +1,141 @@
+"""Makes a TFDS directory (array_record) of the official archives of a data set."""
+
+import os
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from absl import flags
+from rich.console import Console
+
+from ssil_jax.commands import command_line
+from ssil_jax.data import builders
+from ssil_jax.distributed.preemption import Interrupted, Interrupts
+from ssil_jax.errors import ConfigError, UserError
+from ssil_jax.paths import data_mistakes
+
+# Not the docstring, which `python -OO` leaves out.
+_USAGE = """Makes a TFDS directory (array_record) of the official archives of a data set.
+
+  python experiments/prepare.py imagenet --archives=DIR --data_dir=DIR
+  python experiments/prepare.py landmarks_v2/1k --archives=DIR --data_dir=DIR
+  python experiments/prepare.py landmarks_v2/10k --archives=DIR --data_dir=DIR
+  python experiments/prepare.py cifar100 --archives=DIR --data_dir=DIR
+
+The archives are those that the data sets are published as:
+
+  imagenet      ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and, for more checks,
+                ILSVRC2012_devkit_t12.tar.gz
+  landmarks_v2  train.csv and images_000.tar to images_499.tar, or these unpacked
+  cifar100      cifar-100-binary.tar.gz
+
+Every image is decoded once, to find the corrupt ones now. The same command line again
+continues a preparation that was interrupted.
+"""
+_HELP = {
+  "archives": "folder with the official archives",
+  "data_dir": "folder to write to, made if need be; the data set gets "
+  "DATA_DIR/NAME[/CONFIG]/VERSION",
+  "allow_partial": "take archives with fewer classes or images than the official ones, and "
+  "leave out images that are missing or corrupt (default: false)",
+  "resize": "shrink training images whose short side is longer than this many pixels "
+  "(default: none)",
+  "restart_markers": "rewrite training images, without loss, so that a part of one can be "
+  "decoded without the rest (default: false)",
+}
+
+
+class Request(NamedTuple):
+  """What the command line asks for."""
+
+  dataset: str
+  archives: pathlib.Path
+  data_dir: pathlib.Path
+  options: builders.Options
+
+
+def help_text() -> str:
+  """All flags with their defaults."""
+  lines = [_USAGE, "Flags:"]
+  lines += [command_line.flag_help(name, text) for name, text in _HELP.items()]
+  return "\n".join(lines)
+
+
+def parse(argv: Sequence[str]) -> Request:
+  """The command line; raises ConfigError or DataError."""
+  flag_values = flags.FlagValues()
+  for name in ("archives", "data_dir"):
+    flags.DEFINE_string(name, "", _HELP[name], flag_values=flag_values)
+  for name in ("allow_partial", "restart_markers"):
+    flags.DEFINE_boolean(name, False, _HELP[name], flag_values=flag_values)
+  flags.DEFINE_integer("resize", None, _HELP["resize"], flag_values=flag_values)
+  if len(argv) < 2 or argv[1].startswith("-"):
+    raise ConfigError(
+      "the first argument must be a data set, prepare.py DATASET; there are: "
+      f"{', '.join(builders.BUILDERS)}"
+    )
+  dataset = argv[1]
+  builders.check_known(dataset)
+  command_line.read_flags(flag_values, [argv[0], *argv[2:]])
+  archives = _path("archives", flag_values.archives)
+  data_dir = _path("data_dir", flag_values.data_dir)
+  if mistakes := data_mistakes("data_dir", flag_values.data_dir):
+    raise ConfigError("\n".join(mistakes))
+  if not os.path.isdir(archives):
+    raise ConfigError(
+      f"--archives={flag_values.archives} is not a folder: name the one with the archives"
+    )
+  return Request(
+    dataset=dataset,
+    archives=archives,
+    data_dir=data_dir,
+    options=builders.Options(
+      allow_partial=flag_values.allow_partial,
+      resize=flag_values.resize,
+      restart_markers=flag_values.restart_markers,
+    ),
+  )
+
+
+def _path(flag: str, given: str) -> pathlib.Path:
+  if not given:
+    raise ConfigError(f"--{flag}=DIR is missing: {_HELP[flag]}")
+  return pathlib.Path(given).expanduser().absolute()
+
+
+def _make_folder(data_dir: pathlib.Path) -> None:
+  try:
+    data_dir.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise ConfigError(
+      f"--data_dir={data_dir} cannot be made ({error.strerror}): name another folder"
+    ) from error
+
+
+def main(argv: Sequence[str]) -> int:
+  if command_line.wants_help(argv):
+    print(help_text())
+    return 0
+  console = Console(highlight=False, emoji=False)  # paths may look like emoji codes
+  try:
+    request = parse(argv)
+    _make_folder(request.data_dir)
+    builder = builders.make_builder(request.dataset, request.data_dir)
+    with Interrupts(notice="stopping; what is finished is kept") as interrupts:
+      written = builder.prepare(
+        request.archives, request.options, console, check_interrupt=interrupts.check
+      )
+  except UserError as error:
+    return command_line.print_error(error)
+  except Interrupted as interrupt:
+    print(
+      f"{interrupt}; finished shards are kept, the same command continues", file=sys.stderr
+    )
+    return interrupt.exit_code
+  summary = builders.summary(pathlib.Path(builder.data_dir))
+  if not written:
+    summary = [f"{builder.data_dir} was prepared before", *summary]
+  for line in summary:
+    console.print(line, markup=False, soft_wrap=True)
+  return 0

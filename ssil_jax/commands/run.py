@@ -1,0 +1,225 @@
+"""Trains a class-incremental model and reports its accuracy after every state."""
+
+import dataclasses
+import itertools
+import signal
+import sys
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from absl import flags
+
+from ssil_jax import config as config_lib
+from ssil_jax.commands import command_line
+from ssil_jax.config import Config, fields_of
+from ssil_jax.errors import ConfigError, UserError
+from ssil_jax.methods import METHODS, Method, get_method
+
+# Not the docstring, which `python -OO` leaves out.
+_USAGE = """Trains a class-incremental model and reports its accuracy after every state.
+
+  python experiments/run.py --flagfile=quickstart.cfg --method=ft
+  python experiments/run.py --flagfile=imagenet.cfg --data_dir=DIR
+  python experiments/run.py --flagfile=imagenet.cfg --dataset=image_folder --data_dir=DIR
+
+A flag file is looked up as given, then in experiments/; later flags win. Rerun the
+command to resume a run that was interrupted.
+"""
+
+
+class Request(NamedTuple):
+  """What a command line asks for."""
+
+  config: Config
+  given: Mapping[str, Any]  # settings that are not left at their defaults
+  ignored: tuple[str, ...]  # settings of other methods
+
+
+def help_text() -> str:
+  """Returns all flags with their defaults: shared ones by topic, then each method's."""
+  names = ", ".join(command_line.flagfile_names())
+  lines = [_USAGE, textwrap.fill(f"Flag files: {names}", 78)]
+  by_topic = lambda field: field.metadata["topic"]  # noqa: E731
+  for topic, fields in itertools.groupby(
+    sorted(fields_of(Config), key=lambda f: _topics().index(by_topic(f))), key=by_topic
+  ):
+    lines += ["", f"{topic}:", *map(_field_help, fields)]
+  lines += ["", "Methods, each with its own settings and the defaults of its paper:"]
+  for name, method in METHODS.items():
+    defaults = ", ".join(_method_defaults(method))
+    lines.append(command_line.flag_help(name, f"{method.title}: {defaults}", prefix=""))
+    lines += [_field_help(field, indent=4) for field in fields_of(method.settings)]
+  return "\n".join(lines)
+
+
+def _topics() -> list[str]:
+  """In the order in which they appear first."""
+  return list(dict.fromkeys(field.metadata["topic"] for field in fields_of(Config)))
+
+
+def _field_help(field: dataclasses.Field, *, indent: int = 0) -> str:
+  text = field.metadata["help"]
+  if field.default is not None and "(default" not in text:
+    text += f" (default: {field.default if field.default != '' else 'none'})"
+  return command_line.flag_help(field.name, text, indent=indent)
+
+
+def _method_defaults(method: Method) -> list[str]:
+  """A method's schedule and what else its paper gives it, each as text."""
+  config = config_lib.make_config({}, method)
+  schedule = (
+    "epochs_first",
+    "epochs",
+    "learning_rate",
+    "learning_rate_by_state",
+    "milestones_first",
+    "milestones",
+    "learning_rate_drop",
+  )
+  texts = []
+  for name in dict.fromkeys((*schedule, *method.defaults)):
+    value = getattr(config, name)
+    shown = ",".join(map(str, value)) if isinstance(value, tuple) else value
+    texts.append(f"{name} {shown}")
+  return [*texts, *(f"always {name} {value}" for name, value in method.fixed.items())]
+
+
+def parse(argv: Sequence[str], *, methods: Sequence[str] = ()) -> Request:
+  """Reads the command line.
+
+  Args:
+    argv: with the name of the program.
+    methods: whose settings are known, too; those of the package always are.
+
+  Raises:
+    ConfigError: a flag is unknown or has a wrong value, or flags contradict.
+  """
+  from ssil_jax.data.opening import check_dataset_name
+
+  arguments = command_line.expand_flagfiles(argv[1:])
+  name = _method_name(arguments)
+  method = get_method(name)
+  known = {**METHODS, **{other: get_method(other) for other in methods}, name: method}
+  owners: dict[str, list[str]] = {}
+  flag_values = flags.FlagValues()
+  for field in fields_of(Config):
+    _define(field, flag_values)
+  for owner, other in known.items():
+    for field in fields_of(other.settings):
+      if field.name not in flag_values:
+        _define(field, flag_values)
+      owners.setdefault(field.name, []).append(owner)
+  command_line.read_flags(flag_values, [argv[0], *arguments])
+  given = {
+    name: value
+    for name, value in flag_values.flag_values_dict().items()
+    if value is not None and (name in owners or name in _SHARED)
+  }
+  for milestones in ("milestones_first", "milestones"):
+    if milestones in given:
+      given[milestones] = _whole_numbers(milestones, given[milestones])
+  own = {field.name for field in fields_of(method.settings)}
+  ignored = tuple(name for name in given if name in owners and name not in own)
+  notes = tuple(f"--{name} ({', '.join(owners[name])})" for name in ignored)
+  given = {name: value for name, value in given.items() if name not in ignored}
+  config = config_lib.make_config(given, method)
+  check_dataset_name(config.dataset)
+  return Request(config, given, notes)
+
+
+_SHARED = {field.name for field in fields_of(Config)}
+
+
+def _method_name(arguments: Sequence[str]) -> str:
+  """The last --method."""
+  values = flags.FlagValues()
+  flags.DEFINE_string("method", config_lib.DEFAULTS["method"], "", flag_values=values)
+  try:
+    values(["", *arguments], known_only=True)
+  except flags.Error:
+    return config_lib.DEFAULTS["method"]  # said when all flags are read
+  return values.method
+
+
+def _define(field: dataclasses.Field, flag_values: flags.FlagValues) -> None:
+  """Defines the flag of a setting, None where it is not given."""
+  define = {
+    str: flags.DEFINE_string,
+    int: flags.DEFINE_integer,
+    float: flags.DEFINE_float,
+    bool: flags.DEFINE_boolean,
+  }.get(field.type, flags.DEFINE_list)
+  define(field.name, None, field.metadata["help"], flag_values=flag_values)
+
+
+def _whole_numbers(name: str, items: list[str]) -> tuple[int, ...]:
+  try:
+    return tuple(int(item) for item in items)
+  except ValueError as error:
+    raise ConfigError(
+      f"--{name}={','.join(items)} must be whole numbers with commas between"
+    ) from error
+
+
+def arguments_of(given: Mapping[str, Any]) -> list[str]:
+  """Returns settings as they are written on a command line."""
+  arguments = []
+  for name, value in given.items():
+    if isinstance(value, bool):
+      arguments.append(f"--{name}" if value else f"--no{name}")
+    else:
+      shown = ",".join(map(str, value)) if isinstance(value, tuple) else value
+      arguments.append(f"--{name}={shown}")
+  return arguments
+
+
+def main(argv: Sequence[str]) -> int:
+  """Runs the command; returns the exit code."""
+  if command_line.wants_help(argv):
+    print(help_text())
+    return 0
+  # Only now: they take seconds to import, and help needs none of them.
+  from rich.console import Console
+
+  from ssil_jax.distributed import collectives, launch
+  from ssil_jax.distributed.preemption import Interrupted, interrupts
+  from ssil_jax.reports import page, tables
+  from ssil_jax.training import devices, loop
+
+  # A file or pipe has no width to fit into: let the tables keep their lines.
+  width = None if sys.stdout.isatty() else 100
+  # Paths may look like emoji codes.
+  console = Console(highlight=False, emoji=False, width=width)
+  try:
+    request = parse(argv)
+    config = request.config
+    devices.prepare_cpu_devices(config)
+    with launch.connected(config), interrupts() as requests:
+      console.quiet = not collectives.is_main()
+      if request.ignored:
+        console.print(
+          f"no effect on --method={config.method}: {', '.join(request.ignored)}",
+          markup=False,
+          soft_wrap=True,
+        )
+      results = loop.run(config, console, check_interrupt=requests.check)
+      workdir = config_lib.workdir_path(config)
+      if collectives.is_main():
+        path = page.write_report([workdir], workdir / "report.html")
+  except UserError as error:
+    return command_line.print_error(error)
+  except Interrupted as interrupt:
+    print(
+      f"{interrupt}; rerun the command to resume from the last checkpoint",
+      file=sys.stderr,
+    )
+    return interrupt.exit_code
+  except KeyboardInterrupt:  # before the run began, or for the second time
+    print("interrupted", file=sys.stderr)
+    return 128 + signal.SIGINT
+  if console.quiet:
+    return 0
+  console.print(tables.format_table(results))
+  console.print(f"report: {path}", markup=False, soft_wrap=True)
+  return 0

@@ -1,0 +1,322 @@
+"""Runs several methods with several seeds, one after the other, and compares them."""
+
+import concurrent.futures
+import contextlib
+import os
+import pathlib
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+from absl import flags
+
+from ssil_jax import config as config_lib
+from ssil_jax.commands import command_line, compare, run
+from ssil_jax.data.opening import open_dataset
+from ssil_jax.errors import ConfigError, UserError
+from ssil_jax.methods import METHODS, get_method
+from ssil_jax.methods.source import source_hash
+from ssil_jax.paths import real_path, run_mistakes
+from ssil_jax.reports.results import has_finished_state
+from ssil_jax.system import usable_cores
+from ssil_jax.training import reuse
+from ssil_jax.training.plan import make_plan
+
+# Not the docstring, which `python -OO` leaves out.
+_USAGE = """Runs several methods with several seeds, one after the other, and compares them.
+
+Examples:
+  python experiments/sweep.py --methods=ft,ssil --seeds=0,1,2 --output=runs/digits \\
+      -- --flagfile=quickstart.cfg
+  python experiments/sweep.py --methods=all --output=runs/cifar100 \\
+      -- --flagfile=cifar100.cfg --data_dir=DIR
+
+What follows -- goes to run.py; a setting of one of the methods has no effect on the
+others. A run takes the states that one before it has trained alike (run.py
+--from_workdir). Rerun the command to resume: finished runs are not repeated.
+"""
+_HELP = {
+  "methods": "names of methods with commas between, or all; MODULE:NAME for your own",
+  "seeds": "seeds with commas between (default: 0)",
+  "output": "folder for the runs, OUTPUT/METHOD-SEED, their logs and report.html",
+  "jobs": "runs at a time, for a CPU: each gets its share of the cores (default: 1)",
+}
+# -P: without the current folder, which a method of one's own is looked up in last.
+_RUN = (sys.executable, "-P", "-m", "ssil_jax.commands", "run")
+_INTERRUPTED = 128 + signal.SIGINT  # what a shell reports after Ctrl-C
+_SET_HERE = ("method", "seed", "workdir", "from_workdir")  # flags of run.py
+
+
+class Job(NamedTuple):
+  """One run."""
+
+  workdir: pathlib.Path
+  config: config_lib.Config
+  arguments: list[str]  # of run.py
+  lender: pathlib.Path | None = None  # the work directory that states are taken from
+
+
+class Sweep(NamedTuple):
+  """All runs; a lender comes before those that borrow from it."""
+
+  output: pathlib.Path
+  num_jobs: int
+  jobs: list[Job]
+
+
+def help_text() -> str:
+  """All flags."""
+  flags_help = [command_line.flag_help(name, text) for name, text in _HELP.items()]
+  return "\n".join([_USAGE, "Flags:", *flags_help])
+
+
+def parse(argv: Sequence[str]) -> Sweep:
+  """The runs that a command line asks for; raises UserError."""
+  argv = list(argv)
+  cut = argv.index("--") if "--" in argv else len(argv)
+  own, passed_on = argv[:cut], argv[cut + 1 :]
+  flag_values = flags.FlagValues()
+  flags.DEFINE_list("methods", None, _HELP["methods"], flag_values=flag_values)
+  flags.DEFINE_list("seeds", ["0"], _HELP["seeds"], flag_values=flag_values)
+  flags.DEFINE_string("output", None, _HELP["output"], flag_values=flag_values)
+  flags.DEFINE_integer("jobs", 1, _HELP["jobs"], lower_bound=1, flag_values=flag_values)
+  command_line.read_flags(flag_values, own)
+  for name in ("methods", "seeds", "output"):
+    if not getattr(flag_values, name):
+      raise ConfigError(f"--{name} is missing: {_HELP[name]}")
+  if flag_values.jobs > usable_cores():
+    raise ConfigError(f"--jobs={flag_values.jobs}, but there are {usable_cores()} cores")
+  for name in _SET_HERE:
+    if any(argument.lstrip("-").split("=")[0] == name for argument in passed_on):
+      raise ConfigError(f"--{name} after -- is set by the sweep itself: leave it out")
+  methods = _methods(flag_values.methods)
+  seeds = _seeds(flag_values.seeds)
+  if mistakes := run_mistakes("output", flag_values.output):
+    raise ConfigError("\n".join(mistakes))
+  output = real_path(flag_values.output)
+  jobs = []
+  for seed in seeds:
+    of_seed = [_job(method, seed, output, passed_on, methods) for method in methods]
+    jobs += [_with_lender(job, of_seed[:place]) for place, job in enumerate(of_seed)]
+  _check_plans(jobs)
+  return Sweep(output, min(flag_values.jobs, len(jobs)), _lenders_first(jobs))
+
+
+def _methods(names: list[str]) -> list[str]:
+  if names == ["all"]:
+    return list(METHODS)
+  shown = f"--methods={','.join(names)}"
+  for name in names:
+    if ":" in name:
+      get_method(name)
+    elif name not in METHODS:
+      raise ConfigError(
+        f"{shown}: {name!r} is unknown; choose from: {', '.join(METHODS)}; or all"
+      )
+  if len(set(names)) < len(names):
+    raise ConfigError(f"{shown} names a method twice")
+  return names
+
+
+def _seeds(texts: list[str]) -> list[int]:
+  shown = f"--seeds={','.join(texts)}"
+  if not all(text.isdecimal() for text in texts):
+    raise ConfigError(f"{shown} must be whole numbers with commas between")
+  seeds = [int(text) for text in texts]
+  if len(set(seeds)) < len(seeds):
+    raise ConfigError(f"{shown} names a seed twice")
+  return seeds
+
+
+def _job(
+  method: str,
+  seed: int,
+  output: pathlib.Path,
+  passed_on: list[str],
+  methods: list[str],
+) -> Job:
+  workdir = output / f"{method.replace(':', '-')}-{seed}"
+  chosen = [f"--method={method}", f"--seed={seed}", f"--workdir={workdir}"]
+  request = run.parse(["run.py", *passed_on, *chosen], methods=methods)
+  # Without the settings of other methods, which its process may not know.
+  return Job(workdir, request.config, run.arguments_of(request.given))
+
+
+def _with_lender(job: Job, earlier: list[Job]) -> Job:
+  """With the first of the earlier ones that trains as many states as possible alike."""
+  shared = [reuse.shared_states(job.config, _saved(other.config))[0] for other in earlier]
+  if not any(shared):
+    return job
+  lender = earlier[shared.index(max(shared))].workdir
+  arguments = [*job.arguments, f"--from_workdir={lender}"]
+  return job._replace(lender=lender, arguments=arguments)
+
+
+def _saved(config: config_lib.Config) -> dict[str, Any]:
+  """What its config.json will say of how it is trained."""
+  source = {"method_source": source_hash(config.method)}
+  return {**config_lib.to_json(config), **source}
+
+
+def _check_plans(jobs: list[Job]) -> None:
+  """Raises UserError, before any training, for what the data and a method rule out."""
+  dataset = open_dataset(jobs[0].config)  # the same for all
+  for method, job in {job.config.method: job for job in jobs}.items():
+    try:
+      make_plan(job.config, dataset)
+    except UserError as error:
+      lines = str(error).splitlines()
+      raise ConfigError(
+        "\n".join(f"--methods: {method}: {line}" for line in lines)
+      ) from error
+
+
+def _lenders_first(jobs: list[Job]) -> list[Job]:
+  """Sorted by how many lenders a job has to wait for, so that few wait in vain."""
+  lenders = {job.workdir: job.lender for job in jobs}
+
+  def depth(workdir: pathlib.Path) -> int:
+    lender = lenders[workdir]
+    return 0 if lender is None else 1 + depth(lender)
+
+  return sorted(jobs, key=lambda job: depth(job.workdir))
+
+
+class Runner:
+  """Runs jobs, several at a time, each on its share of the cores."""
+
+  def __init__(self, num_jobs: int, command: Sequence[str] = _RUN):
+    """Takes how many run at a time, and the command that takes a job's arguments."""
+    self._num_jobs = num_jobs
+    self._command = [*command]
+    self._lock = threading.Lock()  # of the two below
+    self._stopped = False
+    self._processes: set[subprocess.Popen] = set()
+    self._finished: dict[pathlib.Path, concurrent.futures.Future] = {}
+    self._shares: queue.SimpleQueue = queue.SimpleQueue()
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+      cores = sorted(os.sched_getaffinity(0))
+      for number in range(num_jobs):
+        self._shares.put(cores[number::num_jobs])
+
+  def run(self, jobs: list[Job]) -> bool:
+    """Whether all went well. On KeyboardInterrupt the runs are interrupted, too."""
+    with concurrent.futures.ThreadPoolExecutor(
+      self._num_jobs, initializer=self._take_share
+    ) as pool:
+      try:
+        for job in jobs:
+          self._finished[job.workdir] = pool.submit(self._run, job)
+        done = [future.result() for future in self._finished.values()]
+      except KeyboardInterrupt:
+        self._stop(signal.SIGINT)
+        print("the runs stop after their step; Ctrl-C again kills them", file=sys.stderr)
+        try:
+          concurrent.futures.wait(self._finished.values())
+        except KeyboardInterrupt:
+          self._stop(signal.SIGKILL)
+        raise
+    return all(done)
+
+  def _stop(self, number: signal.Signals) -> None:
+    """Starts nothing more, and sends a signal to what runs."""
+    with self._lock:
+      self._stopped = True
+      for process in self._processes:
+        process.send_signal(number)
+
+  def _take_share(self) -> None:
+    # Children inherit the cores of the thread that starts them.
+    if not self._shares.empty():
+      os.sched_setaffinity(0, self._shares.get())
+
+  def _run(self, job: Job) -> bool:
+    """Whether the job went well; its output goes to WORKDIR.log."""
+    name = job.workdir.name
+    # The lender was submitted earlier, so that it has been started.
+    if job.lender is not None and not self._finished[job.lender].result():
+      if not self._stopped:
+        print(f"{name} needs {job.lender.name}, and is not run", flush=True)
+      return False
+    try:
+      with open(f"{job.workdir}.log", "a", encoding="utf-8") as log:
+        with self._lock:
+          if self._stopped:
+            return False
+          print(f"{name} ...", flush=True)
+          process = subprocess.Popen(
+            [*self._command, *job.arguments],
+            env={**os.environ, "PYTHONPATH": _python_path()},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # so that Ctrl-C reaches it once, from here
+          )
+          self._processes.add(process)
+        code = process.wait()
+        with self._lock:
+          self._processes.remove(process)
+    except OSError as error:
+      print(f"{name} cannot be run: {error}", flush=True)
+      return False
+    if code in (_INTERRUPTED, 128 + signal.SIGTERM, -signal.SIGKILL):
+      outcome = "stopped"
+    else:
+      outcome = "done" if code == 0 else f"failed with exit code {code}, see {log.name}"
+    print(f"{name} {outcome}", flush=True)
+    return code == 0
+
+
+@contextlib.contextmanager
+def _signals_as_interrupts() -> Iterator[None]:
+  """SIGTERM and a closed terminal raise KeyboardInterrupt, as Ctrl-C does."""
+  numbers = [signal.SIGTERM, signal.SIGHUP, signal.SIGINT]
+  before = {number: signal.getsignal(number) for number in numbers}
+  for number in numbers:
+    # nohup ignores SIGHUP. A script's background job ignores SIGINT, and so would its runs.
+    if number == signal.SIGINT or before[number] != signal.SIG_IGN:
+      signal.signal(number, signal.default_int_handler)
+  try:
+    yield
+  finally:
+    for number, handler in before.items():
+      signal.signal(number, handler)
+
+
+def _python_path() -> str:
+  """For a process that finds this package where it is, installed or not."""
+  root = str(pathlib.Path(__file__).resolve().parents[2])
+  return os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+
+
+def main(argv: Sequence[str]) -> int:
+  """Returns the exit code."""
+  if command_line.wants_help(argv):
+    print(help_text())
+    return 0
+  try:
+    with _signals_as_interrupts():
+      sweep = parse(argv)
+      sweep.output.mkdir(parents=True, exist_ok=True)
+      done = Runner(sweep.num_jobs).run(sweep.jobs)
+      started = [j.workdir for j in sweep.jobs if has_finished_state(j.workdir)]
+      compared = 0
+      if started:
+        workdirs = [f"--workdir={workdir}" for workdir in started]
+        compared = compare.main(["compare.py", *workdirs, f"--output={sweep.output}"])
+  except UserError as error:
+    return command_line.print_error(error)
+  except OSError as error:
+    remedy = "name a folder that can be written"
+    return command_line.print_error(
+      ConfigError(f"--output cannot be used: {error}; {remedy}")
+    )
+  except KeyboardInterrupt:
+    print("interrupted: rerun the command to resume", file=sys.stderr)
+    return _INTERRUPTED
+  if not done:
+    print("error: not all runs are done; rerun the command to resume", file=sys.stderr)
+  return compared if done else 1

@@ -1,0 +1,119 @@
+"""The methods, by the name that `--method` takes: one of the package, or MODULE:NAME."""
+
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Mapping
+
+from ssil_jax.config import Config, fields_of
+from ssil_jax.errors import ConfigError
+from ssil_jax.methods.ablations import FT_RP, FT_SS
+from ssil_jax.methods.base import Method
+from ssil_jax.methods.bic import BIC
+from ssil_jax.methods.der import DER
+from ssil_jax.methods.eeil import EEIL
+from ssil_jax.methods.er_ace import ER_ACE
+from ssil_jax.methods.ft import FT
+from ssil_jax.methods.icarl import ICARL
+from ssil_jax.methods.il2m import IL2M
+from ssil_jax.methods.joint import JOINT, JOINT_FULL
+from ssil_jax.methods.lucir import LUCIR
+from ssil_jax.methods.lwf import LWF
+from ssil_jax.methods.ssil import SSIL
+from ssil_jax.methods.ssil_tkd import SSIL_TKD
+from ssil_jax.methods.wa import WA
+
+METHODS: Mapping[str, Method] = {
+  "ssil": SSIL,
+  "ft": FT,
+  "ft_ss": FT_SS,
+  "ft_rp": FT_RP,
+  "il2m": IL2M,
+  "icarl": ICARL,
+  "joint": JOINT,
+  "joint_full": JOINT_FULL,
+  "ssil_tkd": SSIL_TKD,
+  "lwf": LWF,
+  "eeil": EEIL,
+  "bic": BIC,
+  "wa": WA,
+  "lucir": LUCIR,
+  "er_ace": ER_ACE,
+  "der": DER,
+}
+
+
+def get_method(name: str) -> Method:
+  """Returns the method that `--method` names.
+
+  Args:
+    name: a key of `METHODS`, or MODULE:NAME, a `Method` in an importable module or in a
+      file MODULE.py of the current folder.
+
+  Raises:
+    ConfigError: there is none; or the module cannot be imported, or its method has a
+      setting that clashes with one of `Config`.
+  """
+  if ":" in name:
+    return _from_elsewhere(name)
+  if name not in METHODS:
+    raise ConfigError(
+      f"--method={name} is unknown; choose from: {', '.join(METHODS)}; or give MODULE:NAME "
+      "for one of your own"
+    )
+  return METHODS[name]
+
+
+def _from_elsewhere(name: str) -> Method:
+  flag = f"--method={name}"
+  module_name, _, attribute = name.partition(":")
+  if not all(part.isidentifier() for part in (*module_name.split("."), attribute)):
+    raise ConfigError(f"{flag} must be MODULE:NAME, such as my_module:FOCAL")
+  if os.getcwd() not in sys.path:
+    sys.path.append(os.getcwd())  # last: a file here hides no library
+  try:
+    module = importlib.import_module(module_name)
+  except ModuleNotFoundError as error:
+    if not module_name.startswith(error.name or "?"):
+      raise ConfigError(
+        f"{flag}: {module_name} imports {error.name}, which is not there: install it"
+      ) from error
+    raise ConfigError(
+      f"{flag}: there is no module {module_name}: put {module_name.partition('.')[0]}.py "
+      f"into {os.getcwd()}, or install it"
+    ) from error
+  except Exception as error:  # whatever a user's file leads to
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    place = f"{last.filename}, line {last.lineno}"
+    if isinstance(error, SyntaxError):
+      place = f"{error.filename}, line {error.lineno}"
+    raise ConfigError(
+      f"{flag}: {module_name} cannot be imported ({type(error).__name__}: {error}; "
+      f"{place}): fix it"
+    ) from error
+  method = getattr(module, attribute, None)
+  if not isinstance(method, Method):
+    found = sorted(n for n, value in vars(module).items() if isinstance(value, Method))
+    raise ConfigError(
+      f"{flag}: {attribute} is no Method of {getattr(module, '__file__', module_name)}; "
+      f"it has: {', '.join(found) or 'none'}"
+    )
+  _check_settings(flag, method)
+  return method
+
+
+def _check_settings(flag: str, method: Method) -> None:
+  """Raises ConfigError for own settings that clash with others, or that are no settings."""
+  others = {
+    "Config": fields_of(Config),
+    **{name: fields_of(known.settings) for name, known in METHODS.items()},
+  }
+  for field in fields_of(method.settings):
+    for owner, fields in others.items():
+      for other in fields:
+        if other.name == field.name and (owner == "Config" or other.type != field.type):
+          raise ConfigError(
+            f"{flag}: its setting {field.name} has the name of another one ({owner}): "
+            "rename it"
+          )

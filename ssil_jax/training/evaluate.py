@@ -1,0 +1,123 @@
+"""Runs the network on images that are not augmented: test scores, outputs for methods."""
+
+import collections
+import contextlib
+import functools
+from typing import Any
+
+import jax
+import numpy as np
+
+from ssil_jax import metrics
+from ssil_jax.data import loader
+from ssil_jax.data.dataset import records_of
+from ssil_jax.errors import DivergedError
+from ssil_jax.methods.base import Extract, OutputFn, PhaseContext, SeenClasses
+from ssil_jax.schedule import IncrementalState
+from ssil_jax.training.devices import Backpressure, fetch
+from ssil_jax.training.session import Session
+from ssil_jax.training.state import TrainState
+
+_EXTRACTIONS_AHEAD = 8
+
+
+def evaluate(
+  session: Session, state: IncrementalState, train_state: TrainState, stats: Any
+) -> dict[str, Any]:
+  """Scores every test image of the classes seen.
+
+  Args:
+    session: of the run.
+    state: the state that is finished.
+    train_state: host arrays.
+    stats: of the method, host arrays.
+
+  Returns:
+    The scores of `metrics.summarize`.
+
+  Raises:
+    DivergedError: the network's outputs are not finite.
+  """
+  labels = session.plan.dataset.test.labels
+  network = session.devices.replicate((train_state, _context(state, stats)))
+  batches = _batches(session, "test", records_of(labels, 0, state.num_seen))
+  backpressure, counts = Backpressure(), []
+  with prefetched(session, batches) as batches_on_devices:
+    for batch in batches_on_devices:
+      session.check_interrupt()
+      train_state, context = network
+      counts.append(session.devices.eval_step(train_state, batch, context))
+      backpressure.add(counts[-1])
+  total = metrics.add(fetch(counts))
+  if not np.isfinite(total.score_new).all():
+    raise DivergedError(
+      f"the network's outputs on the test images are not finite after state {state.index}"
+    )
+  return metrics.summarize(total, state=state.index)
+
+
+def extractor(
+  session: Session, state: IncrementalState, train_state: TrainState, stats: Any
+) -> Extract:
+  """Returns what runs the network on chosen records; arguments as in `evaluate`."""
+  network = functools.cache(
+    lambda: session.devices.replicate((train_state, _context(state, stats)))
+  )
+
+  def extract(records: np.ndarray, output_fn: OutputFn, *, test: bool = False) -> Any:
+    split = "test" if test else "train"
+    sent, done = collections.deque(), []
+    with prefetched(session, _batches(session, split, records)) as batches:
+      for batch in batches:
+        session.check_interrupt()
+        on_devices, context = network()
+        sent.append(
+          session.devices.extract_step(on_devices, batch, context, output_fn, split)
+        )
+        # Fetched some steps later, so that neither side waits and little stays on devices.
+        if len(sent) > _EXTRACTIONS_AHEAD:
+          done.append(session.devices.gather(sent.popleft()))
+    done += map(session.devices.gather, sent)
+
+    def join(*parts):
+      shape = parts[0].shape[2:]  # without devices and their shares
+      return np.concatenate([part.reshape(-1, *shape) for part in parts])[: len(records)]
+
+    return jax.tree.map(join, *done)
+
+  return extract
+
+
+def _context(state: IncrementalState, stats: Any) -> PhaseContext:
+  """Returns what the network is looked at with, when nothing is trained."""
+  numbers = (state.num_old, state.num_seen, 0)
+  return PhaseContext(SeenClasses(*map(np.int32, numbers)), None, stats)
+
+
+def _batches(session: Session, split: str, records: np.ndarray) -> loader.EvalBatches:
+  dataset = session.plan.dataset
+  return loader.EvalBatches(
+    split=getattr(dataset, split),
+    image_size=dataset.image_size,
+    records=records,
+    batch_size=session.plan.config.batch_size_test,
+    num_devices=session.devices.size,
+    devices=session.devices.local,
+  )
+
+
+def prefetched(
+  session: Session,
+  batches: loader.TrainBatches | loader.EvalBatches,
+  *,
+  start: int = 0,
+) -> contextlib.closing:
+  """Returns the batches on the devices, ahead of their use; none are made after leaving."""
+  return contextlib.closing(
+    loader.prefetched(
+      batches,
+      session.devices.shard,
+      start=start,
+      num_processes=session.plan.config.input_processes,
+    )
+  )

@@ -1,0 +1,375 @@
+"""What a run has open: its plan, devices, files and console."""
+
+import contextlib
+import dataclasses
+import functools
+import pathlib
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from rich.console import Console
+
+from ssil_jax import config as config_lib
+from ssil_jax import memory, metrics
+from ssil_jax.config import Config
+from ssil_jax.data import fingerprint
+from ssil_jax.data.dataset import LARGEST_RESIDENT
+from ssil_jax.distributed import collectives
+from ssil_jax.distributed.preemption import Interrupted
+from ssil_jax.errors import DivergedError
+from ssil_jax.methods.base import Sizes
+from ssil_jax.methods.source import source_hash
+from ssil_jax.progress import ProgressDisplay
+from ssil_jax.reports.tables import schedule_table
+from ssil_jax.resnet import ResNet18
+from ssil_jax.schedule import IncrementalState, Phase, state_of_class
+from ssil_jax.system import write_json
+from ssil_jax.training import step, workdir
+from ssil_jax.training.checkpoint import Checkpoints
+from ssil_jax.training.devices import Devices, choose_devices, initial_train_state
+from ssil_jax.training.networks import Networks
+from ssil_jax.training.plan import (
+  Plan,
+  check_shares,
+  make_plan,
+  other_settings,
+  schedule_rows,
+)
+from ssil_jax.training.recorder import Recorder, StepMetrics
+from ssil_jax.training.reuse import Lender, open_lender
+from ssil_jax.training.state import RunState, TrainState
+
+_ASKED_EVERY = 50  # calls
+
+
+@dataclasses.dataclass(kw_only=True)
+class Session:
+  """What a run has open.
+
+  A session without files serves to train and evaluate in memory.
+  """
+
+  plan: Plan
+  devices: Devices
+  initial: TrainState  # host arrays
+  # Raises Interrupted if the run is to stop, after the same call in all processes.
+  check_interrupt: Callable[[], None] = lambda: None
+  lender: Lender = Lender()
+  folder: pathlib.Path | None = None
+  checkpoints: Checkpoints | None = None
+  networks: Networks | None = None
+  recorder: Recorder | None = None
+  display: ProgressDisplay | None = None
+  # The run at the last moment from which it can be resumed, if that is not saved.
+  _unsaved: Callable[[], RunState] | None = None
+  _saved_at: float = dataclasses.field(default_factory=time.monotonic)
+  _calls: int = 0
+
+  def start(self) -> RunState:
+    """Returns a run that has done nothing yet."""
+    sizes = Sizes(
+      num_classes=len(self.plan.dataset.class_names),
+      num_features=self.initial.params["head"]["kernel"].shape[0],
+      num_records=len(self.plan.dataset.train.labels),
+      memory_size=self.plan.config.memory_size,
+    )
+    stats = self.plan.method.init_stats(sizes)
+    return RunState(self.initial, memory.empty(), stats, [])
+
+  def step_metrics(
+    self, state: IncrementalState, phase: Phase, run: RunState
+  ) -> StepMetrics:
+    """Returns what collects the metrics of a phase's steps."""
+    return StepMetrics(
+      state,
+      phase,
+      run,
+      log_every=self.plan.config.log_every,
+      recorder=self.recorder,
+      display=self.display,
+    )
+
+  @contextlib.contextmanager
+  def saving_on_interruption(self) -> Iterator[None]:
+    """Saves the run where it can be resumed from, if it is interrupted."""
+    try:
+      yield
+    except Interrupted:
+      if self._unsaved is not None:
+        self._save(self._unsaved())
+      raise
+
+  def maybe_save(self, run: Callable[[], RunState]) -> None:
+    """Saves `run()` in the background if it is time to, and makes it what is resumed from.
+
+    All processes call it together.
+
+    Raises:
+      Interrupted: the run is to stop.
+    """
+    self._unsaved = run
+    self.check_interrupt()
+    self._calls += 1
+    if self._is_time():
+      self._save(run(), wait=False)
+
+  def _is_time(self) -> bool:
+    seconds = 60 * self.plan.config.checkpoint_minutes
+    if not seconds:
+      return False
+    late = time.monotonic() - self._saved_at >= seconds
+    if collectives.is_multiprocess():
+      # One of them tells the time, now and then: the others wait for its answer.
+      return self._calls % _ASKED_EVERY == 0 and collectives.broadcast_flag(late)
+    return late
+
+  def _save(self, run: RunState, *, wait: bool = True) -> None:
+    self.recorder.sync()
+    self.checkpoints.save(run)
+    if wait:
+      self.checkpoints.wait()
+    self._saved_at = time.monotonic()
+
+  def commit(self, run: RunState) -> RunState:
+    """Saves and shows a run that has just finished a state; returns what was saved."""
+    # Each process has worked them out by itself, perhaps on another kind of machine.
+    shared = collectives.broadcast_from_main((run.train_state, run.exemplars, run.stats))
+    run = RunState(*shared, run.results)
+    self.networks.save(run.train_state, state=len(run.results))
+    self._save(run)
+    self._unsaved = None
+    self.write_results(run)
+    result = run.results[-1]
+    self.recorder.add_scores(result, step=int(run.train_state.step))
+    self.display.print(_one_line(result, len(self.plan.states)))
+    return run
+
+  def results(self, run: RunState) -> dict[str, Any]:
+    """Returns the contents of results.json."""
+    config, dataset = self.plan.config, self.plan.dataset
+    return {
+      "dataset": config.dataset,
+      "method": config.method,
+      "method_title": self.plan.method.title,
+      "num_states": config.num_states,
+      "num_classes": len(dataset.class_names),
+      "memory_size": config.memory_size,
+      "seed": config.seed,
+      "ignored_files": dataset.ignored_files,
+      "skipped_records": dataset.skipped_records,
+      "environment": self.devices.describe(),
+      "states": run.results,
+      "average": metrics.average(run.results),
+    }
+
+  def write_results(self, run: RunState) -> None:
+    """Writes results.json."""
+    if collectives.is_main():
+      write_json(self.folder / "results.json", self.results(run))
+
+
+def make_session(
+  plan: Plan, mesh: Mesh, check_interrupt: Callable[[], None] = lambda: None
+) -> Session:
+  """Returns a session without files: the network, its steps, and images in place."""
+  config, dataset = plan.config, plan.dataset
+  model = step.Model(
+    network=ResNet18(
+      num_classes=len(dataset.class_names),
+      cosine_head=plan.method.cosine_head,
+      width=config.width,
+      small_images=dataset.image_size <= LARGEST_RESIDENT,
+      dtype=jnp.dtype(config.precision),
+      axis_name=step.AXIS,
+    ),
+    method=plan.method,
+    optimizer=step.make_optimizer(
+      momentum=config.momentum, weight_decay=config.weight_decay
+    ),
+    augmentation=dataset.augmentation,
+    normalization=dataset.normalization,
+    config=config,
+    state_of_class=tuple(state_of_class(plan.states).tolist()),
+  )
+  splits = {"train": dataset.train, "test": dataset.test}
+  images = {name: s.images if s.on_device else None for name, s in splits.items()}
+  return Session(
+    plan=plan,
+    devices=Devices(mesh, model, images),
+    initial=initial_train_state(model, dataset.image_size),
+    check_interrupt=check_interrupt,
+  )
+
+
+@contextlib.contextmanager
+def open_session(
+  config: Config, console: Console, check_interrupt: Callable[[], None]
+) -> Iterator[tuple[Session, RunState]]:
+  """Opens a run's data, devices and work directory; arguments as of `loop.run`.
+
+  Yields:
+    The session, and the run as it was saved last.
+
+  Raises:
+    UserError: bad input, named, before any training; or DivergedError, with what to do.
+  """
+  warn = printer(console)
+  # What processes do not do together must not count for their stopping together.
+  alone = check_interrupt if not collectives.is_multiprocess() else lambda: None
+  plan = make_plan(config, check_interrupt=alone)
+  mesh = choose_devices(config)
+  check_shares(plan, mesh.size)
+  origin = workdir.Origin(
+    config_lib.to_json(config), source_hash(config.method), fingerprint.parts(plan.dataset)
+  )
+  lender = open_lender(plan, origin, warn=warn)
+  collectives.check_same(origin.comparable())
+  with contextlib.ExitStack() as stack:
+    folder = stack.enter_context(workdir.claimed(config, origin, warn=warn))
+    stack.enter_context(workdir.writing(config))
+    if collectives.is_main():
+      write_json(folder / "schedule.json", schedule_rows(plan))
+    _show_plan(plan, console)
+    session = make_session(plan, mesh, check_interrupt)
+    beginning = session.start()
+    workdir.check_space(folder, _bytes_needed(plan, beginning, folder))
+    session.folder = folder
+    session.checkpoints = checkpoints = stack.enter_context(
+      Checkpoints(
+        folder,
+        kept=config.checkpoints_kept,
+        origin=origin.identity(config),
+        warn=warn,
+      )
+    )
+    session.networks = stack.enter_context(Networks(folder))
+    run = checkpoints.latest(default=beginning)
+    if run.position:  # a state that was begun here is finished here
+      lender = lender._replace(num_states=min(lender.num_states, len(run.results)))
+    session.lender = lender
+    collectives.check_same(
+      {
+        "checkpoints in --workdir (which all must share)": str(run.number),
+        "states in --from_workdir": str(lender.num_states),
+      }
+    )
+    _show_progress(session, run, console)
+    if not checkpoints.damaged:  # else it may know more states than the good checkpoint
+      session.write_results(run)
+    window = len(run.position.window) if run.position else 0
+    steps_done = int(run.train_state.step)
+    session.recorder = stack.enter_context(
+      Recorder(folder, steps_done=steps_done, steps_recorded=steps_done - window, warn=warn)
+    )
+    session.display = stack.enter_context(
+      ProgressDisplay(
+        console, num_states=len(plan.states), num_images=_images_left(session, run)
+      )
+    )
+    try:
+      yield session, run
+    except DivergedError as error:
+      raise DivergedError(f"{error}; {_way_back(checkpoints)}") from error
+
+
+def printer(console: Console) -> Callable[[str], None]:
+  """Returns what prints a line as it is, whatever it holds."""
+  return functools.partial(console.print, markup=False, emoji=False, soft_wrap=True)
+
+
+def _show_plan(plan: Plan, console: Console) -> None:
+  """Prints what is to be done, and on what."""
+  dataset, config = plan.dataset, plan.config
+  if dataset.ignored_files:
+    console.print(f"{dataset.ignored_files} files or folders beside the images are ignored")
+  for note in dataset.notes:
+    printer(console)(note)
+  console.print(
+    schedule_table(
+      schedule_rows(plan),
+      title=f"{plan.method.title} on {config.dataset}",
+      drop=config.learning_rate_drop,
+      settings=other_settings(plan),
+    )
+  )
+
+
+def _show_progress(session: Session, run: RunState, console: Console) -> None:
+  """Prints what is done already, and whether that was in another environment."""
+  say, done, lender = printer(console), len(run.results), session.lender
+  if done:
+    say(f"states 1 to {done} are done already, in {session.folder}")
+  if run.position:
+    say(f"state {done + 1} is resumed after step {int(run.train_state.step)}")
+  if lender.num_states > done:
+    say(f"states {done + 1} to {lender.num_states} are taken from {lender.folder}")
+  places = [session.folder] if run.number else []
+  if lender.num_states > done:
+    places.append(lender.folder)
+  now = session.devices.describe()
+  for place in places:
+    there = workdir.saved_environment(place)
+    different = [
+      f"{name}: {there.get(name)} there, {now.get(name)} now"
+      for name in dict.fromkeys((*there, *now))
+      if there and there.get(name) != now.get(name)
+    ]
+    if different:
+      say(
+        f"note: what {place} has was computed in another environment, and numbers may be "
+        f"rounded differently ({'; '.join(different)})"
+      )
+
+
+def _images_left(session: Session, run: RunState) -> int:
+  """Training images between `run` and the end, repetitions counted."""
+  first = max(len(run.results), session.lender.num_states) + 1
+  images = sum(p.num_images for s, p in session.plan.phases() if s.index >= first)
+  if run.position:
+    phases = session.plan.states[len(run.results)].phases
+    images -= sum(p.num_images for p in phases[: run.position.phase])
+    images -= run.position.steps_done * phases[run.position.phase].batch_size
+  return images
+
+
+def _bytes_needed(plan: Plan, beginning: RunState, folder: pathlib.Path) -> int:
+  """Room for what is still to be saved; an old checkpoint goes after a new one came."""
+  network = _size((beginning.train_state.params, beginning.train_state.batch_stats))
+  teacher = network if plan.method.has_teacher else 0
+  saved = _size((beginning.train_state, beginning.stats)) + teacher
+  there = len(workdir.saved(folder, "checkpoints"))
+  checkpoints = max(1, plan.config.checkpoints_kept + 1 - there)
+  states = len(plan.states) - len(workdir.saved(folder, "networks"))
+  return checkpoints * saved + states * network
+
+
+def _size(tree: Any) -> int:
+  """Bytes of all arrays."""
+  return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+
+
+def _way_back(checkpoints: Checkpoints) -> str:
+  """What to do after a divergence."""
+  checkpoints.wait()
+  if checkpoints.last is None:
+    return "there is no checkpoint before that: lower --learning_rate"
+  return (
+    f"the last good checkpoint is {checkpoints.last}: lower --learning_rate, with another "
+    "--workdir"
+  )
+
+
+def _one_line(result: dict[str, Any], num_states: int) -> str:
+  errors = ""
+  if result["imbalance"] is not None:
+    errors = (
+      f"e(p,n) {result['error_old_as_new']:.1%}  e(n,p) {result['error_new_as_old']:.1%}  "
+    )
+  return (
+    f"state {result['state']}/{num_states} done  {result['num_seen']} classes  "
+    f"top-1 {result['top1']:.1%}  {errors}{result['train_seconds']:.0f} s"
+  )

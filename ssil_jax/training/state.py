@@ -1,0 +1,50 @@
+"""The state of a run: everything that a checkpoint holds."""
+
+from typing import Any, NamedTuple
+
+import flax.struct
+import jax
+import numpy as np
+import optax
+
+from ssil_jax.memory import Memory
+
+METRICS = ("loss", "top1")  # of a step, in this order in a checkpoint
+NO_STEPS = np.zeros((0, len(METRICS)), np.float32)
+
+
+@flax.struct.dataclass
+class TrainState:
+  """What a training step changes."""
+
+  step: jax.Array  # int32 [], steps done in the whole run
+  params: Any
+  batch_stats: Any
+  opt_state: optax.OptState
+
+
+class Position(NamedTuple):
+  """A place within an incremental state, and what is fixed there; host arrays."""
+
+  phase: int  # the phase begun last, from 0
+  steps_done: int  # of that phase, perhaps all
+  teacher: Any  # as in `PhaseContext`, in that phase
+  num_teacher_classes: int  # the same
+  new_ranks: np.ndarray  # of the state's pool
+  window: np.ndarray  # float32 [k, metrics], the last steps, not yet in metrics.jsonl
+  seconds: float  # trained so far in the state
+
+
+class RunState(NamedTuple):
+  """A run between two steps; host arrays."""
+
+  train_state: TrainState
+  exemplars: Memory
+  stats: Any  # of the method
+  results: list[dict[str, Any]]  # of the states done, as in results.json
+  position: Position | None = None  # None between two incremental states
+
+  @property
+  def number(self) -> int:
+    """The number of its checkpoint, which rises with every step and every state."""
+    return int(self.train_state.step) + len(self.results)
