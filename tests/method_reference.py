@@ -85,37 +85,57 @@ def separated_softmax(scores, label, num_old, num_seen):
 # temperature) -> a number.
 
 
-def _ssil(scores, teacher, label, num_old, num_seen, num_teacher_classes, groups, temperature):
+def _ssil(
+  scores, teacher, label, num_old, num_seen, num_teacher_classes, groups, temperature
+):
   return separated_softmax(scores, label, num_old, num_seen)
 
 
-def _ft(scores, teacher, label, num_old, num_seen, num_teacher_classes, groups, temperature):
+def _ft(
+  scores, teacher, label, num_old, num_seen, num_teacher_classes, groups, temperature
+):
   return softmax(scores, label, num_seen)
 
 
-def _ssil_tkd(scores, teacher, label, num_old, num_seen, num_teacher_classes, groups, temperature):
-  distilled = task_wise_distillation(scores, teacher, groups, num_teacher_classes, temperature)
+def _ssil_tkd(
+  scores, teacher, label, num_old, num_seen, num_teacher_classes, groups, temperature
+):
+  distilled = task_wise_distillation(
+    scores, teacher, groups, num_teacher_classes, temperature
+  )
   return separated_softmax(scores, label, num_old, num_seen) + distilled
 
 
-def _icarl(scores, teacher, label, num_old, num_seen, num_teacher_classes, groups, temperature):
-  distilled = task_wise_distillation(scores, teacher, groups, num_teacher_classes, temperature)
+def _icarl(
+  scores, teacher, label, num_old, num_seen, num_teacher_classes, groups, temperature
+):
+  distilled = task_wise_distillation(
+    scores, teacher, groups, num_teacher_classes, temperature
+  )
   return softmax(scores, label, num_seen) + distilled
 
 
-def _lwf(scores, teacher, label, num_old, num_seen, num_teacher_classes, groups, temperature):
+def _lwf(
+  scores, teacher, label, num_old, num_seen, num_teacher_classes, groups, temperature
+):
   """L_new + L_old, of a sample of a new class."""
   new = cross_entropy(scores, label, range(num_old, num_seen))
   old = task_wise_cross_entropy(scores, teacher, groups, num_teacher_classes, temperature)
   return new + old
 
 
-def _eeil(scores, teacher, label, num_old, num_seen, num_teacher_classes, groups, temperature):
-  distilled = task_wise_cross_entropy(scores, teacher, groups, num_teacher_classes, temperature)
+def _eeil(
+  scores, teacher, label, num_old, num_seen, num_teacher_classes, groups, temperature
+):
+  distilled = task_wise_cross_entropy(
+    scores, teacher, groups, num_teacher_classes, temperature
+  )
   return softmax(scores, label, num_seen) + distilled
 
 
-def _wa(scores, teacher, label, num_old, num_seen, num_teacher_classes, groups, temperature):
+def _wa(
+  scores, teacher, label, num_old, num_seen, num_teacher_classes, groups, temperature
+):
   """(1 - lambda) L_CE + lambda L_KD, lambda = old / seen classes; BiC with its teacher."""
   if num_teacher_classes == 0:
     return softmax(scores, label, num_seen)

@@ -21,10 +21,10 @@ _USAGE = """Trains a class-incremental model and reports its accuracy after ever
 
   python experiments/run.py --flagfile=quickstart.cfg --method=ft
   python experiments/run.py --flagfile=imagenet.cfg --data_dir=DIR
-  python experiments/run.py --flagfile=imagenet.cfg --dataset=image_folder --data_dir=DIR
+  python experiments/run.py --dataset=image_folder --data_dir=DIR
 
-A flag file is looked up as given, then in experiments/; later flags win. Rerun the
-command to resume a run that was interrupted.
+A flag file is looked up as given, then in experiments/; later flags win. Rerun
+the command to resume a run that was interrupted.
 """
 
 

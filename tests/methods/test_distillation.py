@@ -18,7 +18,9 @@ BOUNDARIES = [3, 4, 8, 10, 12]
 
 
 def softened(logits, teacher, num_teacher_classes, temperature):
-  return losses.softened_cross_entropy(logits, teacher, num_teacher_classes, temperature=temperature)
+  return losses.softened_cross_entropy(
+    logits, teacher, num_teacher_classes, temperature=temperature
+  )
 
 
 def by_state(logits, teacher, num_teacher_classes, temperature):
@@ -39,7 +41,9 @@ ALL = [softened, by_state, tkd]
 def expected(loss, scores, teacher, num_teacher_classes, temperature):
   """The loop's value for one sample."""
   if loss is softened:
-    return reference.softened_cross_entropy(scores, teacher, range(num_teacher_classes), temperature)
+    return reference.softened_cross_entropy(
+      scores, teacher, range(num_teacher_classes), temperature
+    )
   loop = {
     by_state: reference.task_wise_cross_entropy,
     tkd: reference.task_wise_distillation,
@@ -176,7 +180,10 @@ def test_one_compiled_program_serves_every_number_of_taught_classes(loss):
   for num_teacher_classes in (0, *BOUNDARIES):
     n = jnp.int32(num_teacher_classes)
     np.testing.assert_allclose(
-      values(logits, teacher, n), loss(logits, teacher, num_teacher_classes, 2.0), 1e-5, 1e-6
+      values(logits, teacher, n),
+      loss(logits, teacher, num_teacher_classes, 2.0),
+      1e-5,
+      1e-6,
     )
     by_logits, by_teacher = compiled(logits, teacher, n)
     assert np.all(np.asarray(by_logits)[:, num_teacher_classes:] == 0)

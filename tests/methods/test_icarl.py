@@ -25,7 +25,9 @@ def class_means(features, records_of_class, *, num_classes, labels):
     labels=labels,
     stats=stats,
     memory=finished_states.memory_of(records_of_class),
-    train=finished_states.outputs_of(features=features, logits=np.zeros((len(features), 1))),
+    train=finished_states.outputs_of(
+      features=features, logits=np.zeros((len(features), 1))
+    ),
   )
   after = ICARL.stats(finished, config)
   np.testing.assert_array_equal(stats["means"], 0)

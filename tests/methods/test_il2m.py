@@ -63,7 +63,9 @@ def test_scores_are_those_of_the_classes_seen(kind):
   logits = random_logits(TEST_LABELS, seed=0)
   context = finished_states.given_of(3, 5)
   config = finished_states.config_of("il2m", il2m_scores=kind)
-  values = np.asarray(il2m.scores(finished_states.outputs_of(logits=logits), context, config))
+  values = np.asarray(
+    il2m.scores(finished_states.outputs_of(logits=logits), context, config)
+  )
   np.testing.assert_allclose(values[:, :5], KINDS[kind](logits, 5), rtol=1e-4, atol=1e-7)
   unseen = -np.inf if kind == "logits" else 0
   np.testing.assert_array_equal(values[:, 5:], unseen)
@@ -164,7 +166,9 @@ def test_prediction_equals_the_loops_over_three_states(kind):
   for finished, config, loops, test, scores in three_states(kind):
     num_old, num_seen = finished.num_old, finished.num_seen
     context = finished_states.given_of(num_old, num_seen, stats=finished.stats)
-    predicted = np.asarray(IL2M.predict(finished_states.outputs_of(logits=test), context, config))
+    predicted = np.asarray(
+      IL2M.predict(finished_states.outputs_of(logits=test), context, config)
+    )
     np.testing.assert_array_equal(predicted[:, num_seen:], -np.inf)
     for row, values in zip(scores, predicted, strict=True):
       expected = reference.il2m_row(

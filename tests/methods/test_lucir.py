@@ -145,7 +145,9 @@ def test_margin_ranking_equals_the_loops(num_old, num_seen, num_negatives):
 @pytest.mark.parametrize("scale", [1.0, 7.5])
 def test_loss_equals_the_loops(num_old, num_seen, scale):
   cosines, features, teacher, labels = random_batch(num_seen)
-  config = finished_states.config_of("lucir", lucir_lambda=5.0, lucir_margin=0.3, lucir_negatives=2)
+  config = finished_states.config_of(
+    "lucir", lucir_lambda=5.0, lucir_margin=0.3, lucir_negatives=2
+  )
   value = batch_loss(
     config,
     *map(jnp.float32, (cosines, scale, features, teacher)),
@@ -233,11 +235,15 @@ def test_two_devices_make_the_mean_of_the_whole_batch():
   means = []
   for share in (order[:6], order[6:]):
     examples = finished_states.examples_of(
-      finished_states.outputs_of(logits=2 * cosines[share], features=features[share], scale=2),
+      finished_states.outputs_of(
+        logits=2 * cosines[share], features=features[share], scale=2
+      ),
       np.asarray(labels)[share],
       context,
       STATE_OF_CLASS,
-      teacher=finished_states.outputs_of(logits=0 * cosines[share], features=teacher[share]),
+      teacher=finished_states.outputs_of(
+        logits=0 * cosines[share], features=teacher[share]
+      ),
       counted=labels,
     )
     means.append(float(jnp.mean(jitted_loss(examples, config))))

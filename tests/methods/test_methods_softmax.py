@@ -41,7 +41,9 @@ def correction(low=0, high=0, alpha=1.0, beta=0.0):
   }
 
 
-def examples_of(name, num_old, num_seen, num_teacher_classes, *, stats=None, seed=0, zeros=False):
+def examples_of(
+  name, num_old, num_seen, num_teacher_classes, *, stats=None, seed=0, zeros=False
+):
   """A batch of old and new classes, of new ones alone for LwF; `zeros`: no teacher yet."""
   rng = np.random.default_rng((seed, num_old, num_seen))
   size = 6

@@ -1,0 +1,59 @@
+"""Whole runs from Python: a configuration, a run, its results."""
+
+import contextlib
+import threading
+from typing import Any
+
+from rich.console import Console
+
+from ssil_jax import config as config_lib
+from ssil_jax.config import Config
+from ssil_jax.data.opening import check_dataset_name
+from ssil_jax.distributed.preemption import Interrupts
+from ssil_jax.methods import get_method
+from ssil_jax.reports.page import write_report
+from ssil_jax.reports.results import load_run
+from ssil_jax.training import devices, loop
+
+__all__ = ["load_run", "make_config", "run", "write_report"]
+
+
+def make_config(method: str = "ssil", **settings: Any) -> Config:
+  """Returns the settings of a run, checked.
+
+  Args:
+    method: the name of a method, or MODULE:NAME for one of your own.
+    **settings: shared ones, and the method's own, by the names of their flags; what is not
+      given has its default.
+
+  Raises:
+    ConfigError: with one line for every mistake, and the name that was perhaps meant.
+  """
+  config = config_lib.make_config({"method": method, **settings}, get_method(method))
+  check_dataset_name(config.dataset)
+  return config
+
+
+def run(config: Config, *, console: Console | None = None) -> dict[str, Any]:
+  """Trains and evaluates every incremental state that the work directory lacks.
+
+  On a CPU, the first run of a process splits it into virtual devices, one a core, unless
+  jax was used before. Ctrl-C saves the run, and calling it again resumes it.
+
+  Args:
+    config: of the run.
+    console: where progress is shown; standard output by default.
+
+  Returns:
+    The contents of results.json.
+
+  Raises:
+    UserError: bad input, named, before any training; or the loss diverged.
+    KeyboardInterrupt: Ctrl-C.
+  """
+  with contextlib.suppress(RuntimeError):  # jax has its devices already
+    devices.prepare_cpu_devices(config)
+  if threading.current_thread() is not threading.main_thread():
+    return loop.run(config, console or Console())  # where no signals arrive
+  with Interrupts() as interrupts:
+    return loop.run(config, console or Console(), check_interrupt=interrupts.check)
