@@ -19,17 +19,17 @@ sys.path.append(str(pathlib.Path(__file__).resolve().parent.parent / "experiment
 
 import jax
 import numpy as np
-import run
 from rich.console import Console
+from ssil_jax.training.keeper import Keeper
+from ssil_jax.training.meter import NO_STEPS, Meter
+from ssil_jax.training.trainer import make_trainer, train_phase
 
+from ssil_jax.commands import run
 from ssil_jax.progress import ProgressDisplay
 from ssil_jax.training import devices, incremental, loop
 from ssil_jax.training.checkpoint import Checkpoints, Underway
-from ssil_jax.training.keeper import Keeper
-from ssil_jax.training.meter import NO_STEPS, Meter
 from ssil_jax.training.plan import make_plan, phase_plans
 from ssil_jax.training.recorder import Journal
-from ssil_jax.training.trainer import make_trainer, train_phase
 
 SECONDS = 60
 PAIRS = 5
@@ -90,7 +90,7 @@ def main(argv: list[str]) -> None:
           phase=0,
           steps_done=number,
           teacher=given.teacher,
-          num_taught=state.num_old,
+          num_teacher_classes=state.num_old,
           new_ranks=pool.new_ranks,
           window=meter.settle(),
           seconds=0.0,

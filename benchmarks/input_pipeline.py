@@ -25,11 +25,11 @@ sys.path.append(str(pathlib.Path(__file__).resolve().parent.parent / "experiment
 import input_peers
 import jax
 import numpy as np
-import run
 import simplejpeg
 from rich.console import Console
 from rich.table import Table
 
+from ssil_jax.commands import run
 from ssil_jax.data import loader
 from ssil_jax.data.images import crop, decode, jpeg
 from ssil_jax.data.opening import open_dataset

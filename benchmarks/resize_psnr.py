@@ -13,8 +13,8 @@ import sys
 sys.path.append(str(pathlib.Path(__file__).resolve().parent.parent / "experiments"))
 
 import numpy as np
-import run
 
+from ssil_jax.commands import run
 from ssil_jax.data.images import crop, decode
 from ssil_jax.data.opening import open_dataset
 

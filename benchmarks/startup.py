@@ -21,7 +21,6 @@ sys.path.append(str(pathlib.Path(__file__).resolve().parent.parent / "experiment
 
 import jax
 import numpy as np
-import run
 import tensorflow_datasets as tfds
 from absl import flags
 from array_record.python.array_record_module import ArrayRecordWriter
@@ -29,6 +28,7 @@ from PIL import Image
 from tensorflow_datasets.proto import tf_example_generated_pb2
 
 from ssil_jax import memory
+from ssil_jax.commands import run
 from ssil_jax.data import loader
 from ssil_jax.data.sources import labels
 from ssil_jax.sampling import Key

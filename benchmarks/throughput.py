@@ -18,16 +18,16 @@ import time
 sys.path.append(str(pathlib.Path(__file__).resolve().parent.parent / "experiments"))
 
 import jax
-import run
 from rich.console import Console
 from rich.table import Table
+from ssil_jax.training.meter import NO_STEPS, Meter
+from ssil_jax.training.trainer import make_trainer, train_batches, train_phase
 
+from ssil_jax.commands import run
 from ssil_jax.progress import ProgressDisplay
 from ssil_jax.training import devices, incremental, loop
-from ssil_jax.training.meter import NO_STEPS, Meter
 from ssil_jax.training.plan import make_plan, phase_plans
 from ssil_jax.training.recorder import Journal
-from ssil_jax.training.trainer import make_trainer, train_batches, train_phase
 
 DEVICE_COUNTS = (1, 2, 4)
 ROUNDS = 3  # processes for each device count

@@ -23,9 +23,10 @@ from typing import NamedTuple
 
 import archives
 import pytest
-import run
 from folders import encode, folder_of, noise
 from written_runs import RESULTS
+
+from ssil_jax.commands import run
 
 # The flags of a run of seconds, in small.cfg beside the files of a row.
 SMALL = """\

@@ -7,14 +7,14 @@ import numpy as np
 from ssil_jax.config import make_config
 from ssil_jax.memory import Memory
 from ssil_jax.methods import get_method
-from ssil_jax.methods.base import Examples, PhaseContext, FinishedState, SeenClasses
+from ssil_jax.methods.base import Examples, FinishedState, PhaseContext, SeenClasses
 from ssil_jax.resnet import Outputs
 from ssil_jax.sampling import Pool
 
 
 def config_of(name, **values):
   method = get_method(name)
-  return make_config({"method": name, **values}, method.defaults, method.fixed)
+  return make_config({"method": name, **values}, method)
 
 
 def given_of(num_old, num_seen, *, num_teacher_classes=0, stats=None):

@@ -6,11 +6,11 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
+from ssil_jax.training.meter import NO_STEPS
 
 from ssil_jax import memory
 from ssil_jax.training.checkpoint import Checkpoints, Progress, Underway
-from ssil_jax.training.meter import NO_STEPS
-from ssil_jax.training.step import TrainState, make_optimizer
+from ssil_jax.training.state import TrainState, make_optimizer
 
 
 def progress_of(step, *, seed=0, results=(), stats=None, underway=None):
@@ -52,7 +52,7 @@ def underway_of(*, teacher=True, window=2):
     phase=1,
     steps_done=37,
     teacher=network if teacher else None,
-    num_taught=6 if teacher else 0,
+    num_teacher_classes=6 if teacher else 0,
     new_ranks=rng.permutation(11),
     window=rng.random((window, 2), np.float32) if window else NO_STEPS,
     seconds=1 / 3,

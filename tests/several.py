@@ -70,7 +70,7 @@ parser.add_argument("--coordinator_address")
 values = vars(parser.parse_args())
 what = {"together": together, "run_on": run_on}[values.pop("what")]
 method = get_method("ssil")
-config = make_config(values, method.defaults, method.fixed)
+config = make_config(values, method)
 try:
   devices.prepare_cpu_devices(config)
   with launch.connected(config):

@@ -27,7 +27,7 @@ def small_config(workdir, **changes):
     **changes,
   }
   method = methods.get_method(values.get("method", "ssil"))
-  return make_config(values, method.defaults, method.fixed)
+  return make_config(values, method)
 
 
 def run(workdir, **changes):

@@ -8,10 +8,7 @@ import string
 
 import archives
 import bad_inputs
-import compare
-import prepare
 import pytest
-import run as run_script
 from folders import config_of, folder_of, open_folder, save
 from kills import differences
 from quick import quick_network
@@ -30,6 +27,8 @@ from saved_states import (
 from small_runs import last_checkpoint, small_config
 from written_runs import Page, write_run
 
+from ssil_jax.commands import compare, prepare
+from ssil_jax.commands import run as run_script
 from ssil_jax.data import fingerprint
 from ssil_jax.data.display import Display
 from ssil_jax.data.opening import open_dataset

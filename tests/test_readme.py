@@ -30,9 +30,8 @@ def test_every_flag_and_file_named_exists():
   for picture in re.findall(r"!\[.*?\]\((.*?)\)", README):
     assert (root / picture).is_file()
   import kills
-  import prepare
-  import run
-  import sweep
+
+  from ssil_jax.commands import prepare, run, sweep
 
   # Flags of TFDS' own command, gcloud, sbatch and XLA.
   known = {"flagfile", "help", "file_format", "worker", "command", "nodes"}

@@ -10,7 +10,7 @@ from ssil_jax.schedule import Phase, class_boundaries, class_order, schedule, st
 
 
 def states_of(method, num_classes, **values):
-  config = make_config(values, METHODS[method].defaults)
+  config = make_config(values, METHODS[method])
   return schedule(config, num_classes, METHODS[method].phases)
 
 

@@ -26,7 +26,7 @@ def launch_of(monkeypatch, *, flags=None, **env):
     monkeypatch.delenv(name, raising=False)
   for name, value in env.items():
     monkeypatch.setenv(name, value)
-  return launch.find_launch(make_config(flags or {}, methods.METHODS["ssil"].defaults))
+  return launch.find_launch(make_config(flags or {}, methods.METHODS["ssil"]))
 
 
 def slurm(**changes):
@@ -175,7 +175,7 @@ def last_checkpoint(workdir):
 def test_two_processes_though_killed_do_what_one_does(tmp_path):
   values = {**FLAGS, "num_devices": 2, "workdir": str(tmp_path / "one")}
   method = methods.get_method("ssil")
-  one = loop.run(make_config(values, method.defaults, method.fixed), Console(quiet=True))
+  one = loop.run(make_config(values, method), Console(quiet=True))
 
   flags = [f"--{name}={value}" for name, value in FLAGS.items()]
   pair = tmp_path / "[2] *"  # orbax puts together what processes wrote, by patterns

@@ -4,12 +4,10 @@ import re
 import shlex
 
 import bad_inputs
-import compare
-import prepare
 import pytest
-import run
-import sweep
 from folders import ROOT
+
+from ssil_jax.commands import compare, prepare, run, sweep
 
 MAINS = {
   "run.py": run.main,

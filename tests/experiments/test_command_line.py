@@ -4,10 +4,10 @@ import os
 import subprocess
 import sys
 
-import command_line
 import pytest
 from absl import flags
 
+from ssil_jax.commands import command_line
 from ssil_jax.errors import ConfigError, UserError
 
 
@@ -177,7 +177,7 @@ def test_paths_with_colons_are_paths(path):
 
 EXECUTED = """
 import contextlib, os, sys
-import command_line
+from ssil_jax.commands import command_line
 
 def main(argv):
   print("text")

@@ -1,7 +1,8 @@
 """What the comparison prints on the terminal; the script as such: see test_report."""
 
-import compare
 from written_runs import SEED_ROW, SEED_RUNS, one_state, seed_run, write_run
+
+from ssil_jax.commands import compare
 
 
 def output_of(tmp_path, capsys, monkeypatch, *workdirs):

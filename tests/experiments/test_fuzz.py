@@ -27,18 +27,16 @@ import warnings
 import zlib
 
 import bad_inputs
-import command_line
-import compare
 import markupsafe
 import numpy as np
 import pytest
-import run
 from folders import encode, photo
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from written_runs import Page
 
+from ssil_jax.commands import command_line, compare, run
 from ssil_jax.config import Config, to_json
 from ssil_jax.data.images import decode, jpeg
 from ssil_jax.errors import UserError

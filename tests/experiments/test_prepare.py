@@ -6,10 +6,10 @@ import re
 import signal
 
 import archives
-import prepare
 import pytest
 import tensorflow_datasets as tfds
 
+from ssil_jax.commands import prepare
 from ssil_jax.data.builders.imagenet import Imagenet
 
 PARTIAL = "--allow_partial"

@@ -5,11 +5,10 @@ import sys
 
 import archives
 import numpy as np
-import prepare
 import pytest
-import run
 from folders import config_of, save
 
+from ssil_jax.commands import prepare, run
 from ssil_jax.data import fingerprint, loader
 from ssil_jax.data.opening import open_dataset
 from ssil_jax.sampling import Key, Pool

@@ -7,9 +7,9 @@ import subprocess
 import sys
 
 import pytest
-import run
 from PIL import Image
 
+from ssil_jax.commands import run
 from ssil_jax.config import Config
 from ssil_jax.errors import ConfigError
 

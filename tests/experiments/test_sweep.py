@@ -9,10 +9,9 @@ import sys
 import time
 
 import pytest
-import run
-import sweep
 from folders import ROOT
 
+from ssil_jax.commands import run, sweep
 from ssil_jax.methods import METHODS
 from ssil_jax.system import usable_cores
 
@@ -340,7 +339,7 @@ sys.path[:0] = [{experiments!r}, {tests!r}, {root!r}]
 import jax
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_disable_most_optimizations", True)
-import run
+from ssil_jax.commands import run
 from quick import quick_network
 with quick_network():
   code = run.main(sys.argv)

@@ -22,11 +22,10 @@ import archives
 import bad_inputs
 import msgpack
 import numpy as np
-import prepare
 import pytest
-import run
 from folders import ROOT
 
+from ssil_jax.commands import prepare, run
 from ssil_jax.reports import page
 
 SOURCES = sorted((ROOT / "ssil_jax").rglob("*.py")) + sorted(

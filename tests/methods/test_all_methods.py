@@ -361,7 +361,7 @@ def test_the_first_state_of_a_plain_method_is_a_softmax_over_all_its_classes(nam
   # where a state has more classes than a batch has samples.
   method, rng = METHODS[name], np.random.default_rng(0)
   values = {"batch_size_new": 8, "batch_size_memory": 4, "num_states": 2}
-  config = make_config(values, method.defaults, method.fixed)
+  config = make_config(values, method)
   labels = jnp.asarray([0, 1, 2, 4, 4, 2, 1, 0])
   outputs, teacher = (
     Outputs(

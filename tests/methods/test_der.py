@@ -2,10 +2,10 @@
 
 import functools
 
+import finished_states
 import jax
 import jax.numpy as jnp
 import method_reference_other as reference
-import finished_states
 import numpy as np
 import pytest
 from reference import softmax_cross_entropy

@@ -1,8 +1,8 @@
 """iCaRL: class means and the nearest one, and the loss."""
 
+import finished_states
 import jax
 import method_reference_other as reference
-import finished_states
 import numpy as np
 import pytest
 from reference import softmax_cross_entropy

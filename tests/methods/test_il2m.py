@@ -2,9 +2,9 @@
 
 import types
 
+import finished_states
 import jax.numpy as jnp
 import method_reference_other as reference
-import finished_states
 import numpy as np
 import pytest
 from reference import best_class

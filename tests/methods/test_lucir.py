@@ -3,10 +3,10 @@
 import functools
 import math
 
+import finished_states
 import jax
 import jax.numpy as jnp
 import method_reference_other as reference
-import finished_states
 import numpy as np
 import pytest
 from reference import softmax_cross_entropy

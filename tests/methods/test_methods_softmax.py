@@ -11,7 +11,7 @@ import pytest
 from ssil_jax import memory
 from ssil_jax.config import make_config
 from ssil_jax.methods import METHODS
-from ssil_jax.methods.base import Examples, PhaseContext, FinishedState, SeenClasses
+from ssil_jax.methods.base import Examples, FinishedState, PhaseContext, SeenClasses
 from ssil_jax.methods.bic import correct, fit_correction
 from ssil_jax.methods.wa import align_head
 from ssil_jax.resnet import Outputs
@@ -29,7 +29,7 @@ DISTILLING = ["ssil_tkd", "icarl", "lwf", "eeil", "wa", "bic"]
 
 def config_of(name, **values):
   method = METHODS[name]
-  return make_config(values, method.defaults, method.fixed)
+  return make_config(values, method)
 
 
 def correction(low=0, high=0, alpha=1.0, beta=0.0):

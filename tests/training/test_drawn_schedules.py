@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from finished_states import outputs_of
 from folders import BLUE, GREEN, RED, save
-from moments import outputs_of
 from quick import quick_network
 from rich.console import Console
 from small_runs import small_config
@@ -72,7 +72,7 @@ def plan_of(name, sizes=SIZES, **changes):
     **changes,
   }
   method = METHODS[name]
-  return make_plan(make_config(values, method.defaults, method.fixed), dataset_of(sizes))
+  return make_plan(make_config(values, method), dataset_of(sizes))
 
 
 class Drawn(NamedTuple):

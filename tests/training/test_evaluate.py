@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from quick import quick_network
 from small_runs import run, small_config
+from ssil_jax.selection import SELECTIONS
 
 from ssil_jax import config, memory, metrics, resnet, selection
-from ssil_jax.methods.base import Given, SeenClasses
-from ssil_jax.selection import SELECTIONS
+from ssil_jax.methods.base import PhaseContext, SeenClasses
 from ssil_jax.training import checkpoint, devices, incremental, loop
 
 SETTINGS = {"num_classes": 4, "num_states": 2, "memory_size": 16, "batch_size_test": 24}
@@ -48,7 +48,7 @@ def world(num_devices):
     (trainer.initial.params, trainer.initial.batch_stats),
   )
   state = trainer.initial.replace(params=network[0], batch_stats=network[1])
-  given = Given(SeenClasses(*map(np.int32, (2, 3, 0))), None, STATS)
+  given = PhaseContext(SeenClasses(*map(np.int32, (2, 3, 0))), None, STATS)
   return plan, trainer, state, given
 
 

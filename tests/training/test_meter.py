@@ -44,7 +44,7 @@ def clock(monkeypatch):
 def first_phase():
   method = get_method("ssil")
   values = {"memory_size": 10, "batch_size_new": BATCH_SIZE, "batch_size_memory": 8}
-  return phase_plans(make_plan(make_config(values, method.defaults)))[0]
+  return phase_plans(make_plan(make_config(values, method)))[0]
 
 
 def meter_that_tells(

@@ -13,7 +13,7 @@ from ssil_jax.training.plan import check_shares, make_plan, phase_plans, schedul
 
 def plan_of(method="ssil", **values):
   values = {"method": method, "batch_size_new": 32, "batch_size_memory": 8, **values}
-  return make_plan(make_config(values, get_method(method).defaults))
+  return make_plan(make_config(values, get_method(method)))
 
 
 def test_phases_of_ssil_in_numbers():

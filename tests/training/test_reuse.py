@@ -395,7 +395,7 @@ TABLE = [
 
 def config_of(method, flags):
   found = METHODS[method]
-  return make_config({"method": method, **flags}, found.defaults, found.fixed)
+  return make_config({"method": method, **flags}, found)
 
 
 @pytest.mark.parametrize(("there", "flags_there", "now", "flags_now", "expected"), TABLE)

@@ -14,7 +14,7 @@ from ssil_jax.data.images.augment import (
   augment,
   to_float,
 )
-from ssil_jax.methods.base import Given, SeenClasses
+from ssil_jax.methods.base import PhaseContext, SeenClasses
 from ssil_jax.methods.ssil import SSIL
 from ssil_jax.resnet import Outputs
 from ssil_jax.training.step import (
@@ -159,7 +159,7 @@ def test_training_and_evaluation_see_the_same_normalized_pixels(normalization, e
     optimizer=make_optimizer(momentum=0.9, weight_decay=0.0),
     augmentation=Augmentation(max_shift=0, flip=False),
     normalization=normalization,
-    config=make_config({}, SSIL.defaults),
+    config=make_config({}, SSIL),
     state_of_class=(0, 0, 0),
   )
   params = jnp.zeros((1, 3))
@@ -170,7 +170,7 @@ def test_training_and_evaluation_see_the_same_normalized_pixels(normalization, e
     positions=jnp.zeros(1, jnp.int32),
     records=jnp.zeros(1, jnp.int32),
   )
-  given = Given(SeenClasses(*map(jnp.int32, (0, 3, 0))), None, {})
+  given = PhaseContext(SeenClasses(*map(jnp.int32, (0, 3, 0))), None, {})
 
   def both(state):
     _, step_metrics = train_step(state, batch, given, 0.1, None, model=model)

@@ -26,7 +26,7 @@ PARTS = {"classes": 3, "test images": 20, "labels of test images": "0a1b"}
 
 
 def config_of(path, **values):
-  return config_lib.make_config({"workdir": str(path), **values}, {"epochs": 20})
+  return config_lib.make_config({"workdir": str(path), **values}, METHODS["ssil"])
 
 
 def claim(config, *, parts=PARTS, warnings=None):
@@ -214,7 +214,7 @@ HOLD = """
 import sys
 sys.path.insert(0, sys.argv[1])
 from ssil_jax import config, workdir
-made = config.make_config({"workdir": sys.argv[2]}, {"epochs": 20})
+made = config.make_config({"workdir": sys.argv[2]}, METHODS["ssil"])
 with workdir.claimed(made, data_parts={"classes": 3}):
   print("claimed", flush=True)
   sys.stdin.read()
