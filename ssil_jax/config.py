@@ -337,6 +337,11 @@ def make_config(values: Mapping[str, Any], method: _Method) -> Config:
   own_names = {field.name for field in fields_of(method.settings)}
   own = method.settings(**{name: given.pop(name) for name in own_names & given.keys()})
   full = {**DEFAULTS, **method.defaults, **given, **method.fixed}
+  if "epochs" not in full:
+    raise ConfigError(
+      '--epochs is missing: the method gives none; give it, or defaults={"epochs": N} in '
+      "its Method"
+    )
   full.setdefault("workdir", f"runs/{full['dataset']}-{full['method']}".replace(":", "-"))
   for name, epochs in (("milestones_first", "epochs_first"), ("milestones", "epochs")):
     milestones = full.get(name, paper_milestones)
@@ -423,18 +428,18 @@ def _limit_mistakes(settings: Any) -> Iterator[str]:
     if field.type not in (int, float) or _is_within(value, limits):
       continue
     low, high = (_shown(limits[name]) for name in ("above", "below"))
-    if limits["at_least"] is not None and not value >= limits["at_least"]:
-      yield f"{flag} must be {limits['at_least']} or more"
-    elif low and high:
-      yield f"{flag} must be between {low} and {high}"
-    elif low and limits["at_most"] is not None:
-      yield f"{flag} must be above {low} and at most {limits['at_most']}"
+    least, most = (_shown(limits[name]) for name in ("at_least", "at_most"))
+    too_small = least and not value >= limits["at_least"]
+    if too_small or not (low or high or most):
+      yield f"{flag} must be {least} or more"
+    elif low and (high or most):
+      yield f"{flag} must be " + (
+        f"between {low} and {high}" if high else f"above {low} and at most {most}"
+      )
     elif low:
       yield f"{flag} must be above {low}"
-    elif high:
-      yield f"{flag} must be below {high}"
     else:
-      yield f"{flag} must be {limits['at_least']} or more"
+      yield f"{flag} must be " + (f"below {high}" if high else f"at most {most}")
 
 
 def _is_within(value: float, limits: Mapping[str, Any]) -> bool:

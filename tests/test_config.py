@@ -10,18 +10,19 @@ import numpy as np
 import pytest
 
 from ssil_jax import config as config_lib
-from ssil_jax.config import DEFAULTS, Config, make_config
+from ssil_jax.config import CHANGES, DEFAULTS, Config, fields_of, make_config, setting
 from ssil_jax.errors import ConfigError, UserError
 from ssil_jax.methods import METHODS, get_method
 
-SSIL = METHODS["ssil"].defaults
-FT = METHODS["ft"].defaults
+SSIL, FT, LUCIR = (METHODS[name] for name in ("ssil", "ft", "lucir"))
+OWN = {field.name: name for name, m in METHODS.items() for field in fields_of(m.settings)}
 
 
 def mistakes(values):
   """The lines of the ConfigError that these values give."""
+  owner = next((METHODS[OWN[name]] for name in values if name in OWN), SSIL)
   with pytest.raises(ConfigError) as error:
-    make_config(values, SSIL)
+    make_config(values, owner)
   return str(error.value).splitlines()
 
 
@@ -104,7 +105,7 @@ def test_given_values_win(name, value):
 
 
 def test_none_means_the_default():
-  nothing = {field.name: None for field in dataclasses.fields(Config)}
+  nothing = {field.name: None for field in fields_of(Config)}
   assert make_config(nothing, SSIL) == make_config({}, SSIL)
 
 
@@ -252,10 +253,9 @@ def test_an_unknown_method_is_named():
   ],
 )
 def test_mistakes_in_python_are_named(values, message):
-  for defaults in ({}, SSIL):
-    with pytest.raises(ConfigError) as caught:
-      make_config(values, defaults)
-    assert str(caught.value) == message
+  with pytest.raises(ConfigError) as caught:
+    make_config(values, SSIL)
+  assert str(caught.value) == message
 
 
 def test_no_work_directory():
@@ -264,8 +264,10 @@ def test_no_work_directory():
 
 
 def test_without_a_method_there_are_no_epochs():
-  with pytest.raises(ConfigError, match="epochs depend on the method: give them"):
-    make_config({}, {})
+  without = SSIL._replace(defaults={})
+  with pytest.raises(ConfigError, match="--epochs is missing: the method gives none"):
+    make_config({}, without)
+  assert make_config({"epochs": 3}, without).epochs == 3
 
 
 def test_numbers_of_numpy_and_lists_are_taken():
@@ -291,15 +293,17 @@ def test_addresses_are_no_paths():
 
 
 def test_what_a_method_fixes_is_stronger_than_a_flag():
-  config = make_config({"num_states": 10}, {"epochs": 5}, {"num_states": 1})
+  config = make_config({"num_states": 10}, SSIL._replace(fixed={"num_states": 1}))
   assert config.num_states == 1
 
 
 def test_a_method_gives_milestones_for_any_number_of_epochs():
-  defaults = {"milestones": lambda epochs: (epochs // 2,), "epochs": 60}
-  assert make_config({}, defaults).milestones == (30,)
-  assert make_config({"epochs": 8}, defaults).milestones == (4,)
-  assert make_config({"milestones": (1,)}, defaults).milestones == (1,)
+  halves = SSIL._replace(
+    defaults={"milestones": lambda epochs: (epochs // 2,), "epochs": 60}
+  )
+  assert make_config({}, halves).milestones == (30,)
+  assert make_config({"epochs": 8}, halves).milestones == (4,)
+  assert make_config({"milestones": (1,)}, halves).milestones == (1,)
 
 
 def test_milestones_at_fractions_of_the_epochs():
@@ -310,11 +314,13 @@ def test_milestones_at_fractions_of_the_epochs():
 
 
 def test_json_holds_every_field():
-  config = make_config({"milestones": (1, 2)}, SSIL)
+  config = make_config({"milestones": (1, 2), "lucir_lambda": 5}, LUCIR)
   saved = config_lib.to_json(config)
   assert json.loads(json.dumps(saved)) == saved
   assert saved["milestones"] == [1, 2]
-  assert Config(**{**saved, "milestones": (1, 2), "milestones_first": (40, 80)}) == (config)
+  names = {field.name for field in (*fields_of(Config), *fields_of(LUCIR.settings))}
+  assert set(saved) == names
+  assert make_config(saved, LUCIR) == config
 
 
 def test_a_saved_config_does_not_differ_from_itself():
@@ -341,21 +347,54 @@ def test_a_field_that_an_earlier_version_did_not_save_counts_as_its_default():
 
 
 def test_what_training_and_the_first_state_depend_on():
-  saved = config_lib.to_json(make_config({}, SSIL))
+  saved = config_lib.to_json(make_config({}, FT))
   now = make_config(
-    {"il2m_scores": "logits", "memory_size": 20_000, "learning_rate": 0.2}, SSIL
+    {"il2m_scores": "logits", "memory_size": 20_000, "learning_rate": 0.2}, METHODS["il2m"]
   )
   flags = {
-    aspect: [
-      line.split(":")[0] for line in config_lib.differences(now, saved, aspect=aspect)
+    changes: [
+      line.split(":")[0] for line in config_lib.differences(now, saved, changes=changes)
     ]
-    for aspect in ("identity", "training", "first_state")
+    for changes in CHANGES[1:]
   }
   assert flags == {
-    "identity": ["--memory_size", "--learning_rate", "--il2m_scores"],
-    "training": ["--memory_size", "--learning_rate"],
-    "first_state": ["--learning_rate"],
+    "results": ["--memory_size", "--learning_rate", "--il2m_scores"],
+    "later_states": ["--memory_size", "--learning_rate"],
+    "every_state": ["--learning_rate"],
   }
+
+
+def test_settings_of_other_methods_are_no_part_of_a_run():
+  saved = {**config_lib.to_json(make_config({}, SSIL)), "lucir_lambda": 5.0}
+  assert config_lib.differences(make_config({}, SSIL), saved) == []
+  with pytest.raises(ConfigError, match="there is no setting 'lucir_lambda'"):
+    make_config({"lucir_lambda": 5.0}, SSIL)
+  own = make_config({"lucir_lambda": 5.0}, LUCIR)
+  assert own.method_settings.lucir_lambda == 5
+  assert "--lucir_lambda" in config_lib.identity(own)
+  assert config_lib.differences(own, {**config_lib.to_json(own), "lucir_lambda": 6.0}) == [
+    "--lucir_lambda: 6.0 there, 5.0 now"
+  ]
+
+
+def test_limits_are_told_as_they_are():
+  @dataclasses.dataclass(frozen=True, kw_only=True)
+  class Settings:
+    share: float = setting(0.5, "between two", above=0, below=1)
+    part: float = setting(0.5, "up to one", above=0, at_most=1)
+    most: int = setting(3, "from one to four", at_least=1, at_most=4)
+
+  method = SSIL._replace(settings=Settings)
+  for values, line in (
+    ({"share": 1.0}, "--share=1.0 must be between 0 and 1"),
+    ({"part": 0.0}, "--part=0.0 must be above 0 and at most 1"),
+    ({"most": 0}, "--most=0 must be 1 or more"),
+    ({"most": 5}, "--most=5 must be at most 4"),
+    ({"share": math.nan}, "--share=nan must be between 0 and 1"),
+  ):
+    with pytest.raises(ConfigError) as caught:
+      make_config(values, method)
+    assert str(caught.value) == line
 
 
 def test_some_flags_may_change_when_a_run_is_resumed():
@@ -378,26 +417,28 @@ def test_some_flags_may_change_when_a_run_is_resumed():
   }
   saved = config_lib.to_json(make_config({}, SSIL))
   assert config_lib.differences(make_config(free, SSIL), saved) == []
-  kept = {field.name for field in dataclasses.fields(Config)} - set(free)
+  kept = {field.name for field in fields_of(Config)} - set(free)
   for name in kept:
     assert len(config_lib.differences(make_config({}, SSIL), {**saved, name: "?"})) == 1
 
 
-@pytest.mark.parametrize("field", dataclasses.fields(Config), ids=lambda f: f.name)
-def test_every_field_has_help(field):
-  assert len(field.metadata["help"]) > 5
-  assert isinstance(field.metadata["identity"], bool)
+def test_every_setting_has_help_and_says_what_it_changes():
+  for owner in (Config, *(method.settings for method in METHODS.values())):
+    for field in fields_of(owner):
+      assert len(field.metadata["help"]) > 5
+      assert field.metadata["changes"] in CHANGES
+      assert bool(field.metadata["topic"]) == (owner is Config)
 
 
 def test_every_default_is_a_field():
-  fields = {field.name for field in dataclasses.fields(Config)}
+  fields = {field.name for field in fields_of(Config)}
   assert set(DEFAULTS) <= fields
   for method in METHODS.values():
     assert set(method.defaults) <= fields
 
 
 def test_fields_without_a_default_follow_others():
-  fields = {field.name for field in dataclasses.fields(Config)}
+  fields = {field.name for field in fields_of(Config)}
   assert fields - set(DEFAULTS) == {
     "workdir",
     "batch_size_memory",

@@ -5,6 +5,9 @@ import numpy as np
 import pytest
 
 from ssil_jax import memory
+from ssil_jax.config import Config, fields_of
+
+(CHOICES,) = [f.metadata["choices"] for f in fields_of(Config) if f.name == "selection"]
 
 
 def unit_features(seed, n, d):
@@ -99,7 +102,7 @@ def test_priority_within_each_of_several_classes(count):
   features, labels = interleaved()
   otherwise = np.random.default_rng(6).random(len(labels))
   before = otherwise.copy()
-  priority = memory.herding_priority(features, labels, otherwise, count=count)
+  priority = memory.herding_priority(labels, otherwise, lambda: features, count=count)
   np.testing.assert_array_equal(otherwise, before)
   assert priority.dtype == np.float64
   for label in (7, 2, 5):
@@ -118,7 +121,7 @@ def test_memory_keeps_the_herded_and_shrinks_from_their_end():
   labels = np.array([rising[label] for label in labels.tolist()], np.int32)
   records = 100 + np.arange(len(labels))
   priority = memory.herding_priority(
-    features, labels, np.random.default_rng(0).random(len(labels)), count=5
+    labels, np.random.default_rng(0).random(len(labels)), lambda: features, count=5
   )
   held = memory.update(
     memory.empty(), records, labels, priority, memory_size=15, num_seen=3
@@ -169,3 +172,10 @@ def test_rank_of_equal_priorities_keeps_their_order():
 
 def test_rank_of_nothing():
   assert memory.rank(np.zeros(0, np.int32), np.zeros(0)).tolist() == []
+
+
+def test_selections_by_name():
+  assert set(memory.SELECTIONS) == set(CHOICES)
+  random = np.array([0.3, 0.1, 0.2])
+  priority = memory.SELECTIONS["ring"](np.zeros(3, int), random, None, count=2)
+  np.testing.assert_array_equal(priority, random)  # without a look at any feature

@@ -1,42 +1,41 @@
-"""What no file may know: a method's or a data set's name, outside its own room."""
+"""Imports go one way: each part of the package sees only what lies below it."""
 
-import re
+import ast
 
-import pytest
 from folders import ROOT
 
-from ssil_jax.data.opening import SOURCES
-from ssil_jax.methods import METHODS
-
-PACKAGE = ROOT / "ssil_jax"
-# config.py has the default method and data set, and help for both.
-FILES = sorted(
-  path
-  for path in PACKAGE.rglob("*.py")
-  if "methods" not in path.parts and path.name != "config.py"
-)
-STRINGS = re.compile(r"""(["'])([\w/]+)\1""")
-
-
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_no_method_is_asked_for_by_name(path):
-  assert not {name for _, name in STRINGS.findall(path.read_text())} & set(METHODS)
+# From the ground up. Parts in one line do not see each other, except in the pure core.
+FLOORS = [
+  {"errors"},
+  {"system", "paths", "progress"},
+  {"config"},
+  {"losses", "memory", "metrics", "resnet", "sampling", "schedule"},
+  {"data", "methods"},
+  {"distributed", "reports"},
+  {"training"},
+  {"api", "commands"},
+]
+CORE = FLOORS[3]
 
 
-@pytest.mark.parametrize(
-  "name",
-  [
-    "loop",
-    "incremental",
-    "trainer",
-    "step",
-    "metrics",
-    "plan",
-    "reuse",
-    "parallel",
-    "memory",
-  ],
-)
-def test_no_data_set_is_asked_for_by_name(name):
-  found = {word for _, word in STRINGS.findall((PACKAGE / f"{name}.py").read_text())}
-  assert not found & set(SOURCES)
+def imported(path):
+  """The parts of the package that a file imports."""
+  for node in ast.walk(ast.parse(path.read_text())):
+    if isinstance(node, ast.ImportFrom) and node.module == "ssil_jax":
+      yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ssil_jax."):
+      yield node.module.split(".")[1]
+
+
+def test_imports_go_one_way():
+  package = ROOT / "ssil_jax"
+  floor_of = {part: number for number, floor in enumerate(FLOORS) for part in floor}
+  wrong = []
+  for path in package.rglob("*.py"):
+    part, *_ = path.relative_to(package).with_suffix("").parts
+    if part == "__init__":
+      continue
+    for other in set(imported(path)) - {part}:
+      if floor_of[other] > floor_of[part] - (part not in CORE):
+        wrong.append(f"{path.relative_to(package)} imports {other}")
+  assert not wrong
