@@ -15,21 +15,18 @@ import sys
 import tempfile
 import time
 
-sys.path.append(str(pathlib.Path(__file__).resolve().parent.parent / "experiments"))
+sys.path.append(str(pathlib.Path(__file__).resolve().parent.parent))
 
-import jax
 import numpy as np
 from rich.console import Console
-from ssil_jax.training.keeper import Keeper
-from ssil_jax.training.meter import NO_STEPS, Meter
-from ssil_jax.training.trainer import make_trainer, train_phase
 
 from ssil_jax.commands import run
 from ssil_jax.progress import ProgressDisplay
-from ssil_jax.training import devices, incremental, loop
-from ssil_jax.training.checkpoint import Checkpoints, Underway
-from ssil_jax.training.plan import make_plan, phase_plans
-from ssil_jax.training.recorder import Journal
+from ssil_jax.training import devices, loop
+from ssil_jax.training.checkpoint import Checkpoints
+from ssil_jax.training.plan import make_plan
+from ssil_jax.training.recorder import Recorder
+from ssil_jax.training.session import make_session
 
 SECONDS = 60
 PAIRS = 5
@@ -37,87 +34,47 @@ WARM_UP_STEPS = 10
 
 
 def main(argv: list[str]) -> None:
-  config = run.parse(argv)
+  config = run.parse(argv).config
   devices.prepare_cpu_devices(config)
   plan = make_plan(config)
-  mesh = devices.choose_devices(config)
-  trainer = make_trainer(plan, mesh)
+  session = make_session(plan, devices.choose_devices(config))
   state = plan.states[1]
-  phase = next(p for p in phase_plans(plan) if p.state is state)
-  beginning = loop.start(plan, trainer)
+  beginning = session.start()
   labels = plan.dataset.train.labels
   records = np.flatnonzero(labels < state.num_old)
-  exemplars = beginning.memory._replace(
+  exemplars = beginning.exemplars._replace(
     records=records, labels=labels[records], ranks=np.zeros(len(records), np.int32)
   )
-  progress = beginning._replace(memory=exemplars)
-  pool = plan.pool(state, exemplars)
-  given = incremental.given_in(plan, state, stats={}, teacher=beginning.train_state)
-  host_state = beginning.train_state
+  here = loop.begin_state(session, state, beginning._replace(exemplars=exemplars))
 
   with (
     tempfile.TemporaryDirectory() as folder,
     Checkpoints(pathlib.Path(folder), kept=config.checkpoints_kept) as checkpoints,
-    Journal(pathlib.Path(folder), steps_done=0, steps_recorded=0) as journal,
-    ProgressDisplay(Console(quiet=True), num_states=1, num_images=1) as display,
+    Recorder(pathlib.Path(folder), steps_done=0, steps_recorded=0) as session.recorder,
+    ProgressDisplay(Console(quiet=True), num_states=1, num_images=1) as session.display,
   ):
-    keeper = Keeper(checkpoints, journal, minutes=0, check_interrupt=lambda: None)
-    stalls = []
+    waits = []
 
     def train(num_steps: int, *, save: bool) -> float:
       """Seconds for so many steps, with a checkpoint in the middle or not."""
-      nonlocal host_state
-      first_step = int(host_state.step)
-      steps = phase._replace(
-        phase=phase.phase._replace(epochs=1, milestones=()), steps_per_epoch=num_steps
-      )
-      meter = Meter(
-        steps,
-        phase=0,
-        first_step=first_step,
-        steps_done=0,
-        window=NO_STEPS,
-        log_every=config.log_every,
-        journal=journal,
-        display=display,
-      )
+      nonlocal here
+      phase = state.phases[0]._replace(epochs=1, milestones=(), steps_per_epoch=num_steps)
+      calls = 0
 
-      def before_step(train_state, number):
-        if not (save and number == num_steps // 2):
-          return
-        called = time.perf_counter()
-        underway = Underway(
-          phase=0,
-          steps_done=number,
-          teacher=given.teacher,
-          num_teacher_classes=state.num_old,
-          new_ranks=pool.new_ranks,
-          window=meter.settle(),
-          seconds=0.0,
-        )
-        settled = time.perf_counter()
-        there = devices.fetch(train_state)
-        keeper.save(progress._replace(train_state=there, underway=underway), wait=False)
-        stalls.append((settled - called, time.perf_counter() - settled))
+      def maybe_save(now):
+        nonlocal calls
+        calls += 1
+        if save and calls == num_steps // 2:
+          called = time.perf_counter()
+          checkpoints.save(now())
+          waits.append(time.perf_counter() - called)
 
-      on_devices = devices.replicate((host_state, given), mesh)
-      jax.block_until_ready(on_devices)
+      session.maybe_save = maybe_save
       started = time.perf_counter()
-      trained = train_phase(
-        plan,
-        trainer,
-        *on_devices,
-        steps,
-        pool,
-        phase_index=0,
-        steps_done=0,
-        meter=meter,
-        before_step=before_step,
-      )
-      jax.block_until_ready(trained)
+      here = loop.train_phase(session, state, phase, here)
       checkpoints.wait()
       seconds = time.perf_counter() - started
-      host_state = devices.fetch(trained)
+      here = here._replace(position=here.position._replace(steps_done=0))
       return seconds
 
     train(WARM_UP_STEPS, save=True)
@@ -129,10 +86,9 @@ def main(argv: list[str]) -> None:
       pairs.append((seconds[False], seconds[True]))
       print(f"without {seconds[False]:.2f} s, with {seconds[True]:.2f} s", flush=True)
 
-    underway = Underway(0, 0, given.teacher, state.num_old, pool.new_ranks, NO_STEPS, 0.0)
     cpu, wall = time.process_time(), time.perf_counter()
-    there = host_state.replace(step=host_state.step + 1)
-    keeper.save(progress._replace(train_state=there, underway=underway))
+    checkpoints.save(here)
+    checkpoints.wait()
     cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
     saved = sum(
       path.stat().st_size for path in checkpoints.last.rglob("*") if path.is_file()
@@ -144,11 +100,10 @@ def main(argv: list[str]) -> None:
     f"checkpoint {statistics.median(p[1] for p in pairs):.2f} s; ratio "
     f"{statistics.median(ratios):.4f} ({min(ratios):.4f} to {max(ratios):.4f})"
   )
-  waited, copied = (statistics.median(x) for x in zip(*stalls[1:], strict=True))
   print(
-    f"a checkpoint of {saved / 1e6:.0f} MB: training waits {copied:.3f} s to copy it, "
-    f"after {waited:.3f} s for the steps already sent; alone it takes {wall:.2f} s, "
-    f"{cpu:.2f} s of CPU time"
+    f"a checkpoint of {saved / 1e6:.0f} MB: training waits "
+    f"{statistics.median(waits[1:]):.3f} s for the steps sent before and to copy it; alone "
+    f"it takes {wall:.2f} s, {cpu:.2f} s of CPU time"
   )
 
 

@@ -20,7 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable
 
-sys.path.append(str(pathlib.Path(__file__).resolve().parent.parent / "experiments"))
+sys.path.append(str(pathlib.Path(__file__).resolve().parent.parent))
 
 import input_peers
 import jax
@@ -58,7 +58,7 @@ def batches_of(dataset) -> loader.TrainBatches:
 
 def measure_ours(argv: list[str]) -> dict[str, float]:
   """Our pipeline, to the device, in this process."""
-  config = run.parse(argv)
+  config = run.parse(argv).config
   mesh = devices.choose_devices(config)
   return input_peers.measure(
     loader.prefetched(
@@ -71,7 +71,7 @@ def measure_ours(argv: list[str]) -> dict[str, float]:
 
 def profile(argv: list[str]) -> dict[str, float]:
   """Microseconds an image of each part, alone on one core; the least of five passes."""
-  images = open_dataset(run.parse(argv)).train.images
+  images = open_dataset(run.parse(argv).config).train.images
   records = range(min(len(images), MOST_IMAGES))
   numbers = images.numbers.tolist()
   data = [images.store.read(numbers[record]) for record in records]
@@ -119,7 +119,7 @@ def profile(argv: list[str]) -> dict[str, float]:
 
 def write_files(argv: list[str], folder: pathlib.Path) -> None:
   """The JPEG files that the peers read."""
-  images = open_dataset(run.parse(argv)).train.images
+  images = open_dataset(run.parse(argv).config).train.images
   for record, number in enumerate(images.numbers[:MOST_IMAGES].tolist()):
     (folder / f"{record:05}.jpg").write_bytes(images.store.read(number))
 

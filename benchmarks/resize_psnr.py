@@ -10,7 +10,7 @@ place of both; prints the PSNR averaged over images, and the least.
 import pathlib
 import sys
 
-sys.path.append(str(pathlib.Path(__file__).resolve().parent.parent / "experiments"))
+sys.path.append(str(pathlib.Path(__file__).resolve().parent.parent))
 
 import numpy as np
 
@@ -23,7 +23,7 @@ SIZE = 224
 
 def main(original: str, resized: str) -> None:
   before, after = (
-    open_dataset(run.parse(["", "--flagfile=imagenet.cfg", f"--data_dir={folder}"]))
+    open_dataset(run.parse(["", "--flagfile=imagenet.cfg", f"--data_dir={folder}"]).config)
     for folder in (original, resized)
   )
   rng = np.random.default_rng(0)

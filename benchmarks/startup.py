@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 
-sys.path.append(str(pathlib.Path(__file__).resolve().parent.parent / "experiments"))
+sys.path.append(str(pathlib.Path(__file__).resolve().parent.parent))
 
 import jax
 import numpy as np
@@ -29,11 +29,11 @@ from tensorflow_datasets.proto import tf_example_generated_pb2
 
 from ssil_jax import memory
 from ssil_jax.commands import run
-from ssil_jax.data import loader
+from ssil_jax.data import fingerprint, loader
 from ssil_jax.data.sources import labels
 from ssil_jax.sampling import Key
-from ssil_jax.training import devices, loop
-from ssil_jax.training.plan import make_plan, phase_plans
+from ssil_jax.training import devices
+from ssil_jax.training.plan import make_plan
 
 NUM_SHARDS = 256
 IMAGE_SIZE = 72
@@ -111,18 +111,18 @@ def start(folder: pathlib.Path, started: float) -> None:
       f"--data_dir={folder}",
       f"--image_size={IMAGE_SIZE}",
     ]
-  )
+  ).config
   imported = time.time() - started
   gc.collect()
   objects = len(gc.get_objects())
   plan = make_plan(config)
-  fingerprint = loop.data.fingerprint(loop.data.parts(plan.dataset))
+  identity = fingerprint.fingerprint(fingerprint.parts(plan.dataset))
   opened = time.time() - started
-  phase = phase_plans(plan)[0]
+  state, phase = next(plan.phases())
   batches = loader.TrainBatches(
     dataset=plan.dataset,
-    pool=plan.pool(phase.state, memory.empty()),
-    sampling=phase.phase.sampling,
+    pool=plan.pool(state, memory.empty()),
+    sampling=phase.sampling,
     key=Key(0, 1, 0),
     batch_size_new=config.batch_size_new,
     batch_size_memory=config.batch_size_memory,
@@ -140,7 +140,7 @@ def start(folder: pathlib.Path, started: float) -> None:
     f"{(train.labels.nbytes + train.images.numbers.nbytes) / 2**20:.0f} MiB, "
     f"{len(gc.get_objects()) - objects} more Python objects, peak memory "
     f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10:.0f} MiB "
-    f"({fingerprint[:8]})"
+    f"({identity[:8]})"
   )
 
 

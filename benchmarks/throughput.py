@@ -15,19 +15,18 @@ import sys
 import tempfile
 import time
 
-sys.path.append(str(pathlib.Path(__file__).resolve().parent.parent / "experiments"))
+sys.path.append(str(pathlib.Path(__file__).resolve().parent.parent))
 
 import jax
 from rich.console import Console
 from rich.table import Table
-from ssil_jax.training.meter import NO_STEPS, Meter
-from ssil_jax.training.trainer import make_trainer, train_batches, train_phase
 
 from ssil_jax.commands import run
 from ssil_jax.progress import ProgressDisplay
-from ssil_jax.training import devices, incremental, loop
-from ssil_jax.training.plan import make_plan, phase_plans
-from ssil_jax.training.recorder import Journal
+from ssil_jax.training import devices, loop
+from ssil_jax.training.plan import make_plan
+from ssil_jax.training.recorder import Recorder
+from ssil_jax.training.session import make_session
 
 DEVICE_COUNTS = (1, 2, 4)
 ROUNDS = 3  # processes for each device count
@@ -36,69 +35,43 @@ PAIRS = 2  # bare step and loop, in each process
 
 def measure(argv: list[str], num_devices: int) -> list[tuple[float, float]]:
   """Images/s of (bare step, loop), `PAIRS` times, over one epoch of state 1 each."""
-  config = run.parse([*argv, f"--num_devices={num_devices}", "--epochs_first=1"])
+  config = run.parse([*argv, f"--num_devices={num_devices}", "--epochs_first=1"]).config
   devices.prepare_cpu_devices(config)
   plan = make_plan(config)
-  trainer = make_trainer(plan, devices.choose_devices(config))
-  phase, state = phase_plans(plan)[0], plan.states[0]
-  progress = loop.start(plan, trainer)
-  pool = plan.pool(state, progress.memory)
-  train_state, given = devices.replicate(
-    (
-      progress.train_state,
-      incremental.given_in(plan, state, stats=progress.stats, teacher=progress.train_state),
-    ),
-    trainer.mesh,
+  session = make_session(plan, devices.choose_devices(config))
+  state, phase = next(plan.phases())
+  beginning = loop.begin_state(session, state, session.start())
+  train_state, context, learning_rate = session.devices.replicate(
+    (beginning.train_state, loop.phase_context(state, beginning), jax.numpy.float32(0.1))
   )
-  batches = train_batches(plan, trainer, phase, pool, phase_index=0)
-  arguments = (
-    devices.shard(batches[0], trainer.mesh),
-    given,
-    devices.replicate(jax.numpy.float32(0.1), trainer.mesh),
-    trainer.train_images,
-  )
+  batch = session.devices.shard(loop.train_batches(session, state, phase, beginning)[0])
+
+  def bare_step():
+    nonlocal train_state
+    train_state, _ = session.devices.train_step(train_state, batch, context, learning_rate)
+
   for _ in range(2):  # compile and warm up
-    train_state, _ = trainer.train_step(train_state, *arguments)
+    bare_step()
   jax.block_until_ready(train_state)
 
   pairs = []
   with (
     tempfile.TemporaryDirectory() as folder,
-    Journal(pathlib.Path(folder), steps_done=0, steps_recorded=0) as journal,
+    Recorder(pathlib.Path(folder), steps_done=0, steps_recorded=0) as session.recorder,
     ProgressDisplay(
       Console(quiet=True), num_states=1, num_images=PAIRS * phase.num_images
-    ) as display,
+    ) as session.display,
   ):
+    session.maybe_save = lambda run: None  # no files
     for _ in range(PAIRS):
       started = time.perf_counter()
       for _ in range(phase.num_steps):
-        train_state, _ = trainer.train_step(train_state, *arguments)
+        bare_step()
       jax.block_until_ready(train_state)
       bare_seconds = time.perf_counter() - started
 
       started = time.perf_counter()
-      meter = Meter(
-        phase,
-        phase=0,
-        first_step=0,
-        steps_done=0,
-        window=NO_STEPS,
-        log_every=config.log_every,
-        journal=journal,
-        display=display,
-      )
-      train_state = train_phase(
-        plan,
-        trainer,
-        train_state,
-        given,
-        phase,
-        pool,
-        phase_index=0,
-        steps_done=0,
-        meter=meter,
-      )
-      jax.block_until_ready(train_state)
+      loop.train_phase(session, state, phase, beginning)
       loop_seconds = time.perf_counter() - started
       pairs.append((phase.num_images / bare_seconds, phase.num_images / loop_seconds))
   return pairs

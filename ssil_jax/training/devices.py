@@ -177,8 +177,7 @@ class Devices:
 
   def shard(self, tree: Any) -> Any:
     """Puts host arrays [local devices, ...] on the devices, without waiting for it."""
-    sharding = NamedSharding(self._mesh.local_mesh, PartitionSpec(step_lib.AXIS))
-    return jax.device_put(tree, sharding)
+    return shard(tree, self._mesh)
 
   def gather(self, tree: Any) -> Any:
     """Returns host copies [all devices, ...] of arrays that each device has a part of.
@@ -208,6 +207,12 @@ class Devices:
       "jax": jax.__version__,
       **told,
     }
+
+
+def shard(tree: Any, mesh: Mesh) -> Any:
+  """Puts host arrays [local devices, ...] on a mesh, without waiting for it."""
+  sharding = NamedSharding(mesh.local_mesh, PartitionSpec(step_lib.AXIS))
+  return jax.device_put(tree, sharding)
 
 
 def fetch(tree: Any) -> Any:
