@@ -3,7 +3,6 @@ from .api import make_config as make_config
 from .api import run as run
 from .api import write_report as write_report
 from .config import Config as Config
-from .config import setting as setting
 from .errors import UserError as UserError
 from .losses import seen_softmax_cross_entropy as seen_softmax_cross_entropy
 from .losses import separated_softmax_cross_entropy as separated_softmax_cross_entropy
@@ -13,5 +12,6 @@ from .methods import METHODS as METHODS
 from .methods import Method as Method
 from .resnet import ResNet18 as ResNet18
 from .sampling import RATIO_PRESERVING as RATIO_PRESERVING
+from .settings import setting as setting
 
 __version__: str

@@ -6,58 +6,24 @@ else of the package reads a flag.
 """
 
 import dataclasses
-import difflib
 import functools
-import math
-import numbers
 import pathlib
 from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from typing import Any, Protocol
 
-import numpy as np
-
 from ssil_jax.errors import ConfigError
 from ssil_jax.paths import address_mistakes, real_path, run_mistakes
+from ssil_jax.settings import (
+  CHANGES,
+  NoSettings,
+  check_types,
+  fields_of,
+  limit_mistakes,
+  setting,
+)
 
 SMALLEST_IMAGE = 8  # side in pixels: the network halves it three times
-LARGEST = 2**53  # of whole numbers, which JSON keeps exactly
-
-# What a run with another value of a setting does differently: each includes those before.
-CHANGES = ("nothing", "results", "later_states", "every_state")
-
-
-def setting(
-  default: Any,
-  help: str,
-  *,
-  changes: str = "later_states",
-  at_least: float | None = None,
-  above: float | None = None,
-  at_most: float | None = None,
-  below: float | None = None,
-  choices: tuple[str, ...] = (),
-  topic: str = "",
-) -> Any:
-  """Declares a field of `Config`, or of a method's own settings.
-
-  Args:
-    default: its value where none is given; None if it follows from other settings.
-    help: shown by --help.
-    changes: one of `CHANGES`. With "nothing" the setting is no part of a run's identity;
-      "results": the run is another one, and is trained alike; "later_states": it is trained
-      differently after its first state; "every_state": in all states, whatever the method.
-    at_least: smallest value.
-    above: next to the smallest value.
-    at_most: largest value.
-    below: next to the largest value.
-    choices: all values, of a text.
-    topic: its group in --help.
-  """
-  limits = {"at_least": at_least, "above": above, "at_most": at_most, "below": below}
-  metadata = {"help": help, "changes": changes, "topic": topic, "choices": choices}
-  return dataclasses.field(default=default, metadata={**metadata, **limits})
-
 
 _data = functools.partial(setting, topic="Data")
 _states = functools.partial(setting, topic="Incremental states and exemplars")
@@ -65,11 +31,6 @@ _training = functools.partial(setting, topic="Training")
 _network = functools.partial(setting, topic="Network and arithmetic")
 _running = functools.partial(setting, topic="Running", changes="nothing")
 _processes = functools.partial(setting, topic="Several processes", changes="nothing")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class NoSettings:
-  """The own settings of a method that has none."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -283,11 +244,6 @@ class Config:
   method_settings: Any = NoSettings()
 
 
-def fields_of(settings: Any) -> tuple[dataclasses.Field, ...]:
-  """Returns the fields of a settings class, or instance, that are flags."""
-  return tuple(f for f in dataclasses.fields(settings) if f.metadata)
-
-
 DEFAULTS: Mapping[str, Any] = {
   field.name: field.default for field in fields_of(Config) if field.default is not None
 }
@@ -331,8 +287,9 @@ def make_config(values: Mapping[str, Any], method: _Method) -> Config:
   Raises:
     ConfigError: with one line for every mistake that shows without looking at data.
   """
-  given = _checked(
-    {name: value for name, value in values.items() if value is not None}, method.settings
+  given = check_types(
+    {name: value for name, value in values.items() if value is not None},
+    (*fields_of(Config), *fields_of(method.settings)),
   )
   own_names = {field.name for field in fields_of(method.settings)}
   own = method.settings(**{name: given.pop(name) for name in own_names & given.keys()})
@@ -355,50 +312,11 @@ def make_config(values: Mapping[str, Any], method: _Method) -> Config:
   return config
 
 
-_KINDS: Mapping[Any, tuple[type | tuple[type, ...], str]] = {
-  str: (str, "text"),
-  int: (numbers.Integral, "a whole number"),
-  float: (numbers.Real, "a number"),
-  bool: ((bool, np.bool_), "true or false"),
-}
-
-
-def _checked(values: Mapping[str, Any], own: type) -> dict[str, Any]:
-  """Returns the values as the types of their fields; raises ConfigError."""
-  types = {field.name: field.type for field in (*fields_of(Config), *fields_of(own))}
-  checked, mistakes = {}, []
-  for name, value in values.items():
-    if name not in types:
-      close = difflib.get_close_matches(str(name), types, n=1)
-      hint = f": did you mean {close[0]!r}?" if close else ""
-      mistakes.append(f"there is no setting {name!r}{hint}")
-      continue
-    kind, what = _KINDS.get(types[name], ((tuple, list), "whole numbers"))
-    items = value if isinstance(value, tuple | list) else ()
-    fits = isinstance(value, kind) and all(isinstance(i, numbers.Integral) for i in items)
-    if not fits or (isinstance(value, bool) and types[name] is not bool):
-      mistakes.append(f"{name}={value!r} must be {what}")
-      continue
-    if isinstance(value, str) and "\0" in value:
-      mistakes.append(f"{name}={value!r} has a zero byte: write it without")
-      continue
-    if isinstance(value, numbers.Integral) and abs(value) > LARGEST:
-      mistakes.append(f"{name} is too large a number: use one up to 2**53")
-      continue
-    # So that numbers of NumPy, lists and whole learning rates are equal to saved ones.
-    checked[name] = (
-      types[name](value) if types[name] in _KINDS else tuple(int(item) for item in items)
-    )
-  if mistakes:
-    raise ConfigError("\n".join(mistakes))
-  return checked
-
-
 def _validate(config: Config) -> None:
   """Raises ConfigError, a line for each mistake that shows in the values alone."""
   mistakes = [
-    *_limit_mistakes(config),
-    *_limit_mistakes(config.method_settings),
+    *limit_mistakes(config),
+    *limit_mistakes(config.method_settings),
     *_image_size_mistakes(config),
     *_process_mistakes(config),
     *address_mistakes("data_dir", config.data_dir),
@@ -417,44 +335,6 @@ def _validate(config: Config) -> None:
     )
   if mistakes:
     raise ConfigError("\n".join(mistakes))
-
-
-def _limit_mistakes(settings: Any) -> Iterator[str]:
-  for field in fields_of(settings):
-    value, limits = getattr(settings, field.name), field.metadata
-    flag = f"--{field.name}={value}"
-    if limits["choices"] and value not in limits["choices"]:
-      yield f"{flag} is unknown; choose from: {', '.join(limits['choices'])}"
-    if field.type not in (int, float) or _is_within(value, limits):
-      continue
-    low, high = (_shown(limits[name]) for name in ("above", "below"))
-    least, most = (_shown(limits[name]) for name in ("at_least", "at_most"))
-    too_small = least and not value >= limits["at_least"]
-    if too_small or not (low or high or most):
-      yield f"{flag} must be {least} or more"
-    elif low and (high or most):
-      yield f"{flag} must be " + (
-        f"between {low} and {high}" if high else f"above {low} and at most {most}"
-      )
-    elif low:
-      yield f"{flag} must be above {low}"
-    else:
-      yield f"{flag} must be " + (f"below {high}" if high else f"at most {most}")
-
-
-def _is_within(value: float, limits: Mapping[str, Any]) -> bool:
-  return math.isfinite(value) and (
-    (limits["at_least"] is None or value >= limits["at_least"])
-    and (limits["above"] is None or value > limits["above"])
-    and (limits["at_most"] is None or value <= limits["at_most"])
-    and (limits["below"] is None or value < limits["below"])
-  )
-
-
-def _shown(limit: float | None) -> str:
-  if limit is None:
-    return ""
-  return "2**32" if limit == 2**32 else str(limit)
 
 
 def _image_size_mistakes(config: Config) -> Iterator[str]:
@@ -534,7 +414,7 @@ def differences(
 
 
 def _names(config: Config, changes: str) -> list[str]:
-  """The settings with which another value changes at least that."""
+  """Returns the settings with which another value changes at least that."""
   least = CHANGES.index(changes)
   return [
     field.name

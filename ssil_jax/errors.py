@@ -1,8 +1,8 @@
-"""Errors that a user can act on. `experiments/run.py` prints them as one line each."""
+"""Errors that a user can act on. Commands print them as one line each."""
 
 
 class UserError(Exception):
-  """Something to be mended by whoever started the run; each line stands alone."""
+  """An error that whoever started the run can fix; each line stands alone."""
 
   exit_code = 2
 

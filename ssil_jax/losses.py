@@ -11,7 +11,7 @@ import numpy as np
 
 
 def interval_mask(low: jax.Array, high: jax.Array, num_classes: int) -> jax.Array:
-  """Which classes each example's softmax runs over.
+  """Returns which classes each example's softmax runs over.
 
   Args:
     low: int [B], the first class of the interval.
@@ -26,7 +26,7 @@ def interval_mask(low: jax.Array, high: jax.Array, num_classes: int) -> jax.Arra
 
 
 def masked_logsumexp(logits: jax.Array, mask: jax.Array) -> jax.Array:
-  """log sum_j exp(s_j) over the classes of a mask.
+  """Returns log sum_j exp(s_j) over the classes of a mask.
 
   Args:
     logits: [B, C]; computed in float32 whatever the type.
@@ -42,7 +42,7 @@ def masked_logsumexp(logits: jax.Array, mask: jax.Array) -> jax.Array:
 def interval_cross_entropy(
   logits: jax.Array, labels: jax.Array, low: jax.Array, high: jax.Array
 ) -> jax.Array:
-  """-log(exp(s_y) / sum_{low <= j < high} exp(s_j)) for each example.
+  """Returns -log(exp(s_y) / sum_{low <= j < high} exp(s_j)) for each example.
 
   Args:
     logits: [B, C].
@@ -64,7 +64,7 @@ def separated_softmax_cross_entropy(
   num_old: jax.Array | int,
   num_seen: jax.Array | int,
 ) -> jax.Array:
-  """Separated softmax: a sample's softmax runs over its own group of classes only.
+  """Returns the separated softmax loss: each softmax runs over the sample's own group.
 
   Equation (3) of the SS-IL paper. The gradient by the scores of the other group is exactly
   0: new samples do not push the scores of old classes down, nor the other way round.
@@ -88,7 +88,7 @@ def separated_softmax_cross_entropy(
 def seen_softmax_cross_entropy(
   logits: jax.Array, labels: jax.Array, num_seen: jax.Array | int
 ) -> jax.Array:
-  """The ordinary softmax over all classes seen so far, as in fine-tuning.
+  """Returns the cross-entropy of one softmax over all classes seen, as in fine-tuning.
 
   Its gradient by score j is p_j - 1{j = y}, equation (2) of the SS-IL paper, and exactly 0
   for unseen classes.
@@ -112,7 +112,7 @@ def softened_cross_entropy(
   *,
   temperature: float,
 ) -> jax.Array:
-  """-sum_k q_k log p_k, with q and p one softmax over all classes that the teacher knows.
+  """Returns -sum_k q_k log p_k; q and p are softmaxes over all the teacher's classes.
 
   Knowledge distillation as in BiC (section 3, L_d) and WA (L_KD), without the factor T^2 of
   Hinton et al. 2015. No gradient reaches the teacher's logits.
@@ -143,7 +143,7 @@ def task_wise_cross_entropy(
   *,
   temperature: float,
 ) -> jax.Array:
-  """sum_s -sum_k q_k log p_k, with q and p a softmax over the classes of state s only.
+  """Returns sum_s -sum_k q_k log p_k; q and p are softmaxes over state s alone.
 
   Distillation for each classification layer apart, as in LwF (equations 2 and 3) and EEIL
   (equation 3). No gradient reaches the teacher's logits.
@@ -172,7 +172,7 @@ def task_wise_distillation(
   *,
   temperature: float,
 ) -> jax.Array:
-  """T^2 sum_s KL(q || p), with q and p a softmax over the classes of state s only.
+  """Returns T^2 sum_s KL(q || p), with q and p a softmax over the classes of state s only.
 
   TKD of SS-IL's conference version (ICCV 2021), arguments as for
   `task_wise_cross_entropy`. Its gradient is that of the cross-entropy times T^2.
@@ -188,7 +188,7 @@ def task_wise_distillation(
 
 
 def log_softmax_by_state(logits: jax.Array, state_of_class: np.ndarray) -> jax.Array:
-  """Each class's log-probability among the classes of its own state.
+  """Returns each class's log-probability among the classes of its own state.
 
   Args:
     logits: [B, C].
@@ -210,7 +210,7 @@ def log_softmax_by_state(logits: jax.Array, state_of_class: np.ndarray) -> jax.A
 
 
 def _task_wise(logits, teacher_logits, state_of_class, num_taught, temperature):
-  """float32 [B, C] log p and log q, and bool [1, C], the classes that count."""
+  """Returns float32 [B, C] log p and log q, and bool [1, C], the classes that count."""
   teacher_logits = jax.lax.stop_gradient(teacher_logits)
   log_p, log_q = (
     log_softmax_by_state(x / temperature, state_of_class) for x in (logits, teacher_logits)
@@ -219,5 +219,5 @@ def _task_wise(logits, teacher_logits, state_of_class, num_taught, temperature):
 
 
 def _log_softmax(logits: jax.Array, mask: jax.Array) -> jax.Array:
-  """float32 [B, C], over the classes of a mask [1, C]; elsewhere finite and meaningless."""
+  """Returns float32 [B, C], over the classes of a mask [1, C]; elsewhere meaningless."""
   return logits.astype(jnp.float32) - masked_logsumexp(logits, mask)[:, None]

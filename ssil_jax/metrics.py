@@ -74,12 +74,12 @@ def count(
 
 
 def _sum_by_state(rows: jax.Array, values: jax.Array) -> jax.Array:
-  """float [T]: sums of values [B]. Accelerators would round a plain product's inputs."""
+  """Sums values [B] by state, [T]. Accelerators would round a plain product's inputs."""
   return jnp.matmul(rows.T.astype(values.dtype), values, precision="highest")
 
 
 def _mean_where(logits: jax.Array, mask: jax.Array) -> jax.Array:
-  """float [B]: mean over the classes of a mask [1, C]; 0 where the mask is empty."""
+  """Returns the mean over the classes of a mask [1, C], [B]; 0 where it is empty."""
   total = jnp.sum(jnp.where(mask, logits, 0.0), axis=-1)
   return total / jnp.maximum(jnp.sum(mask), 1)
 
@@ -95,7 +95,7 @@ def add(batches: list[Counts]) -> Counts:
 
 
 def summarize(counts: Counts, *, state: int) -> dict[str, Any]:
-  """The scores of state t from the counts over its whole test set.
+  """Returns the scores of state t from the counts over its whole test set.
 
   Args:
     counts: sums over the test images of all classes seen.
@@ -136,7 +136,7 @@ def summarize(counts: Counts, *, state: int) -> dict[str, Any]:
 
 
 def average(states: list[dict[str, Any]]) -> dict[str, float | None]:
-  """Averages over the states done; imbalance over states 2..T, which have old classes."""
+  """Returns averages over the states done; imbalance over those with old classes."""
   return {
     name: mean([state[name] for state in states if state[name] is not None])
     for name in ("top1", "top5", "imbalance")
@@ -144,7 +144,7 @@ def average(states: list[dict[str, Any]]) -> dict[str, float | None]:
 
 
 def mean(values: list[float]) -> float | None:
-  """None for an empty list."""
+  """Returns the mean, None for an empty list."""
   return float(np.mean(values)) if values else None
 
 

@@ -27,12 +27,12 @@ class Place(type(epath.Path())):
 
 
 def real_path(path: str) -> pathlib.Path:
-  """An absolute path without links; one in a circle stays, for its use to fail."""
+  """Returns an absolute path without links; one in a circle stays, for its use to fail."""
   return pathlib.Path(os.path.realpath(os.path.expanduser(path)))
 
 
 def address_mistakes(flag: str, given: str) -> list[str]:
-  """That a flag has the address of something elsewhere; empty if it has a path."""
+  """Returns a line if a flag has the address of something elsewhere, and not a path."""
   if not _ADDRESS.match(given.strip()):
     return []
   return [
@@ -42,7 +42,7 @@ def address_mistakes(flag: str, given: str) -> list[str]:
 
 
 def data_mistakes(flag: str, given: str) -> list[str]:
-  """What keeps TFDS from a folder, with the flag that gave it; empty if nothing does."""
+  """Returns what keeps TFDS from a folder, a line each, with the flag that gave it."""
   path = pathlib.Path(os.path.abspath(os.path.expanduser(given)))
   return address_mistakes(flag, given) or [
     _told(flag, given, path, reason) for reason in _cloud_reasons(path)
@@ -50,7 +50,7 @@ def data_mistakes(flag: str, given: str) -> list[str]:
 
 
 def run_mistakes(flag: str, given: str) -> list[str]:
-  """What keeps checkpoints from a work directory, with the flag; empty if nothing does."""
+  """Returns what keeps checkpoints from a work directory, a line each, with the flag."""
   path = real_path(given)
   return address_mistakes(flag, given) or [
     _told(flag, given, path, reason)
@@ -70,7 +70,7 @@ def _cloud_reasons(path: pathlib.Path) -> Iterator[str]:
 
 
 def _tensorstore_reasons(path: pathlib.Path) -> Iterator[str]:
-  """TensorStore, by which orbax writes, has rules of its own for paths."""
+  """Yields what TensorStore, by which orbax writes, has against a path."""
   encoded = os.fsencode(path)
   try:
     encoded.decode()

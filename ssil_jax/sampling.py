@@ -76,12 +76,12 @@ class Sampling(NamedTuple):
   batch: Callable[[Pool, Key, int, int, int], np.ndarray]
 
   def steps_per_epoch(self, pool: Pool, batch_size_new: int) -> int:
-    """Batches of an epoch; the last partial one is dropped (Algorithm 1)."""
+    """Returns the batches of an epoch; the last partial one is dropped (Algorithm 1)."""
     return len(self.epoch_records(pool)) // batch_size_new
 
 
 def ratio_preserving(num_draws: int, name: str) -> Sampling:
-  """N_D records of D_t, drawn without replacement, and `num_draws` times N_M of the memory.
+  """Draws N_D records of D_t without replacement, and `num_draws` times N_M exemplars.
 
   The memory is drawn from with replacement, each time anew. Without exemplars, a batch has
   the new records only.
@@ -105,7 +105,7 @@ def ratio_preserving(num_draws: int, name: str) -> Sampling:
 
 
 def shuffled(epoch_records: Callable[[Pool], np.ndarray], name: str) -> Sampling:
-  """N_D of the records that `epoch_records` chooses, drawn without replacement."""
+  """Draws N_D of the records that `epoch_records` chooses, without replacement."""
 
   def batch(
     pool: Pool, key: Key, step: int, batch_size_new: int, batch_size_memory: int
@@ -174,7 +174,7 @@ def held_out(pool: Pool, fraction: float) -> np.ndarray:
 
 
 def without_held_out(fraction: float) -> Sampling:
-  """D_t and M together, without what `held_out` takes."""
+  """Draws from D_t and M together, without what `held_out` takes."""
 
   def epoch_records(pool: Pool) -> np.ndarray:
     new, replayed = _are_held_out(pool, fraction)
@@ -189,7 +189,7 @@ def held_out_count(quota: int, fraction: float) -> int:
 
 
 def _are_held_out(pool: Pool, fraction: float) -> tuple[np.ndarray, np.ndarray]:
-  """Whether each new record, and each exemplar, is held out: bool [n] and [m]."""
+  """Returns whether each new record, and each exemplar, is held out: bool [n] and [m]."""
   if not len(pool.memory):
     return np.zeros(len(pool.new), bool), np.zeros(0, bool)
   count = held_out_count(pool.quota, fraction)
@@ -216,14 +216,14 @@ def _are_held_out(pool: Pool, fraction: float) -> tuple[np.ndarray, np.ndarray]:
 def draw_from_epoch(
   records: np.ndarray, key: Key, step: int, batch_size: int
 ) -> np.ndarray:
-  """The records of a batch in an epoch that goes through `records` once."""
+  """Returns the records of a batch in an epoch that goes through `records` once."""
   epoch, place = divmod(step, len(records) // batch_size)
   order = _epoch_order(key, epoch, len(records))
   return records[order[place * batch_size : (place + 1) * batch_size]]
 
 
 def left_out(records: np.ndarray, key: Key, epoch: int, batch_size: int) -> np.ndarray:
-  """The records that no batch of an epoch holds, fewer than a batch."""
+  """Returns the records that no batch of an epoch holds, fewer than a batch."""
   order = _epoch_order(key, epoch, len(records))
   return records[order[len(records) // batch_size * batch_size :]]
 

@@ -13,7 +13,7 @@ _SPARE_FILES = 200  # descriptors that everything but data shards needs
 
 
 def usable_cores() -> int:
-  """CPU cores that the process may run on; a scheduler may have given it a part only."""
+  """Returns how many CPU cores the process may run on, perhaps a part of them."""
   if hasattr(os, "sched_getaffinity"):  # not on macOS
     return len(os.sched_getaffinity(0))
   return os.cpu_count() or 1
@@ -57,7 +57,7 @@ def write_bytes(path: pathlib.Path, content: bytes) -> None:
 
 
 def _beside(path: pathlib.Path) -> pathlib.Path:
-  """A temporary file in the same folder, of the same name as far as there is room."""
+  """Returns a temporary file in the same folder, named alike as far as there is room."""
   # Hosts that share a disk may write the same file at the same time.
   ending = f".{platform.node()}.{os.getpid()}.tmp"
   room = os.pathconf(path.parent, "PC_NAME_MAX") - len(os.fsencode(ending))

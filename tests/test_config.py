@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from ssil_jax import config as config_lib
-from ssil_jax.config import CHANGES, DEFAULTS, Config, fields_of, make_config, setting
+from ssil_jax.config import DEFAULTS, Config, make_config
 from ssil_jax.errors import ConfigError, UserError
 from ssil_jax.methods import METHODS, get_method
+from ssil_jax.settings import CHANGES, fields_of, setting
 
 SSIL, FT, LUCIR = (METHODS[name] for name in ("ssil", "ft", "lucir"))
 OWN = {field.name: name for name, m in METHODS.items() for field in fields_of(m.settings)}

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from ssil_jax import memory
-from ssil_jax.config import Config, fields_of
+from ssil_jax.config import Config
+from ssil_jax.settings import fields_of
 
 (CHOICES,) = [f.metadata["choices"] for f in fields_of(Config) if f.name == "selection"]
 

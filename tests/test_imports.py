@@ -7,7 +7,7 @@ from folders import ROOT
 # From the ground up. Parts in one line do not see each other, except in the pure core.
 FLOORS = [
   {"errors"},
-  {"system", "paths", "progress"},
+  {"system", "paths", "progress", "settings"},
   {"config"},
   {"losses", "memory", "metrics", "resnet", "sampling", "schedule"},
   {"data", "methods"},

@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterator, Sequence
 
 from absl import flags
 
-from ssil_jax.config import LARGEST
 from ssil_jax.errors import ConfigError, OutputError, UserError
 from ssil_jax.paths import address_mistakes
+from ssil_jax.settings import LARGEST
 
 # Where flag files are looked up: of a checkout, and of an installed package.
 _CHECKOUT = pathlib.Path(__file__).resolve().parents[2] / "experiments"
@@ -185,7 +185,7 @@ def _find_flagfile(name: str, within: tuple[str, ...]) -> str:
 
 
 def _lines_of_flagfile(path: str) -> list[str]:
-  """The flags of a file, one a line."""
+  """Returns the flags of a file, one a line."""
   try:
     with open(path, "rb") as file:
       text = file.read(_FLAGFILE_BYTES + 1).decode("utf-8-sig")
@@ -212,7 +212,7 @@ def _lines_of_flagfile(path: str) -> list[str]:
 
 
 def _flag_of_line(line: str) -> str:
-  """`--name=value`, without quotes around the value; raises ConfigError."""
+  """Returns `--name=value`, without quotes around the value; raises ConfigError."""
   name, equals, value = (part.strip() for part in line.partition("="))
   if len(value) > 1 and value[0] == value[-1] and value[0] in "\"'":
     inner = value[1:-1]
@@ -287,7 +287,7 @@ def _check_one_flag(name: str, value: str, flag_values: flags.FlagValues) -> Non
 
 
 def _of_wrong_kind(message: str) -> str:
-  """absl's message on a value, in plain words where they are known."""
+  """Returns absl's message on a value, in plain words where they are known."""
   message = " ".join(message.split())
   for fragment, kind in _KINDS.items():
     flag, found, _ = message.partition(fragment)
@@ -305,7 +305,7 @@ def print_error(error: UserError) -> int:
 
 
 def _visible(text: str) -> str:
-  """With escapes for what could drive a terminal: names of files may hold anything."""
+  """Escapes what could drive a terminal: names of files may hold anything."""
   return "".join(
     char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
   )

@@ -12,9 +12,10 @@ from absl import flags
 
 from ssil_jax import config as config_lib
 from ssil_jax.commands import command_line
-from ssil_jax.config import Config, fields_of
+from ssil_jax.config import Config
 from ssil_jax.errors import ConfigError, UserError
 from ssil_jax.methods import METHODS, Method, get_method
+from ssil_jax.settings import fields_of
 
 # Not the docstring, which `python -OO` leaves out.
 _USAGE = """Trains a class-incremental model and reports its accuracy after every state.
@@ -54,7 +55,7 @@ def help_text() -> str:
 
 
 def _topics() -> list[str]:
-  """In the order in which they appear first."""
+  """Returns the topics in the order in which they appear first."""
   return list(dict.fromkeys(field.metadata["topic"] for field in fields_of(Config)))
 
 
@@ -66,7 +67,7 @@ def _field_help(field: dataclasses.Field, *, indent: int = 0) -> str:
 
 
 def _method_defaults(method: Method) -> list[str]:
-  """A method's schedule and what else its paper gives it, each as text."""
+  """Returns a method's schedule and what else its paper gives it, each as text."""
   config = config_lib.make_config({}, method)
   schedule = (
     "epochs_first",
@@ -132,7 +133,7 @@ _SHARED = {field.name for field in fields_of(Config)}
 
 
 def _method_name(arguments: Sequence[str]) -> str:
-  """The last --method."""
+  """Returns the last --method."""
   values = flags.FlagValues()
   flags.DEFINE_string("method", config_lib.DEFAULTS["method"], "", flag_values=values)
   try:

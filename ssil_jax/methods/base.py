@@ -14,11 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ssil_jax.config import Config, NoSettings, setting
+from ssil_jax.config import Config
 from ssil_jax.memory import Memory
 from ssil_jax.resnet import Outputs, unit
 from ssil_jax.sampling import Pool, Sampling
 from ssil_jax.schedule import Phase
+from ssil_jax.settings import NoSettings, setting
 
 
 class SeenClasses(NamedTuple):

@@ -28,7 +28,6 @@ import numpy as np
 import scipy.optimize
 import scipy.special
 
-from ssil_jax.config import setting
 from ssil_jax.methods.base import (
   Distillation,
   Method,
@@ -39,6 +38,7 @@ from ssil_jax.methods.base import (
 from ssil_jax.methods.wa import LARGE_SCALE, weighted_distillation
 from ssil_jax.resnet import Outputs
 from ssil_jax.sampling import held_out, without_held_out
+from ssil_jax.settings import setting
 
 _OFFSET_PENALTY = 0.1
 
@@ -56,12 +56,12 @@ class Settings(Distillation):
 
 
 def correct(logits, stats):
-  """alpha o_k + beta, [B, C]: alpha 1 and beta 0 for all but the newest classes."""
+  """Returns alpha o_k + beta, [B, C]: alpha 1 and beta 0 for all but the newest classes."""
   return logits * stats["alpha"][None, :] + stats["beta"][None, :]
 
 
 def fit_correction(logits, labels, num_old):
-  """The alpha and beta of lowest cross-entropy.
+  """Fits the alpha and beta of lowest cross-entropy.
 
   Args:
     logits: float [n, seen classes], of held-out images.

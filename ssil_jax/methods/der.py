@@ -22,10 +22,10 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 
-from ssil_jax.config import setting
 from ssil_jax.methods.base import Method, all_logits, one_phase, softmax_in_first_state
 from ssil_jax.methods.ft import softmax_loss
 from ssil_jax.sampling import RATIO_PRESERVING_TWICE
+from ssil_jax.settings import setting
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,7 @@ class Settings:
 
 
 def squared_distance(logits, stored, labels, state_of_class):
-  """The mean of (z_k - h_k)^2 over the classes k known when z was stored; float32 [B].
+  """Returns the mean of (z_k - h_k)^2 over the classes k known when z was stored, [B].
 
   Args:
     logits: [B, C].
@@ -74,7 +74,7 @@ def _loss(examples, config):
 
 
 def _store(state, config):
-  """The logits of the exemplars: the old ones' as they were stored, the new ones' now."""
+  """Stores the logits of new exemplars, and keeps those of old ones as they are."""
   del config
   records, labels = state.memory.records, state.memory.labels
   is_new = labels >= state.num_old

@@ -18,7 +18,7 @@ last state.
 import dataclasses
 from fractions import Fraction
 
-from ssil_jax.config import milestones_at, setting
+from ssil_jax.config import milestones_at
 from ssil_jax.losses import task_wise_cross_entropy
 from ssil_jax.methods.base import (
   Distillation,
@@ -31,6 +31,7 @@ from ssil_jax.methods.base import (
 from ssil_jax.methods.ft import softmax_loss
 from ssil_jax.sampling import BALANCED, SHUFFLED
 from ssil_jax.schedule import Phase
+from ssil_jax.settings import setting
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

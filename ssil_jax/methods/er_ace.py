@@ -21,7 +21,7 @@ from ssil_jax.sampling import RATIO_PRESERVING
 
 
 def asymmetric_cross_entropy(logits, labels, classes, class_counts):
-  """A loss for each example, and how many samples its part of the batch has.
+  """Returns a loss for each example, and how many samples its part of the batch has.
 
   Args:
     logits: [B, C].

@@ -37,7 +37,7 @@ def _loss(examples, config):
 
 
 def _class_means(state, config):
-  """The normalized mean of the normalized features of each class's exemplars."""
+  """Returns the normalized mean of the normalized features of each class's exemplars."""
   del config
   features = state.extract(state.memory.records, normalized_features)
   means = np.zeros_like(state.stats["means"])

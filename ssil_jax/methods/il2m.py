@@ -24,9 +24,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ssil_jax.config import setting
 from ssil_jax.methods.base import mask_unseen
 from ssil_jax.methods.ft import FT
+from ssil_jax.settings import setting
 
 _SHOWN_CLASSES = 50
 _LARGEST = 1e20
@@ -45,7 +45,7 @@ class Settings:
 
 
 def scores(outputs, context, config):
-  """float32 [B, C], probabilities or logits over the classes seen."""
+  """Returns float32 [B, C], probabilities or logits over the classes seen."""
   logits = mask_unseen(outputs, context, config)
   if config.method_settings.il2m_scores == "logits":
     return logits
@@ -53,7 +53,7 @@ def scores(outputs, context, config):
 
 
 def rectify(scores, factor, num_old):
-  """Equation 1.
+  """Applies equation 1.
 
   Args:
     scores: [B, C]; -inf or 0 for classes not seen.
@@ -77,7 +77,7 @@ def _predict(outputs, context, config):
 
 
 def _own_and_top(outputs, labels, context, config):
-  """[B, 3]: the score of the own class, the top score, and whether they are the same."""
+  """Returns [B, 3]: the own class's score, the top score, whether they are the same."""
   values = scores(outputs, context, config)
   own = jnp.take_along_axis(values, labels[:, None], axis=-1)[:, 0]
   right = jnp.argmax(values, axis=-1) == labels
@@ -85,7 +85,7 @@ def _own_and_top(outputs, labels, context, config):
 
 
 def rectification(then, conf_then, now, conf_now):
-  """mu_then / mu_now * conf_now / conf_then, the factor of equation 1."""
+  """Returns mu_then / mu_now * conf_now / conf_then, the factor of equation 1."""
   # A probability may vanish, and infinitely many times nothing would be no number.
   with np.errstate(divide="ignore", invalid="ignore"):
     factor = then / now * conf_now / conf_then
@@ -114,7 +114,7 @@ def _stats(state, config):
 
 
 def _means(values, labels, state):
-  """The mean of the values of each class seen; 1 where there is none."""
+  """Returns the mean of the values of each class seen; 1 where there is none."""
   total = np.bincount(labels, values, minlength=state.num_seen)
   count = np.bincount(labels, minlength=state.num_seen)
   return np.where(count > 0, total / np.maximum(count, 1), 1.0)

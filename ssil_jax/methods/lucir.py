@@ -20,11 +20,12 @@ from fractions import Fraction
 import jax
 import jax.numpy as jnp
 
-from ssil_jax.config import milestones_at, setting
+from ssil_jax.config import milestones_at
 from ssil_jax.methods.base import Method, one_phase
 from ssil_jax.methods.ft import softmax_loss
 from ssil_jax.resnet import unit
 from ssil_jax.sampling import SHUFFLED
+from ssil_jax.settings import setting
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,13 +44,13 @@ class Settings:
 
 
 def less_forget(features, teacher_features):
-  """1 - cos(f*, f), equation 6, of features [B, d]; float32 [B]."""
+  """Returns 1 - cos(f*, f), equation 6, of features [B, d]; float32 [B]."""
   teacher_features = jax.lax.stop_gradient(teacher_features)
   return 1 - jnp.sum(unit(features, axis=-1) * unit(teacher_features, axis=-1), axis=-1)
 
 
 def margin_ranking(cosines, labels, classes, *, margin, num_negatives):
-  """sum_k max(0, m - cos_y + cos_k), equation 8; float32 [B], 0 for new samples.
+  """Returns sum_k max(0, m - cos_y + cos_k), equation 8; float32 [B], 0 for new samples.
 
   Args:
     cosines: float32 [B, C].

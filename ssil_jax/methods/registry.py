@@ -6,7 +6,7 @@ import sys
 import traceback
 from collections.abc import Mapping
 
-from ssil_jax.config import Config, fields_of
+from ssil_jax.config import Config
 from ssil_jax.errors import ConfigError
 from ssil_jax.methods.ablations import FT_RP, FT_SS
 from ssil_jax.methods.base import Method
@@ -23,6 +23,7 @@ from ssil_jax.methods.lwf import LWF
 from ssil_jax.methods.ssil import SSIL
 from ssil_jax.methods.ssil_tkd import SSIL_TKD
 from ssil_jax.methods.wa import WA
+from ssil_jax.settings import fields_of
 
 METHODS: Mapping[str, Method] = {
   "ssil": SSIL,

@@ -24,7 +24,7 @@ from ssil_jax.sampling import SHUFFLED
 
 
 def weighted_distillation(examples, teacher_logits, config):
-  """(1 - lambda) L_CE + lambda L_KD with lambda = taught / seen classes; float32 [B]."""
+  """Returns (1 - lambda) L_CE + lambda L_KD, lambda = teacher's / seen classes; [B]."""
   classes = examples.context.classes
   share = classes.num_teacher_classes / classes.num_seen
   return (1 - share) * softmax_loss(examples, config) + share * softened_cross_entropy(
@@ -46,7 +46,7 @@ def _clip_head(params, before, context):
 
 
 def align_head(params, num_old, num_seen):
-  """The parameters with the new classes' weights times gamma; host arrays."""
+  """Returns the parameters with the new classes' weights times gamma; host arrays."""
   if not num_old:
     return params
   kernel = np.array(params["head"]["kernel"])

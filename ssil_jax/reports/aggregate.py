@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ssil_jax.config import DEFAULTS, Config, fields_of
+from ssil_jax.config import DEFAULTS, Config
 from ssil_jax.reports.results import Run
+from ssil_jax.settings import fields_of
 
 _KEYS = ("dataset", "method_title", "memory_size", "num_states", "num_classes")
 _SETTINGS = tuple(

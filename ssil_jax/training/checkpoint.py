@@ -285,13 +285,13 @@ def _join(name: str, path) -> str:
 
 
 def _signature(array: np.ndarray) -> list[Any]:
-  """Type, shape and checksum, for tensorstore's files have none of their contents."""
+  """Returns type, shape and checksum: tensorstore's files have none of their contents."""
   checksum = zlib.crc32(np.ascontiguousarray(array).tobytes())
   return [str(array.dtype), list(array.shape), checksum]
 
 
 def _checksum(value: Any) -> int:
-  """Of what JSON holds."""
+  """Returns a checksum of what JSON holds."""
   return zlib.crc32(json.dumps(value, sort_keys=True).encode())
 
 
@@ -305,7 +305,7 @@ def _check_finite(arrays: Mapping[str, np.ndarray], *, step: int) -> None:
 
 
 def _free_name(path: pathlib.Path) -> pathlib.Path:
-  """The path itself, or with a number behind it if there is one already."""
+  """Returns the path itself, or with a number behind it if there is one already."""
   number, free = 1, path
   while free.exists():
     number += 1

@@ -210,7 +210,7 @@ def phase_context(state: IncrementalState, run: RunState) -> PhaseContext:
 
 
 def _teacher(plan: Plan, train_state: TrainState, *, num_classes: int) -> dict[str, Any]:
-  """Fields of a `Position`: the network as it is, which knows so many classes."""
+  """Returns fields of a `Position`: the network, which knows so many classes."""
   if not plan.method.has_teacher:
     return {"teacher": None, "num_teacher_classes": 0}
   network = {"params": train_state.params, "batch_stats": train_state.batch_stats}

@@ -68,5 +68,5 @@ def standard(
 
 
 def _plain(value: Any) -> Any:
-  """A setting as `update` takes it."""
+  """Returns a setting as `update` takes it."""
   return value.name.lower() if isinstance(value, enum.Enum) else value

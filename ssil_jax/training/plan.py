@@ -6,13 +6,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ssil_jax import memory, sampling
-from ssil_jax.config import Config, fields_of
+from ssil_jax.config import Config
 from ssil_jax.data.dataset import Dataset, records_of
 from ssil_jax.data.opening import open_dataset
 from ssil_jax.errors import ConfigError, DataError
 from ssil_jax.methods import Method, get_method
 from ssil_jax.sampling import Key, Pool
 from ssil_jax.schedule import IncrementalState, Phase, schedule
+from ssil_jax.settings import fields_of
 
 
 class Plan(NamedTuple):
@@ -85,7 +86,7 @@ def make_plan(
 
 
 def _counted(plan: Plan, state: IncrementalState) -> IncrementalState:
-  """The state with its phases counted; raises ConfigError for too few images."""
+  """Returns the state with counted phases; raises ConfigError for too few images."""
   pool, config = _pool_in_numbers(plan, state), plan.config
   sizes = config.batch_size_new, config.batch_size_memory
   try:

@@ -326,7 +326,7 @@ def _show_progress(session: Session, run: RunState, console: Console) -> None:
 
 
 def _images_left(session: Session, run: RunState) -> int:
-  """Training images between `run` and the end, repetitions counted."""
+  """Counts training images between `run` and the end, repetitions counted."""
   first = max(len(run.results), session.lender.num_states) + 1
   images = sum(p.num_images for s, p in session.plan.phases() if s.index >= first)
   if run.position:
@@ -337,10 +337,11 @@ def _images_left(session: Session, run: RunState) -> int:
 
 
 def _bytes_needed(plan: Plan, beginning: RunState, folder: pathlib.Path) -> int:
-  """Room for what is still to be saved; an old checkpoint goes after a new one came."""
+  """Returns the room for what is still to be saved."""
   network = _size((beginning.train_state.params, beginning.train_state.batch_stats))
   teacher = network if plan.method.has_teacher else 0
   saved = _size((beginning.train_state, beginning.stats)) + teacher
+  # An old checkpoint is deleted after a new one is whole.
   there = len(workdir.saved(folder, "checkpoints"))
   checkpoints = max(1, plan.config.checkpoints_kept + 1 - there)
   states = len(plan.states) - len(workdir.saved(folder, "networks"))
@@ -348,12 +349,12 @@ def _bytes_needed(plan: Plan, beginning: RunState, folder: pathlib.Path) -> int:
 
 
 def _size(tree: Any) -> int:
-  """Bytes of all arrays."""
+  """Returns the bytes of all arrays."""
   return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
 
 
 def _way_back(checkpoints: Checkpoints) -> str:
-  """What to do after a divergence."""
+  """Returns what to do after a divergence."""
   checkpoints.wait()
   if checkpoints.last is None:
     return "there is no checkpoint before that: lower --learning_rate"

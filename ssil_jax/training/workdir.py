@@ -173,7 +173,7 @@ def _claim(
 
 
 def saved_environment(workdir: pathlib.Path) -> dict[str, Any]:
-  """Where a run was computed last, as in its results.json; {} if that does not tell."""
+  """Returns where a run was computed last, from its results.json; {} if unknown."""
   try:
     found = json.loads((workdir / "results.json").read_text())["environment"]
   except (OSError, ValueError, KeyError, TypeError, RecursionError):
@@ -182,12 +182,12 @@ def saved_environment(workdir: pathlib.Path) -> dict[str, Any]:
 
 
 def saved(workdir: pathlib.Path, kind: str) -> list[pathlib.Path]:
-  """The whole `checkpoints` or `networks`; those being written have longer names."""
+  """Returns the whole `checkpoints` or `networks`, not those being written."""
   return [path for path in workdir.glob(f"{kind}/*") if path.name.isdecimal()]
 
 
 def read_config(path: pathlib.Path) -> dict[str, Any]:
-  """The contents of a config.json; raises WorkdirError if it holds none."""
+  """Reads a config.json; raises WorkdirError if it holds none."""
   try:
     saved = json.loads(path.read_text())
   except (ValueError, RecursionError) as error:

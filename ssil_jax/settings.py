@@ -1,0 +1,146 @@
+"""Declares settings, one line each, and checks values against what is declared."""
+
+import dataclasses
+import difflib
+import math
+import numbers
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from ssil_jax.errors import ConfigError
+
+LARGEST = 2**53  # of whole numbers, which JSON keeps exactly
+# What a run with another value of a setting does differently: each includes those before.
+CHANGES = ("nothing", "results", "later_states", "every_state")
+
+
+def setting(
+  default: Any,
+  help: str,
+  *,
+  changes: str = "later_states",
+  at_least: float | None = None,
+  above: float | None = None,
+  at_most: float | None = None,
+  below: float | None = None,
+  choices: tuple[str, ...] = (),
+  topic: str = "",
+) -> Any:
+  """Declares a field of `Config`, or of a method's own settings.
+
+  Args:
+    default: its value where none is given; None if it follows from other settings.
+    help: shown by --help.
+    changes: one of `CHANGES`. With "nothing" the setting is no part of a run's identity;
+      "results": the run is another one, and is trained alike; "later_states": it is trained
+      differently after its first state; "every_state": in all states, whatever the method.
+    at_least: smallest value.
+    above: next to the smallest value.
+    at_most: largest value.
+    below: next to the largest value.
+    choices: all values, of a text.
+    topic: its group in --help.
+  """
+  limits = {"at_least": at_least, "above": above, "at_most": at_most, "below": below}
+  metadata = {"help": help, "changes": changes, "topic": topic, "choices": choices}
+  return dataclasses.field(default=default, metadata={**metadata, **limits})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NoSettings:
+  """The own settings of a method that has none."""
+
+
+def fields_of(settings: Any) -> tuple[dataclasses.Field, ...]:
+  """Returns the fields of a settings class, or instance, that are flags."""
+  return tuple(f for f in dataclasses.fields(settings) if f.metadata)
+
+
+_KINDS: Mapping[Any, tuple[type | tuple[type, ...], str]] = {
+  str: (str, "text"),
+  int: (numbers.Integral, "a whole number"),
+  float: (numbers.Real, "a number"),
+  bool: ((bool, np.bool_), "true or false"),
+}
+
+
+def check_types(
+  values: Mapping[str, Any], fields: Iterable[dataclasses.Field]
+) -> dict[str, Any]:
+  """Returns the values as the types of their fields.
+
+  Args:
+    values: by name.
+    fields: of settings.
+
+  Raises:
+    ConfigError: a line for each value of another type, and for each name that no field has.
+  """
+  types = {field.name: field.type for field in fields}
+  checked, mistakes = {}, []
+  for name, value in values.items():
+    if name not in types:
+      close = difflib.get_close_matches(str(name), types, n=1)
+      hint = f": did you mean {close[0]!r}?" if close else ""
+      mistakes.append(f"there is no setting {name!r}{hint}")
+      continue
+    kind, what = _KINDS.get(types[name], ((tuple, list), "whole numbers"))
+    items = value if isinstance(value, tuple | list) else ()
+    fits = isinstance(value, kind) and all(isinstance(i, numbers.Integral) for i in items)
+    if not fits or (isinstance(value, bool) and types[name] is not bool):
+      mistakes.append(f"{name}={value!r} must be {what}")
+      continue
+    if isinstance(value, str) and "\0" in value:
+      mistakes.append(f"{name}={value!r} has a zero byte: write it without")
+      continue
+    if isinstance(value, numbers.Integral) and abs(value) > LARGEST:
+      mistakes.append(f"{name} is too large a number: use one up to 2**53")
+      continue
+    # So that numbers of NumPy, lists and whole learning rates are equal to saved ones.
+    checked[name] = (
+      types[name](value) if types[name] in _KINDS else tuple(int(item) for item in items)
+    )
+  if mistakes:
+    raise ConfigError("\n".join(mistakes))
+  return checked
+
+
+def limit_mistakes(settings: Any) -> Iterator[str]:
+  """Yields a line for each setting that is not within its limits."""
+  for field in fields_of(settings):
+    value, limits = getattr(settings, field.name), field.metadata
+    flag = f"--{field.name}={value}"
+    if limits["choices"] and value not in limits["choices"]:
+      yield f"{flag} is unknown; choose from: {', '.join(limits['choices'])}"
+    if field.type not in (int, float) or _is_within(value, limits):
+      continue
+    low, high = (_shown(limits[name]) for name in ("above", "below"))
+    least, most = (_shown(limits[name]) for name in ("at_least", "at_most"))
+    too_small = least and not value >= limits["at_least"]
+    if too_small or not (low or high or most):
+      yield f"{flag} must be {least} or more"
+    elif low and (high or most):
+      yield f"{flag} must be " + (
+        f"between {low} and {high}" if high else f"above {low} and at most {most}"
+      )
+    elif low:
+      yield f"{flag} must be above {low}"
+    else:
+      yield f"{flag} must be " + (f"below {high}" if high else f"at most {most}")
+
+
+def _is_within(value: float, limits: Mapping[str, Any]) -> bool:
+  return math.isfinite(value) and (
+    (limits["at_least"] is None or value >= limits["at_least"])
+    and (limits["above"] is None or value > limits["above"])
+    and (limits["at_most"] is None or value <= limits["at_most"])
+    and (limits["below"] is None or value < limits["below"])
+  )
+
+
+def _shown(limit: float | None) -> str:
+  if limit is None:
+    return ""
+  return "2**32" if limit == 2**32 else str(limit)
