@@ -78,6 +78,9 @@ def test_curves_follow_the_results(tmp_path):
   figure = figures.curves(groups, ["top1", "error_old_as_new"])
   assert [text.get_text() for text in figure.legends[0].get_texts()] == labels
   first, second = figure.axes
+  titles = ["Top-1 accuracy", "e(p,n): old classes taken for new"]
+  assert [ax.get_title("left") or ax.get_title() for ax in figure.axes] == titles
+  assert [ax.get_ylabel() for ax in figure.axes] == ["share of images (%)", ""]
   np.testing.assert_allclose(first.get_lines()[0].get_xydata(), [[2, 90], [4, 62.6]])
   np.testing.assert_allclose(second.get_lines()[0].get_xydata(), [[4, 30]])
   assert first.get_ylim() == second.get_ylim()
@@ -128,15 +131,10 @@ def test_many_curves_look_different_and_keep_their_room(tmp_path):
   assert all(legend.y0 > ax.get_window_extent().y1 for ax in figure.axes)
 
 
-def test_first_state_alone_has_no_figures_of_old_classes(tmp_path):
-  plots = figures.draw_plots([load_run(write_run(tmp_path / "a", results=one_state()))])
-  drawn = [plot.name for plot in plots if plot.png]
-  assert drawn == ["accuracy", "state_specific", "loss"]
-  assert sum("with one state only: SS-IL" in plot.note for plot in plots) == 3
-
-
-def test_run_without_metrics_is_named(tmp_path):
-  silent = write_run(tmp_path / "a", metrics=None, method_title="FT")
-  loss = figures.draw_plots([load_run(silent), load_run(write_run(tmp_path / "b"))])[-1]
-  assert "No metrics.jsonl, hence no curve: FT." in loss.note
-  assert loss.png
+def test_what_cannot_be_drawn_is_named(tmp_path):
+  run = load_run(write_run(tmp_path, results=one_state(), metrics=None, method_title="FT"))
+  plots = figures.draw_plots([run])
+  assert [plot.name for plot in plots if plot.png] == ["accuracy", "state_specific"]
+  one_state_only = "Not drawn, with one state only: FT (1 of 2 states)."
+  no_loss = "No metrics.jsonl, hence no curve: FT (1 of 2 states)."
+  assert [plot.note for plot in plots] == ["", *[one_state_only] * 3, "", no_loss]

@@ -44,6 +44,9 @@ def test_format_table_fits_a_terminal_of_80():
   assert tables.state_rows(RESULTS) == STATE_ROWS
   for row in STATE_ROWS:
     assert " ".join(cell for cell in row if cell) in rows
+  average = {"top1": 0.5, "top5": None, "imbalance": 0.25}  # as the file has it
+  *_, row = tables.state_rows({**RESULTS, "average": average})
+  assert row == ["average", "", "50.0", "-", "30.0", "10.0", "25.0", "87.5", "32.8"]
 
 
 def test_comparison_table(tmp_path):
@@ -203,7 +206,10 @@ def test_groups_of_one_title_say_what_differs(tmp_path):
     *({"seed": seed, "config": {"epochs": 5, "width": 8}} for seed in (0, 1)),
     {"config": {"epochs": 6, "width": 8, "workdir": "b"}},
     {"method_title": "FT", "config": {"epochs": 7}},
-    *({"method_title": "WA", "memory_size": size} for size in (80, 90)),
+    *(
+      {"method_title": "WA", "memory_size": size, "config": {"memory_size": size}}
+      for size in (80, 90)
+    ),
     *({"method_title": "BiC", "config": {"data_fingerprint": name}} for name in "xy"),
   )
   assert [group.label for group in tables.over_seeds(runs).groups] == [
