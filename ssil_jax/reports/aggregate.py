@@ -88,7 +88,7 @@ def settings(run: Run) -> dict[str, Any]:
 
 
 def _data(*configs: dict[str, Any]) -> list[dict[str, Any]]:
-  """What each config.json says of its data, in terms that all have."""
+  """Returns what each config.json says of its data, in terms that all have."""
   parts = [config.get("data") for config in configs]
   if all(parts):
     return parts

@@ -228,7 +228,7 @@ def _load_loss(path: Path) -> LossCurve | None:
 
 
 def load_journal(workdir: Path) -> list[dict[str, Any]]:
-  """Reads metrics.jsonl, with all that a `Journal` writes; raises as `load_run` does."""
+  """Reads metrics.jsonl with all that training records; raises as `load_run` does."""
   path = Path(workdir) / "metrics.jsonl"
   if not path.is_file():
     raise _wrong(path, "does not exist")
