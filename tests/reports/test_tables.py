@@ -207,14 +207,15 @@ def test_groups_of_one_title_say_what_differs(tmp_path):
     {"config": {"epochs": 6, "width": 8, "workdir": "b"}},
     {"method_title": "FT", "config": {"epochs": 7}},
     *(
-      {"method_title": "WA", "memory_size": size, "config": {"memory_size": size}}
-      for size in (80, 90)
+      {"method_title": "WA", "memory_size": m, "config": {"memory_size": m, "epochs": e}}
+      for m, e in ((80, 5), (80, 6), (90, 5))
     ),
     *({"method_title": "BiC", "config": {"data_fingerprint": name}} for name in "xy"),
   )
   assert [group.label for group in tables.over_seeds(runs).groups] == [
-    *("SS-IL (epochs=5)", "SS-IL (epochs=6)", "FT", "WA (|M|=80)", "WA (|M|=90)"),
-    *("BiC (#6)", "BiC (#7)"),
+    *("SS-IL (epochs=5)", "SS-IL (epochs=6)", "FT"),
+    *("WA (|M|=80, epochs=5)", "WA (|M|=80, epochs=6)", "WA (|M|=90)"),
+    *("BiC (#7)", "BiC (#8)"),
   ]
 
 
