@@ -944,8 +944,8 @@ COMPARE = [
   Bad(
     "a run that has finished no state",
     "compare.py --workdir=run",
-    "error: run/results.json: $.states: no state is finished; continue the "
-    "run, or leave this work directory out",
+    "error: run/results.json: $.states: no state is finished; rerun its "
+    "command to resume it, or leave this work directory out",
     text("run/results.json", json.dumps(dict(RESULTS, states=[]))),
   ),
   Bad(
@@ -1258,8 +1258,8 @@ def table() -> str:
     "",
     "What each command says of bad input, and its exit code. `FOLDER` is the folder that",
     "the command runs in, `…` any text; `small.cfg` has the flags of a small run.",
-    "`tests/experiments/test_bad_inputs.py` runs them all and compares every line; what was in the",
-    "folder before stays as it is. Written by `tests/bad_inputs.py`.",
+    "`tests/experiments/test_bad_inputs.py` runs them all and compares every line; what",
+    "was in the folder before stays as it is. Written by `tests/bad_inputs.py`.",
   ]
   for kind, rows in KINDS.items():
     lines += ["", f"## {kind}", "", "| what | command | exit code | message |"]

@@ -1,4 +1,4 @@
-"""Runs that differ in nothing but the seed, and their means."""
+"""Puts runs together that differ in nothing but the seed, and averages them."""
 
 from collections.abc import Sequence
 from statistics import fmean
@@ -6,44 +6,32 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ssil_jax.config import DEFAULTS, Config
-from ssil_jax.reports.results import Run
+from ssil_jax.config import Config
+from ssil_jax.reports.results import SCORES, Run
 from ssil_jax.settings import fields_of
 
 _KEYS = ("dataset", "method_title", "memory_size", "num_states", "num_classes")
-_SETTINGS = tuple(
-  field.name
-  for field in fields_of(Config)
-  if field.metadata["changes"] != "nothing" and field.name != "seed"
-)
-_MEANS = (
-  "top1",
-  "top5",
-  "error_old_as_new",
-  "error_new_as_old",
-  "imbalance",
-  "state_specific_top1",
-  "score_old",
-  "score_new",
-)
+_NO_SETTINGS = {"seed", "data", "data_fingerprint", "version"} | {
+  field.name for field in fields_of(Config) if field.metadata["changes"] == "nothing"
+}
 
 
 class Group(NamedTuple):
-  """Runs of one method that are shown as one, with its label."""
+  """A label, and the runs of one method that are shown as one under it."""
 
   label: str
   runs: list[Run]
 
   @property
   def states(self) -> list[dict[str, Any]]:
-    """Of the run; of several, their means, and the sum of their confusion matrices."""
+    """The states of the run; of several, mean scores and summed confusion matrices."""
     if len(self.runs) == 1:
       return self.runs[0].results["states"]
     states = zip(*(run.results["states"] for run in self.runs), strict=True)
     return [
       {
         **rows[0],
-        **{name: mean([row[name] for row in rows]) for name in _MEANS},
+        **{name: mean([row[name] for row in rows]) for name in SCORES},
         "confusion": sum(np.array(row["confusion"]) for row in rows).tolist(),
       }
       for rows in states
@@ -54,16 +42,15 @@ class Grouped(NamedTuple):
   """Numbers of runs, from 0, in the order of the runs."""
 
   groups: list[list[int]]  # of runs that differ only in the seed
-  unfinished: list[int]  # in no group
-  repeated: list[int]  # in no group, as their group has one with their seed
+  left_out: dict[int, str]  # those in no group, and why
 
 
 def group(runs: Sequence[Run]) -> Grouped:
-  """Puts finished runs that differ in nothing but the seed together."""
-  found = Grouped([], [], [])
+  """Puts finished runs together that differ in nothing but the seed."""
+  found = Grouped([], {})
   for number, run in enumerate(runs):
     if len(run.results["states"]) < run.results["num_states"]:
-      found.unfinished.append(number)
+      found.left_out[number] = "not finished"
       continue
     # With all of a group, since a run without config.json is like several that differ.
     members = next(
@@ -72,41 +59,48 @@ def group(runs: Sequence[Run]) -> Grouped:
     if members is None:
       found.groups.append([number])
     elif run.results["seed"] in [runs[other].results["seed"] for other in members]:
-      found.repeated.append(number)
+      found.left_out[number] = "with a seed that is there already"
     else:
       members.append(number)
   return found
 
 
 def alike(run: Run, other: Run) -> bool:
-  """Whether two runs differ in nothing but the seed, as far as their files tell."""
+  """Returns whether two runs differ in nothing but the seed, as far as their files tell.
+
+  A version of the program may know settings that another does not: what only one
+  config.json has is not compared.
+  """
   if any(run.results[key] != other.results[key] for key in _KEYS):
     return False
   seen, other_seen = ([s["num_seen"] for s in r.results["states"]] for r in (run, other))
-  if seen != other_seen:
-    return False
-  if run.config is None or other.config is None:
-    return True
-  return settings(run) == settings(other) and not _on_other_data(run.config, other.config)
-
-
-def _on_other_data(config: dict[str, Any], other: dict[str, Any]) -> bool:
-  """Whether something that both config.json tell of their data differs."""
-  ours, theirs = (saved.get("data") for saved in (config, other))
-  if not ours or not theirs:  # runs by earlier versions have one hash alone
-    ours, theirs = (
-      {name: saved[name] for name in ("data_fingerprint",) if name in saved}
-      for saved in (config, other)
-    )
-  return any(ours[name] != theirs[name] for name in ours.keys() & theirs.keys())
+  agree = seen == other_seen and _agree(settings(run), settings(other))
+  return agree and _agree(*_data(run.config or {}, other.config or {}))
 
 
 def settings(run: Run) -> dict[str, Any]:
-  """What config.json says of what makes a run another run, other than the seed."""
-  saved = {**DEFAULTS, **(run.config or {})}
-  return {name: saved.get(name) for name in _SETTINGS}
+  """Returns what config.json says that makes a run another run, the seed aside.
+
+  A key that is no field of `Config` is a setting of the method.
+  """
+  saved = run.config or {}
+  return {name: saved[name] for name in saved if name not in _NO_SETTINGS}
+
+
+def _data(*configs: dict[str, Any]) -> list[dict[str, Any]]:
+  """Returns what each config.json says of its data, in terms that all have."""
+  parts = [config.get("data") for config in configs]
+  if all(parts):
+    return parts
+  # Runs by earlier versions have one hash alone.
+  names = ("data_fingerprint",)
+  return [{name: config[name] for name in names if name in config} for config in configs]
+
+
+def _agree(ours: dict[str, Any], theirs: dict[str, Any]) -> bool:
+  return all(ours[name] == theirs[name] for name in ours.keys() & theirs.keys())
 
 
 def mean(values: Sequence[float | None]) -> float | None:
-  """None where one of the values is."""
+  """Returns the mean, or None where one of the values is None."""
   return None if None in values else fmean(values)

@@ -1,6 +1,7 @@
-"""The figures of the page, drawn with matplotlib."""
+"""Draws the figures of the page with matplotlib, and words what they show."""
 
 import base64
+import functools
 import io
 import math
 import textwrap
@@ -16,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ssil_jax.reports.aggregate import Group
-from ssil_jax.reports.results import Run
+from ssil_jax.reports.results import SCORES, Run
 from ssil_jax.reports.tables import over_seeds, run_labels
 
 Groups = Sequence[Group]
@@ -63,13 +64,12 @@ _STYLE = {
 
 
 class Plot(NamedTuple):
-  """A figure of the page; `png` is None when there is nothing to draw."""
+  """A figure of the page, whose template has its title and caption."""
 
   name: str
-  title: str
   alt: str
-  caption: str
-  png: bytes | None
+  note: str  # on how these runs are shown
+  png: bytes | None  # None when there is nothing to draw
 
   @property
   def uri(self) -> str:
@@ -84,169 +84,106 @@ class Plot(NamedTuple):
 
 
 def draw_plots(runs: Sequence[Run]) -> list[Plot]:
-  """All figures of the page, in its order; runs that differ only in the seed as one."""
+  """Draws the figures of the page in its order; runs that differ in the seed are one."""
   if found := over_seeds(runs):
     groups = [*found.groups, *found.left_out]
   else:
     labels = run_labels(runs)
     groups = [Group(label, [run]) for label, run in zip(labels, runs, strict=True)]
+  reached = [group for group in groups if len(group.states) > 1]
+  single = ", ".join(group.label for group in groups if len(group.states) == 1)
+  not_drawn = f"Not drawn, with one state only: {single}." if single else ""
+  with_loss = [Group(g.label, [run for run in g.runs if run.loss]) for g in groups]
+  without = ", ".join(group.label for group in with_loss if not group.runs)
   with matplotlib.rc_context(_STYLE):
     return [
-      _accuracy_plot(groups),
-      _errors_plot(groups),
-      _confusion_plot(groups),
-      _scores_plot(groups),
-      _state_specific_plot(groups),
-      _loss_plot(groups),
+      _curve_plot("accuracy", groups, "top1", "top5", top=100),
+      _curve_plot(
+        "errors", reached, "error_old_as_new", "error_new_as_old", note=not_drawn
+      ),
+      _plot(
+        "confusion",
+        reached,
+        heat_maps,
+        "Heat maps of the state of the true class against that of the predicted class, one "
+        "a run, after the last finished state. The counts are in results.json.",
+        seeds="Images of all seeds of a method are counted together.",
+        note=not_drawn,
+      ),
+      _plot(
+        "scores",
+        reached,
+        _score_figure,
+        "Line charts of the mean network output of old and of new classes by number of "
+        f"classes seen, one a run.{_last_gaps(reached)}",
+        seeds="Lines are means over the seeds of a method.",
+        note=not_drawn,
+      ),
+      _curve_plot("state_specific", groups, "state_specific_top1", top=100),
+      _plot(
+        "loss",
+        [group for group in with_loss if group.runs],
+        _loss_figure,
+        "Line charts of the training loss over the optimizer steps, one a run.",
+        seeds="Each seed of a method has a line.",
+        note=f"No metrics.jsonl, hence no curve: {without}." if without else "",
+      ),
     ]
 
 
-def _accuracy_plot(groups: Groups) -> Plot:
-  panels = {"top1": "Top-1 accuracy", "top5": "Top-5 accuracy"}
-  return Plot(
-    "accuracy",
-    "Accuracy",
-    "Two line charts of top-1 and top-5 accuracy by number of classes seen. "
-    + _last_values(groups, "Last top-1", "top1"),
-    "Share of the test images of all classes seen so far whose class is the best "
-    "prediction (top-1) or among the five best (top-5). Higher is better; it falls as "
-    "classes are added and earlier ones are forgotten." + _seeds_note(groups),
-    _png(curves(groups, panels, "accuracy (%)", top=100)),
+def _plot(
+  name: str,
+  groups: Groups,
+  draw: Callable[[Groups], Figure],
+  alt: str,
+  *,
+  seeds: str,
+  note: str = "",
+) -> Plot:
+  """Draws the groups, if there are any; `seeds` says how several seeds are shown."""
+  several = any(len(group.runs) > 1 for group in groups)
+  notes = " ".join(text for text in (seeds if several else "", note) if text)
+  return Plot(name, alt, notes, _png(draw(groups)) if groups else None)
+
+
+def _curve_plot(
+  name: str, groups: Groups, *scores: str, top: float | None = None, note: str = ""
+) -> Plot:
+  """Draws a panel of curves for each of the named scores."""
+  alt = "Line charts by number of classes seen."
+  for score in scores:
+    lasts = [(group.label, group.states[-1][score]) for group in groups]
+    values = [f"{label} {value:.1%}" for label, value in lasts if value is not None]
+    alt += f" {SCORES[score].panel}, last: {', '.join(values) or '-'}."
+  seeds = (
+    "Lines are means over the seeds of a method, and bands reach from its lowest seed to "
+    "its highest."
   )
+  draw = functools.partial(curves, names=scores, top=top)
+  return _plot(name, groups, draw, alt, seeds=seeds, note=note)
 
 
-def _errors_plot(groups: Groups) -> Plot:
-  panels = {
-    "error_old_as_new": "e(p,n): old classes taken for new",
-    "error_new_as_old": "e(n,p): new classes taken for old",
-  }
-  reached, left_out = _with_old_classes(groups)
-  return Plot(
-    "errors",
-    "Confusion between old and new classes",
-    "Two line charts of e(p,n) and e(n,p) by number of classes seen. "
-    + _last_values(reached, "Last e(p,n)", "error_old_as_new")
-    + _last_values(reached, " Last e(n,p)", "error_new_as_old"),
-    "e(p,n) is the share of old-class test images predicted as a new class, e(n,p) the "
-    "share of new-class images predicted as an old one. A method is balanced when both "
-    "are equal; a high e(p,n) with a low e(n,p) is a bias towards the new classes."
-    + _seeds_note(reached)
-    + left_out,
-    _png(curves(groups, panels, "share of images (%)") if reached else None),
-  )
-
-
-def _state_specific_plot(groups: Groups) -> Plot:
-  panels = {"state_specific_top1": "State-specific top-1 accuracy"}
-  return Plot(
-    "state_specific",
-    "State-specific accuracy",
-    "Line chart of state-specific top-1 accuracy by number of classes seen. "
-    + _last_values(groups, "Last value", "state_specific_top1"),
-    "Accuracy when only the classes of the image's own state compete, averaged over "
-    "the states. If it stays high while top-1 falls, the classes are still known and "
-    "the errors come from scores on different scales in different states."
-    + _seeds_note(groups),
-    _png(curves(groups, panels, "accuracy (%)", top=100)),
-  )
-
-
-def _confusion_plot(groups: Groups) -> Plot:
-  reached, left_out = _with_old_classes(groups)
-  return Plot(
-    "confusion",
-    "Confusion between states",
-    "Heat maps of the state of the true class against that of the predicted class, one "
-    "a run, after the last finished state. The counts are in results.json.",
-    "After the last finished state: each row holds the test images of the classes that "
-    "one state added, each column the state of the predicted class, in per cent of the "
-    "row. All on the diagonal is best; a dark last column is a bias to new classes."
-    + _seeds_note(reached, "Images of all seeds of a method are counted together.")
-    + left_out,
-    _png(heat_maps(reached) if reached else None),
-  )
-
-
-def _scores_plot(groups: Groups) -> Plot:
-  reached, left_out = _with_old_classes(groups)
-  lasts = [(group.label, group.states[-1]) for group in reached]
+def _last_gaps(groups: Groups) -> str:
+  lasts = [(group.label, group.states[-1]) for group in groups]
   gaps = [
     f"{label} {last['score_new'] - last['score_old']:.2f}"
     for label, last in lasts
     if last["score_old"] is not None
   ]
-  return Plot(
-    "scores",
-    "Score gap",
-    "Line charts of the mean network output of old and of new classes by number of "
-    "classes seen, one a run."
-    + (f" Last gap, new minus old: {', '.join(gaps)}." if gaps else ""),
-    "Network output averaged over all test images, separately for the old and the new "
-    "classes. The shaded gap shows how much the new classes are favoured; close "
-    "together is balanced."
-    + _seeds_note(reached, "Lines are means over the seeds of a method.")
-    + left_out,
-    _png(_score_figure(reached) if reached else None),
-  )
+  return f" Last gap, new minus old: {', '.join(gaps)}." if gaps else ""
 
 
-def _loss_plot(groups: Groups) -> Plot:
-  with_loss = [Group(g.label, [run for run in g.runs if run.loss]) for g in groups]
-  shown = [group for group in with_loss if group.runs]
-  absent = ", ".join(group.label for group in with_loss if not group.runs)
-  return Plot(
-    "loss",
-    "Training loss",
-    "Line charts of the training loss over the optimizer steps, one a run.",
-    "Loss of the training batches over the optimizer steps; a vertical line marks the "
-    "first point of a state. Losses of different methods have different terms, so "
-    "compare their course, not their height."
-    + _seeds_note(shown, "Each seed of a method has a line.")
-    + (f" No metrics.jsonl, hence no curve: {absent}." if absent else ""),
-    _png(_loss_figure(shown) if shown else None),
-  )
-
-
-def _with_old_classes(groups: Groups) -> tuple[Groups, str]:
-  """The groups that reached state 2, and a sentence on the others."""
-  reached = [group for group in groups if len(group.states) > 1]
-  others = ", ".join(group.label for group in groups if len(group.states) == 1)
-  return reached, f" Not drawn, with one state only: {others}." if others else ""
-
-
-def _seeds_note(groups: Groups, text: str = "") -> str:
-  """A sentence on how several seeds are drawn; empty where there are none."""
-  text = text or (
-    "Lines are means over the seeds of a method, and bands reach from its lowest seed to "
-    "its highest."
-  )
-  return f" {text}" if any(len(group.runs) > 1 for group in groups) else ""
-
-
-def _last_values(groups: Groups, what: str, name: str) -> str:
-  lasts = [(group.label, group.states[-1][name]) for group in groups]
-  values = [f"{label} {value:.1%}" for label, value in lasts if value is not None]
-  return f"{what}: {', '.join(values)}." if values else ""
-
-
-def curves(
-  groups: Groups, panels: dict[str, str], y_label: str, *, top: float | None = None
-) -> Figure:
-  """A panel for each measure (name -> title) with a curve for each group, in per cent.
+def curves(groups: Groups, names: Sequence[str], *, top: float | None = None) -> Figure:
+  """Draws a panel for each score with a curve for each group, in per cent.
 
   The curve of several runs is their mean, in a band from their lowest to their highest.
-
-  Args:
-    groups: with their labels.
-    panels: keys of a state's results, with the titles of their panels.
-    y_label: of the vertical axis.
-    top: where the vertical axis ends; from the values if it is None.
+  The vertical axis ends at `top`, or is chosen by the values.
   """
   many = len(groups) > _MANY
-  size = (_WIDE if len(panels) > 1 or many else 7.2, 5.4 if many else 4.2)
+  size = (_WIDE if len(names) > 1 or many else 7.2, 5.4 if many else 4.2)
   figure = Figure(size, layout="constrained")
-  axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-  for ax, (name, title) in zip(axes, panels.items(), strict=True):
+  axes = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
+  for ax, name in zip(axes, names, strict=True):
     for group in groups:
       rows = [row for row in group.states if row[name] is not None]
       seen = [row["num_seen"] for row in rows]
@@ -255,9 +192,10 @@ def curves(
         line.set(linewidth=1.3, markersize=4)
       if len(group.runs) > 1:
         _band(ax, seen, group.runs, name, color=line.get_color())
-    ax.set(title=title, xlabel="classes seen", ylabel=y_label if ax is axes[0] else "")
+    ax.set(title=SCORES[name].panel, xlabel="classes seen")
     ax.tick_params(labelleft=True)
-    _class_ticks(ax, limit=20 // len(panels))
+    _class_ticks(ax, limit=20 // len(names))
+  axes[0].set_ylabel("share of images (%)")
   top = top or max(5.0, *(ax.dataLim.y1 for ax in axes))
   axes[0].set_ylim(-0.03 * top, 1.04 * top)
   _legend(figure, axes[0], [group.label for group in groups])
@@ -267,7 +205,7 @@ def curves(
 def _band(
   ax: Axes, seen: Sequence[int], runs: Sequence[Run], name: str, *, color: str
 ) -> None:
-  """From the lowest to the highest of several runs, where all have a value."""
+  """Fills from the lowest to the highest of several runs, where all have a value."""
   values = np.array(
     [[row[name] for row in run.results["states"]] for run in runs], dtype=np.float64
   )
@@ -276,7 +214,7 @@ def _band(
 
 
 def heat_maps(groups: Groups) -> Figure:
-  """For each group, where the test images of each state go, in per cent of its images."""
+  """Draws, for each group, where a state's test images go, in per cent of them."""
 
   def draw(ax: Axes, group: Group) -> None:
     counts = np.array(group.states[-1]["confusion"], dtype=np.float64)
@@ -304,12 +242,14 @@ def heat_maps(groups: Groups) -> Figure:
 
 
 def _score_figure(groups: Groups) -> Figure:
+  names = ("score_new", "score_old")
+
   def draw(ax: Axes, group: Group) -> None:
     states = group.states
     seen = [row["num_seen"] for row in states]
-    old, new = (
+    new, old = (
       np.array([row[name] for row in states], dtype=np.float64)  # null becomes NaN
-      for name in ("score_old", "score_new")
+      for name in names
     )
     ax.fill_between(seen, old, new, color="#999999", alpha=0.25, linewidth=0)
     ax.plot(seen, new, "-o", color=_COLORS[1])
@@ -318,7 +258,7 @@ def _score_figure(groups: Groups) -> Figure:
 
   words = ("classes seen", "mean output (logit)")
   figure = _panels(groups, draw, *words, height=3.3, sharey=True)
-  _legend(figure, figure.axes[0], ["new classes", "old classes"])
+  _legend(figure, figure.axes[0], [SCORES[name].title for name in names])
   return figure
 
 
@@ -355,7 +295,7 @@ def _panels(
   sharey: bool = False,
   layout: str = "constrained",
 ) -> Figure:
-  """A panel for each group, filled by `draw`, two a row, or three if there are many.
+  """Fills a panel for each group by `draw`, two a row, or three if there are many.
 
   The height is a panel's where there are two.
   """
@@ -376,7 +316,7 @@ def _panels(
 
 
 def _class_ticks(ax: Axes, *, limit: int) -> None:
-  """Ticks where states end, or round numbers if those are more than `limit`."""
+  """Puts ticks where states end, or at round numbers if those are more than `limit`."""
   seen = {number for line in ax.get_lines() for number in line.get_xdata()}
   if len(seen) <= limit:
     ax.set_xticks(sorted(seen))
@@ -385,7 +325,7 @@ def _class_ticks(ax: Axes, *, limit: int) -> None:
 
 
 def _legend(figure: Figure, ax: Axes, labels: Sequence[str]) -> None:
-  """A legend above the panels for the lines of one of them."""
+  """Puts a legend above the panels for the lines of one of them."""
   room = int(13 * figure.get_figwidth())  # characters of a line
   columns = max(1, min(len(labels), room // (max(map(len, labels)) + 6)))
   further_rows = math.ceil(len(labels) / columns) - 1
@@ -393,9 +333,7 @@ def _legend(figure: Figure, ax: Axes, labels: Sequence[str]) -> None:
   figure.legend(ax.get_lines(), labels, loc="outside upper left", ncols=columns)
 
 
-def _png(figure: Figure | None) -> bytes | None:
-  if figure is None:
-    return None
+def _png(figure: Figure) -> bytes:
   buffer = io.BytesIO()
   with warnings.catch_warnings():
     # A box stands for a character that the font lacks; the page has it as text.

@@ -1,4 +1,4 @@
-"""The page on one or several runs: a self-contained HTML file with tables and figures."""
+"""Writes the page on runs: a self-contained HTML file with tables and figures."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -76,28 +76,16 @@ def _render(runs: Sequence[Run], plots: Sequence[Plot]) -> str:
   )
   labels = tables.run_labels(runs)
   labelled = list(zip(labels, runs, strict=True))
-  over_seeds = tables.over_seeds(runs)
   return environment.get_template("report.html.jinja").render(
+    tables=tables,
+    runs=runs,
+    labelled=labelled,
+    plots=plots,
     title=_page_title(runs),
     note=tables.comparability_note(runs),
     unfinished=[label for label, run in labelled if tables.progress(run.results)],
     settings=_settings_tables(labels, _settings_rows(runs)),
-    comparison_columns=tables.COMPARISON_COLUMNS,
-    comparison_rows=tables.comparison_rows(runs),
-    over_seeds=over_seeds,
-    seed_columns=tables.SEED_COLUMNS,
-    seed_rows=tables.seed_rows(over_seeds) if over_seeds else [],
-    plots=plots,
-    state_columns=tables.STATE_COLUMNS,
-    state_tables=[
-      (
-        label,
-        tables.state_rows(run.results),
-        tables.statistics_table(run.results),
-        tables.origin_note(run.results),
-      )
-      for label, run in labelled
-    ],
+    over_seeds=tables.over_seeds(runs),
     schedules=_schedules(labels, runs),
   )
 
@@ -111,7 +99,7 @@ def _page_title(runs: Sequence[Run]) -> str:
 
 
 def _settings_rows(runs: Sequence[Run]) -> list[list[str]]:
-  """What was run and on what: a name, then the value of each run."""
+  """Returns what was run and on what: a name, then the value of each run."""
   rows = [(name, [run.results[key] for run in runs]) for name, key in _SETTINGS.items()]
   skipped = [run.results.get("skipped_records", {}) for run in runs]
   for split, name in (("train", "training"), ("test", "test")):
@@ -125,7 +113,7 @@ def _settings_rows(runs: Sequence[Run]) -> list[list[str]]:
 
 
 def _settings_tables(labels: Sequence[str], rows: list[list[str]]) -> list[_Table]:
-  """Captions, columns and rows: a column a run; of many, a row a run, for what differs."""
+  """Gives each run a column; many runs a row each, for what differs."""
   if len(labels) <= _MANY:
     return [("Settings and environment of each run", ["setting", *labels], rows)]
   common = [row[:2] for row in rows if len(set(row[1:])) == 1]
@@ -139,22 +127,17 @@ def _settings_tables(labels: Sequence[str], rows: list[list[str]]) -> list[_Tabl
 
 
 def _schedules(labels: Sequence[str], runs: Sequence[Run]) -> list[_Table]:
-  """Labels, columns and rows of the training schedules; equal ones are shown once."""
-  tables_of = [_schedule(run) for run in runs]
-  shown = []
-  for number, table in enumerate(tables_of):
-    if tables_of.index(table) == number:
-      same = [
-        label for label, other in zip(labels, tables_of, strict=True) if other == table
-      ]
-      shown.append((", ".join(same), *table))
-  return shown
-
-
-def _schedule(run: Run) -> tuple[list[str], list[list[str]]]:
-  """Columns and rows of the table of a run's training schedule."""
-  columns = list(dict.fromkeys(name for row in run.schedule for name in row))
-  return columns, [[_cell(row.get(name)) for name in columns] for row in run.schedule]
+  """Returns labels, columns and rows of the training schedules, equal ones once."""
+  shown: list[tuple[list[str], list[str], list[list[str]]]] = []
+  for label, run in zip(labels, runs, strict=True):
+    columns = list(dict.fromkeys(name for row in run.schedule for name in row))
+    rows = [[_cell(row.get(name)) for name in columns] for row in run.schedule]
+    same = next((known for known, *table in shown if table == [columns, rows]), None)
+    if same is None:
+      shown.append(([label], columns, rows))
+    else:
+      same.append(label)
+  return [(", ".join(same), columns, rows) for same, columns, rows in shown]
 
 
 def _cell(value: Any) -> str:

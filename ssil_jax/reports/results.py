@@ -1,4 +1,4 @@
-"""What a run left in its work directory, read and checked.
+"""Reads and checks what a run left in its work directory.
 
 Needs neither JAX nor the data set. The files may come from elsewhere, so a schema says
 what each must hold before anything is made of it.
@@ -15,6 +15,35 @@ from jsonschema import Draft202012Validator
 from jsonschema.exceptions import best_match
 
 from ssil_jax.errors import DataError
+
+
+class Score(NamedTuple):
+  """One of the scores that results.json holds of every state."""
+
+  name: str  # in results.json
+  title: str  # of its column or line
+  panel: str = ""  # title of its curve
+  fraction: bool = True  # shown in per cent; if not, an output of the network
+  nullable: bool = True  # where there are no old classes
+
+
+SCORES = {
+  score.name: score
+  for score in (
+    Score("top1", "top-1", "Top-1 accuracy", nullable=False),
+    Score("top5", "top-5", "Top-5 accuracy", nullable=False),
+    Score("error_old_as_new", "e(p,n)", "e(p,n): old classes taken for new"),
+    Score("error_new_as_old", "e(n,p)", "e(n,p): new classes taken for old"),
+    Score("imbalance", "imbalance"),
+    Score(
+      "state_specific_top1", "own-state", "State-specific top-1 accuracy", nullable=False
+    ),
+    Score("score_old", "old classes", fraction=False),
+    Score("score_new", "new classes", fraction=False, nullable=False),
+  )
+}
+FRACTIONS = tuple(score for score in SCORES.values() if score.fraction)
+AVERAGES = tuple(SCORES[name] for name in ("top1", "top5", "imbalance"))  # over states
 
 
 class LossCurve(NamedTuple):
@@ -47,30 +76,32 @@ def _object(optional: Any = None, **properties: Any) -> dict[str, Any]:
 _TEXT = {"type": "string"}
 _COUNT = {"type": "integer", "minimum": 0, "maximum": 2**53}
 _FRACTION = {"type": "number", "minimum": 0, "maximum": 1}
-_FRACTION_OR_NULL = {**_FRACTION, "type": ["number", "null"]}
-_SCORE = {"type": "number", "minimum": -1e30, "maximum": 1e30}
-_SCORE_OR_NULL = {**_SCORE, "type": ["number", "null"]}
+_NUMBER = {"type": "number", "minimum": -1e30, "maximum": 1e30}
 _SCALARS = {
   "type": "object",
   "additionalProperties": {"type": ["string", "number", "boolean", "null"]},
 }
+
+
+def _or_null(schema: dict[str, Any]) -> dict[str, Any]:
+  return {**schema, "type": [schema["type"], "null"]}
+
+
+def _score(score: Score) -> dict[str, Any]:
+  schema = _FRACTION if score.fraction else _NUMBER
+  return _or_null(schema) if score.nullable else schema
+
+
 _STATE = _object(
   optional={  # older runs have none
-    "statistics": {"type": "object", "additionalProperties": _SCORE_OR_NULL},
-    "from_workdir": {"type": ["string", "null"]},
+    "statistics": {"type": "object", "additionalProperties": _or_null(_NUMBER)},
+    "from_workdir": _or_null(_TEXT),
   },
   state=_COUNT,
   num_old=_COUNT,
   num_seen=_COUNT,
-  top1=_FRACTION,
-  top5=_FRACTION,
-  error_old_as_new=_FRACTION_OR_NULL,
-  error_new_as_old=_FRACTION_OR_NULL,
-  imbalance=_FRACTION_OR_NULL,
-  state_specific_top1=_FRACTION,
-  score_old=_SCORE_OR_NULL,
-  score_new=_SCORE,
-  train_seconds={**_SCORE, "minimum": 0},
+  **{name: _score(score) for name, score in SCORES.items()},
+  train_seconds={**_NUMBER, "minimum": 0},
   confusion={"type": "array", "items": {"type": "array", "items": _COUNT}},
 )
 _RESULTS = Draft202012Validator(
@@ -85,9 +116,7 @@ _RESULTS = Draft202012Validator(
     ignored_files=_COUNT,
     environment=_SCALARS,
     states={"type": "array", "items": _STATE},
-    average=_object(
-      top1=_FRACTION_OR_NULL, top5=_FRACTION_OR_NULL, imbalance=_FRACTION_OR_NULL
-    ),
+    average=_object(**{score.name: _or_null(_FRACTION) for score in AVERAGES}),
   )
 )
 _SCHEDULE = Draft202012Validator({"type": "array", "items": _SCALARS})
@@ -97,17 +126,11 @@ _CONFIG = Draft202012Validator(
     "properties": {"data_fingerprint": _TEXT, "data": {"type": "object"}},
   }
 )
-_METRICS_LINE = Draft202012Validator(_object(state=_COUNT, step=_COUNT, loss=_SCORE))
+_LOSS = {"state": _COUNT, "step": _COUNT, "loss": _NUMBER}
+_METRICS_LINE = Draft202012Validator(_object(**_LOSS))
+_MEASURES = ("learning_rate", "images_per_second", "input_wait")
 _JOURNAL_LINE = Draft202012Validator(
-  _object(
-    state=_COUNT,
-    step=_COUNT,
-    loss=_SCORE,
-    top1=_FRACTION,
-    learning_rate=_SCORE,
-    images_per_second=_SCORE,
-    input_wait=_SCORE,
-  )
+  _object(**_LOSS, top1=_FRACTION, **dict.fromkeys(_MEASURES, _NUMBER))
 )
 
 
@@ -127,13 +150,17 @@ def load_run(workdir: Path) -> Run:
     )
   results = _parse(_read(path), _RESULTS, path)
   _check_states(results["states"], path)
-  path = workdir / "schedule.json"
-  schedule = _parse(_read(path), _SCHEDULE, path) if path.is_file() else []
-  path = workdir / "metrics.jsonl"
-  loss = _load_loss(path) if path.is_file() else None
-  path = workdir / "config.json"
-  config = _parse(_read(path), _CONFIG, path) if path.is_file() else None
-  return Run(_printable(workdir.resolve().name), results, schedule, loss, config)
+  return Run(
+    folder=_printable(workdir.resolve().name),
+    results=results,
+    schedule=_optional(workdir / "schedule.json", _SCHEDULE) or [],
+    loss=_load_loss(workdir / "metrics.jsonl"),
+    config=_optional(workdir / "config.json", _CONFIG),
+  )
+
+
+def _optional(path: Path, schema: Draft202012Validator) -> Any:
+  return _parse(_read(path), schema, path) if path.is_file() else None
 
 
 def _wrong(place: Path | str, what: str) -> DataError:
@@ -149,7 +176,7 @@ def _read(path: Path) -> str:
 
 
 def _parse(text: str, schema: Draft202012Validator, place: Path | str) -> Any:
-  """JSON that satisfies a schema; `place` names the text in errors."""
+  """Reads JSON that satisfies a schema; `place` names the text in errors."""
 
   def refuse(name: str):
     raise ValueError(f"{name} is no JSON number")
@@ -166,7 +193,7 @@ def _parse(text: str, schema: Draft202012Validator, place: Path | str) -> Any:
 
 
 def _printable(value: Any) -> Any:
-  """Replaces what could drive a terminal or break an encoding in all strings."""
+  """Replaces, in all strings, what could drive a terminal or break an encoding."""
   if isinstance(value, str):
     return "".join(char if char.isprintable() else "\ufffd" for char in value)
   if isinstance(value, list):
@@ -179,8 +206,8 @@ def _printable(value: Any) -> Any:
 def _check_states(states: Sequence[dict[str, Any]], path: Path) -> None:
   if not states:
     raise DataError(
-      f"{path}: $.states: no state is finished; continue the run, or leave this work "
-      "directory out"
+      f"{path}: $.states: no state is finished; rerun its command to resume it, or leave "
+      "this work directory out"
     )
   num_old = 0
   for number, row in enumerate(states, start=1):
@@ -195,15 +222,13 @@ def _check_states(states: Sequence[dict[str, Any]], path: Path) -> None:
 
 
 def _load_loss(path: Path) -> LossCurve | None:
-  rows = _rows(path, _METRICS_LINE)
-  if not rows:
-    return None
-  columns = ([row[name] for row in rows] for name in ("step", "loss", "state"))
-  return LossCurve(*map(np.array, columns))
+  rows = _rows(path, _METRICS_LINE) if path.is_file() else []
+  columns = (np.array([row[name] for row in rows]) for name in ("step", "loss", "state"))
+  return LossCurve(*columns) if rows else None
 
 
 def load_journal(workdir: Path) -> list[dict[str, Any]]:
-  """The lines of metrics.jsonl, with all that a `Journal` writes; raises as `load_run`."""
+  """Reads metrics.jsonl with all that training records; raises as `load_run` does."""
   path = Path(workdir) / "metrics.jsonl"
   if not path.is_file():
     raise _wrong(path, "does not exist")

@@ -1,4 +1,4 @@
-"""Results of runs as rows of text, and as tables for the terminal."""
+"""Turns results of runs into rows of text, and into tables for the terminal."""
 
 import itertools
 from collections import Counter
@@ -12,45 +12,18 @@ from rich.text import Text
 
 from ssil_jax.reports import aggregate
 from ssil_jax.reports.aggregate import Group
-from ssil_jax.reports.results import Run
+from ssil_jax.reports.results import AVERAGES, FRACTIONS, SCORES, Run
 
-STATE_COLUMNS = (
-  "state",
-  "classes",
-  "top-1",
-  "top-5",
-  "e(p,n)",
-  "e(n,p)",
-  "imbalance",
-  "own-state",
-  "seconds",
-)
+_LASTS = tuple(SCORES[name] for name in ("top1", "error_old_as_new", "error_new_as_old"))
+_AVERAGES = tuple(f"average {score.title}" for score in AVERAGES)
+STATE_COLUMNS = ("state", "classes", *(score.title for score in FRACTIONS), "seconds")
 COMPARISON_COLUMNS = (
   "run",
-  "average top-1",
-  "average top-5",
-  "average imbalance",
-  "last top-1",
-  "last e(p,n)",
-  "last e(n,p)",
+  *_AVERAGES,
+  *(f"last {score.title}" for score in _LASTS),
   "training time",
 )
-SEED_COLUMNS = (
-  "method",
-  "seeds (n)",
-  "average top-1",
-  "average top-5",
-  "average imbalance",
-  "last top-1",
-)
-_FRACTIONS = (
-  "top1",
-  "top5",
-  "error_old_as_new",
-  "error_new_as_old",
-  "imbalance",
-  "state_specific_top1",
-)
+SEED_COLUMNS = ("method", "seeds (n)", *_AVERAGES, f"last {_LASTS[0].title}")
 _DISTINCTIONS = {
   "dataset": "{}",
   "memory_size": "|M|={}",
@@ -66,7 +39,7 @@ _GROUP_DISTINCTIONS = {
 
 
 def run_labels(runs: Sequence[Run]) -> list[str]:
-  """A label for each run: the method's title and, where shared, what differs.
+  """Returns a label for each run: the method's title and, where shared, what differs.
 
   Runs of one title are told apart by data set, |M|, T and seed, then by the name of the
   folder, then by a number. A run with states to come says how many it has done.
@@ -80,7 +53,7 @@ def run_labels(runs: Sequence[Run]) -> list[str]:
 def _labels(
   runs: Sequence[Run], distinctions: dict[str, str], extras: Sequence[str]
 ) -> list[tuple[str, ...]]:
-  """Titles, with details where runs share one: what differs, an extra, a number."""
+  """Returns titles and, where runs share one, what differs, an extra, a number."""
   labels = []
   for results in (run.results for run in runs):
     title = results["method_title"]
@@ -127,7 +100,7 @@ class OverSeeds(NamedTuple):
 
 
 def over_seeds(runs: Sequence[Run]) -> OverSeeds | None:
-  """The runs by what is alike in all but the seed; None if no two finished ones are."""
+  """Groups the runs by all but the seed; None if no two finished ones belong together."""
   found = aggregate.group(runs)
   if all(len(numbers) == 1 for numbers in found.groups):
     return None
@@ -135,47 +108,39 @@ def over_seeds(runs: Sequence[Run]) -> OverSeeds | None:
   members = [[runs[number] for number in numbers] for numbers in found.groups]
   firsts = [group[0] for group in members]
   names = _labels(firsts, _GROUP_DISTINCTIONS, _differing_settings(firsts))
-  reasons = {
-    "not finished": found.unfinished,
-    "with a seed that is there already": found.repeated,
-  }
   notes = [
-    f"{', '.join(labels[number] for number in numbers)}, {reason}"
-    for reason, numbers in reasons.items()
-    if numbers
+    ", ".join([*(labels[n] for n, why in found.left_out.items() if why == reason), reason])
+    for reason in dict.fromkeys(found.left_out.values())
   ]
   return OverSeeds(
     [Group(_join(name), group) for name, group in zip(names, members, strict=True)],
-    [Group(labels[n], [runs[n]]) for n in sorted(found.unfinished + found.repeated)],
+    [Group(labels[number], [runs[number]]) for number in found.left_out],
     f"Left out of the means over seeds: {'; '.join(notes)}." if notes else "",
   )
 
 
 def _differing_settings(runs: Sequence[Run]) -> list[str]:
-  """For each run, the settings in which it and others of its title differ."""
-  known = [
-    (run.results["method_title"], aggregate.settings(run)) if run.config else ("", {})
-    for run in runs
-  ]
+  """Returns, for each run, the settings in which it and others of its title differ."""
+  known = [(run.results["method_title"], aggregate.settings(run)) for run in runs]
   return [
     ", ".join(
       f"{name}={value}"
       for name, value in settings.items()
       if name not in _GROUP_DISTINCTIONS
-      and any(other[name] != value for rival, other in known if rival == title)
+      and any(other.get(name, value) != value for rival, other in known if rival == title)
     )
     for title, settings in known
   ]
 
 
 def progress(results: dict[str, Any]) -> str:
-  """For a run with states to come, how many are done; else empty."""
+  """Says how many states are done of a run with states to come; else empty."""
   done, total = len(results["states"]), results["num_states"]
   return f"{done} of {total} states" if done < total else ""
 
 
 def comparability_note(runs: Sequence[Run]) -> str:
-  """One line on why the runs cannot be compared; empty if they can."""
+  """Says in one line why the runs cannot be compared; empty if they can."""
   reasons = []
   for name, what in (("dataset", "data sets"), ("num_classes", "numbers of classes")):
     values = list(dict.fromkeys(str(run.results[name]) for run in runs))
@@ -187,7 +152,7 @@ def comparability_note(runs: Sequence[Run]) -> str:
 
 
 def format_table(results: dict[str, Any]) -> Table:
-  """The table of one run for the terminal: a row a state, then the averages.
+  """Returns the table of one run for the terminal: a row a state, then the averages.
 
   Args:
     results: the content of results.json; accuracies and errors are shown in per cent.
@@ -207,48 +172,47 @@ def format_table(results: dict[str, Any]) -> Table:
 
 
 def comparison_table(runs: Sequence[Run]) -> Table:
-  """The table of several runs for the terminal, a row a run, accuracies in per cent."""
+  """Returns the table of several runs for the terminal, a row a run, in per cent."""
   caption = "Accuracies and errors in %;\naverages and last values over finished states."
   return _rich_table(COMPARISON_COLUMNS, comparison_rows(runs), "Comparison", caption)
 
 
 def seed_table(found: OverSeeds) -> Table:
-  """The table over seeds for the terminal, a row a group, accuracies in per cent."""
+  """Returns the table over seeds for the terminal, a row a group, in per cent."""
   return _rich_table(SEED_COLUMNS, seed_rows(found), "Over seeds", found.caption)
 
 
 def state_rows(results: dict[str, Any]) -> list[list[str]]:
-  """Cells under STATE_COLUMNS; the last row holds the averages over the states done."""
+  """Returns cells under STATE_COLUMNS, last the averages over the states done."""
   states = results["states"]
 
   def mean(name: str) -> float | None:
     values = [row[name] for row in states if row[name] is not None]
     return fmean(values) if values else None
 
-  rows = [(str(row["state"]), str(row["num_seen"]), row) for row in states]
-  means = {name: mean(name) for name in (*_FRACTIONS, "train_seconds")}
-  rows.append(("average", "", {**means, **results["average"]}))
+  means = {name: mean(name) for name in (*SCORES, "train_seconds")}
+  average = {"state": "average", "num_seen": "", **means, **results["average"]}
   return [
     [
-      state,
-      classes,
-      *(_percent(row[name]) for name in _FRACTIONS),
+      str(row["state"]),
+      str(row["num_seen"]),
+      *(_percent(row[score.name]) for score in FRACTIONS),
       f"{row['train_seconds']:.1f}",
     ]
-    for state, classes, row in rows
+    for row in (*states, average)
   ]
 
 
 def comparison_rows(runs: Sequence[Run]) -> list[list[str]]:
-  """Cells under COMPARISON_COLUMNS."""
+  """Returns cells under COMPARISON_COLUMNS."""
   rows = []
   for run, label in zip(runs, run_labels(runs), strict=True):
     average, last = run.results["average"], run.results["states"][-1]
     rows.append(
       [
         label,
-        *(_percent(average[name]) for name in ("top1", "top5", "imbalance")),
-        *(_percent(last[n]) for n in ("top1", "error_old_as_new", "error_new_as_old")),
+        *(_percent(average[score.name]) for score in AVERAGES),
+        *(_percent(last[score.name]) for score in _LASTS),
         _duration(sum(row["train_seconds"] for row in run.results["states"])),
       ]
     )
@@ -256,24 +220,18 @@ def comparison_rows(runs: Sequence[Run]) -> list[list[str]]:
 
 
 def seed_rows(found: OverSeeds) -> list[list[str]]:
-  """Cells under SEED_COLUMNS."""
+  """Returns cells under SEED_COLUMNS."""
   rows = []
   for label, runs in found.groups:
     averages = [run.results["average"] for run in runs]
-    lasts = [run.results["states"][-1]["top1"] for run in runs]
-    rows.append(
-      [
-        label,
-        str(len(runs)),
-        *(_spread([a[name] for a in averages]) for name in ("top1", "top5", "imbalance")),
-        _spread(lasts),
-      ]
-    )
+    columns = [[average[score.name] for average in averages] for score in AVERAGES]
+    columns.append([run.results["states"][-1][_LASTS[0].name] for run in runs])
+    rows.append([label, str(len(runs)), *map(_spread, columns)])
   return rows
 
 
 def statistics_table(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-  """Columns and rows of a method's own numbers, a row a state; no rows without any."""
+  """Returns columns and rows of a method's own numbers, a row a state; or no rows."""
   states = [(row["state"], row.get("statistics", {})) for row in results["states"]]
   names = list(dict.fromkeys(name for _, values in states for name in values))
   rows = [[str(state), *(_number(v.get(name)) for name in names)] for state, v in states]
@@ -282,7 +240,7 @@ def statistics_table(results: dict[str, Any]) -> tuple[list[str], list[list[str]
 
 
 def origin_note(results: dict[str, Any]) -> str:
-  """On the states whose training was taken from other runs; empty without any."""
+  """Says which states' training was taken from other runs; empty without any."""
   origins = [(row["state"], row.get("from_workdir")) for row in results["states"]]
   sentences = []
   for origin, group in itertools.groupby(origins, key=lambda pair: pair[1]):
@@ -296,7 +254,7 @@ def origin_note(results: dict[str, Any]) -> str:
 def _rich_table(
   columns: Sequence[str], rows: Sequence[Sequence[str]], title: str, caption: str
 ) -> Table:
-  """A table in which only the first column, which may hold long names, gives way."""
+  """Makes a table in which only the first column, which may hold long names, is folded."""
   table = Table(
     title=Text(title),
     caption=caption,
@@ -323,7 +281,7 @@ def _percent(fraction: float | None) -> str:
 
 
 def _spread(fractions: Sequence[float | None]) -> str:
-  """The mean and, of several, their sample standard deviation."""
+  """Returns the mean and, of several, their sample standard deviation."""
   text = _percent(aggregate.mean(fractions))
   if len(fractions) == 1 or None in fractions:
     return text

@@ -3,6 +3,7 @@
 import io
 
 import numpy as np
+import pytest
 from PIL import Image
 from written_runs import one_state, seed_run, write_run
 
@@ -27,15 +28,13 @@ def test_plots_of_many_runs_with_several_seeds(tmp_path):
     write_run(tmp_path / "unfinished", results=unfinished),
   ]
   plots = check_plots(workdirs)
-  notes = {
-    "accuracy": "bands reach from its lowest seed to its highest",
-    "errors": "bands reach from its lowest seed to its highest",
+  bands = "bands reach from its lowest seed to its highest"
+  notes = dict.fromkeys(NAMES, bands) | {
     "confusion": "all seeds of a method are counted together",
     "scores": "means over the seeds",
-    "state_specific": "bands reach from its lowest seed to its highest",
     "loss": "Each seed of a method has a line",
   }
-  assert all(notes[plot.name] in plot.caption for plot in plots)
+  assert all(notes[plot.name] in plot.note for plot in plots)
   assert "SS-IL 62.6%, method number 0 62.6%" in plots[0].alt
   assert "SS-IL (seed 2, 1 of 2 states) 90.0%" in plots[0].alt
 
@@ -56,30 +55,35 @@ def check_plots(workdirs):
   return plots
 
 
-def test_heat_maps_hold_shares_of_rows(tmp_path):
-  run = load_run(write_run(tmp_path / "a"))
-  run.results["states"][-1]["confusion"] = [[70, 30], [0, 0]]
-  ax = figures.heat_maps([Group("SS-IL", [run])]).axes[0]
-  assert [text.get_text() for text in ax.texts] == ["70", "30", "-", "-"]
+@pytest.mark.parametrize(
+  ("confusions", "shares"),
+  [
+    ([[[70, 30], [0, 0]]], ["70", "30", "-", "-"]),
+    # The images of several seeds are counted together.
+    ([[[70, 30], [10, 90]], [[50, 50], [20, 80]]], ["60", "40", "15", "85"]),
+  ],
+)
+def test_heat_maps_hold_shares_of_rows(tmp_path, confusions, shares):
+  runs = [load_run(write_run(tmp_path)) for _ in confusions]
+  for run, confusion in zip(runs, confusions, strict=True):
+    run.results["states"][-1]["confusion"] = confusion
+  ax = figures.heat_maps([Group("SS-IL", runs)]).axes[0]
+  assert [text.get_text() for text in ax.texts] == shares
 
 
 def test_curves_follow_the_results(tmp_path):
   run = load_run(write_run(tmp_path / "a"))
-  panels = {"top1": "top-1", "error_old_as_new": "e(p,n)"}
-  figure = figures.curves([Group("SS-IL", [run])], panels, "%")
+  labels = ["SS-IL", "_hidden", "FT"]
+  groups = [Group(label, [run]) for label in labels]
+  figure = figures.curves(groups, ["top1", "error_old_as_new"])
+  assert [text.get_text() for text in figure.legends[0].get_texts()] == labels
   first, second = figure.axes
+  titles = ["Top-1 accuracy", "e(p,n): old classes taken for new"]
+  assert [ax.get_title("left") or ax.get_title() for ax in figure.axes] == titles
+  assert [ax.get_ylabel() for ax in figure.axes] == ["share of images (%)", ""]
   np.testing.assert_allclose(first.get_lines()[0].get_xydata(), [[2, 90], [4, 62.6]])
   np.testing.assert_allclose(second.get_lines()[0].get_xydata(), [[4, 30]])
   assert first.get_ylim() == second.get_ylim()
-
-
-def test_legend_holds_the_labels_of_the_runs(tmp_path):
-  run = load_run(write_run(tmp_path / "a"))
-  labels = ["SS-IL", "_hidden", "FT"]
-  groups = [Group(label, [run]) for label in labels]
-  figure = figures.curves(groups, {"top1": "top-1"}, "%")
-  texts = [text.get_text() for text in figure.legends[0].get_texts()]
-  assert texts == labels
 
 
 def test_curve_of_several_seeds_is_their_mean_in_a_band(tmp_path):
@@ -87,8 +91,7 @@ def test_curve_of_several_seeds_is_their_mean_in_a_band(tmp_path):
     load_run(seed_run(tmp_path / f"{seed}", seed, last=last, imbalance=imbalance))
     for seed, (last, imbalance) in enumerate([(0.3, 0.1), (0.31, 0.2), (0.35, 0.6)])
   ]
-  panels = {"top1": "top-1", "imbalance": "imbalance"}
-  figure = figures.curves([Group("SS-IL", runs)], panels, "%")
+  figure = figures.curves([Group("SS-IL", runs)], ["top1", "imbalance"])
   first, second = figure.axes
   (line,) = first.get_lines()
   np.testing.assert_allclose(line.get_xydata(), [[2, 90], [4, 32]])
@@ -104,29 +107,16 @@ def corners(band):
 
 
 def test_a_curve_without_values_has_no_band(tmp_path):
-  results = one_state(num_states=1)
-  runs = [
-    load_run(write_run(tmp_path / f"{seed}", results=results, seed=seed))
-    for seed in range(2)
-  ]
-  group = Group("Joint", runs)
-  ax = figures.curves([group], {"imbalance": "imbalance"}, "%").axes[0]
+  run = load_run(write_run(tmp_path, results=one_state(num_states=1)))
+  ax = figures.curves([Group("Joint", [run, run])], ["imbalance"]).axes[0]
   assert not corners(ax.collections[0])
-
-
-def test_heat_map_of_several_seeds_counts_all_their_images(tmp_path):
-  runs = [load_run(write_run(tmp_path / f"{seed}", seed=seed)) for seed in range(2)]
-  runs[0].results["states"][-1]["confusion"] = [[70, 30], [10, 90]]
-  runs[1].results["states"][-1]["confusion"] = [[50, 50], [20, 80]]
-  ax = figures.heat_maps([Group("SS-IL", runs)]).axes[0]
-  assert [text.get_text() for text in ax.texts] == ["60", "40", "15", "85"]
 
 
 def test_many_curves_look_different_and_keep_their_room(tmp_path):
   run = load_run(write_run(tmp_path / "a"))
   groups = [Group(f"a method with a long name, {n}", [run]) for n in range(22)]
   with figures.matplotlib.rc_context(figures._STYLE):
-    figure = figures.curves(groups, {"top1": "top-1", "top5": "top-5"}, "%")
+    figure = figures.curves(groups, ["top1", "top5"])
   figure.draw_without_rendering()
   for ax in figure.axes:
     looks = {
@@ -141,18 +131,10 @@ def test_many_curves_look_different_and_keep_their_room(tmp_path):
   assert all(legend.y0 > ax.get_window_extent().y1 for ax in figure.axes)
 
 
-def test_first_state_alone_has_no_figures_of_old_classes(tmp_path):
-  plots = figures.draw_plots([load_run(write_run(tmp_path / "a", results=one_state()))])
-  drawn = [plot.name for plot in plots if plot.png]
-  assert drawn == ["accuracy", "state_specific", "loss"]
-  assert sum("with one state only: SS-IL" in plot.caption for plot in plots) == 3
-
-
-def test_run_without_metrics_is_named(tmp_path):
-  workdirs = [
-    write_run(tmp_path / "a", metrics=None, method_title="FT"),
-    write_run(tmp_path / "b"),
-  ]
-  loss = figures.draw_plots([load_run(workdir) for workdir in workdirs])[-1]
-  assert "No metrics.jsonl, hence no curve: FT." in loss.caption
-  assert loss.png
+def test_what_cannot_be_drawn_is_named(tmp_path):
+  run = load_run(write_run(tmp_path, results=one_state(), metrics=None, method_title="FT"))
+  plots = figures.draw_plots([run])
+  assert [plot.name for plot in plots if plot.png] == ["accuracy", "state_specific"]
+  one_state_only = "Not drawn, with one state only: FT (1 of 2 states)."
+  no_loss = "No metrics.jsonl, hence no curve: FT (1 of 2 states)."
+  assert [plot.note for plot in plots] == ["", *[one_state_only] * 3, "", no_loss]

@@ -1,4 +1,4 @@
-"""Tables and labels from results that can be checked by hand."""
+"""Tables, labels and means over seeds from results that can be checked by hand."""
 
 import io
 
@@ -11,8 +11,8 @@ from written_runs import (
   SEED_RUNS,
   STATE_ROWS,
   one_state,
-  results_with,
   seed_run,
+  with_states,
   write_run,
 )
 
@@ -20,31 +20,33 @@ from ssil_jax.reports import tables
 from ssil_jax.reports.results import load_run
 
 
-def table_cells(table):
-  """Header and rows of a rich table, as lists of strings."""
-  columns = [[str(cell) for cell in column.cells] for column in table.columns]
-  rows = [list(row) for row in zip(*columns, strict=True)]
-  return [[str(column.header) for column in table.columns], *rows]
+def lines_of(table, width=80):
+  """What a terminal of that width shows, without runs of spaces."""
+  console = Console(width=width, file=io.StringIO())
+  console.print(table)
+  lines = console.file.getvalue().splitlines()
+  assert all(len(line) <= width for line in lines)
+  return [" ".join(line.split()) for line in lines]
 
 
 def load_runs(tmp_path, *arguments):
   """Runs in the folders run0, run1, ...; keyword arguments of `seed_run` for each."""
-  return [load_run(seed_run(tmp_path / f"run{i}", **a)) for i, a in enumerate(arguments)]
+  return [
+    load_run(seed_run(tmp_path / f"run{i}", **{"seed": 7, **a}))
+    for i, a in enumerate(arguments)
+  ]
 
 
-def test_format_table():
-  header, *rows = table_cells(tables.format_table(RESULTS))
-  assert header == list(tables.STATE_COLUMNS)
-  assert rows == STATE_ROWS
-
-
-def test_format_table_fits_a_terminal_of_80_with_each_row_on_one_line():
-  console = Console(width=80, file=io.StringIO())
-  console.print(tables.format_table(RESULTS))
-  title, header, _, *rows = console.file.getvalue().splitlines()
-  assert title.strip() == "SS-IL on digits"
-  assert header.split() == list(tables.STATE_COLUMNS)
-  assert rows[1].split() == STATE_ROWS[1]
+def test_format_table_fits_a_terminal_of_80():
+  title, header, _, *rows = lines_of(tables.format_table(RESULTS))
+  assert title == "SS-IL on digits"
+  assert header == "state classes top-1 top-5 e(p,n) e(n,p) imbalance own-state seconds"
+  assert tables.state_rows(RESULTS) == STATE_ROWS
+  for row in STATE_ROWS:
+    assert " ".join(cell for cell in row if cell) in rows
+  average = {"top1": 0.5, "top5": None, "imbalance": 0.25}  # as the file has it
+  *_, row = tables.state_rows({**RESULTS, "average": average})
+  assert row == ["average", "", "50.0", "-", "30.0", "10.0", "25.0", "87.5", "32.8"]
 
 
 def test_comparison_table(tmp_path):
@@ -54,19 +56,18 @@ def test_comparison_table(tmp_path):
       write_run(tmp_path / "b", results=one_state(), method_title="FT", num_states=5)
     ),
   ]
-  header, full, partial = table_cells(tables.comparison_table(runs))
-  assert header == list(tables.COMPARISON_COLUMNS)
-  assert full == COMPARISON_ROW
-  partial_row = ["FT (1 of 5 states)", "90.0", "100.0", "-", "90.0", "-", "-", "1m 00s"]
-  assert partial == partial_row
+  partial = ["FT (1 of 5 states)", "90.0", "100.0", "-", "90.0", "-", "-", "1m 00s"]
+  assert tables.comparison_rows(runs) == [COMPARISON_ROW, partial]
+  lines = lines_of(tables.comparison_table(runs))
+  assert "average average average last last last training" in lines
+  assert "run top-1 top-5 imbalance top-1 e(p,n) e(n,p) time" in lines
+  assert {" ".join(COMPARISON_ROW), " ".join(partial)} <= set(lines)
 
 
 def test_names_are_no_markup_on_the_terminal(tmp_path):
-  workdir = write_run(tmp_path / "a", method_title="[red]x[/red]\u001b[31m")
-  table = tables.comparison_table([load_run(workdir)])
-  console = Console(width=120, file=io.StringIO())
-  console.print(table)
-  assert "[red]x[/red]\ufffd[31m" in console.file.getvalue()
+  workdir = write_run(tmp_path, method_title="[red]x[/red]\u001b[31m")
+  text = "\n".join(lines_of(tables.comparison_table([load_run(workdir)]), width=120))
+  assert "[red]x[/red]\ufffd[31m" in text
 
 
 @pytest.mark.parametrize(
@@ -83,13 +84,11 @@ def test_names_are_no_markup_on_the_terminal(tmp_path):
   ],
 )
 def test_run_labels_say_what_differs(tmp_path, changes, labels):
-  workdirs = [write_run(tmp_path / f"run{i}", **c) for i, c in enumerate(changes)]
-  assert tables.run_labels([load_run(path) for path in workdirs]) == labels
+  assert tables.run_labels(load_runs(tmp_path, *changes)) == labels
 
 
 def test_run_labels_with_equal_folders(tmp_path):
-  workdirs = [write_run(tmp_path / top / "run") for top in "ab"]
-  runs = [load_run(path) for path in workdirs]
+  runs = [load_run(write_run(tmp_path / top / "run")) for top in "ab"]
   assert tables.run_labels(runs) == ["SS-IL (run, #1)", "SS-IL (run, #2)"]
 
 
@@ -102,74 +101,68 @@ def test_run_labels_with_equal_folders(tmp_path):
   ],
 )
 def test_comparability_note(tmp_path, changes, reason):
-  workdirs = [write_run(tmp_path / "a"), write_run(tmp_path / "b", **changes)]
-  note = tables.comparability_note([load_run(path) for path in workdirs])
+  note = tables.comparability_note(load_runs(tmp_path, {}, changes))
   assert note.endswith(reason)
   assert bool(note) == bool(reason)
 
 
-SEED_ROW.append("32.0 \u00b1 2.6")
-
-
 def test_seed_rows_in_order_of_first_appearance(tmp_path):
   first, second, third = SEED_RUNS
-  runs = load_runs(
-    tmp_path,
-    {"seed": 0, "method_title": "FT", "imbalance": None},
-    second,
-    {"seed": 5, "method_title": "WA"},
-    first,
-    {"seed": 1, "method_title": "FT"},
-    third,
-  )
-  header, *rows = table_cells(tables.seed_table(tables.over_seeds(runs)))
-  assert header == list(tables.SEED_COLUMNS)
-  zero = " \u00b1 0.0"
-  assert rows == [
+  ft = {"seed": 0, "method_title": "FT", "imbalance": None}
+  wa = {"seed": 5, "method_title": "WA"}
+  runs = load_runs(tmp_path, ft, second, wa, first, {**ft, "seed": 1}, third)
+  found = tables.over_seeds(runs)
+  zero = " ± 0.0"
+  rows = [
     ["FT", "2", f"70.0{zero}", f"90.0{zero}", "-", f"60.0{zero}"],
     SEED_ROW,
     ["WA", "1", "70.0", "90.0", "20.0", "60.0"],
   ]
+  assert tables.seed_rows(found) == rows
+  assert found.note == ""
+  lines = lines_of(tables.seed_table(found))
+  assert lines[:3] == [
+    "Over seeds",
+    "seeds average average average",
+    "method (n) top-1 top-5 imbalance last top-1",
+  ]
+  assert {" ".join(row) for row in rows} <= set(lines)
 
 
 @pytest.mark.parametrize(
-  ("others", "what"),
+  ("num_runs", "what"),
   [
-    ([{"seed": 1}], "n is 2."),
-    ([{"seed": 1}, {"seed": 0, "method_title": "FT"}], "n is 1 or 2, without a deviation"),
-    (
-      [{"seed": 1}, {"seed": 2}]
-      + [{"seed": seed, "method_title": "FT"} for seed in range(2)]
-      + [{"seed": 0, "method_title": "WA"}],
-      "n is 1, 2 or 3, without a deviation where it is 1.",
-    ),
+    ([2], "n is 2."),
+    ([2, 1], "n is 1 or 2, without a deviation where it is 1."),
+    ([3, 2, 1], "n is 1, 2 or 3, without a deviation where it is 1."),
   ],
 )
-def test_caption_over_seeds_says_what_the_deviation_is(tmp_path, others, what):
-  caption = tables.over_seeds(load_runs(tmp_path, {"seed": 0}, *others)).caption
-  assert caption.startswith("Mean \u00b1 sample standard deviation (divisor n - 1)")
-  assert what in caption
+def test_caption_over_seeds_says_what_the_deviation_is(tmp_path, num_runs, what):
+  runs = [
+    {"seed": seed, "method_title": title}
+    for title, number in zip("abc", num_runs, strict=False)
+    for seed in range(number)
+  ]
+  caption = tables.over_seeds(load_runs(tmp_path, *runs)).caption
+  assert caption.startswith("Mean ± sample standard deviation (divisor n - 1)")
+  assert caption.endswith(what)
 
 
 @pytest.mark.parametrize(
   "changes",
   [
-    {},  # the same seed again
-    {"seed": 1, "dataset": "birds"},
-    {"seed": 1, "method_title": "FT"},
-    {"seed": 1, "memory_size": 80},
-    {"seed": 1, "num_classes": 10},
-    {"seed": 1, "num_states": 3},  # not finished
+    {"seed": 7},  # the same again
+    {"dataset": "birds"},
+    {"method_title": "FT"},
+    {"memory_size": 80},
+    {"num_classes": 10},
+    {"num_states": 3},  # not finished
+    {"states": with_states({"num_seen": 3}, {"num_old": 3})["states"]},
   ],
 )
 def test_nothing_over_seeds_of_runs_that_differ_otherwise(tmp_path, changes):
-  assert tables.over_seeds(load_runs(tmp_path, {"seed": 0}, {"seed": 0, **changes})) is None
-
-
-def test_runs_with_other_classes_in_a_state_are_no_seeds(tmp_path):
-  runs = load_runs(tmp_path, {"seed": 0}, {"seed": 1})
-  runs[1].results["states"][0]["num_seen"] = 3
-  assert tables.over_seeds(runs) is None
+  runs = [write_run(tmp_path / "a"), write_run(tmp_path / "b", **{"seed": 1, **changes})]
+  assert tables.over_seeds([load_run(workdir) for workdir in runs]) is None
 
 
 @pytest.mark.parametrize(
@@ -180,10 +173,20 @@ def test_runs_with_other_classes_in_a_state_are_no_seeds(tmp_path):
     ({"class_order_seed": 0}, {"class_order_seed": 1}, False),
     ({"seed": 0, "workdir": "a"}, {"seed": 1, "workdir": "b"}, True),
     ({"data_dir": "a", "num_devices": 1}, {"data_dir": "b", "num_devices": 2}, True),
-    ({"temperature": 2.0}, {}, True),  # what an older file lacks is the default
-    ({"temperature": 3.0}, {}, False),
+    ({"my_gamma": 2}, {"my_gamma": 3}, False),  # a method's own setting
+    ({"my_gamma": 2}, {}, True),  # another version's may have no such setting
+    ({"version": "1", "method_source": "a"}, {"version": "2", "method_source": "a"}, True),
+    ({"method_source": "a"}, {"method_source": "b"}, False),
     ({"data_fingerprint": "x"}, {"data_fingerprint": "y"}, False),
     ({"data_fingerprint": "x"}, {}, True),
+    ({"data": {"classes": 4}}, {"data": {"classes": 4, "sizes": "z"}}, True),
+    ({"data": {"classes": 4}}, {"data": {"classes": 5}}, False),
+    # The hash covers all that was known of the data, which may be less in one of them.
+    (
+      {"data": {"classes": 4}, "data_fingerprint": "x"},
+      {"data": {"classes": 4, "sizes": "z"}, "data_fingerprint": "y"},
+      True,
+    ),
     ({"epochs": 5}, None, True),  # without config.json, results.json alone decides
   ],
 )
@@ -193,12 +196,8 @@ def test_settings_in_config_json_part_groups(tmp_path, ours, theirs, alike):
 
 
 def test_a_run_without_config_joins_one_group_only(tmp_path):
-  runs = load_runs(
-    tmp_path,
-    {"seed": 0},
-    {"seed": 1, "config": {"epochs": 5}},
-    {"seed": 2, "config": {"epochs": 6}},
-  )
+  configs = (None, {"epochs": 5}, {"epochs": 6})
+  runs = load_runs(tmp_path, *({"seed": n, "config": c} for n, c in enumerate(configs)))
   assert [len(group.runs) for group in tables.over_seeds(runs).groups] == [2, 1]
 
 
@@ -206,21 +205,18 @@ def test_groups_of_one_title_say_what_differs(tmp_path):
   runs = load_runs(
     tmp_path,
     *({"seed": seed, "config": {"epochs": 5, "width": 8}} for seed in (0, 1)),
-    {"seed": 0, "config": {"epochs": 6, "width": 8}},
-    {"seed": 0, "method_title": "FT", "config": {"epochs": 7}},
-    {"seed": 0, "method_title": "WA", "memory_size": 80},
-    {"seed": 0, "method_title": "WA", "memory_size": 90},
-    {"seed": 0, "method_title": "BiC", "config": {"data_fingerprint": "x"}},
-    {"seed": 0, "method_title": "BiC", "config": {"data_fingerprint": "y"}},
+    {"config": {"epochs": 6, "width": 8, "workdir": "b"}},
+    {"method_title": "FT", "config": {"epochs": 7}},
+    *(
+      {"method_title": "WA", "memory_size": m, "config": {"memory_size": m, "epochs": e}}
+      for m, e in ((80, 5), (80, 6), (90, 5))
+    ),
+    *({"method_title": "BiC", "config": {"data_fingerprint": name}} for name in "xy"),
   )
   assert [group.label for group in tables.over_seeds(runs).groups] == [
-    "SS-IL (epochs=5)",
-    "SS-IL (epochs=6)",
-    "FT",
-    "WA (|M|=80)",
-    "WA (|M|=90)",
-    "BiC (#6)",
-    "BiC (#7)",
+    *("SS-IL (epochs=5)", "SS-IL (epochs=6)", "FT"),
+    *("WA (|M|=80, epochs=5)", "WA (|M|=80, epochs=6)", "WA (|M|=90)"),
+    *("BiC (#7)", "BiC (#8)"),
   ]
 
 
@@ -228,42 +224,23 @@ def test_unfinished_and_repeated_runs_are_left_out_and_named(tmp_path):
   runs = load_runs(tmp_path, *SEED_RUNS, {"seed": 1, "top1": 0.1})
   unfinished = write_run(tmp_path / "b", results=one_state(method_title="FT", seed=0))
   found = tables.over_seeds([load_run(unfinished), *runs])
+  labels = ["FT (1 of 2 states)", "SS-IL (seed 1, run3)"]
   assert tables.seed_rows(found) == [SEED_ROW]
   assert found.note == (
-    "Left out of the means over seeds: FT (1 of 2 states), not finished; SS-IL (seed 1, "
-    "run3), with a seed that is there already."
+    f"Left out of the means over seeds: {labels[0]}, not finished; {labels[1]}, "
+    "with a seed that is there already."
   )
-  assert [group.label for group in found.left_out] == [
-    "FT (1 of 2 states)",
-    "SS-IL (seed 1, run3)",
-  ]
-
-
-def test_no_note_when_all_runs_are_in_a_group(tmp_path):
-  assert tables.over_seeds(load_runs(tmp_path, *SEED_RUNS)).note == ""
-
-
-def test_seed_table_fits_a_terminal_of_80_with_each_row_on_one_line(tmp_path):
-  runs = load_runs(tmp_path, *SEED_RUNS)
-  console = Console(width=80, file=io.StringIO())
-  console.print(tables.seed_table(tables.over_seeds(runs)))
-  lines = console.file.getvalue().splitlines()
-  assert lines[0].strip() == "Over seeds"
-  assert " ".join(SEED_ROW) in [" ".join(line.split()) for line in lines]
-  assert all(len(line) <= 80 for line in lines)
+  assert [group.label for group in found.left_out] == labels
 
 
 def test_statistics_table():
   states = ({"statistics": {"a_b": 0.123456}}, {"statistics": {"c": None, "a_b": -2.0}})
-  assert tables.statistics_table(results_with(*states)) == (
+  assert tables.statistics_table(with_states(*states)) == (
     ["state", "a b", "c"],
     [["1", "0.1235", "-"], ["2", "-2", "-"]],
   )
-
-
-def test_no_statistics_table_without_statistics():
-  for states in [({}, {}), ({"statistics": {}}, {"statistics": {}})]:
-    assert tables.statistics_table(results_with(*states))[1] == []
+  for nothing in ({}, {"statistics": {}}):
+    assert tables.statistics_table(with_states(nothing, nothing))[1] == []
 
 
 @pytest.mark.parametrize(
@@ -281,8 +258,5 @@ def test_no_statistics_table_without_statistics():
 )
 def test_origin_note(origins, note):
   states = [{"from_workdir": origin} for origin in origins]
-  assert tables.origin_note(results_with(*states)) == note
-
-
-def test_no_origin_note_for_older_files():
-  assert tables.origin_note(RESULTS) == ""
+  assert tables.origin_note(with_states(*states)) == note
+  assert tables.origin_note(RESULTS) == ""  # of an older file
