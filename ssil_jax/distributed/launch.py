@@ -71,7 +71,7 @@ def connected(config: Config, *, start_seconds: float = START_SECONDS) -> Iterat
   """Joins the other processes of the run, if there are any, for the length of the block.
 
   Call it before anything else touches jax. A program that ends with an error in one of
-  several processes should do so by `os._exit`: `jax` would wait for the others at exit.
+  several processes should do so by `os._exit`: jax would wait for the others at exit.
 
   Args:
     config: whose flags may name the processes.
@@ -93,7 +93,7 @@ def connected(config: Config, *, start_seconds: float = START_SECONDS) -> Iterat
         f"and rerun the command in all to resume from the last checkpoint ({loss})"
       ) from error
     if jax.distributed.is_initialized() and hasattr(error, "exit_code"):
-      _part()
+      _leave_together()
     raise
 
 
@@ -130,8 +130,12 @@ def _join(launch: dict[str, Any], seconds: float) -> None:
         f"port {address.rpartition(':')[2]} of --coordinator_address={address} cannot be "
         f"used on this machine ({_first_line(error)}): choose another"
       ) from error
+    hint = (
+      "; if this TPU has one host, give --coordinator_address=localhost:8482 "
+      "--num_processes=1 --process_id=0"
+    )
     raise ConfigError(
-      f"the processes do not find each other: {_first_line(error)}"
+      f"the processes do not find each other: {_first_line(error)}{'' if launch else hint}"
     ) from error
 
 
@@ -168,7 +172,7 @@ def _loss(error: BaseException | None) -> str:
   return ""
 
 
-def _part() -> None:
+def _leave_together() -> None:
   """Waits a little for the others, which may be ending for the same reason.
 
   Without process 0, jax aborts them, perhaps before they have said what it is.
