@@ -21,11 +21,11 @@ from ssil_jax.config import Config
 from ssil_jax.errors import ConfigError, LostProcessError
 
 START_SECONDS = 300.0  # enough to start all processes by hand
-_HEARTBEAT_SECONDS = 60  # jax aborts the others after so long without one
-_SHUTDOWN_SECONDS = 120  # and those who end, after waiting so long for the others
-_FAREWELL_SECONDS = 5.0  # what a process with an error waits for the others to have it, too
+_HEARTBEAT_SECONDS = 60  # jax aborts all when it has not heard of one for so long
+_SHUTDOWN_SECONDS = 90  # or when one that ends has waited so long for the others
+_FAREWELL_SECONDS = 5.0  # how long a process with an error waits for others that have it too
 
-# What jax says when another process is gone: of its collectives, or of its coordination.
+# How jax's errors begin when another process is gone.
 _LOSS = re.compile(r"UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED|.*(Gloo|NCCL|nccl)")
 
 
