@@ -23,7 +23,7 @@ from ssil_jax.errors import ConfigError, LostProcessError
 START_SECONDS = 300.0  # enough to start all processes by hand
 _HEARTBEAT_SECONDS = 60  # jax aborts all when it has not heard of one for so long
 _SHUTDOWN_SECONDS = 90  # or when one that ends has waited so long for the others
-_FAREWELL_SECONDS = 5.0  # how long a process with an error waits for others that have it too
+_FAREWELL_SECONDS = 5.0  # how long one with an error waits for others that have it too
 
 # How jax's errors begin when another process is gone.
 _LOSS = re.compile(r"UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED|.*(Gloo|NCCL|nccl)")
