@@ -27,3 +27,9 @@ class DivergedError(UserError):
   """The loss is no longer a finite number."""
 
   exit_code = 3
+
+
+class LostProcessError(UserError):
+  """Another process of the run ended before it."""
+
+  exit_code = 4

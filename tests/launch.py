@@ -20,21 +20,27 @@ def free_port():
 
 
 @contextlib.contextmanager
-def started(count, *arguments, script=None, log_folder, env=None):
-  """`count` processes, which do not outlive the context; their output goes to files."""
+def started(count, *arguments, script=None, log_folder, each=None):
+  """`count` processes, which do not outlive the context; their output goes to files.
+
+  Args:
+    each: number of a process -> (its own flags, its environment); the default names them.
+  """
   address = f"--coordinator_address=127.0.0.1:{free_port()}"
+  each = each or (
+    lambda number: ([address, f"--num_processes={count}", f"--process_id={number}"], {})
+  )
   processes = []
   try:
     for number in range(count):
+      flags, env = each(number)
       with open(log_folder / f"output{number}", "w") as log:
         process = subprocess.Popen(
           [
             sys.executable,
             str(script or ROOT / "experiments" / "run.py"),
             *arguments,
-            address,
-            f"--num_processes={count}",
-            f"--process_id={number}",
+            *flags,
           ],
           stdout=log,
           stderr=subprocess.STDOUT,
@@ -44,7 +50,7 @@ def started(count, *arguments, script=None, log_folder, env=None):
             **os.environ,
             "JAX_PLATFORMS": "cpu",
             "JAX_DISABLE_MOST_OPTIMIZATIONS": "true",
-            **(env or {}),
+            **env,
           },
         )
       processes.append(process)
@@ -65,7 +71,7 @@ def ends(processes, seconds=LONGEST):
 def output(log_folder, number):
   """What a process has said, less what gloo says of itself."""
   lines = (log_folder / f"output{number}").read_text().splitlines()
-  return "\n".join(line for line in lines if not line.startswith("[Gloo]"))
+  return "\n".join(line for line in lines if "peer ranks" not in line)
 
 
 def wait_until(true, processes, seconds=LONGEST):

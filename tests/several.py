@@ -1,8 +1,10 @@
 """One process of several; test_processes.py starts it, and reads what it prints."""
 
 import argparse
+import os
 import pathlib
 import sys
+import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
@@ -46,7 +48,7 @@ def together(config):
 
 
 def run_on(config):
-  """Steps without end; process 1 may fail at one of them."""
+  """Steps until a signal comes."""
   mesh = devices.choose_devices(config)
   step = jax.pmap(
     lambda x: jax.lax.pmean(x, AXIS), axis_name=AXIS, devices=list(mesh.devices)
@@ -57,24 +59,42 @@ def run_on(config):
     jax.block_until_ready(value)
     if number == 1:
       print("running", flush=True)
-    if number == 50 and config.seed and not collectives.is_main():
-      raise DataError("cannot read image 7.jpg: mend it")
+    yield number
   print("stopped at step", number)
+
+
+def fail_in_one(config):
+  for number in run_on(config):
+    if number == 50 and not collectives.is_main():
+      raise DataError("cannot read image 7.jpg")
+
+
+def fail_in_all(config):
+  for _ in run_on(config):
+    time.sleep(jax.process_index())  # the others find it later
+    raise DataError("cannot read image 7.jpg")
+
+
+def join(config):
+  """Without asking for devices, which a machine that poses as a TPU has not."""
+  print("joined", jax.distributed.is_initialized())
 
 
 parser = argparse.ArgumentParser()
 parser.add_argument("what")
-for name in ("num_processes", "process_id", "num_devices", "seed"):
+for name in ("num_processes", "process_id", "num_devices"):
   parser.add_argument(f"--{name}", type=int)
 parser.add_argument("--coordinator_address")
+parser.add_argument("--start_seconds", type=float, default=launch.START_SECONDS)
 values = vars(parser.parse_args())
-what = {"together": together, "run_on": run_on}[values.pop("what")]
+what, start_seconds = globals()[values.pop("what")], values.pop("start_seconds")
 method = get_method("ssil")
-config = make_config(values, method)
 try:
+  config = make_config(values, method)
   devices.prepare_cpu_devices(config)
-  with launch.connected(config):
-    what(config)
+  with launch.connected(config, start_seconds=start_seconds):
+    for _ in what(config) or ():
+      pass
 except UserError as error:
-  print(error)
-  sys.exit(error.exit_code)
+  print(error, flush=True)
+  os._exit(error.exit_code)  # as experiments/command_line.py does

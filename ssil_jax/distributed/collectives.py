@@ -12,22 +12,22 @@ from ssil_jax.errors import ConfigError
 
 
 def is_multiprocess() -> bool:
-  """Whether the run has several processes."""
+  """Returns whether the run has several processes."""
   return jax.distributed.is_initialized() and jax.process_count() > 1
 
 
 def is_main() -> bool:
-  """Whether this is the process that writes the results."""
+  """Returns whether this is the process that writes the results."""
   return not is_multiprocess() or jax.process_index() == 0
 
 
 def broadcast_flag(flag: bool) -> bool:
-  """What it is in process 0; all processes call it together."""
+  """Returns what it is in process 0; all processes call it together."""
   return bool(multihost_utils.broadcast_one_to_all(np.int32(flag)))
 
 
 def broadcast_from_main(tree: Any) -> Any:
-  """Process 0's arrays, on the host, in all processes; all call it together."""
+  """Returns process 0's arrays, on the host; all processes call it together."""
   if not is_multiprocess():
     return tree
   there = multihost_utils.broadcast_one_to_all(tree)  # without 64 bits
@@ -35,13 +35,13 @@ def broadcast_from_main(tree: Any) -> Any:
 
 
 def check_same(values: Mapping[str, str]) -> None:
-  """Compares, entry by entry, what must be the same in all; all call it together.
+  """Checks that all processes have the same values; all call it together.
 
   Args:
-    values: what it is ("flags") -> anything short that tells, such as a hash.
+    values: name ("flags") -> the value, or a hash of it.
 
   Raises:
-    ConfigError: in all processes, a line for each entry that differs in some.
+    ConfigError: in all processes, with a line for each value that differs in some.
   """
   if not is_multiprocess():
     return
@@ -60,6 +60,6 @@ def check_same(values: Mapping[str, str]) -> None:
 
 
 def barrier() -> None:
-  """Waits until all processes are here."""
+  """Waits until all processes call it."""
   if is_multiprocess():
     multihost_utils.sync_global_devices("ssil_jax")

@@ -1,134 +1,186 @@
-"""How the processes of a run find each other: flags, SLURM, or a TPU pod."""
+"""How the processes of a run join each other, by `jax.distributed`, and how they end.
 
-import atexit
+The flags, SLURM or a TPU pod say which processes there are. jax lets them meet, and aborts
+all when process 0 is gone or when one has been silent for a minute. What is added here is a
+message and an exit code wherever jax leaves the time to give one.
+"""
+
+import concurrent.futures
 import contextlib
+import math
 import os
 import re
-import sys
-from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+import socket
+import threading
+from collections.abc import Iterator
+from typing import Any
 
 import jax
-from jax._src import cloud_tpu_init  # the one place that tells; no public name has it
 
 from ssil_jax.config import Config
-from ssil_jax.distributed.peers import Meeting, Peers, meet
-from ssil_jax.errors import ConfigError, UserError
+from ssil_jax.errors import ConfigError, LostProcessError
 
-_HEARTBEAT_SECONDS = 60  # without any, jax takes a process for dead, and aborts the others
-_LOSS_SECONDS = 5  # between a failed collective and the news of why it failed
+START_SECONDS = 300.0  # enough to start all processes by hand
+_HEARTBEAT_SECONDS = 60  # jax aborts all when it has not heard of one for so long
+_SHUTDOWN_SECONDS = 90  # or when one that ends has waited so long for the others
+_FAREWELL_SECONDS = 5.0  # how long one with an error waits for others that have it too
 
-
-class Launch(NamedTuple):
-  """How this process belongs to a run of several."""
-
-  meeting: Meeting
-  local_devices: list[int]  # accelerators of its machine that it uses; empty for all
+# How jax's errors begin when another process is gone.
+_LOSS = re.compile(r"UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED|.*(Gloo|NCCL|nccl)")
 
 
-def find_launch(config: Config) -> Launch | None:
-  """What --coordinator_address or SLURM says; None for a process of its own."""
+def find_launch(config: Config) -> dict[str, Any] | None:
+  """Returns what `jax.distributed.initialize` needs to know; None for a single process."""
   if config.coordinator_address:
-    meeting = Meeting(config.coordinator_address, config.num_processes, config.process_id)
-    return Launch(meeting, [])
-  # Also set, but 1, in the shell of an allocation, whose other tasks do not exist yet.
+    return {
+      "coordinator_address": config.coordinator_address,
+      "num_processes": config.num_processes,
+      "process_id": config.process_id,
+      "cluster_detection_method": "deactivate",
+    }
+  # Also set, but 1, where jax would wait for tasks that do not exist: `salloc` may give a
+  # shell that is a step itself, with SLURM_NTASKS of the allocation.
   if int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
-    return _slurm_launch(os.environ)
+    return {
+      "num_processes": int(os.environ["SLURM_STEP_NUM_TASKS"]),
+      "local_device_ids": _slurm_gpus(),
+      "cluster_detection_method": "slurm",
+    }
+  # jax sets it on a Cloud TPU VM, unless JAX_PLATFORMS says otherwise.
+  if "tpu" in (jax.config.jax_platforms or ""):
+    return {}
   return None
 
 
-def _slurm_launch(env: Mapping[str, str]) -> Launch:
-  """Of a task of `srun`: as many processes as tasks, a machine's GPUs dealt out to them."""
-  # node07 of "node[07-12,15],other3"
-  start, number, end = re.match(
-    r"([^,\[]*)(?:\[([^,\-\]]+)[^\]]*\]([^,\[]*))?", env["SLURM_STEP_NODELIST"]
-  ).groups(default="")
-  # Steps of one job may run beside each other.
-  port = 61440 + (int(env["SLURM_JOB_ID"]) + 997 * int(env["SLURM_STEP_ID"])) % 4096
-  meeting = Meeting(
-    f"{start}{number}{end}:{port}",
-    int(env["SLURM_STEP_NUM_TASKS"]),
-    int(env["SLURM_PROCID"]),
-  )
-  # "4(x2),3": of the machines of the step
-  tasks = max(map(int, re.findall(r"(?:^|,)(\d+)", env["SLURM_STEP_TASKS_PER_NODE"])))
-  place = int(env["SLURM_LOCALID"])
+def _slurm_gpus() -> list[int]:
+  """Returns which of the visible GPUs are this SLURM task's; none for all."""
+  # "4(x2),3": tasks of the machines of the step. All take as many GPUs.
+  per_machine = re.findall(r"(?:^|,)(\d+)", os.environ["SLURM_STEP_TASKS_PER_NODE"])
+  tasks, place = max(map(int, per_machine)), int(os.environ["SLURM_LOCALID"])
   if tasks == 1:
-    return Launch(meeting, [])
-  if "CUDA_VISIBLE_DEVICES" not in env:
-    return Launch(meeting, [place])
-  share = len(env["CUDA_VISIBLE_DEVICES"].split(",")) // tasks
-  # With none for each, SLURM has bound its own to every task.
-  return Launch(meeting, list(range(place * share, (place + 1) * share)))
+    return []
+  if "CUDA_VISIBLE_DEVICES" not in os.environ:
+    return [place]
+  share = len(os.environ["CUDA_VISIBLE_DEVICES"].split(",")) // tasks
+  # With less than one for each, SLURM has given every task its own.
+  return list(range(place * share, (place + 1) * share))
 
 
 @contextlib.contextmanager
-def connected(config: Config) -> Iterator[None]:
-  """Joins the other processes of the run, if there are any, until all have left the block.
+def connected(config: Config, *, start_seconds: float = START_SECONDS) -> Iterator[None]:
+  """Joins the other processes of the run, if there are any, for the length of the block.
 
-  Call it before anything else touches jax. Where the block fails in one of several
-  processes, the program ends with the error's exit code without waiting for the others.
+  Call it before anything else touches jax. A program that ends with an error in one of
+  several processes should do so by `os._exit`: jax would wait for the others at exit.
+
+  Args:
+    config: whose flags may name the processes.
+    start_seconds: how long to wait for the others.
 
   Raises:
-    ConfigError: the processes do not find each other, or were started differently.
+    ConfigError: the processes do not find each other.
     LostProcessError: another one ended within the block.
   """
   launch = find_launch(config)
-  peers = None
-  try:
-    if launch is None:
-      _connect_tpu_pod()
-    else:
-      peers, address = meet(launch.meeting)
-      jax.distributed.initialize(
-        address,
-        launch.meeting.num_processes,
-        launch.meeting.process_id,
-        local_device_ids=launch.local_devices,
-        cluster_detection_method="deactivate",
-        heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
-      )
-    with _losses_named(peers):
-      yield
-    if peers:
-      peers.part()
-  except BaseException as error:
-    if jax.distributed.is_initialized():
-      # Before jax's farewell, which was registered earlier and waits for the others.
-      atexit.register(_end, getattr(error, "exit_code", 1))
-    if peers:
-      peers.leave(str(error) or type(error).__name__)
-    raise
-
-
-def _end(exit_code: int) -> None:
-  sys.stdout.flush()
-  sys.stderr.flush()
-  os._exit(exit_code)
-
-
-@contextlib.contextmanager
-def _losses_named(peers: Peers | None) -> Iterator[None]:
-  """Raises LostProcessError for what follows from the end of another process."""
+  if launch is not None:
+    _join(launch, start_seconds)
   try:
     yield
-  except Exception as error:
-    known = isinstance(error, UserError)
-    lost = peers and peers.wait_for_loss(0 if known else _LOSS_SECONDS)
-    # A mistake of all processes is better told by each than by the first that found it.
-    if lost and (lost.died or not known):
-      raise lost from error
+  except BaseException as error:
+    if jax.distributed.is_initialized() and (loss := _loss(error)):
+      raise LostProcessError(
+        "another process of this run ended early, or its machine is gone: see its output, "
+        f"and rerun the command in all to resume from the last checkpoint ({loss})"
+      ) from error
+    if jax.distributed.is_initialized() and hasattr(error, "exit_code"):
+      _leave_together()
     raise
 
 
-def _connect_tpu_pod() -> None:
-  """On a Cloud TPU VM, joins the other hosts of its slice."""
-  platforms = jax.config.jax_platforms or "tpu"
-  if not cloud_tpu_init.running_in_cloud_tpu_vm or "tpu" not in platforms:
-    return
+def _join(launch: dict[str, Any], seconds: float) -> None:
+  joined = concurrent.futures.Future()
+
+  def join():
+    try:
+      jax.distributed.initialize(
+        **launch,
+        # jax aborts the process when it gives up, so this has to give up first.
+        initialization_timeout=math.ceil(seconds) + 60,
+        heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
+        shutdown_timeout_seconds=_SHUTDOWN_SECONDS,
+      )
+      joined.set_result(None)
+    except Exception as error:
+      joined.set_exception(error)
+
+  # Not this thread, which could neither give up nor obey Ctrl-C.
+  threading.Thread(target=join, daemon=True).start()
+  address = launch.get("coordinator_address")
   try:
-    jax.distributed.initialize(heartbeat_timeout_seconds=_HEARTBEAT_SECONDS)
+    joined.result(seconds)
+  except TimeoutError:
+    raise ConfigError(_who_is_missing(launch, seconds)) from None
   except ValueError:
-    pass  # a TPU, but none that tells of its hosts: there is one
-  except RuntimeError as error:
-    raise ConfigError(f"the hosts of this TPU do not find each other: {error}") from error
+    if launch:
+      raise
+    # A TPU, but none that tells of its hosts: there is one.
+  except (RuntimeError, OSError) as error:
+    if address and launch["process_id"] == 0:
+      raise ConfigError(
+        f"port {address.rpartition(':')[2]} of --coordinator_address={address} cannot be "
+        f"used on this machine ({_first_line(error)}): choose another"
+      ) from error
+    hint = (
+      "; if this TPU has one host, give --coordinator_address=localhost:8482 "
+      "--num_processes=1 --process_id=0"
+    )
+    raise ConfigError(
+      f"the processes do not find each other: {_first_line(error)}{'' if launch else hint}"
+    ) from error
+
+
+def _who_is_missing(launch: dict[str, Any], seconds: float) -> str:
+  address, count = launch.get("coordinator_address"), launch.get("num_processes")
+  if not address:
+    return (
+      f"not all {f'{count} tasks of this SLURM step' if launch else 'hosts of this TPU'} "
+      f"came within {seconds:.0f} seconds: see the output of the others"
+    )
+  host, _, port = address.rpartition(":")
+  reason = ""
+  try:
+    socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+  except OSError as error:
+    reason = f" ({error.strerror or error})"
+  return (
+    f"process {launch['process_id']} did not meet all others at --coordinator_address="
+    f"{address}{reason} within {seconds:.0f} seconds: start all, with --num_processes="
+    f"{count} and each with a --process_id of its own, and give an address of process 0 "
+    "that all can reach"
+  )
+
+
+def _loss(error: BaseException | None) -> str:
+  """Returns what jax said of the end of another process, if the error comes from that."""
+  while error is not None:
+    # pmap's own path raises the same as ValueError.
+    if isinstance(error, (jax.errors.JaxRuntimeError, ValueError)):
+      text = _first_line(error)
+      if _LOSS.match(text):
+        return text
+    error = error.__cause__ or error.__context__
+  return ""
+
+
+def _leave_together() -> None:
+  """Waits a little for the others, which may be ending for the same reason.
+
+  Without process 0, jax aborts them, perhaps before they have said what it is.
+  """
+  thread = threading.Thread(target=jax.distributed.shutdown, daemon=True)
+  thread.start()
+  thread.join(_FAREWELL_SECONDS)
+
+
+def _first_line(error: BaseException) -> str:
+  return str(error).partition("\n")[0][:200] or type(error).__name__

@@ -1,4 +1,4 @@
-"""Signals that end a run, at a moment that suits it; of several processes, all together."""
+"""Signals that end a run between two steps, in all of its processes after the same one."""
 
 import os
 import signal
@@ -57,17 +57,17 @@ class Interrupts:
 
 
 def stops_together() -> bool:
-  """Whether jax takes SIGTERM, for `stop_reached`, and must not be deprived of it."""
+  """Returns whether jax handles SIGTERM, for `stop_reached`; nothing else may then."""
   return jax.distributed.is_initialized()
 
 
 def ask_to_stop() -> None:
-  """Has `stop_reached` become true soon, in all processes."""
+  """Makes `stop_reached` return true soon, in all processes."""
   os.kill(os.getpid(), signal.SIGTERM)
 
 
 def stop_reached(step: int) -> bool:
-  """Whether all processes stop before this step, since SIGTERM came to one of them.
+  """Returns whether all processes stop before this step, because one received SIGTERM.
 
   Args:
     step: steps done in the whole run; every process asks before every step.
@@ -76,7 +76,7 @@ def stop_reached(step: int) -> bool:
 
 
 class SharedInterrupts:
-  """As `Interrupts`, where jax takes SIGTERM and tells all processes; a context manager."""
+  """Like `Interrupts`, where jax handles SIGTERM and tells all processes of it."""
 
   def __init__(self, notice: str = "all processes stop after this step"):
     """Says `notice` at Ctrl-C."""
@@ -106,5 +106,5 @@ class SharedInterrupts:
 
 
 def interrupts() -> Interrupts | SharedInterrupts:
-  """What suits the run; after the processes have found each other."""
+  """Returns the one that fits the run; call it when the processes have joined."""
   return SharedInterrupts() if stops_together() else Interrupts()

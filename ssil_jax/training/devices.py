@@ -42,7 +42,7 @@ def prepare_cpu_devices(config: Config) -> None:
   eight, or fewer if the batch sizes are not multiples of that; one in each of several
   processes, which may share a machine. Accelerators are not affected.
   """
-  if launch.find_launch(config):
+  if launch.find_launch(config) is not None:
     split_cpu(config.num_devices or 1)
     return
   shared = math.gcd(config.batch_size_new, config.batch_size_memory)

@@ -1,18 +1,20 @@
 """Runs of several processes: how they start, what they share, how they end."""
 
 import json
+import re
 import signal
+import socket
 
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from launch import LONGEST, ROOT, ends, output, started, wait_until
+from launch import LONGEST, ROOT, ends, free_port, output, started, wait_until
 from rich.console import Console
 
 from ssil_jax import methods
 from ssil_jax.config import make_config
 from ssil_jax.distributed import launch
-from ssil_jax.distributed.peers import LostProcessError
+from ssil_jax.errors import LostProcessError
 from ssil_jax.training import loop
 
 SCRIPT = ROOT / "tests" / "several.py"
@@ -32,52 +34,30 @@ def launch_of(monkeypatch, *, flags=None, **env):
 def slurm(**changes):
   return {
     "SLURM_JOB_ID": "100000",
-    "SLURM_STEP_ID": "0",
     "SLURM_STEP_NUM_TASKS": "8",
-    "SLURM_STEP_NODELIST": "node[07-08]",
+    "SLURM_STEP_NODELIST": "localhost",
     "SLURM_STEP_TASKS_PER_NODE": "4(x2)",
+    "SLURM_NTASKS": "8",
     "SLURM_PROCID": "5",
     "SLURM_LOCALID": "1",
     **changes,
   }
 
 
-def test_one_process_needs_no_launch(monkeypatch):
+def test_one_process_does_not_wait_for_others(monkeypatch):
   assert launch_of(monkeypatch) is None
-  # A batch script's own shell, or `srun --pty bash`.
+  # A batch script's own shell, or `salloc`: a step of one task in a job of eight.
   assert launch_of(monkeypatch, **slurm(SLURM_STEP_NUM_TASKS="1")) is None
 
 
 def test_flags_come_before_slurm(monkeypatch):
   flags = {"coordinator_address": "a:1", "num_processes": 3, "process_id": 2}
-  assert launch_of(monkeypatch, flags=flags, **slurm()) == (("a:1", 3, 2), [])
-
-
-def test_slurm_tells_of_its_tasks(monkeypatch):
-  (address, count, number), local = launch_of(monkeypatch, **slurm())
-  assert address == f"node07:{61440 + 100000 % 4096}"
-  assert (count, number, local) == (8, 5, [1])
-  (other, _, _), _ = launch_of(monkeypatch, **slurm(SLURM_STEP_ID="1"))
-  assert other != address
+  found = launch_of(monkeypatch, flags=flags, **slurm())
+  assert found == {**flags, "cluster_detection_method": "deactivate"}
 
 
 @pytest.mark.parametrize(
-  ("nodes", "first"),
-  [
-    ("node001", "node001"),
-    ("node001,host2", "node001"),
-    ("node[001-015],host2", "node001"),
-    ("n-3-[7,9-15],host2", "n-3-7"),
-    ("rack[1-2]-gpu,host2", "rack1-gpu"),
-  ],
-)
-def test_the_first_node_of_a_slurm_step(monkeypatch, nodes, first):
-  meeting, _ = launch_of(monkeypatch, **slurm(SLURM_STEP_NODELIST=nodes))
-  assert meeting.address.rpartition(":")[0] == first
-
-
-@pytest.mark.parametrize(
-  ("tasks", "visible", "place", "devices"),
+  ("tasks", "visible", "place", "gpus"),
   [
     ("1(x2)", "0,1,2,3", "0", []),  # all of the node
     ("4(x2)", "0,1,2,3", "3", [3]),
@@ -87,11 +67,125 @@ def test_the_first_node_of_a_slurm_step(monkeypatch, nodes, first):
     ("2", None, "1", [1]),
   ],
 )
-def test_gpus_of_a_slurm_task(monkeypatch, tasks, visible, place, devices):
+def test_gpus_of_a_slurm_task(monkeypatch, tasks, visible, place, gpus):
   env = slurm(SLURM_STEP_TASKS_PER_NODE=tasks, SLURM_LOCALID=place)
   if visible is not None:
     env["CUDA_VISIBLE_DEVICES"] = visible
-  assert launch_of(monkeypatch, **env).local_devices == devices
+  assert launch_of(monkeypatch, **env)["local_device_ids"] == gpus
+
+
+def task_of_slurm(number):
+  return slurm(
+    SLURM_STEP_NUM_TASKS="2",
+    SLURM_NTASKS="2",
+    SLURM_PROCID=str(number),
+    SLURM_LOCALID=str(number),
+    SLURM_STEP_TASKS_PER_NODE="2",
+  )
+
+
+def host_of_tpu(number):
+  """As Google Kubernetes Engine tells of the hosts of a slice."""
+  return {
+    "JAX_PLATFORMS": "tpu,cpu",
+    "JAX_FORCE_TPU_INIT": "1",
+    "TPU_LIBRARY_PATH": __file__,  # there is one
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost,localhost",
+    "TPU_WORKER_ID": str(number),
+    "MEGASCALE_COORDINATOR_ADDRESS": "localhost",
+    "MEGASCALE_NUM_SLICES": "1",
+    "MEGASCALE_SLICE_ID": "0",
+  }
+
+
+@pytest.mark.parametrize("env", [task_of_slurm, host_of_tpu])
+def test_a_cluster_tells_who_the_processes_are(tmp_path, env):
+  port = {"JAX_COORDINATOR_PORT": str(free_port())}
+
+  def each(number):
+    return [], {**env(number), **port}
+
+  with started(2, "join", script=SCRIPT, log_folder=tmp_path, each=each) as processes:
+    assert ends(processes, 60) == [0, 0], output(tmp_path, 0) + output(tmp_path, 1)
+  assert [output(tmp_path, number) for number in (0, 1)] == ["joined True"] * 2
+
+
+# What keeps them from joining each other.
+
+
+def ends_of(tmp_path, *launches):
+  """Exit code and last line of processes, started with (address, count, number) each."""
+
+  def each(number):
+    names = ("coordinator_address", "num_processes", "process_id", "start_seconds")
+    values = (*launches[number], 6)
+    return [f"--{name}={v}" for name, v in zip(names, values, strict=True)], {}
+
+  count = len(launches)
+  with started(count, "join", script=SCRIPT, log_folder=tmp_path, each=each) as processes:
+    codes = ends(processes, 60)
+  texts = [output(tmp_path, number) for number in range(count)]
+  return [(code, text.splitlines()[-1]) for code, text in zip(codes, texts, strict=True)]
+
+
+@pytest.mark.parametrize(
+  ("host", "reason"),
+  [("127.0.0.1", "Connection refused"), ("no-such-host.invalid", "not known|resolution")],
+)
+def test_an_address_without_a_process_0(tmp_path, host, reason):
+  address = f"{host}:{free_port()}"
+  ((code, text),) = ends_of(tmp_path, (address, 2, 1))
+  assert code == 2
+  assert re.match(
+    rf"process 1 did not meet .* --coordinator_address={address} \(.*({reason})", text
+  )
+
+
+def test_a_port_that_another_program_uses(tmp_path):
+  with socket.create_server(("", 0)) as other:
+    address = f"127.0.0.1:{other.getsockname()[1]}"
+    (code, text), (other_code, other_text) = ends_of(
+      tmp_path, (address, 2, 0), (address, 2, 1)
+    )
+  assert code == other_code == 2
+  assert f"of --coordinator_address={address} cannot be used on this machine" in text
+  assert other_text.startswith(
+    "process 1 did not meet all others at --coordinator_address="
+  )
+
+
+def test_a_process_that_does_not_come(tmp_path):
+  address = f"127.0.0.1:{free_port()}"
+  for code, text in ends_of(tmp_path, (address, 3, 0), (address, 3, 2)):
+    assert code == 2
+    assert "within 6 seconds: start all, with --num_processes=3 and" in text
+
+
+def test_a_number_given_twice(tmp_path):
+  address = f"127.0.0.1:{free_port()}"
+  (code, text), *twins = ends_of(
+    tmp_path, (address, 3, 0), (address, 3, 1), (address, 3, 1)
+  )
+  assert code == 2
+  assert "and each with a --process_id of its own" in text
+  # jax aborts the first one that came.
+  assert sorted(code for code, _ in twins) == [-signal.SIGABRT, 2]
+
+
+def test_another_number_of_processes(tmp_path):
+  arguments = ["--dataset=digits", f"--workdir={tmp_path / 'run'}"]
+  address = f"--coordinator_address=127.0.0.1:{free_port()}"
+
+  def each(number):
+    return [address, f"--num_processes={2 + number}", f"--process_id={number}"], {}
+
+  with started(2, *arguments, log_folder=tmp_path, each=each) as processes:
+    codes = ends(processes, 60)
+  texts = [output(tmp_path, number) for number in (0, 1)]
+  assert codes == [2, 2], texts
+  for text in texts:
+    assert text.startswith("error: process 1 has other num_processes than process 0: start")
 
 
 # What they do together.
@@ -113,13 +207,13 @@ def test_processes_gather_and_agree(tmp_path):
     ]
 
 
-def test_a_death_ends_the_others(tmp_path):
+def test_a_death_ends_the_other(tmp_path):
   with started(2, "run_on", script=SCRIPT, log_folder=tmp_path) as processes:
     wait_until(lambda: "running" in output(tmp_path, 0), processes)
     processes[1].kill()
     assert ends(processes, 60) == [LOST, -signal.SIGKILL], output(tmp_path, 0)
   last = output(tmp_path, 0).splitlines()[-1]
-  assert last.startswith("process 1 ended without a word (killed, or its machine is gone):")
+  assert last.startswith("another process of this run ended early, or its machine is gone")
 
 
 def test_a_signal_to_one_stops_all_at_the_same_step(tmp_path):
@@ -132,12 +226,18 @@ def test_a_signal_to_one_stops_all_at_the_same_step(tmp_path):
   assert first.startswith("stopped at step ")
 
 
-def test_a_mistake_of_one_ends_all(tmp_path):
-  with started(2, "run_on", "--seed=1", script=SCRIPT, log_folder=tmp_path) as processes:
+def test_a_mistake_in_one_ends_all(tmp_path):
+  with started(2, "fail_in_one", script=SCRIPT, log_folder=tmp_path) as processes:
     assert ends(processes, 60) == [LOST, 2], output(tmp_path, 0)
-  mistake = "cannot read image 7.jpg: mend it"
-  assert output(tmp_path, 1).splitlines() == ["running", mistake]
-  assert output(tmp_path, 0).splitlines()[-1] == f"process 1 stopped: {mistake}"
+  assert output(tmp_path, 1).splitlines() == ["running", "cannot read image 7.jpg"]
+  assert "another process of this run ended early" in output(tmp_path, 0)
+
+
+def test_a_mistake_in_all_is_told_by_each(tmp_path):
+  with started(3, "fail_in_all", script=SCRIPT, log_folder=tmp_path) as processes:
+    assert ends(processes, 60) == [2] * 3, output(tmp_path, 0)
+  for number in range(3):
+    assert output(tmp_path, number).splitlines() == ["running", "cannot read image 7.jpg"]
 
 
 # Whole runs.
@@ -188,10 +288,9 @@ def test_two_processes_though_killed_do_what_one_does(tmp_path):
     processes[0].kill()
     killed, other = ends(processes, 60)
   assert killed == -signal.SIGKILL
-  # jax aborts a process without process 0, and may be faster than its own last word.
+  # jax aborts a process without process 0, and may be faster.
   assert other in (LOST, -signal.SIGABRT), output(tmp_path, 1)
-  if other == LOST:
-    assert "process 0 ended without a word" in output(tmp_path, 1)
+  assert re.search("another (process|task)", output(tmp_path, 1))
   assert {r["state"] for r in records(pair)} == {1}
 
   with resumed() as processes:
