@@ -24,7 +24,7 @@ _SECONDS_AFTER_SIGTERM = 30
 def in_processes(
   batches: grain.IterDataset, num_processes: int, *, ahead: int
 ) -> grain.IterDataset:
-  """The same batches, made by other processes.
+  """Has other processes make the batches.
 
   Their iterators raise DataError when a worker process has died.
 
@@ -81,7 +81,7 @@ class _WatchedIterator(grain.DatasetIterator):
         raise
       raise DataError(
         f"a worker process of --input_processes={self._num_processes} "
-        f"{_how_it_died(int(died[1]))}; the same command continues, with fewer of them or "
+        f"{_how_it_died(int(died[1]))}; rerun the command to resume, with fewer of them or "
         "--input_processes=0 if memory was short"
       ) from error
 

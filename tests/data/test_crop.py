@@ -248,14 +248,11 @@ def compare(files, *, crops_each, seed=0):
   for data in files:
     pillow = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
     for _ in range(crops_each):
-      draws, boxes = rng.random(crop.DRAWS_SHAPE), []
-
-      def choose_box(width, height, draws=draws, boxes=boxes):
-        boxes.append(crop.random_resized_box(width, height, draws))
-        return boxes[-1]
-
-      ours = crop.resize(decode.read_box(data, choose_box), 224)
-      random_crops.append(psnr(ours, pillow_resized(pillow, boxes[0], 224)))
+      image = decode.EncodedImage(data)
+      draws = rng.random(crop.DRAWS_SHAPE)
+      box = crop.random_resized_box(image.width, image.height, draws)
+      ours = crop.resize(image.read(box), 224)
+      random_crops.append(psnr(ours, pillow_resized(pillow, box, 224)))
     ours = crop.central_square(decode.read_rgb(data), 224, short_side=256)
     central.append(psnr(ours, pillow_central(pillow, 224, 256)))
   return random_crops, central

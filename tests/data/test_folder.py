@@ -11,7 +11,7 @@ from folders import GREEN, RED, config_of, encode, folder_of, noise, open_folder
 from PIL import Image
 
 from ssil_jax.data import fingerprint
-from ssil_jax.data.images import decode
+from ssil_jax.data.encoded import EncodedImages
 from ssil_jax.data.images.augment import Augmentation
 from ssil_jax.data.opening import open_dataset
 from ssil_jax.data.sources.folder import Files
@@ -216,7 +216,7 @@ def test_large_images_stay_file_names(large):
   ]
   assert dataset.train.labels.tolist() == [1, 1, 0, 0]
   data = (folder / "b" / "0.jpg").read_bytes()
-  assert dataset.train.images.decode(2, bytes) == data
+  assert dataset.train.images.open(2).data == data
   assert dataset.random_resized_crop
   assert dataset.augmentation == Augmentation(max_shift=0, flip=True)
 
@@ -273,7 +273,7 @@ def test_a_file_that_is_gone_is_named(large):
   path = large / "train" / "a" / "1.jpg"
   path.unlink()
   with pytest.raises(DataError, match=f"cannot read image {path}: No such file"):
-    dataset.train.images.decode(1, decode.read_rgb)
+    dataset.train.images.open(1).read()
 
 
 def test_a_large_truncated_image_is_named(large):
@@ -281,7 +281,7 @@ def test_a_large_truncated_image_is_named(large):
   path = large / "train" / "b" / "0.jpg"
   path.write_bytes(path.read_bytes()[:-30])
   with pytest.raises(DataError, match=f"cannot read image {path}: "):
-    dataset.train.images.decode(2, decode.read_rgb)
+    dataset.train.images.open(2).read()
 
 
 def test_the_fingerprint_is_that_of_the_files_wherever_they_lie(large, tmp_path):
@@ -357,7 +357,7 @@ def test_names_of_any_bytes_and_lengths_are_found_again(tmp_path):
   assert [images.name(record) for record in range(len(images))] == expected
   for record, path in enumerate(expected):
     with open(path, "rb") as file:
-      assert images.decode(record, bytes) == file.read()
+      assert images.open(record).data == file.read()
 
 
 def test_a_store_of_many_files_is_small():
@@ -399,8 +399,8 @@ def test_only_the_files_asked_for_are_checked(tmp_path):
   for name, content in (("0", encode(noise(9, 9))), ("1", b"text"), ("2", b"")):
     (tmp_path / name).write_bytes(content)
   store = store_of({tmp_path.name: ["0", "1", "2"]}, tmp_path.parent)
-  store.check(np.array([0, 0]))
+  EncodedImages(store, np.array([0, 0])).check_headers()
   with pytest.raises(DataError, match=f"cannot read image {tmp_path / '1'}: not a JPEG"):
-    store.check(np.array([0, 1, 2]))
+    EncodedImages(store, np.array([0, 1, 2])).check_headers()
   with pytest.raises(DataError, match=f"cannot read image {tmp_path / '2'}"):
-    store.check(np.array([0, 2, 1]))
+    EncodedImages(store, np.array([0, 2, 1])).check_headers()

@@ -78,19 +78,6 @@ def root(prepared, tmp_path):
   return shutil.copytree(prepared, tmp_path / "data")
 
 
-@pytest.fixture
-def decoded(monkeypatch):
-  """The lengths of the images that are decoded whole."""
-  lengths, read_rgb = [], decode.read_rgb
-
-  def read(data, **options):
-    lengths.append(len(data))
-    return read_rgb(data, **options)
-
-  monkeypatch.setattr(decode, "read_rgb", read)
-  return lengths
-
-
 def version_of(root):
   return root / "imagenet2012" / "5.1.0"
 
@@ -134,31 +121,33 @@ def test_a_standard_imagenet2012_is_read(root):
   classes = np.repeat(np.arange(NUM_CLASSES), [3, 2, 3])
   assert dataset.train.labels.tolist() == np.argsort(order)[classes].tolist()
   for record, (shard, i) in enumerate(found):
-    assert dataset.train.images.decode(record, bytes) == jpeg((0, shard, i))
+    assert dataset.train.images.open(record).data == jpeg((0, shard, i))
   # Those without labels are not the test images.
-  assert dataset.test.images.decode(0, bytes) == jpeg((1, 0, 1))
+  assert dataset.test.images.open(0).data == jpeg((1, 0, 1))
   assert len(dataset.test.labels) == 3
 
 
-def test_labels_are_read_once(root, monkeypatch):
+def test_labels_are_read_once(root, capsys):
   first = open_imagenet(root)
   path = version_of(root) / "labels.npy"
   assert np.load(path).tolist() == [2, 0, 1, 0, 1, 2, 2, 0, 1, 0, 2]
-  monkeypatch.setattr(tfds_source, "_index", None)
+  assert "labels of train" in capsys.readouterr().err
   again = open_imagenet(root)
+  assert capsys.readouterr().err == ""
   assert np.array_equal(again.train.labels, first.train.labels)
   assert fingerprint.parts(again) == fingerprint.parts(first)
 
 
 def test_labels_of_a_directory_that_cannot_be_written_are_kept_elsewhere(
-  root, tmp_path, monkeypatch
+  root, tmp_path, monkeypatch, capsys
 ):
   monkeypatch.setattr(os, "access", lambda path, mode: False)
   monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
   first = open_imagenet(root)
   assert not (version_of(root) / "labels.npy").exists()
-  monkeypatch.setattr(tfds_source, "_index", None)
+  capsys.readouterr()
   assert np.array_equal(open_imagenet(root).train.labels, first.train.labels)
+  assert capsys.readouterr().err == ""
 
 
 def test_a_version_directory_can_be_given_itself(root):
@@ -304,12 +293,12 @@ def test_a_damaged_report_of_the_preparation(root):
   assert_refused(root, "prepare.json is damaged")
 
 
-def test_labels_that_can_be_kept_nowhere(root, tmp_path, monkeypatch):
+def test_labels_that_can_be_kept_nowhere(root, tmp_path, monkeypatch, capsys):
   monkeypatch.setattr(os, "access", lambda path, mode: False)
   (tmp_path / "file").touch()
   monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-  monkeypatch.setattr(tfds_source, "_index", None)  # said before that costs time
   assert_refused(root, "labels cannot be kept in", "XDG_CACHE_HOME")
+  assert capsys.readouterr().err == ""  # said before they are read
 
 
 def test_more_shards_than_files_may_be_open(root, monkeypatch):
@@ -383,7 +372,7 @@ def test_a_corrupt_record_that_is_met_in_training(root):
     1:
   ]  # the first one of its class is in the other shard
   with pytest.raises(DataError, match=f"cannot read image 1 of shard {path}"):
-    dataset.train.images.decode(second, decode.read_rgb)
+    dataset.train.images.open(second).read()
 
 
 def test_every_record_is_decoded_once(root, decoded):

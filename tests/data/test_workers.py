@@ -51,8 +51,8 @@ def test_the_death_of_a_worker_is_an_error_at_once():
       list(batches)
     assert time.monotonic() - started < 30  # it is 1; without an end it would be for ever
   assert str(caught.value) == (
-    "a worker process of --input_processes=2 was killed by SIGKILL; the same command "
-    "continues, with fewer of them or --input_processes=0 if memory was short"
+    "a worker process of --input_processes=2 was killed by SIGKILL; rerun the command to "
+    "resume, with fewer of them or --input_processes=0 if memory was short"
   )
   assert multiprocessing.active_children() == []
 
@@ -60,7 +60,7 @@ def test_the_death_of_a_worker_is_an_error_at_once():
 SCRIPT = """
 import multiprocessing, time
 import numpy as np
-from ssil_jax.data import feed
+from ssil_jax.data import loader
 
 class Numbers:
   def __len__(self): return 100_000

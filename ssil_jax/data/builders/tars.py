@@ -35,7 +35,7 @@ def members(
   *,
   inside: Member | None = None,
 ) -> Iterator[Member]:
-  """The files of an uncompressed tar, in its order, hidden ones left out.
+  """Yields the files of an uncompressed tar, in its order, hidden ones left out.
 
   Args:
     path: the file.
@@ -83,7 +83,7 @@ def members(
 
 
 def unpack_gzip(packed: bytes) -> bytes:
-  """What is in a .gz; raises OSError, EOFError or zlib.error if it is damaged or vast."""
+  """Unpacks a .gz; raises OSError, EOFError or zlib.error if it is damaged or vast."""
   with gzip.GzipFile(fileobj=io.BytesIO(packed)) as file:
     content = file.read(_MOST_UNPACKED + 1)
   if len(content) > _MOST_UNPACKED:
@@ -92,7 +92,7 @@ def unpack_gzip(packed: bytes) -> bytes:
 
 
 def read_member(tar: tarfile.TarFile, name: str) -> bytes:
-  """The content of a member; raises ValueError if it is missing or no file."""
+  """Reads a member; raises ValueError if it is missing or no file."""
   try:
     file = tar.extractfile(name)
   except KeyError as error:
@@ -111,7 +111,7 @@ class Table(NamedTuple):
 
   @classmethod
   def of(cls, found: Iterable[Member]) -> "Table":
-    """The members in the order given."""
+    """Makes a table of the members in the order given."""
     found = list(found)
     return cls(
       name=np.array(
@@ -123,11 +123,11 @@ class Table(NamedTuple):
 
   @classmethod
   def join(cls, tables: Sequence["Table"]) -> "Table":
-    """All of them, one table after another."""
+    """Puts one table after another."""
     return cls(*map(np.concatenate, zip(*tables, strict=True)))
 
   def take(self, rows: np.ndarray) -> "Table":
-    """The rows of an index array or a mask."""
+    """Returns the rows of an index array or a mask."""
     return Table(*(column[rows] for column in self))
 
 

@@ -24,7 +24,8 @@ from PIL import Image, ImageOps
 
 from ssil_jax.data import builders
 from ssil_jax.data.builders import recode, shards
-from ssil_jax.data.builders.found import Findings, Found, Records
+from ssil_jax.data.builders.base import count_shards
+from ssil_jax.data.builders.found import Deviations, Records
 from ssil_jax.data.images import decode as decode_lib
 from ssil_jax.data.images import jpeg
 from ssil_jax.data.sources import labels
@@ -119,9 +120,8 @@ def test_the_number_of_shards(tmp_path, images, image_bytes, expected):
     columns = [np.zeros(n, np.int8)] * 4
     return Records(*columns, np.full(n, image_bytes), {}, ())
 
-  builder = builders.make_builder("imagenet", tmp_path)
-  splits = {str(n): records(n) for n in images}
-  counts = builder._count_shards(Found((), {}, splits, None, ()))
+  shard_bytes = builders.make_builder("imagenet", tmp_path).shard_bytes
+  counts = count_shards({str(n): records(n) for n in images}, shard_bytes)
   assert tuple(counts.values()) == expected
   assert sum(expected) <= 256
 
@@ -153,9 +153,8 @@ def test_a_prepared_directory_is_not_prepared_again(imagenet, tmp_path):
 
 def test_a_kill_at_the_very_end_leaves_nothing(imagenet, tmp_path):
   builder = prepare(imagenet, tmp_path / "data")
-  work = shards.WorkFolder(pathlib.Path(builder.data_dir))
-  (work.path / "plan.json").write_text("{}")
-  work.close()
+  with shards.WorkFolder(pathlib.Path(builder.data_dir)) as work:
+    (work.path / "plan.json").write_text("{}")
   assert work.path.exists()
   assert not builder.prepare(imagenet, PARTIAL, archives.QUIET)
   assert not work.path.exists()
@@ -207,8 +206,8 @@ def _without_counts(folder, data_dir):
   builder = builders.make_builder("imagenet", data_dir)
   find = builder._find
 
-  def find_partial(folder, findings, display):
-    return find(folder, Findings(PARTIAL), display)
+  def find_partial(folder, deviations, progress):
+    return find(folder, Deviations(PARTIAL), progress)
 
   builder._find = find_partial
   builder.prepare(folder, builders.Options(), archives.QUIET)
@@ -262,11 +261,11 @@ import archives
 
 recode = imagenet.Imagenet._recode
 seen = []
-def recode_or_die(self, image, recoding):
+def recode_or_die(self, image, **recoding):
   seen.append(image)
   if len(seen) == 8:  # in the fifth shard of six
     os.kill(os.getpid(), signal.SIGKILL)
-  return recode(self, image, recoding)
+  return recode(self, image, **recoding)
 imagenet.Imagenet._recode = recode_or_die
 folder, data_dir = map(pathlib.Path, sys.argv[1:])
 archives.prepare("imagenet", folder, data_dir, shard_bytes=2500)
@@ -387,10 +386,9 @@ def test_failing_to_write_the_info_keeps_the_shards(imagenet, tmp_path, monkeypa
 
 def test_two_preparations_at_once(imagenet, tmp_path):
   (tmp_path / "data").mkdir()
-  work = shards.WorkFolder(tmp_path / "data" / "imagenet" / "1.0.0")
-  with pytest.raises(DataError, match="is in use: another process"):
+  in_use = pytest.raises(DataError, match="is in use: another process")
+  with shards.WorkFolder(tmp_path / "data" / "imagenet" / "1.0.0"), in_use:
     prepare(imagenet, tmp_path / "data")
-  work.close()
   prepare(imagenet, tmp_path / "data")
 
 
@@ -402,7 +400,7 @@ def test_a_lock_that_fails_leaves_no_descriptor(tmp_path, monkeypatch, error):
   monkeypatch.setattr("fcntl.flock", fail)
   before = os.listdir("/proc/self/fd") if os.path.exists("/proc/self/fd") else []
   with pytest.raises((DataError, KeyboardInterrupt)) as caught:
-    shards.WorkFolder(tmp_path / "1.0.0")
+    shards.WorkFolder(tmp_path / "1.0.0").__enter__()
   if isinstance(error, OSError):
     assert "cannot be written: No locks available" in str(caught.value)
   assert (os.listdir("/proc/self/fd") if before else []) == before
@@ -423,15 +421,14 @@ def test_a_damaged_work_folder(imagenet, tmp_path, name):
     with pytest.raises(DataError, match=f"{work / name} is damaged: remove"):
       prepare(imagenet, tmp_path / "data")
     return
-  folder = shards.WorkFolder(work.with_name("1.0.0"))
-  (work / "x").write_text("")
-  (work / name).write_text("{}")
-  with pytest.raises(DataError, match=f"{work / name} is damaged: remove {work / 'x'}"):
-    folder.account("x")
-  # Of an earlier version, which has noted no hash of the images.
-  (work / name).write_text('{"left_out": [], "remarks": []}')
-  assert folder.account("x") == shards.Account(content=None)
-  folder.close()
+  with shards.WorkFolder(work.with_name("1.0.0")) as folder:
+    (work / "x").write_text("")
+    (work / name).write_text("{}")
+    with pytest.raises(DataError, match=f"{work / name} is damaged: remove {work / 'x'}"):
+      folder.report("x")
+    # Of an earlier version, which has noted no hash of the images.
+    (work / name).write_text('{"left_out": [], "remarks": []}')
+    assert folder.report("x") == shards.ShardReport(content=None)
 
 
 # Failed writes.
@@ -443,7 +440,7 @@ def test_a_write_that_fails_is_noticed(tmp_path):
   resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
   try:
     with pytest.raises(DataError, match=f"{tmp_path} cannot be written: .*File too large"):
-      shards.ShardWriter().write(tmp_path / "x", ((i, bytes(10_000)) for i in range(5)))
+      shards.write_shard(tmp_path / "x", (bytes(10_000) for _ in range(5)))
   finally:
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
@@ -456,7 +453,7 @@ def test_a_full_disk_keeps_the_finished_shards(imagenet, tmp_path):
   # Only the shard with the large image does not fit: others have 128 KiB.
   resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, before[1]))
   try:
-    with pytest.raises(DataError, match="cannot be written: .*the same command continues"):
+    with pytest.raises(DataError, match="cannot be written: .*rerun the command to resume"):
       prepare(folder, tmp_path / "data")
   finally:
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -509,7 +506,7 @@ def decode(data):
 
 def test_untouched_bytes():
   for data in (image(1), image(1, "L"), image(1, progressive=True), image(1, quality=30)):
-    assert recode.recode_photo(data, recode.Recoding()) == (data, None)
+    assert recode.recode_photo(data) == (data, None)
 
 
 @pytest.mark.parametrize(
@@ -522,7 +519,7 @@ def test_untouched_bytes():
   ids=["cmyk", "png", "webp"],
 )
 def test_what_is_converted(data, reason):
-  stored = recode.recode_photo(data, recode.Recoding())
+  stored = recode.recode_photo(data)
   assert stored.remark == reason
   pixels = decode(stored.data)
   assert jpeg.read_header(stored.data)[2:5] == (3, 8, 8)  # RGB, 4:4:4
@@ -540,12 +537,12 @@ def test_what_is_converted(data, reason):
   ids=["surplus", "revision", "scan"],
 )
 def test_what_libjpeg_warns_of_is_kept_and_remarked_on(data):
-  stored = recode.recode_photo(data, recode.Recoding())
+  stored = recode.recode_photo(data)
   assert stored == (data, "kept, though libjpeg warns of its bytes")
   with pytest.raises(recode.CorruptImage):  # it breaks off, too
-    recode.recode_photo(data[: len(data) * 2 // 3], recode.Recoding())
+    recode.recode_photo(data[: len(data) * 2 // 3])
   if shutil.which("jpegtran"):
-    marked = recode.recode_photo(data, recode.Recoding(restart_markers=True))
+    marked = recode.recode_photo(data, restart_markers=True)
     assert marked.remark == stored.remark
     assert jpeg.read_header(marked.data).num_indexed
     expected = decode_lib.read_rgb(data, strict=False)
@@ -557,14 +554,14 @@ def test_odd_chroma_sampling_is_kept():
   ppm = image(3, file_format="PPM")
   command = ["cjpeg", "-quality", "100", "-sample", "2x2,2x1,1x1"]
   data = subprocess.run(command, input=ppm, capture_output=True, check=True).stdout
-  stored = recode.recode_photo(data, recode.Recoding())
+  stored = recode.recode_photo(data)
   assert stored == (data, None)
 
 
 def test_resize_makes_the_short_side_as_long(tmp_path):
   for width, height, size in [(200, 120, (160, 96)), (96, 300, None), (97, 97, (96, 96))]:
     data = image(5, width=width, height=height)
-    stored = recode.recode_photo(data, recode.Recoding(resize=96))
+    stored = recode.recode_photo(data, resize=96)
     header = jpeg.read_header(stored.data)
     assert (header.width, header.height) == (size or (width, height))
     assert header.mcu_width == (8 if size else 16)
@@ -585,7 +582,7 @@ def test_resize_makes_the_short_side_as_long(tmp_path):
   ids=["420", "444", "gray", "progressive 422", "rgb", "small"],
 )
 def test_restart_markers_keep_the_pixels(data):
-  stored = recode.recode_photo(data, recode.Recoding(restart_markers=True))
+  stored = recode.recode_photo(data, restart_markers=True)
   header = jpeg.read_header(stored.data)
   assert header.one_scan
   assert header.num_indexed
@@ -608,8 +605,7 @@ def test_images_stay_upright(mode, file_format, orientation, resize, restart_mar
   data = image(
     4, mode, file_format, quality=100, subsampling=0, exif=exif.tobytes(), **shape
   )
-  recoding = recode.Recoding(resize, restart_markers)
-  stored = recode.recode_photo(data, recoding)
+  stored = recode.recode_photo(data, resize=resize, restart_markers=restart_markers)
   with Image.open(io.BytesIO(data)) as turned:
     expected = ImageOps.exif_transpose(turned).convert("RGB")
   if resize:
@@ -641,7 +637,7 @@ def test_images_stay_upright(mode, file_format, orientation, resize, restart_mar
 )
 def test_restart_intervals_are_about_64_pixels(width, options, interval):
   data = image(1, width=width, height=32, **options)
-  stored = recode.recode_photo(data, recode.Recoding(restart_markers=True))
+  stored = recode.recode_photo(data, restart_markers=True)
   assert jpeg.read_header(stored.data).restart_interval == interval
 
 
@@ -662,11 +658,10 @@ def test_an_image_that_cannot_be_marked_is_kept(tmp_path, monkeypatch, script, w
   program.write_text(f"#!/bin/sh\n{script.format(other=other)}\n")
   program.chmod(0o755)
   monkeypatch.setattr(recode, "_jpegtran", lambda: str(program))
-  recoding = recode.Recoding(restart_markers=True)
   data = image(3)
   kept = f"kept without restart markers: {why}"
-  assert recode.recode_photo(data, recoding) == (data, kept)
-  converted = recode.recode_photo(image(3, "CMYK"), recoding)
+  assert recode.recode_photo(data, restart_markers=True) == (data, kept)
+  converted = recode.recode_photo(image(3, "CMYK"), restart_markers=True)
   assert converted.remark == f"CMYK, made RGB; {kept}"
 
 

@@ -9,7 +9,7 @@ import pytest
 from archives import GOLDFISH, PARTIAL, SHARK, TENCH, image, report_of, validation_name
 
 from ssil_jax.data import builders
-from ssil_jax.data.builders.found import Findings
+from ssil_jax.data.builders.found import Deviations
 from ssil_jax.data.builders.imagenet import _check_train
 from ssil_jax.errors import DataError
 
@@ -204,11 +204,11 @@ def test_the_counts_of_classes():
   for i, wnid in enumerate(wnids[895:]):
     counts[wnid] = 1120 + (i < 67)
   counts[wnids[-1]] -= sum(counts.values()) - 1_281_167
-  _check_train(counts, counts, Findings(builders.Options()))
+  _check_train(counts, counts, Deviations(builders.Options()))
 
   def error(changed, devkit=counts):
     with pytest.raises(DataError) as caught:
-      _check_train(counts | changed, devkit, Findings(builders.Options()))
+      _check_train(counts | changed, devkit, Deviations(builders.Options()))
     return str(caught.value)
 
   assert "1,281,166 images instead of 1,281,167" in error({TENCH: 1299})
