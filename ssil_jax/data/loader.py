@@ -6,7 +6,7 @@ which records a batch holds is decided by `sampling.py`, from counters alone.
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import grain
@@ -137,7 +137,7 @@ def prefetched(
   *,
   start: int = 0,
   num_processes: int = 0,
-) -> grain.DatasetIterator:
+) -> Iterator[Any]:
   """Makes batches start, start + 1, ... and sends them in the background.
 
   Work begins with the first one asked for; `close` of the iterator ends it.
@@ -158,9 +158,10 @@ def prefetched(
   made = grain.MapDataset.source(batches)[start:].to_iter_dataset(options)
   if num_processes:
     made = workers.in_processes(made, num_processes, ahead=_BATCHES_AHEAD)
-  return iter(
-    ThreadPrefetchIterDataset(made.map(to_device), prefetch_buffer_size=_BATCHES_ON_DEVICE)
+  sent = ThreadPrefetchIterDataset(
+    made.map(to_device), prefetch_buffer_size=_BATCHES_ON_DEVICE
   )
+  return workers.watched(iter(sent), num_processes)
 
 
 def random_crop(

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 
-import grain
 import numpy as np
 import pytest
 
@@ -127,6 +126,5 @@ def test_other_errors_stay_as_they_are():
     def __getitem__(self, number):
       raise RuntimeError("out of wits")
 
-  watched = workers._Watched(grain.MapDataset.source(Failing()).to_iter_dataset(), 1)
   with pytest.raises(RuntimeError, match="out of wits"):
-    next(iter(watched))
+    list(loader.prefetched(Failing(), as_they_are, num_processes=1))

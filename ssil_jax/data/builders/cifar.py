@@ -5,7 +5,6 @@ import hashlib
 import io
 import pathlib
 import tarfile
-import zlib
 from typing import Any
 
 import numpy as np
@@ -82,7 +81,7 @@ class Cifar100(ArchiveBuilder, skip_registration=True):
           for level, count in _NUM_CLASSES.items()
         }
         images = {split: _read_images(tar, split) for split in _PER_CLASS}
-    except (OSError, EOFError, tarfile.TarError, zlib.error, ValueError) as error:
+    except tars.UNPACKING_ERRORS as error:
       raise DataError(f"{archive.path} is damaged ({error}): download it again") from error
     md5 = hashlib.md5(packed).hexdigest()
     if md5 != _MD5:

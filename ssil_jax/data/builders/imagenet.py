@@ -4,7 +4,6 @@ import io
 import pathlib
 import re
 import tarfile
-import zlib
 from collections.abc import Mapping
 
 import numpy as np
@@ -104,16 +103,7 @@ def _read_devkit(path: pathlib.Path) -> tuple[list[str], dict[str, int]]:
       if synset["ILSVRC2012_ID"] <= _NUM_CLASSES
     }
     return [wnids[i] for i in ids], counts
-  except (
-    OSError,
-    EOFError,
-    tarfile.TarError,
-    zlib.error,
-    KeyError,
-    IndexError,
-    ValueError,
-    TypeError,
-  ) as error:
+  except (*tars.UNPACKING_ERRORS, LookupError, TypeError) as error:
     raise DataError(f"{path} is damaged ({error}): download it again") from error
 
 

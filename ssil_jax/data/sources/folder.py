@@ -1,11 +1,12 @@
 """A folder of images: `DIR/train/CLASS/*` and `DIR/test/CLASS/*` (or `DIR/val`)."""
 
+import dataclasses
 import hashlib
 import os
 import pathlib
 import stat
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import ClassVar
 
 import numpy as np
 
@@ -118,35 +119,19 @@ def _list_split(folder: pathlib.Path, class_names: tuple[str, ...]) -> tuple[Spl
   return Split(EncodedImages(files, np.arange(len(labels))), labels), ignored
 
 
+@dataclasses.dataclass(frozen=True)
 class Files:
-  """A `Store` of image files in the folders of their classes."""
+  """A `Store` of N image files in the folders of their classes."""
 
-  has_checksums = False
-  was_verified = False
-  content = None
+  has_checksums: ClassVar[bool] = False
+  was_verified: ClassVar[bool] = False
+  content: ClassVar[None] = None
 
-  def __init__(
-    self,
-    directory: pathlib.Path,
-    folders: Sequence[str],
-    folder_of_file: np.ndarray,
-    names: bytes,
-    name_ends: np.ndarray,
-  ):
-    """Takes N files.
-
-    Args:
-      directory: that holds the folders of the classes.
-      folders: of the classes, by name.
-      folder_of_file: int32 [N].
-      names: all file names, one after another, without separators.
-      name_ends: int64 [N], where each of them ends.
-    """
-    self.directory = directory
-    self._folders = tuple(map(os.fsencode, folders))
-    self._folder_of_file = folder_of_file
-    self._names = names
-    self._name_ends = name_ends
+  directory: pathlib.Path  # that holds the folders of the classes
+  folders: tuple[str, ...]  # of the classes, by name
+  folder_of_file: np.ndarray  # int32 [N]
+  names: bytes  # all file names, one after another, without separators
+  name_ends: np.ndarray  # int64 [N], where each of them ends
 
   def read(self, number: int, num_bytes: int | None = None) -> bytes:
     path = self.name(number)
@@ -169,11 +154,12 @@ class Files:
       raise BadImage(path, error.strerror) from error
 
   def name(self, number: int) -> str:
-    return os.path.join(self.directory, self._relative_name(number))
+    (name,) = self._relative_names(np.array([number]))
+    return os.path.join(self.directory, os.fsdecode(name))
 
   def digest(self) -> bytes:
-    digest = hashlib.blake2b(self._names)
-    digest.update(self._name_ends.tobytes())
+    digest = hashlib.blake2b(self.names)
+    digest.update(self.name_ends.tobytes())
     return digest.digest()
 
   def sizes(self, numbers: np.ndarray) -> np.ndarray:
@@ -217,14 +203,10 @@ class Files:
 
   def _relative_names(self, numbers: np.ndarray) -> list[bytes]:
     """Returns CLASS/FILE of each, as the system has it."""
-    ends = self._name_ends[numbers].tolist()
-    starts = np.where(numbers > 0, self._name_ends[numbers - 1], 0).tolist()
-    owners = self._folder_of_file[numbers].tolist()
+    ends = self.name_ends[numbers].tolist()
+    starts = np.where(numbers > 0, self.name_ends[numbers - 1], 0).tolist()
+    owners = self.folder_of_file[numbers].tolist()
     return [
-      b"%b/%b" % (self._folders[owner], self._names[start:end])
+      b"%b/%b" % (os.fsencode(self.folders[owner]), self.names[start:end])
       for start, end, owner in zip(starts, ends, owners, strict=True)
     ]
-
-  def _relative_name(self, number: int) -> str:
-    (name,) = self._relative_names(np.array([number]))
-    return os.fsdecode(name)
