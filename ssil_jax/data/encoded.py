@@ -2,7 +2,9 @@
 
 import dataclasses
 import functools
+import hashlib
 import pathlib
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
@@ -42,6 +44,12 @@ def hash_rows(numbers: np.ndarray) -> np.ndarray:
     result = (result ^ (result >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     result ^= result >> np.uint64(31)
   return result
+
+
+def hash_names(names: Iterable[bytes]) -> np.ndarray:
+  """Returns a hash, int64 [n], of each name."""
+  hashes = [hashlib.blake2b(name, digest_size=8).digest() for name in names]
+  return np.frombuffer(b"".join(hashes), np.int64)
 
 
 class Store(Protocol):

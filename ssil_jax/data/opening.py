@@ -1,6 +1,5 @@
 """Data sets, by the name that `--dataset` takes."""
 
-import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 
@@ -114,13 +113,11 @@ def _open_encoded(
   notes: tuple[str, ...] = ()
   if config.verify_data and not was_verified and not (size and size <= LARGEST_RESIDENT):
     verification = verify.verify(images, check_interrupt)
-    with_contents = {
-      name: split._replace(
-        images=dataclasses.replace(split.images, contents=verification.contents[name])
-      )
+    found = {
+      name: split._replace(images=verification.images[name])
       for name, split in splits.items()
     }
-    kept = leave_out_bad(with_contents, verification.bad, images)
+    kept = leave_out_bad(found, verification.bad, images)
     size, notes = size or natural_size(verification.sizes["train"]), verification.notes
     if size > LARGEST_RESIDENT:
       notes += describe_sizes(images, verification.sizes, size)

@@ -5,6 +5,7 @@ that photos replaced under the same names are recognized as other data: the next
 at sizes and times of change alone. Bad images stop the run, or are left out of it.
 """
 
+import dataclasses
 import hashlib
 import io
 import json
@@ -85,7 +86,7 @@ class Verification(NamedTuple):
   """What is known of all images once they were decoded, by split."""
 
   bad: Mapping[str, Bad]
-  contents: Mapping[str, np.ndarray]  # uint64 [N], a hash of each image's bytes
+  images: Mapping[str, EncodedImages]  # all of them, with their `contents`
   sizes: Mapping[str, np.ndarray]  # int32 [N, 2], width and height; 0 x 0 of a bad one
   notes: tuple[str, ...]  # for the user
 
@@ -123,7 +124,10 @@ def verify(
   problems = [memory.problem for memory in memories.values() if memory.problem]
   return Verification(
     bad,
-    {name: found["content"].copy() for name, found in entries.items()},
+    {
+      name: dataclasses.replace(images, contents=entries[name]["content"].copy())
+      for name, images in splits.items()
+    },
     {name: found["size"].copy() for name, found in entries.items()},
     tuple(problems[:1]),
   )

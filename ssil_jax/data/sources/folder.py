@@ -12,7 +12,7 @@ import numpy as np
 
 from ssil_jax.config import Config
 from ssil_jax.data.dataset import Source, Split
-from ssil_jax.data.encoded import BadImage, EncodedImages, hash_rows
+from ssil_jax.data.encoded import BadImage, EncodedImages, hash_names, hash_rows
 from ssil_jax.errors import DataError
 
 _LAYOUT = "an image folder is DIR/train/CLASS/* and DIR/test/CLASS/* (or DIR/val)"
@@ -166,12 +166,7 @@ class Files:
     return np.ascontiguousarray(self._statuses(numbers)[:, 0])
 
   def stamps(self, numbers: np.ndarray) -> np.ndarray:
-    hashes = [
-      hashlib.blake2b(name, digest_size=8).digest()
-      for name in self._relative_names(numbers)
-    ]
-    names = np.frombuffer(b"".join(hashes), np.int64)
-    statuses = self._statuses(numbers)
+    names, statuses = hash_names(self._relative_names(numbers)), self._statuses(numbers)
     stamps = hash_rows(np.column_stack([names, statuses]))
     return np.where(statuses[:, 0] < 0, 0, stamps)
 

@@ -25,7 +25,7 @@ from tensorflow_datasets.proto import tf_example_generated_pb2
 from ssil_jax.config import Config
 from ssil_jax.data import cache as cache_lib
 from ssil_jax.data.dataset import Source, Split
-from ssil_jax.data.encoded import BadImage, EncodedImages, hash_rows
+from ssil_jax.data.encoded import BadImage, EncodedImages, hash_names, hash_rows
 from ssil_jax.data.images.augment import IMAGENET_NORMALIZATION
 from ssil_jax.data.resident import natural_size, read_sizes
 from ssil_jax.data.sources import labels
@@ -195,25 +195,26 @@ class Records:
     return f"{place} of shard {self._paths[shard]}"
 
   def digest(self) -> bytes:
-    shards = [(path.name, path.stat().st_size) for path in self._paths]
+    sizes = self._statuses()[:, 0].tolist()
+    shards = [(path.name, size) for path, size in zip(self._paths, sizes, strict=True)]
     return hashlib.blake2b(json.dumps(shards).encode()).digest()
 
   def sizes(self, numbers: np.ndarray) -> np.ndarray:
     shards = np.searchsorted(self._ends, numbers, side="right")
-    return np.array([path.stat().st_size for path in self._paths], np.int64)[shards]
+    return self._statuses()[shards, 0]
 
   def stamps(self, numbers: np.ndarray) -> np.ndarray:
     shards = np.searchsorted(self._ends, numbers, side="right")
     places = numbers - np.concatenate([[0], self._ends[:-1]])[shards]
-    statuses = [path.stat() for path in self._paths]
-    states = [(s.st_size, s.st_mtime_ns, s.st_ctime_ns) for s in statuses]
-    hashes = [
-      hashlib.blake2b(os.fsencode(path.name), digest_size=8).digest()
-      for path in self._paths
-    ]
-    names = np.frombuffer(b"".join(hashes), np.int64)
-    of_shards = hash_rows(np.column_stack([names, np.array(states, np.int64)]))
-    return hash_rows(np.column_stack([of_shards.astype(np.int64)[shards], places]))
+    names = hash_names(os.fsencode(path.name) for path in self._paths)
+    states = hash_rows(np.column_stack([names, self._statuses()])).astype(np.int64)
+    return hash_rows(np.column_stack([states[shards], places]))
+
+  def _statuses(self) -> np.ndarray:
+    """Returns int64 [shards, 3]: sizes and times of change, in ns."""
+    found = [path.stat() for path in self._paths]
+    rows = [(s.st_size, s.st_mtime_ns, s.st_ctime_ns) for s in found]
+    return np.array(rows, np.int64)
 
   def _feature(self, number: int, name: str) -> Any:
     example = tf_example_generated_pb2.Example.FromString(self._source[number])
@@ -294,7 +295,7 @@ def _prepare(config: Config) -> str:
 def _what_is_there(root: pathlib.Path, names: tuple[str, ...]) -> str:
   for name in names:
     for unfinished in root.glob(f"{name}/.preparing_*"):
-      return f"{unfinished} is half prepared: rerun the command to resume"
+      return f"{unfinished} is half prepared: rerun prepare.py to resume"
   complete = sorted(
     str(path.parent.relative_to(root))
     for pattern in (f"*/*/{_INFO}", f"*/*/*/{_INFO}")
