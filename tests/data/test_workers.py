@@ -108,14 +108,28 @@ def test_workers_end_when_their_main_process_is_killed(tmp_path):
 @pytest.mark.parametrize(
   ("code", "expected"),
   [
-    (-9, "was killed by SIGKILL"),
     (-15, "was killed by SIGTERM"),
     (-63, "was killed by signal 63"),
     (1, "ended with exit code 1"),
   ],
 )
 def test_how_a_worker_died_is_said(code, expected):
-  assert workers._how_it_died(code) == expected
+  class Dying:
+    closed = False
+
+    def __iter__(self):
+      yield 1
+      raise RuntimeError(
+        f"Worker process was terminated unexpectedly with exit code {code}"
+      )
+
+    def close(self):
+      self.closed = True
+
+  dying = Dying()
+  with pytest.raises(DataError, match=f"of --input_processes=3 {expected}; rerun the"):
+    list(workers.watched(dying, 3))
+  assert dying.closed
 
 
 def test_other_errors_stay_as_they_are():
