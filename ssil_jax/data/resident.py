@@ -61,7 +61,7 @@ def read_sizes(
   if len(all_bad) == len(images):
     raise DataError(
       f"none of {len(images)} training images can be read; the first one is "
-      f"{images.name(0)}: {all_bad[0].text}"
+      f"{images.name(0)}: {all_bad[0]}"
     )
   return sizes
 

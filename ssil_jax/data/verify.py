@@ -1,14 +1,13 @@
 """Every image is decoded once before training, so that a bad one is known by its name.
 
-What was found is remembered in the user's cache, a hash of each image's bytes included, so
-that photos replaced under the same names are recognized as other data: the next run looks
-at sizes and times of change alone. Bad images stop the run, or are left out of it.
+The good ones are remembered in the user's cache, by a hash of their bytes, so that photos
+replaced under the same names are recognized as other data: the next run looks at sizes and
+times of change alone. Bad images stop the run, or are left out of it.
 """
 
+import contextlib
 import dataclasses
 import hashlib
-import io
-import json
 import os
 import pathlib
 import time
@@ -22,7 +21,6 @@ from rich.console import Console
 from ssil_jax.data import cache
 from ssil_jax.data.dataset import Split
 from ssil_jax.data.encoded import BadImage, EncodedImages
-from ssil_jax.data.images import decode
 from ssil_jax.errors import DataError
 from ssil_jax.progress import ProgressBars
 from ssil_jax.system import usable_cores, write_bytes
@@ -34,20 +32,13 @@ _NAMED = 5  # bad images in a message
 _LIST = "bad_images.txt"
 _VERIFIED = "verified"
 _DIGEST_BYTES = 16
-_RULES = 3  # another number if other images are refused than before, or more is remembered
-# What is remembered of an image: its stamp in the store, a hash of its bytes, and its size
-# in pixels, or 0 x 0 if it is bad.
+_RULES = b"3"  # another one if other images are refused than before, or more is remembered
+# What is remembered of a good image: its stamp in the store, a hash of its bytes, and its
+# size in pixels.
 _ENTRY = np.dtype([("stamp", np.uint64), ("content", np.uint64), ("size", np.int32, 2)])
 
 
-class Reason(NamedTuple):
-  """Why an image is bad."""
-
-  text: str
-  lasting: bool  # it lies in its bytes, and not in how they could be read just now
-
-
-Bad = dict[int, Reason]  # by record
+Bad = dict[int, str]  # record -> why it is bad
 
 
 def read_each(
@@ -69,8 +60,7 @@ def read_each(
       try:
         read(record)
       except BadImage as error:
-        lasting = isinstance(error.__cause__, decode.ImageError)
-        bad[record] = Reason(error.reason, lasting)
+        bad[record] = error.reason
     return bad
 
   chunks = [records[start : start + _CHUNK] for start in range(0, len(records), _CHUNK)]
@@ -95,7 +85,7 @@ def verify(
   splits: Mapping[str, EncodedImages],
   check_interrupt: Callable[[], None] = lambda: None,
 ) -> Verification:
-  """Decodes the images of which it is not known yet whether they are bad.
+  """Decodes the images of which it is not known yet that they are good.
 
   Args:
     splits: their images.
@@ -107,20 +97,20 @@ def verify(
     for directory in {images.store.directory for images in splits.values()}
   }
   entries: dict[str, np.ndarray] = {}
-  bad: dict[str, Bad] = {}
   unknown: dict[str, np.ndarray] = {}
   for name, images in splits.items():
     # Before any image is read: one that changes meanwhile is then decoded again.
     stamps = images.store.stamps(images.numbers)
     memory = memories[images.store.directory]
-    entries[name], bad[name], unknown[name] = memory.recall(stamps)
+    entries[name], unknown[name] = memory.recall(stamps)
+  bad: dict[str, Bad] = {name: {} for name in splits}
   if total := sum(map(len, unknown.values())):
     console = Console(stderr=True, quiet=total < _SHOWN)
     with ProgressBars(console, check_interrupt) as bars:
       advance = bars.add("decoding every image, once", total, "images")
       for name, images in splits.items():
         memory = memories[images.store.directory]
-        bad[name] |= _decode(images, unknown[name], entries[name], memory, advance)
+        bad[name] = _decode(images, unknown[name], entries[name], memory, advance)
   problems = [memory.problem for memory in memories.values() if memory.problem]
   return Verification(
     bad,
@@ -144,7 +134,8 @@ def _decode(
 
   def read(record: int) -> None:
     image = images.open(record)
-    entries["content"][record] = _hash(image.data, 8)
+    digest = hashlib.blake2b(image.data, digest_size=8).digest()
+    entries["content"][record] = int.from_bytes(digest, "little")
     height, width, _ = image.read().shape
     entries["size"][record] = width, height
 
@@ -152,7 +143,7 @@ def _decode(
   try:
     for chunk, bad in read_each(records, read):
       all_bad |= bad
-      memory.add(entries, chunk, bad)
+      memory.add(entries[np.setdiff1d(chunk, [*bad])])
       if time.monotonic() - last_save > _SECONDS_BETWEEN_SAVES:
         memory.save()
         last_save = time.monotonic()
@@ -162,13 +153,10 @@ def _decode(
   return all_bad
 
 
-def _hash(data: bytes, num_bytes: int) -> int:
-  digest = hashlib.blake2b(data, digest_size=num_bytes).digest()
-  return int.from_bytes(digest, "little")
-
-
 class _Memory:
-  """The `_ENTRY`s of the images of a folder that were decoded, and why some are bad.
+  """The `_ENTRY`s of the images of a folder that were decoded and found good.
+
+  Those of photos that were replaced since stay, for they cost 24 bytes each.
 
   Attributes:
     problem: why they could not be saved, for the user.
@@ -180,66 +168,42 @@ class _Memory:
     self._directory = directory
     self._entries = np.empty(0, _ENTRY)  # sorted by stamp
     self._new: list[np.ndarray] = []  # more of them
-    self._reasons: dict[int, str] = {}  # by stamp
-    try:
-      content = self._path().read_bytes()
-      digest, content = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
-      if int.from_bytes(digest, "little") != _hash(content, _DIGEST_BYTES):
-        return
-      with np.load(io.BytesIO(content), allow_pickle=False) as saved:
-        rules, entries = int(saved["rules"]), saved["entries"]
-        reasons = json.loads(saved["reasons"].tobytes())
-    except (OSError, ValueError, KeyError):
-      return
-    if rules == _RULES and entries.dtype == _ENTRY:
-      self._entries = entries
-      self._reasons = {int(stamp): text for stamp, text in reasons.items()}
+    with contextlib.suppress(OSError):
+      saved = self._path().read_bytes()
+      digest, content = saved[:_DIGEST_BYTES], saved[_DIGEST_BYTES:]
+      if digest == _digest(content):
+        self._entries = np.frombuffer(content, _ENTRY)
 
-  def recall(self, stamps: np.ndarray) -> tuple[np.ndarray, Bad, np.ndarray]:
+  def recall(self, stamps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Looks up images by their stamps, uint64 [N].
 
     Returns:
-      `_ENTRY` [N], the bad ones of those that are known, and int64 [n], the places of those
-      that are not.
+      `_ENTRY` [N], and int64 [n], the places of those that are not known.
     """
     entries = np.zeros(len(stamps), _ENTRY)
     entries["stamp"] = stamps
-    known = np.zeros(len(stamps), bool)
-    if len(self._entries):
-      place = np.searchsorted(self._entries["stamp"], stamps)
-      remembered = self._entries[np.minimum(place, len(self._entries) - 1)]
-      known = remembered["stamp"] == stamps
-      entries[known] = remembered[known]
-    bad = np.flatnonzero(known & np.isin(stamps, np.array([*self._reasons], np.uint64)))
-    reasons = {
-      record: Reason(self._reasons[int(stamps[record])], lasting=True)
-      for record in bad.tolist()
-    }
-    return entries, reasons, np.flatnonzero(~known)
+    if not len(self._entries):
+      return entries, np.arange(len(stamps))
+    place = np.searchsorted(self._entries["stamp"], stamps)
+    remembered = self._entries[np.minimum(place, len(self._entries) - 1)]
+    known = remembered["stamp"] == stamps
+    entries[known] = remembered[known]
+    return entries, np.flatnonzero(~known)
 
-  def add(self, entries: np.ndarray, records: np.ndarray, bad: Bad) -> None:
-    """Remembers some records; `entries` are those of all, `bad` the bad ones of them."""
-    passing = [record for record, reason in bad.items() if not reason.lasting]
-    chosen = entries[np.setdiff1d(records, passing)]
-    self._new.append(chosen[chosen["stamp"] != 0])
-    for record, reason in bad.items():
-      if reason.lasting:
-        self._reasons[int(entries["stamp"][record])] = reason.text
+  def add(self, entries: np.ndarray) -> None:
+    """Remembers the `_ENTRY`s of more images."""
+    self._new.append(entries[entries["stamp"] != 0])
 
   def save(self) -> None:
     """Writes all to the cache, or says in `problem` why it cannot."""
     entries = np.concatenate([self._entries, *self._new])
     _, first = np.unique(entries["stamp"], return_index=True)
     self._entries, self._new = entries[first], []
-    file = io.BytesIO()
-    reasons = np.frombuffer(json.dumps(self._reasons).encode(), np.uint8)
-    np.savez(file, rules=_RULES, entries=self._entries, reasons=reasons)
-    content = file.getvalue()
-    digest = _hash(content, _DIGEST_BYTES).to_bytes(_DIGEST_BYTES, "little")
+    content = self._entries.tobytes()
     try:
       path = self._path()
       path.parent.mkdir(parents=True, exist_ok=True)
-      write_bytes(path, digest + content)
+      write_bytes(path, _digest(content) + content)
     except OSError as error:
       self.problem = (
         "the next run will decode every image again, for this one cannot remember it: "
@@ -249,6 +213,10 @@ class _Memory:
 
   def _path(self) -> pathlib.Path:
     return cache.folder_of(self._directory) / _VERIFIED
+
+
+def _digest(content: bytes) -> bytes:
+  return hashlib.blake2b(content, digest_size=_DIGEST_BYTES, person=_RULES).digest()
 
 
 class Readable(NamedTuple):
@@ -281,7 +249,7 @@ def leave_out_bad(
   """
   skipped = {name: len(bad[name]) for name in splits}
   lines = [
-    f"{images[name].name(record)}: {' '.join(reason.text.split())}"
+    f"{images[name].name(record)}: {' '.join(reason.split())}"
     for name in splits
     for record, reason in sorted(bad[name].items())
   ]
