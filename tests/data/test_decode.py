@@ -48,21 +48,15 @@ def with_frame_size(data, width, height):
 
 @pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:2", "4:2:0"])
 @pytest.mark.parametrize("progressive", [False, True])
-def test_jpeg_is_decoded_as_by_pillow(subsampling, progressive):
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_jpeg_is_decoded_as_by_pillow(subsampling, progressive, mode):
   # Pillow brings libjpeg-turbo, too.
-  data = encode(photo(75, 110), subsampling=subsampling, progressive=progressive)
+  options = {"subsampling": subsampling, "progressive": progressive}
+  data = encode(photo(75, 110), mode=mode, **options)
   pixels = decode.read_rgb(data)
   assert pixels.dtype == np.uint8
   assert pixels.shape == (75, 110, 3)
   np.testing.assert_array_equal(pixels, pillow_rgb(data))
-
-
-def test_gray_jpeg_becomes_equal_channels():
-  data = encode(photo(40, 50), mode="L")
-  pixels = decode.read_rgb(data)
-  assert pixels.shape == (40, 50, 3)
-  np.testing.assert_array_equal(pixels, pillow_rgb(data))
-  assert (pixels == pixels[..., :1]).all()
 
 
 def test_cmyk_jpeg():
@@ -103,19 +97,11 @@ def test_adobe_ycck_jpeg(ink):
 # PNG and WebP.
 
 
-def test_16_bit_gray_png_is_scaled():
-  # 65535 / 257 = 255 and 32896 / 257 = 128; 256 and 65534 are just below 1 and 255.
-  gray = np.array([[0, 257, 256], [32896, 65535, 65534]], np.uint16)
-  pixels = decode.read_rgb(encode(gray, "PNG"))
-  assert pixels.dtype == np.uint8
-  assert pixels.shape == (2, 3, 3)
-  assert pixels[:, :, 1].tolist() == [[0, 1, 0], [128, 255, 254]]
-  assert (pixels == pixels[:, :, :1]).all()
-
-
 @pytest.mark.parametrize(
   ("color_type", "values", "expected"),
   [
+    # 65535 / 257 = 255 and 32896 / 257 = 128; 256 and 65534 are just below 1 and 255.
+    (0, (257, 256, 65534, 32896), [[1] * 3, [0] * 3, [254] * 3, [128] * 3]),
     (2, (65535, 257, 32896, 0, 51400, 771), [[255, 1, 128], [0, 200, 3]]),
     # With transparency, which is dropped.
     (6, (65535, 257, 32896, 77, 0, 51400, 771, 65535), [[255, 1, 128], [0, 200, 3]]),
@@ -124,7 +110,9 @@ def test_16_bit_gray_png_is_scaled():
 )
 def test_16_bit_png_is_scaled(color_type, values, expected):
   row = struct.pack(f">B{len(values)}H", 0, *values)
-  pixels = decode.read_rgb(png(2, 1, zlib.compress(row), bits=16, color_type=color_type))
+  data = png(len(expected), 1, zlib.compress(row), bits=16, color_type=color_type)
+  pixels = decode.read_rgb(data)
+  assert pixels.dtype == np.uint8
   assert pixels.tolist() == [expected]
 
 
@@ -389,6 +377,10 @@ def test_a_truncated_image_is_refused(file_format):
   for kept in [*range(0, last, 97), last]:
     with pytest.raises(decode.ImageError):
       decode.read_rgb(content[:kept])
+    if kept < last:  # a JPEG that only lacks its end is whole enough
+      with pytest.raises(decode.ImageError) as info:
+        decode.read_rgb(content[:kept], strict=False)
+      assert not info.value.tolerable
 
 
 @pytest.mark.parametrize("options", [{}, {"restart_marker_rows": 1}, {"progressive": True}])
@@ -400,15 +392,6 @@ def test_a_jpeg_with_an_overwritten_scan_is_refused(options, place, junk):
   place = start + int(place * (len(content) - start))
   with pytest.raises(decode.ImageError):
     decode.read_rgb(content[:place] + junk + content[place + len(junk) :])
-
-
-def test_a_jpeg_with_a_hole_is_refused_indexed_or_not():
-  content = encode(noise(64, 64), restart_marker_rows=1)
-  for data in (content, jpeg.add_index(content)):
-    with pytest.raises(decode.ImageError):
-      decode.read_rgb(data[:-900] + data[-600:])
-    with pytest.raises(decode.ImageError):
-      decode.read_rgb(data[:-900] + bytes(300) + data[-600:])
 
 
 def damaged_pngs():
@@ -461,15 +444,6 @@ def test_surplus_bytes_between_restart_markers_are_not_tolerable():
   with pytest.raises(decode.ImageError, match="extraneous bytes") as info:
     decode.read_rgb(surplus)
   assert not info.value.tolerable
-
-
-@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP"])
-def test_what_breaks_off_is_refused_strictly_or_not(file_format):
-  content = encode(noise(32, 32), file_format)
-  for kept in (0, len(content) // 2, len(content) - 24):
-    with pytest.raises(decode.ImageError) as info:
-      decode.read_rgb(content[:kept], strict=False)
-    assert not info.value.tolerable
 
 
 # More pixels than there is memory. The data behind these headers are no image's, so that

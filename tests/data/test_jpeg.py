@@ -290,23 +290,6 @@ def test_a_piece_has_the_pixels_of_the_whole(case):
 
 
 @pytest.mark.parametrize("name", ENCODINGS)
-@pytest.mark.parametrize("blocks", [None, 1, 2])
-def test_corners_edges_and_the_whole(name, blocks):
-  # 4 MCUs of 16 columns, or 8 of 8, of which the last is not whole.
-  height, width = 45, 61
-  data = indexed_file(height, width, name, blocks)
-  whole = pixels_of(data)
-  piece = check_piece(data, whole, (0, 0, width, height))
-  assert (piece.left, piece.top) == (0, 0)
-  np.testing.assert_array_equal(pixels_of(piece.data), whole)
-  for x in (0, 1, width // 2, width - 2, width - 1):
-    for y in (0, 1, height // 2, height - 2, height - 1):
-      check_piece(data, whole, (x, y, x + 1, y + 1))
-      check_piece(data, whole, (x, 0, x + 1, height))
-      check_piece(data, whole, (0, y, width, y + 1))
-
-
-@pytest.mark.parametrize("name", ENCODINGS)
 @pytest.mark.parametrize("width", [33, 34, 35, 36, 37])
 def test_a_narrow_last_interval(name, width):
   # libjpeg interpolates chroma only in images of 5 columns or more: a piece of the last
@@ -335,22 +318,6 @@ def test_sampling_factors_of_a_gray_file_mean_nothing(blocks):
   np.testing.assert_array_equal(whole, pixels_of(plain))
   for box in ((0, 0, 61, 45), (20, 20, 30, 30), (60, 44, 61, 45)):
     check_piece(data, whole, box)
-
-
-def test_restart_markers_count_on_across_rows():
-  # 12 rows of 3 intervals: markers go round more than once, in the whole and in pieces.
-  data = indexed_file(96, 24, "4:4:4", blocks=1)
-  whole = pixels_of(data)
-  for box in ((0, 0, 24, 96), (9, 10, 11, 90), (0, 8, 15, 96)):
-    piece = check_piece(data, whole, box)
-    header = jpeg.read_header(piece.data)
-    markers = [
-      piece.data[i + 1] & 15
-      for i in range(header.scan_start, len(piece.data) - 2)
-      if piece.data[i] == 0xFF and 0xD0 <= piece.data[i + 1] <= 0xD7
-    ]
-    assert markers == [n % 8 for n in range(len(markers))]
-    assert len(markers) > 8
 
 
 @pytest.mark.parametrize(

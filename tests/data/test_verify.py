@@ -8,7 +8,7 @@ import pytest
 from folders import encode, noise, open_folder, photo, save
 
 from ssil_jax.data import fingerprint, loader, verify
-from ssil_jax.data.encoded import BadImage, EncodedImages
+from ssil_jax.data.encoded import EncodedImages
 from ssil_jax.data.sources import folder
 from ssil_jax.errors import ConfigError, DataError
 
@@ -86,11 +86,6 @@ def make_enormous(path):
     file.truncate(folder.MAX_BYTES + 1)
 
 
-def make_unreadable(path):
-  path.write_bytes(encode(noise(70, 80)))
-  path.chmod(0)
-
-
 FILES = {
   "folder": (os.mkdir, NOT_A_FILE),
   "named pipe": (os.mkfifo, NOT_A_FILE),
@@ -98,11 +93,6 @@ FILES = {
   "broken link": (lambda path: path.symlink_to("nowhere"), "No such file or directory"),
   "link to itself": (lambda path: path.symlink_to(path), "Too many levels of symbolic"),
   "enormous": (make_enormous, "1073741825 bytes, more than the 1073741824 allowed"),
-  "unreadable": pytest.param(
-    make_unreadable,
-    "Permission denied",
-    marks=pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything"),
-  ),
 }
 
 
@@ -128,20 +118,6 @@ def spoil(root, *places):
 
 
 @pytest.mark.parametrize("open_it", [open_large, open_small])
-def test_all_bad_images_are_counted(large, open_it):
-  spoil(large, "train/c/0.jpg", "test/a/2.jpg", "train/a/3.jpg")
-  message = refusal(open_it, large)
-  named = [
-    f"{large / place}: it is empty"
-    for place in ("train/a/3.jpg", "train/c/0.jpg", "test/a/2.jpg")
-  ]
-  assert message == (
-    f"cannot read 3 of {TOTAL} images (fix or remove them, or leave them out with "
-    f"--skip_bad_records): {'; '.join(named)}"
-  )
-
-
-@pytest.mark.parametrize("open_it", [open_large, open_small])
 @pytest.mark.parametrize("skip", [False, True])
 def test_many_bad_images_are_listed_in_a_file(
   large, open_it, skip, cache_home, tmp_path, monkeypatch
@@ -161,6 +137,11 @@ def test_many_bad_images_are_listed_in_a_file(
   for line in lines[:5]:
     assert line in message
   assert lines[5] not in message
+  if not skip:
+    assert message == (
+      f"cannot read 8 of {TOTAL} images (fix or remove them, or leave them out with "
+      f"--skip_bad_records): {'; '.join(lines[:5])}; and 3 more, all in {path}"
+    )
   (tmp_path / "file").touch()
   monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
   if not skip:
@@ -263,7 +244,7 @@ def test_an_image_that_turns_bad_later_stops_the_run(large, skip, damage):
 # What is remembered.
 
 
-def test_good_images_are_decoded_once(large, decoded):
+def test_good_images_are_decoded_once(large, decoded, capsys):
   path = large / "train" / "c" / "2.jpg"
   path.write_bytes(path.read_bytes()[:-100])
   first = refusal(open_large, large)
@@ -274,16 +255,7 @@ def test_good_images_are_decoded_once(large, decoded):
   assert len(kept.train.images.contents) == TOTAL // 2 - 1
   assert (kept.train.images.contents != 0).all()
   assert decoded[TOTAL:] == [path.read_bytes()] * 2  # the bad one is tried again
-
-
-def test_what_could_not_be_read_is_tried_again(large):
-  path = large / "train" / "c" / "2.jpg"
-  data = path.read_bytes()
-  path.unlink()
-  path.symlink_to(large / "elsewhere")
-  assert "No such file" in refusal(open_large, large)
-  (large / "elsewhere").write_bytes(data)
-  assert len(open_large(large).train.labels) == TOTAL // 2
+  assert capsys.readouterr() == ("", "")  # few images take no time worth showing
 
 
 def comment(path):
@@ -430,11 +402,8 @@ class Memorized:
   def __init__(self, directory, count):
     self.directory, self.read_numbers = directory, []
     self.files = [encode(noise(2, 2, seed=n), "PNG") for n in range(count)]
-    self.failing = None
 
   def read(self, number, num_bytes=None):
-    if number == self.failing:
-      raise BadImage("photo", "Input/output error") from OSError(5, "")
     self.read_numbers.append(number)
     return self.files[number]
 
@@ -476,15 +445,3 @@ def test_the_memory_of_many_images_is_small(tmp_path, cache_home, capsys):
   assert out == ""
   assert "decoding every image, once: 1,000 of 1,000 images" in err
   assert err.count("once") == 2  # at the first pass's begin and end
-
-
-def test_an_error_of_the_disk_is_not_remembered(tmp_path, capsys):
-  store = Memorized(tmp_path, 70)
-  store.failing = 5
-  (bad,) = verify.verify(store.all()).bad.values()
-  assert bad == {5: "Input/output error"}
-  store.failing = None
-  assert verify.verify(store.all()).bad == {"train": {}}
-  assert store.read_numbers.count(5) == 1
-  assert len(store.read_numbers) == 70
-  assert capsys.readouterr() == ("", "")  # few images take no time worth showing

@@ -390,23 +390,20 @@ def test_a_failed_check_leaves_nothing(imagenet, tmp_path):
   assert list((tmp_path / "data" / "imagenet").iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["plan.json", "finished/x.json"])
-def test_a_damaged_work_folder(imagenet, tmp_path, name):
-  work = tmp_path / "data" / "imagenet" / ".preparing_1.0.0"
-  if name == "plan.json":
-    work.mkdir(parents=True)
-    (work / name).write_text("{")
-    with pytest.raises(DataError, match=f"{work / name} is damaged: remove"):
-      prepare(imagenet, tmp_path / "data")
-    return
-  with shards.WorkFolder(work.with_name("1.0.0")) as folder:
-    (work / "x").write_text("")
-    (work / name).write_text("{}")
-    with pytest.raises(DataError, match=f"{work / name} is damaged: remove {work / 'x'}"):
-      folder.report("x")
+def test_a_damaged_work_folder(imagenet, tmp_path):
+  version = tmp_path / "data" / "imagenet" / "1.0.0"
+  with shards.WorkFolder(version) as work:
+    plan, shard, note = (work.path / name for name in ("plan.json", "x", "finished/x.json"))
+    shard.write_text("")
+    note.write_text("{}")
+    with pytest.raises(DataError, match=f"{note} is damaged: remove {shard}"):
+      work.report("x")
     # Of an earlier version, which has noted no hash of the images.
-    (work / name).write_text('{"left_out": [], "remarks": []}')
-    assert folder.report("x") == shards.ShardReport(content=None)
+    note.write_text('{"left_out": [], "remarks": []}')
+    assert work.report("x") == shards.ShardReport(content=None)
+    plan.write_text("{")
+  with pytest.raises(DataError, match=f"{plan} is damaged: remove"):
+    prepare(imagenet, tmp_path / "data")
 
 
 # Failed writes.
