@@ -81,8 +81,7 @@ def profile(argv: list[str]) -> dict[str, float]:
     crop.random_resized_box(*size, row) for size, row in zip(sizes, draws, strict=True)
   ]
   cut_out = [
-    decode.read_box(one, lambda *_, box=box: box)
-    for one, box in zip(data, boxes, strict=True)
+    decode.EncodedImage(one).read(box) for one, box in zip(data, boxes, strict=True)
   ]
   resized = [crop.resize(pixels, input_peers.SIZE) for pixels in cut_out]
 
@@ -95,22 +94,18 @@ def profile(argv: list[str]) -> dict[str, float]:
       passes.append((time.perf_counter() - started) / len(columns[0]) * 1e6)
     return min(passes)
 
-  def take_out(one, box):
-    return decode.read_box(one, lambda *_: box)
-
   return {
     "floor: decode the same bytes whole": least(simplejpeg.decode_jpeg, data),
     "read the record": least(images.store.read, numbers[: len(data)]),
     "read the header": least(jpeg.read_header, data),
     "choose the box": least(crop.random_resized_box, *zip(*sizes, strict=True), draws),
-    "decode the box, header included": least(take_out, data, boxes),
+    "decode the box, header included": least(
+      lambda one, box: decode.EncodedImage(one).read(box), data, boxes
+    ),
     "resample": least(lambda pixels: crop.resize(pixels, input_peers.SIZE), cut_out),
     "stack": least(lambda *_: np.stack(resized), [0]) / len(resized),
     "all of it": least(
-      lambda record, row: images.decode(
-        record,
-        functools.partial(loader._random_crop, size=input_peers.SIZE, draws=row),
-      ),
+      lambda record, row: loader.random_crop(images, record, input_peers.SIZE, row),
       records,
       draws,
     ),

@@ -15,7 +15,7 @@ sys.path.append(str(pathlib.Path(__file__).resolve().parent.parent))
 import numpy as np
 
 from ssil_jax.commands import run
-from ssil_jax.data.images import crop, decode
+from ssil_jax.data.images import crop
 from ssil_jax.data.opening import open_dataset
 
 SIZE = 224
@@ -30,7 +30,7 @@ def main(original: str, resized: str) -> None:
   decibels = []
   for record in range(len(before.train.images)):
     whole, small = (
-      split.images.decode(record, decode.read_rgb) for split in (before.train, after.train)
+      split.images.open(record).read() for split in (before.train, after.train)
     )
     draws = rng.random(crop.DRAWS_SHAPE)
     if whole.shape == small.shape:

@@ -1,10 +1,13 @@
-"""What this process asks of the system: cores, open files, files written whole."""
+"""What this process asks of the system: cores, open files, locks, files written whole."""
 
+import contextlib
+import fcntl
 import json
 import os
 import pathlib
 import platform
 import resource
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from ssil_jax.errors import DataError
@@ -13,7 +16,7 @@ _SPARE_FILES = 200  # descriptors that everything but data shards needs
 
 
 def usable_cores() -> int:
-  """Returns how many CPU cores the process may run on, perhaps a part of them."""
+  """Returns the CPU cores that the process may run on; a scheduler may limit them."""
   if hasattr(os, "sched_getaffinity"):  # not on macOS
     return len(os.sched_getaffinity(0))
   return os.cpu_count() or 1
@@ -37,6 +40,45 @@ def allow_open_files(number: int) -> None:
   resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
+class LockedError(Exception):
+  """Another process has the lock; the text says which, as far as it is known."""
+
+
+@contextlib.contextmanager
+def locked(path: pathlib.Path, warn: Callable[[str], None] | None = None) -> Iterator[None]:
+  """Holds the lock of a file, which is made, while the context lasts.
+
+  The lock goes with the process, however it ends. The file says who had it last.
+
+  Args:
+    path: of the file.
+    warn: called with the reason if the file system has no locks; without it, that is an
+      error.
+
+  Raises:
+    LockedError: another process has it.
+    OSError: the file cannot be written, is a link, or cannot be locked.
+  """
+  # The lock of a folder from elsewhere may be a link to something precious. The file is
+  # open for writing, for NFS refuses to lock anything else.
+  number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+  with open(number, "r+") as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+      raise LockedError(file.read(200).strip()) from error
+    except OSError as error:
+      if warn is None:
+        raise
+      warn(error.strerror)
+    if not os.fstat(number).st_nlink:  # removed by another process before it let go
+      raise LockedError("removed")
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {platform.node()}\n")
+    file.flush()
+    yield
+
+
 def write_json(path: pathlib.Path, value: Any) -> None:
   """Replaces a JSON file as `write_bytes` does."""
   write_bytes(path, json.dumps(value, indent=1, allow_nan=False).encode())
@@ -57,7 +99,7 @@ def write_bytes(path: pathlib.Path, content: bytes) -> None:
 
 
 def _beside(path: pathlib.Path) -> pathlib.Path:
-  """Returns a temporary file in the same folder, named alike as far as there is room."""
+  """Returns a temporary file in the same folder, its name as alike as there is room."""
   # Hosts that share a disk may write the same file at the same time.
   ending = f".{platform.node()}.{os.getpid()}.tmp"
   room = os.pathconf(path.parent, "PC_NAME_MAX") - len(os.fsencode(ending))

@@ -501,42 +501,42 @@ DATA = [
     "text in a file named .png",
     IMAGES,
     "error: cannot read image images/train/cat/1.png: not a JPEG, PNG or WebP image "
-    "(mend or remove it, or leave it out with --skip_bad_records)",
+    "(fix or remove it, or leave it out with --skip_bad_records)",
     images(lambda root: (root / "train/cat/1.png").write_text("cat")),
   ),
   Bad(
     "an empty image file",
     IMAGES,
     "error: cannot read image images/test/dog/1.png: it is empty "
-    "(mend or remove it, or leave it out with --skip_bad_records)",
+    "(fix or remove it, or leave it out with --skip_bad_records)",
     images(lambda root: (root / "test/dog/1.png").write_bytes(b"")),
   ),
   Bad(
     "half an image file",
     IMAGES,
     "error: cannot read image images/train/dog/1.png: image file is truncated "
-    "(mend or remove it, or leave it out with --skip_bad_records)",
+    "(fix or remove it, or leave it out with --skip_bad_records)",
     images(lambda root: halved(root / "train/dog/1.png")),
   ),
   Bad(
     "a JPEG cut off",
     IMAGES,
     "error: cannot read image images/train/dog/1.jpg: Premature end of JPEG file "
-    "(mend or remove it, or leave it out with --skip_bad_records)",
+    "(fix or remove it, or leave it out with --skip_bad_records)",
     images(lambda root: (root / "train/dog/1.jpg").write_bytes(encode(noise(8, 8))[:-40])),
   ),
   Bad(
     "a header of a billion pixels",
     IMAGES,
     "error: cannot read image images/train/dog/1.png: 60000x60000 pixels, more than the "
-    "100000000 allowed (mend or remove it, or leave it out with --skip_bad_records)",
+    "100000000 allowed (fix or remove it, or leave it out with --skip_bad_records)",
     images(lambda root: huge(root / "train/dog/1.png")),
   ),
   Bad(
     "a control character in a name",
     IMAGES,
     "error: cannot read image images/train/cat/\\x1b[31m.png: not a JPEG, PNG or WebP "
-    "image (mend or remove it, or leave it out with --skip_bad_records)",
+    "image (fix or remove it, or leave it out with --skip_bad_records)",
     images(lambda root: (root / "train/cat/\x1b[31m.png").write_text("cat")),
   ),
   Bad(

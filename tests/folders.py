@@ -16,8 +16,7 @@ RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 
 
 def config_of(**values):
-  method = get_method(values.get("method", "ssil"))
-  return config_lib.make_config(values, method)
+  return config_lib.make_config(values, get_method(values.get("method", "ssil")))
 
 
 def open_folder(root, **values):

@@ -21,7 +21,8 @@ from ssil_jax.training.step import AXIS
 
 def together(config):
   mesh = devices.choose_devices(config)
-  own = devices.local_devices(mesh)
+  held = devices.Devices(mesh, model=None)
+  own = held.local
   print("own", list(own), "of", mesh.size, "main" if collectives.is_main() else "")
   total = jax.pmap(
     lambda x, scale: {"sum": jax.lax.psum(scale * x, AXIS), "own": x},
@@ -29,10 +30,10 @@ def together(config):
     devices=list(mesh.devices),
   )
   parts = np.arange(mesh.size * 3.0, dtype=np.float32).reshape(mesh.size, 3)
-  mine = devices.shard(parts[own.start : own.stop], mesh)
-  found = total(mine, devices.replicate(np.float32(2), mesh))
+  mine = held.shard(parts[own.start : own.stop])
+  found = total(mine, held.replicate(np.float32(2)))
   np.testing.assert_array_equal(devices.fetch(found["sum"]), 2 * parts.sum(axis=0))
-  gathered = devices.gather({"x": found["own"]}, mesh)["x"]
+  gathered = held.gather({"x": found["own"]})["x"]
   assert isinstance(gathered, np.ndarray)
   np.testing.assert_array_equal(gathered, parts)
   collectives.barrier()
@@ -53,7 +54,7 @@ def run_on(config):
   step = jax.pmap(
     lambda x: jax.lax.pmean(x, AXIS), axis_name=AXIS, devices=list(mesh.devices)
   )
-  value, number = devices.replicate(np.float32(1), mesh), 0
+  value, number = devices.Devices(mesh, model=None).replicate(np.float32(1)), 0
   while not preemption.stop_reached(number):
     value, number = step(value), number + 1
     jax.block_until_ready(value)

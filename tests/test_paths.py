@@ -30,11 +30,11 @@ from written_runs import Page, write_run
 from ssil_jax.commands import compare, prepare
 from ssil_jax.commands import run as run_script
 from ssil_jax.data import fingerprint
-from ssil_jax.data.display import Display
 from ssil_jax.data.opening import open_dataset
 from ssil_jax.data.sources import labels
 from ssil_jax.distributed.preemption import Interrupted
 from ssil_jax.errors import ConfigError, DataError
+from ssil_jax.progress import ProgressBars
 from ssil_jax.system import write_bytes
 from ssil_jax.training import loop
 from ssil_jax.training.checkpoint import Checkpoints, Networks
@@ -196,8 +196,8 @@ def test_bars_are_literal():
   console = Console(file=io.StringIO(), force_terminal=True, width=200, color_system=None)
   for terminal in (True, False):
     console = Console(file=io.StringIO(), force_terminal=terminal, width=200)
-    with Display(console) as display:
-      display.bar("[red]x[/red] :smile: [/x]", 1)(1)
+    with ProgressBars(console) as bars:
+      bars.add("[red]x[/red] :smile: [/x]", 1)(1)
     assert "[red]x[/red] :smile: [/x]" in console.file.getvalue()
 
 

@@ -1,6 +1,9 @@
-"""Cores and open files."""
+"""Cores, open files, locks."""
 
+import errno
+import fcntl
 import os
+import platform
 import resource
 
 import pytest
@@ -50,3 +53,47 @@ def test_a_limit_that_cannot_be_raised_is_named(limits):
   limits(256, 1024)
   with pytest.raises(DataError, match="2348 open files.*1024.*ulimit -n 2348"):
     system.allow_open_files(2148)
+
+
+def test_a_lock_has_one_owner_and_tells_which(tmp_path):
+  path = tmp_path / "lock"
+  path.write_text("process 123456789 on a host with a very long name\n")
+  for _ in range(2):
+    with system.locked(path):
+      owner = f"process {os.getpid()} on {platform.node()}"
+      assert path.read_text() == f"{owner}\n"
+      with pytest.raises(system.LockedError, match=owner), system.locked(path):
+        pytest.fail("locked twice")
+  assert path.exists()
+
+
+def test_a_lock_that_is_a_link_is_not_written_to(tmp_path):
+  (tmp_path / "precious").write_text("mine")
+  (tmp_path / "lock").symlink_to(tmp_path / "precious")
+  with pytest.raises(OSError, match="symbolic links"), system.locked(tmp_path / "lock"):
+    pass
+  assert (tmp_path / "precious").read_text() == "mine"
+
+
+def test_a_lock_that_its_owner_has_just_removed_is_not_one(tmp_path, monkeypatch):
+  path, flock = tmp_path / "lock", fcntl.flock
+
+  def removed_meanwhile(file, how):
+    path.unlink()
+    flock(file, how)
+
+  monkeypatch.setattr(fcntl, "flock", removed_meanwhile)
+  with pytest.raises(system.LockedError), system.locked(path):
+    pass
+
+
+def test_a_file_system_without_locks_is_an_error_or_a_warning(tmp_path, monkeypatch):
+  def flock(file, how):
+    raise OSError(errno.ENOLCK, "No locks available")
+
+  monkeypatch.setattr(fcntl, "flock", flock)
+  reasons = []
+  with system.locked(tmp_path / "lock", reasons.append):
+    assert reasons == ["No locks available"]
+  with pytest.raises(OSError, match="No locks"), system.locked(tmp_path / "lock"):
+    pass

@@ -6,7 +6,7 @@ import pathlib
 
 
 def folder_of(directory: pathlib.Path) -> pathlib.Path:
-  """Where it is kept for a folder of data; another one wherever the data lie.
+  """Returns the cache of a folder of data; another one wherever the data lie.
 
   Raises:
     OSError: the user has no home folder, and XDG_CACHE_HOME is not set.

@@ -25,10 +25,9 @@ class Split(NamedTuple):
     return isinstance(self.images, np.ndarray)
 
   def take(self, records: np.ndarray) -> "Split":
-    """Those records (int64 [n]) alone, in that order."""
-    if isinstance(self.images, np.ndarray):
-      return Split(self.images[records], self.labels[records])
-    return Split(self.images.take(records), self.labels[records])
+    """Returns those records (int64 [n]) alone, in that order."""
+    images = self.images[records] if self.on_device else self.images.take(records)
+    return Split(images, self.labels[records])
 
 
 class Batch(NamedTuple):
@@ -80,5 +79,5 @@ def in_class_order(split: Split, order: np.ndarray) -> Split:
 
 
 def records_of(labels: np.ndarray, low: int, high: int) -> np.ndarray:
-  """int64 [n]: the records whose class is in `[low, high)`, in their order."""
+  """Returns int64 [n]: the records whose class is in `[low, high)`, in their order."""
   return np.flatnonzero((labels >= low) & (labels < high))

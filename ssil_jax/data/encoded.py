@@ -2,17 +2,20 @@
 
 import dataclasses
 import functools
+import hashlib
 import pathlib
-from collections.abc import Callable
-from typing import Protocol, TypeVar
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
 
 import numpy as np
 from absl import logging
 
-from ssil_jax.data.images.decode import ImageError
+from ssil_jax.data.images import decode
+from ssil_jax.data.images.crop import Box
 from ssil_jax.errors import DataError
 
-T = TypeVar("T")
+_HEAD_BYTES = 1 << 14  # enough for the header of most images
 
 
 class BadImage(DataError):
@@ -31,14 +34,8 @@ class BadImage(DataError):
     return f"cannot read image {self.name}: {self.reason}"
 
 
-# Tells whether an image is still the one that was looked at: hashes of what it is called in
-# its store, and of its size in bytes and the times of its last change; 0 if they are not
-# known.
-STAMP = np.dtype([("name", np.uint64), ("state", np.uint64)])
-
-
-def mixed(numbers: np.ndarray) -> np.ndarray:
-  """A hash, uint64 [n], of every row of int64 [n, k]; close rows are far apart."""
+def hash_rows(numbers: np.ndarray) -> np.ndarray:
+  """Returns a hash, uint64 [n], of every row of int64 [n, k]; close rows are far apart."""
   result = np.zeros(len(numbers), np.uint64)
   for column in numbers.astype(np.uint64).T:
     # SplitMix64: Steele et al., Fast splittable pseudorandom number generators, 2014.
@@ -47,6 +44,12 @@ def mixed(numbers: np.ndarray) -> np.ndarray:
     result = (result ^ (result >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     result ^= result >> np.uint64(31)
   return result
+
+
+def hash_names(names: Iterable[bytes]) -> np.ndarray:
+  """Returns a hash, int64 [n], of each name."""
+  hashes = [hashlib.blake2b(name, digest_size=8).digest() for name in names]
+  return np.frombuffer(b"".join(hashes), np.int64)
 
 
 class Store(Protocol):
@@ -67,27 +70,24 @@ class Store(Protocol):
   content: str | None
   directory: pathlib.Path
 
-  def read(self, number: int) -> bytes:
-    """The encoded image. Raises BadImage."""
-
-  def size(self, number: int) -> tuple[int, int]:
-    """Width and height in pixels of the upright image, from its header. Raises BadImage."""
+  def read(self, number: int, num_bytes: int | None = None) -> bytes:
+    """Reads an encoded image, or its first bytes at least. Raises BadImage."""
 
   def name(self, number: int) -> str:
-    """Where the image is, for a person."""
-
-  def check(self, numbers: np.ndarray) -> None:
-    """Raises BadImage, naming the first image of `numbers` (int64 [n]) of which it can be
-    told without decoding that it is no image."""
+    """Returns where the image is, for a person."""
 
   def stamps(self, numbers: np.ndarray) -> np.ndarray:
-    """`STAMP` [n] of images `numbers` (int64 [n])."""
+    """Returns uint64 [n], which change when images `numbers` (int64 [n]) are replaced.
+
+    They are hashes of what an image is called in its store, of its size in bytes and of the
+    times of its last change; 0 if there is none.
+    """
 
   def digest(self) -> bytes:
-    """Differs if other images are held, or in another order; the same wherever it lies."""
+    """Returns a hash of the names of all images in their order, wherever the store lies."""
 
   def sizes(self, numbers: np.ndarray) -> np.ndarray:
-    """int64 [n]: bytes of images `numbers` (int64 [n]), or of the files they are in."""
+    """Returns int64 [n]: bytes of images `numbers`, or of the files that they are in."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,36 +103,73 @@ class EncodedImages:
     return len(self.numbers)
 
   def take(self, records: np.ndarray) -> "EncodedImages":
-    """Those records (int64 [n]) alone, in that order."""
+    """Returns those records (int64 [n]) alone, in that order."""
     contents = None if self.contents is None else self.contents[records]
     return EncodedImages(self.store, self.numbers[records], contents)
 
-  def decode(self, record: int, how: Callable[..., T]) -> T:
-    """`how` of a record's bytes, and of `strict=False` if it must be.
+  def open(self, record: int) -> "StoredImage":
+    """Reads a record; raises BadImage."""
+    return StoredImage(self.store, int(self.numbers[record]))
+
+  def size(self, record: int) -> tuple[int, int]:
+    """Reads width and height of the upright image from its header; raises BadImage."""
+    number = int(self.numbers[record])
+    try:
+      return decode.size_of(self.store.read(number, _HEAD_BYTES))
+    except decode.ImageError:
+      pass  # the header may be longer
+    try:
+      return decode.size_of(self.store.read(number))
+    except decode.ImageError as error:
+      raise BadImage(self.name(record), str(error)) from error
+
+  def check_headers(self) -> None:
+    """Raises BadImage for the first image without a header of one."""
+    with ThreadPoolExecutor() as threads:
+      list(threads.map(self.size, range(len(self))))
+
+  def name(self, record: int) -> str:
+    """Returns where a record's image is, for a person."""
+    return self.store.name(int(self.numbers[record]))
+
+
+class StoredImage:
+  """An image of a store that was read, and is decoded by `read`.
+
+  Attributes:
+    data: the image file.
+    width: of the upright image in pixels.
+    height: of the upright image in pixels.
+  """
+
+  def __init__(self, store: Store, number: int):
+    self._store, self._number = store, number
+    self.data = store.read(number)
+    try:
+      self._image = decode.EncodedImage(self.data)
+    except decode.ImageError as error:
+      raise BadImage(store.name(number), str(error)) from error
+    self.width, self.height = self._image.width, self._image.height
+
+  def read(self, box: Box | None = None) -> np.ndarray:
+    """Decodes a box (left, top, right, bottom) of the upright image, or all of it.
+
+    Returns:
+      uint8 [bottom - top, right - left, 3], perhaps a view.
 
     Raises:
       BadImage: it cannot be decoded.
     """
-    number = int(self.numbers[record])
-    data = self.store.read(number)
     try:
       try:
-        return how(data)
-      except ImageError as error:
-        if not (error.tolerable and self.store.has_checksums):
+        return self._image.read(box)
+      except decode.ImageError as error:
+        if not (error.tolerable and self._store.has_checksums):
           raise
-        _warn_once(self.name(record), str(error))
-        return how(data, strict=False)
-    except ImageError as error:
-      raise BadImage(self.name(record), str(error)) from error
-
-  def size(self, record: int) -> tuple[int, int]:
-    """Width and height in pixels of the upright image, from its header. Raises BadImage."""
-    return self.store.size(int(self.numbers[record]))
-
-  def name(self, record: int) -> str:
-    """Where a record's image is, for a person."""
-    return self.store.name(int(self.numbers[record]))
+        _warn_once(self._store.name(self._number), str(error))
+        return self._image.read(box, strict=False)
+    except decode.ImageError as error:
+      raise BadImage(self._store.name(self._number), str(error)) from error
 
 
 @functools.lru_cache(maxsize=1000)

@@ -12,7 +12,7 @@ Part = str | int  # numbers are told to users, texts are hashes
 
 
 def parts(dataset: Dataset) -> dict[str, Part]:
-  """What tells data sets apart, by name: numbers, and hashes of what is large."""
+  """Returns what tells data sets apart, by name: numbers, and hashes of what is large."""
   found: dict[str, Part] = {
     "classes": len(dataset.class_names),
     "class names": _hash(json.dumps(dataset.class_names).encode()),
@@ -35,12 +35,12 @@ def parts(dataset: Dataset) -> dict[str, Part]:
 
 
 def fingerprint(data_parts: Mapping[str, Part]) -> str:
-  """One hash of all parts."""
+  """Returns one hash of all parts."""
   return _hash(json.dumps(data_parts, sort_keys=True).encode())
 
 
 def differences(now: Mapping[str, Part], there: Mapping[str, Part]) -> list[str]:
-  """A line for each part that two data sets have differently; see `uncompared`."""
+  """Returns a line for each part that differs; see `uncompared`."""
   lines = []
   for name in now:
     ours, theirs = now[name], there.get(name, now[name])
@@ -53,7 +53,7 @@ def differences(now: Mapping[str, Part], there: Mapping[str, Part]) -> list[str]
 
 
 def uncompared(now: Mapping[str, Part], there: Mapping[str, Part]) -> list[str]:
-  """The parts that only one of two data sets has.
+  """Returns the parts that only one of two data sets has.
 
   Of images that nobody has read (`--noverify_data`) no contents are known, and runs by
   earlier versions have other parts.

@@ -5,9 +5,8 @@ which records a batch holds is decided by `sampling.py`, from counters alone.
 """
 
 import dataclasses
-import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import grain
@@ -16,7 +15,8 @@ from grain.experimental import ThreadPrefetchIterDataset
 
 from ssil_jax.data import workers
 from ssil_jax.data.dataset import Batch, Dataset, Split
-from ssil_jax.data.images import crop, decode
+from ssil_jax.data.encoded import EncodedImages
+from ssil_jax.data.images import crop
 from ssil_jax.sampling import Key, Pool, Purpose, Sampling, device_shares
 from ssil_jax.system import usable_cores
 
@@ -43,7 +43,7 @@ class TrainBatches:
     return self.num_steps
 
   def __getitem__(self, step: int) -> Batch:
-    """Arrays [devices, share, ...]; every share has N_D : N_M."""
+    """Makes arrays [devices, share, ...]; every share has N_D : N_M."""
     if not 0 <= step < len(self):
       raise IndexError(f"batch {step} of {len(self)}")
     records = self.sampling.batch(
@@ -58,21 +58,25 @@ class TrainBatches:
       inputs = dealt.astype(np.int32)
     else:
       # In the devices' order already: to reorder decoded images would copy them.
-      crops = self._crops(step, len(records), positions.ravel())
-      inputs = _decoded(split, dealt.ravel(), crops)
+      inputs = self._read(step, len(records), positions.ravel(), dealt.ravel())
       inputs = inputs.reshape(*positions.shape, *inputs.shape[1:])
     return Batch(inputs, split.labels[dealt], positions, dealt.astype(np.int32))
 
-  def _crops(
-    self, step: int, batch_size: int, positions: np.ndarray
-  ) -> list[Callable[[bytes], np.ndarray]]:
-    """How positions of a batch are cut out, by (seed, state, phase, step, position)."""
-    size = self.dataset.image_size
+  def _read(
+    self, step: int, batch_size: int, positions: np.ndarray, records: np.ndarray
+  ) -> np.ndarray:
+    """Reads crops, uint8 [n, S, S, 3], by (seed, state, phase, step, position)."""
+    images, size = self.dataset.train.images, self.dataset.image_size
     if not self.dataset.random_resized_crop:
-      return [functools.partial(_central_crop, size=size)] * len(positions)
+      return np.stack([central_crop(images, record, size) for record in records.tolist()])
     # Row by row, so that a position's numbers are the same in a batch of any size.
     draws = self.key.rng(Purpose.CROP, step).random((batch_size, *crop.DRAWS_SHAPE))
-    return [functools.partial(_random_crop, size=size, draws=draws[p]) for p in positions]
+    return np.stack(
+      [
+        random_crop(images, record, size, draws[position])
+        for record, position in zip(records.tolist(), positions.tolist(), strict=True)
+      ]
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -94,7 +98,7 @@ class EvalBatches:
     return -(-len(self.records) // (self._share * self.num_devices))
 
   def __getitem__(self, n: int) -> Batch:
-    """Arrays [devices, share, ...]."""
+    """Makes arrays [devices, share, ...]."""
     if not 0 <= n < len(self):
       raise IndexError(f"batch {n} of {len(self)}")
     shape = (self.num_devices, self._share)
@@ -110,19 +114,17 @@ class EvalBatches:
     )
     inputs = records.astype(np.int32)
     if not self.split.on_device:
-      inputs = self._decoded(records.ravel(), num_real=np.count_nonzero(positions >= 0))
+      inputs = self._read(records.ravel(), num_real=np.count_nonzero(positions >= 0))
       inputs = inputs.reshape(*records.shape, *inputs.shape[1:])
     return Batch(inputs, self.split.labels[records], positions, records.astype(np.int32))
 
-  def _decoded(self, records: np.ndarray, *, num_real: int) -> np.ndarray:
-    """uint8 [n, S, S, 3]; what follows the real records repeats one, decoded once."""
-    how = functools.partial(_central_crop, size=self.image_size)
-    distinct = records[: num_real + 1]
-    images = _decoded(self.split, distinct, [how] * len(distinct))
-    if len(distinct) == len(records):
-      return images
-    repeated = np.repeat(images[-1:], len(records) - len(distinct), axis=0)
-    return np.concatenate([images, repeated])
+  def _read(self, records: np.ndarray, *, num_real: int) -> np.ndarray:
+    """Reads uint8 [n, S, S, 3]; what follows the real records repeats one, read once."""
+    images = [
+      central_crop(self.split.images, record, self.image_size)
+      for record in records[: num_real + 1].tolist()
+    ]
+    return np.stack(images + images[-1:] * (len(records) - len(images)))
 
 
 def _of_devices(shares: np.ndarray, devices: range | None) -> np.ndarray:
@@ -135,10 +137,10 @@ def prefetched(
   *,
   start: int = 0,
   num_processes: int = 0,
-) -> grain.DatasetIterator:
-  """`to_device` of batches start, start + 1, ..., made and sent in the background.
+) -> Iterator[Any]:
+  """Makes batches start, start + 1, ... and sends them in the background.
 
-  Work begins with the first one asked for; `close` ends it.
+  Work begins with the first one asked for; `close` of the iterator ends it.
 
   Args:
     batches: `TrainBatches` or `EvalBatches`.
@@ -156,34 +158,22 @@ def prefetched(
   made = grain.MapDataset.source(batches)[start:].to_iter_dataset(options)
   if num_processes:
     made = workers.in_processes(made, num_processes, ahead=_BATCHES_AHEAD)
-  return iter(
-    ThreadPrefetchIterDataset(made.map(to_device), prefetch_buffer_size=_BATCHES_ON_DEVICE)
+  sent = ThreadPrefetchIterDataset(
+    made.map(to_device), prefetch_buffer_size=_BATCHES_ON_DEVICE
   )
+  return workers.watched(iter(sent), num_processes)
 
 
-def _decoded(
-  split: Split, records: np.ndarray, crops: Sequence[Callable[[bytes], np.ndarray]]
+def random_crop(
+  images: EncodedImages, record: int, size: int, draws: np.ndarray
 ) -> np.ndarray:
-  """uint8 [n, S, S, 3], a crop of each record."""
-  return np.stack(
-    [
-      split.images.decode(record, how)
-      for record, how in zip(records.tolist(), crops, strict=True)
-    ]
-  )
+  """Reads a random resized crop, uint8 [S, S, 3]; `draws` decide where it lies."""
+  image = images.open(record)
+  box = crop.random_resized_box(image.width, image.height, draws)
+  return crop.resize(image.read(box), size)
 
 
-def _random_crop(
-  data: bytes, *, size: int, draws: np.ndarray, strict: bool = True
-) -> np.ndarray:
-  pixels = decode.read_box(
-    data,
-    lambda width, height: crop.random_resized_box(width, height, draws),
-    strict=strict,
-  )
-  return crop.resize(pixels, size)
-
-
-def _central_crop(data: bytes, *, size: int, strict: bool = True) -> np.ndarray:
-  pixels = decode.read_rgb(data, strict=strict)
+def central_crop(images: EncodedImages, record: int, size: int) -> np.ndarray:
+  """Reads the middle of an image, uint8 [S, S, 3]."""
+  pixels = images.open(record).read()
   return crop.central_square(pixels, size, short_side=round(size * _RESIZED / _CUT))

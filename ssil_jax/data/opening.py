@@ -1,6 +1,5 @@
 """Data sets, by the name that `--dataset` takes."""
 
-import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 
@@ -64,14 +63,14 @@ def open_dataset(
     "train": in_class_order(source.train, order),
     "test": in_class_order(source.test, order),
   }
-  without = functools.partial(
-    verify.without, class_names=class_names, skip=config.skip_bad_records
+  leave_out_bad = functools.partial(
+    verify.leave_out_bad, class_names=class_names, skip=config.skip_bad_records
   )
+  size = config.image_size or source.image_size
   if splits["train"].on_device:
-    size = config.image_size or source.image_size
-    kept = _decoded(splits, size, without, check_interrupt)
+    kept = _decode(splits, size, leave_out_bad, check_interrupt)
   else:
-    size, kept = _look(config, splits, source.image_size, without, check_interrupt)
+    size, kept = _open_encoded(config, splits, size, leave_out_bad, check_interrupt)
   train, test = kept.splits["train"], kept.splits["test"]
   augment = config.augment
   if augment == "auto":
@@ -93,49 +92,40 @@ def open_dataset(
   )
 
 
-def _look(
+def _open_encoded(
   config: Config,
   splits: Mapping[str, Split],
   size: int | None,
-  without: Callable[..., verify.Kept],
+  leave_out_bad: Callable[..., verify.Readable],
   check_interrupt: Callable[[], None],
-) -> tuple[int, verify.Kept]:
-  """The size of the network's input, and the images that can be read, as it needs them.
+) -> tuple[int, verify.Readable]:
+  """Returns the size of the network's input, and the images that can be read.
 
   Args:
     config: of the run.
     splits: of encoded images.
-    size: natural size of the input; None for what the images say.
-    without: leaves out bad images, or refuses them; see `verify.without`.
+    size: of the input; None for what the images say.
+    leave_out_bad: `verify.leave_out_bad` with what the user wants.
     check_interrupt: called while images are read.
   """
-  size = config.image_size or size
   images = {name: split.images for name, split in splits.items()}
   was_verified = all(part.store.was_verified for part in images.values())
-  verification = None
+  notes: tuple[str, ...] = ()
   if config.verify_data and not was_verified and not (size and size <= LARGEST_RESIDENT):
     verification = verify.verify(images, check_interrupt)
-    kept = without(
-      {
-        name: split._replace(
-          images=dataclasses.replace(split.images, contents=verification.contents[name])
-        )
-        for name, split in splits.items()
-      },
-      verification.bad,
-      images,
-    )
-    size = size or natural_size(verification.sizes["train"])
-  elif not size:
-    size = natural_size(read_sizes(images["train"], lambda chunk, bad: check_interrupt()))
+    found = {
+      name: split._replace(images=verification.images[name])
+      for name, split in splits.items()
+    }
+    kept = leave_out_bad(found, verification.bad, images)
+    size, notes = size or natural_size(verification.sizes["train"]), verification.notes
+    if size > LARGEST_RESIDENT:
+      notes += describe_sizes(images, verification.sizes, size)
+      return size, kept._replace(notes=notes + kept.notes)
+  size = size or natural_size(read_sizes(images["train"], check_interrupt))
   if size <= LARGEST_RESIDENT:
-    kept = _decoded(splits, size, without, check_interrupt)
-    notes = verification.notes if verification else ()
-    return size, kept._replace(notes=(*notes, *kept.notes))
-  if verification:
-    notes = describe_sizes(images, verification.sizes, size)
-    notes = (*verification.notes, *notes, *kept.notes)
-    return size, kept._replace(notes=notes)
+    kept = _decode(splits, size, leave_out_bad, check_interrupt)
+    return size, kept._replace(notes=notes + kept.notes)
   if not config.verify_data and not was_verified:
     if config.skip_bad_records:
       raise ConfigError(
@@ -143,26 +133,26 @@ def _look(
         "before training"
       )
     # Read for the first time when a whole state has been trained: too late to complain.
-    images["test"].store.check(images["test"].numbers)
-  kept = without(splits, {}, images)
+    if not images["test"].store.has_checksums:  # no program writes records of no images
+      images["test"].check_headers()
   if not was_verified or any(part.store.content is None for part in images.values()):
-    kept = kept._replace(notes=(_NOT_COMPARED,))
-  return size, kept
+    notes = (_NOT_COMPARED,)
+  return size, verify.Readable(splits, dict.fromkeys(splits, 0), notes)
 
 
-def _decoded(
+def _decode(
   splits: Mapping[str, Split],
   size: int,
-  without: Callable[..., verify.Kept],
+  leave_out_bad: Callable[..., verify.Readable],
   check_interrupt: Callable[[], None],
-) -> verify.Kept:
-  """The images that can be read, decoded; arguments as of `_look`."""
+) -> verify.Readable:
+  """Decodes the images that can be read; arguments as of `_open_encoded`."""
   images = {name: split.images for name, split in splits.items()}
   pixels, bad, sizes = {}, {}, {}
   for name, split in splits.items():
     squares, bad[name], sizes[name] = central_squares(images[name], size, check_interrupt)
     pixels[name] = Split(squares, split.labels)
-  kept = without(pixels, bad, images)
+  kept = leave_out_bad(pixels, bad, images)
   if splits["train"].on_device:
     return kept
-  return kept._replace(notes=(*describe_sizes(images, sizes, size), *kept.notes))
+  return kept._replace(notes=describe_sizes(images, sizes, size) + kept.notes)

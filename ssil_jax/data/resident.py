@@ -8,7 +8,7 @@ from ssil_jax.config import SMALLEST_IMAGE
 from ssil_jax.data import verify
 from ssil_jax.data.dataset import LARGEST_RESIDENT
 from ssil_jax.data.encoded import EncodedImages
-from ssil_jax.data.images import crop, decode
+from ssil_jax.data.images import crop
 from ssil_jax.errors import DataError
 
 _LARGE_INPUT = 224
@@ -17,7 +17,7 @@ _TITLES = {"train": "training", "test": "test"}
 
 
 def natural_size(sizes: np.ndarray) -> int:
-  """The side of the network's input that fits images best, in pixels.
+  """Returns the side of the network's input that fits images best, in pixels.
 
   It is the median of their longer sides if that is small, and 224 if it is not: a few odd
   images among many change nothing.
@@ -39,27 +39,29 @@ def natural_size(sizes: np.ndarray) -> int:
 
 
 def read_sizes(
-  images: EncodedImages, done: Callable[[np.ndarray, verify.Bad], None] = lambda *_: None
+  images: EncodedImages, check_interrupt: Callable[[], None] = lambda: None
 ) -> np.ndarray:
   """Reads widths and heights from headers, int32 [N, 2]; 0 x 0 of an image without one.
 
   Args:
     images: at least one.
-    done: as of `verify.each`.
+    check_interrupt: called often; it may raise KeyboardInterrupt.
 
   Raises:
     DataError: none of them has a header.
   """
-  sizes = np.zeros((len(images), 2), np.int32)
+  sizes, all_bad = np.zeros((len(images), 2), np.int32), {}
 
-  def look(record: int) -> None:
+  def read(record: int) -> None:
     sizes[record] = images.size(record)
 
-  bad = verify.each(np.arange(len(images)), look, done)
-  if len(bad) == len(images):
+  for _, bad in verify.read_each(np.arange(len(images)), read):
+    all_bad |= bad
+    check_interrupt()
+  if len(all_bad) == len(images):
     raise DataError(
       f"none of {len(images)} training images can be read; the first one is "
-      f"{images.name(0)}: {bad[0].text}"
+      f"{images.name(0)}: {all_bad[0]}"
     )
   return sizes
 
@@ -67,7 +69,7 @@ def read_sizes(
 def describe_sizes(
   images: Mapping[str, EncodedImages], sizes: Mapping[str, np.ndarray], size: int
 ) -> tuple[str, ...]:
-  """Lines on the images' sizes, for the user, with warnings of those far from the others.
+  """Returns lines on the images' sizes, with warnings of those far from the others.
 
   Args:
     images: of the splits, `train` among them.
@@ -105,7 +107,7 @@ def describe_sizes(
 
 
 def _median(sizes: np.ndarray) -> int:
-  """Of the longer sides; one of them, the lower one of two."""
+  """Returns that of the longer sides; one of them, the lower one of two."""
   longer = np.sort(sizes[sizes.all(axis=1)].max(axis=1))
   return int(longer[(len(longer) - 1) // 2])
 
@@ -115,7 +117,7 @@ def central_squares(
   size: int,
   check_interrupt: Callable[[], None] = lambda: None,
 ) -> tuple[np.ndarray, verify.Bad, np.ndarray]:
-  """Images of one size; those of another one are resized by their short side and cut.
+  """Decodes images to one size; others are resized by their short side and cut.
 
   Args:
     images: encoded images, or uint8 [N, H, W, 3].
@@ -127,16 +129,15 @@ def central_squares(
     widths and heights of the images as they were, int32 [N, 2], 0 x 0 of a bad one.
   """
   pixels = np.empty((len(images), size, size, 3), np.uint8)
-  sizes = np.zeros((len(images), 2), np.int32)
+  sizes, all_bad = np.zeros((len(images), 2), np.int32), {}
 
   def read(record: int) -> None:
-    if isinstance(images, EncodedImages):
-      image = images.decode(record, decode.read_rgb)
-    else:
-      image = images[record]
+    encoded = isinstance(images, EncodedImages)
+    image = images.open(record).read() if encoded else images[record]
     pixels[record] = crop.central_square(image, size, short_side=size)
     sizes[record] = image.shape[1::-1]
 
-  records = np.arange(len(pixels))
-  bad = verify.each(records, read, lambda chunk, bad: check_interrupt())
-  return pixels, bad, sizes
+  for _, bad in verify.read_each(np.arange(len(images)), read):
+    all_bad |= bad
+    check_interrupt()
+  return pixels, all_bad, sizes

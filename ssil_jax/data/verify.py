@@ -1,18 +1,17 @@
 """Every image is decoded once before training, so that a bad one is known by its name.
 
-What was found is remembered in the user's cache, a hash of each image's bytes included, so
-that photos replaced under the same names are known for other data: the next run looks at
-sizes and times of change alone. What to do with bad images is the user's choice: to stop,
-or to go on without.
+The good ones are remembered in the user's cache, by a hash of their bytes, so that photos
+replaced under the same names are recognized as other data: the next run looks at sizes and
+times of change alone. Bad images stop the run, or are left out of it.
 """
 
+import contextlib
+import dataclasses
 import hashlib
-import io
-import json
 import os
 import pathlib
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -21,10 +20,9 @@ from rich.console import Console
 
 from ssil_jax.data import cache
 from ssil_jax.data.dataset import Split
-from ssil_jax.data.display import Display
-from ssil_jax.data.encoded import STAMP, BadImage, EncodedImages
-from ssil_jax.data.images import decode
+from ssil_jax.data.encoded import BadImage, EncodedImages
 from ssil_jax.errors import DataError
+from ssil_jax.progress import ProgressBars
 from ssil_jax.system import usable_cores, write_bytes
 
 _CHUNK = 64  # images that a thread decodes at a time
@@ -34,64 +32,51 @@ _NAMED = 5  # bad images in a message
 _LIST = "bad_images.txt"
 _VERIFIED = "verified"
 _DIGEST_BYTES = 16
-_RULES = 2  # another number if other images are refused than before, or more is remembered
-# What is remembered of an image: its stamp, a hash of its bytes, and its size in pixels, or
-# 0 x 0 if it is bad.
-_ENTRY = np.dtype([*STAMP.descr, ("content", np.uint64), ("size", np.int32, 2)])
+_RULES = b"3"  # another one if other images are refused than before, or more is remembered
+# What is remembered of a good image: its stamp in the store, a hash of its bytes, and its
+# size in pixels.
+_ENTRY = np.dtype([("stamp", np.uint64), ("content", np.uint64), ("size", np.int32, 2)])
 
 
-class Reason(NamedTuple):
-  """Why an image is bad."""
-
-  text: str
-  lasting: bool  # it lies in its bytes, and not in how they could be read just now
+Bad = dict[int, str]  # record -> why it is bad
 
 
-Bad = dict[int, Reason]  # by record
-
-
-def each(
-  records: np.ndarray,
-  use: Callable[[int], Any],
-  done: Callable[[np.ndarray, Bad], None] = lambda records, bad: None,
-) -> Bad:
-  """Calls `use` with every record in threads, and collects the bad ones.
+def read_each(
+  records: np.ndarray, read: Callable[[int], Any]
+) -> Iterator[tuple[np.ndarray, Bad]]:
+  """Reads records (int64 [n]) in threads.
 
   Args:
-    records: int64 [n].
-    use: what raises BadImage for a bad one.
-    done: called with some of the records and the bad ones of them when they are finished;
-      in this thread, so that it may raise KeyboardInterrupt.
+    records: which ones.
+    read: reads one of them; raises BadImage.
+
+  Yields:
+    Some of the records when they are finished, and the bad ones among them.
   """
 
-  def use_all(chunk: np.ndarray) -> Bad:
+  def read_all(chunk: np.ndarray) -> Bad:
     bad = {}
     for record in chunk.tolist():
       try:
-        use(record)
+        read(record)
       except BadImage as error:
-        lasting = isinstance(error.__cause__, decode.ImageError)
-        bad[record] = Reason(error.reason, lasting)
+        bad[record] = error.reason
     return bad
 
-  found = {}
   chunks = [records[start : start + _CHUNK] for start in range(0, len(records), _CHUNK)]
   # No more than there are cores: each of them may hold a whole image.
   threads = ThreadPoolExecutor(usable_cores())
   try:
-    for chunk, bad in zip(chunks, threads.map(use_all, chunks), strict=True):
-      found |= bad
-      done(chunk, bad)
+    yield from zip(chunks, threads.map(read_all, chunks), strict=True)
   finally:
     threads.shutdown(cancel_futures=True)
-  return found
 
 
 class Verification(NamedTuple):
-  """What a look at all images has found, by split."""
+  """What is known of all images once they were decoded, by split."""
 
   bad: Mapping[str, Bad]
-  contents: Mapping[str, np.ndarray]  # uint64 [N], a hash of each image's bytes
+  images: Mapping[str, EncodedImages]  # all of them, with their `contents`
   sizes: Mapping[str, np.ndarray]  # int32 [N, 2], width and height; 0 x 0 of a bad one
   notes: tuple[str, ...]  # for the user
 
@@ -100,7 +85,7 @@ def verify(
   splits: Mapping[str, EncodedImages],
   check_interrupt: Callable[[], None] = lambda: None,
 ) -> Verification:
-  """Decodes the images of which it is not known yet whether they are bad.
+  """Decodes the images of which it is not known yet that they are good.
 
   Args:
     splits: their images.
@@ -111,26 +96,28 @@ def verify(
     directory: _Memory(directory)
     for directory in {images.store.directory for images in splits.values()}
   }
-  bad: dict[str, Bad] = {}
   entries: dict[str, np.ndarray] = {}
   unknown: dict[str, np.ndarray] = {}
   for name, images in splits.items():
-    # Before any image is read: one that changes meanwhile is then looked at again.
+    # Before any image is read: one that changes meanwhile is then decoded again.
     stamps = images.store.stamps(images.numbers)
-    known, entries[name], bad[name] = memories[images.store.directory].recall(stamps)
-    unknown[name] = np.flatnonzero(~known)
-  total = sum(map(len, unknown.values()))
-  if total:
+    memory = memories[images.store.directory]
+    entries[name], unknown[name] = memory.recall(stamps)
+  bad: dict[str, Bad] = {name: {} for name in splits}
+  if total := sum(map(len, unknown.values())):
     console = Console(stderr=True, quiet=total < _SHOWN)
-    with Display(console, check_interrupt) as display:
-      advance = display.bar("decoding every image, once", total, "images")
+    with ProgressBars(console, check_interrupt) as bars:
+      advance = bars.add("decoding every image, once", total, "images")
       for name, images in splits.items():
         memory = memories[images.store.directory]
-        bad[name] |= _decode(images, unknown[name], entries[name], memory, advance)
+        bad[name] = _decode(images, unknown[name], entries[name], memory, advance)
   problems = [memory.problem for memory in memories.values() if memory.problem]
   return Verification(
     bad,
-    {name: found["content"].copy() for name, found in entries.items()},
+    {
+      name: dataclasses.replace(images, contents=entries[name]["content"].copy())
+      for name, images in splits.items()
+    },
     {name: found["size"].copy() for name, found in entries.items()},
     tuple(problems[:1]),
   )
@@ -143,44 +130,33 @@ def _decode(
   memory: "_Memory",
   advance: Callable[[int], None],
 ) -> Bad:
-  """The bad ones of some records, whose `_ENTRY`s, [N] of all records, it fills in."""
-  pending: list[tuple[np.ndarray, Bad]] = []
-  last_save = time.monotonic()
+  """Decodes some records, fills in their `_ENTRY`s, [N] of all; returns the bad ones."""
 
-  def save() -> None:
-    nonlocal last_save
-    memory.add(entries, pending)
-    pending.clear()
-    memory.save()
-    last_save = time.monotonic()
+  def read(record: int) -> None:
+    image = images.open(record)
+    digest = hashlib.blake2b(image.data, digest_size=8).digest()
+    entries["content"][record] = int.from_bytes(digest, "little")
+    height, width, _ = image.read().shape
+    entries["size"][record] = width, height
 
-  def done(chunk: np.ndarray, bad: Bad) -> None:
-    pending.append((chunk, bad))
-    if time.monotonic() - last_save > _SECONDS_BETWEEN_SAVES:
-      save()
-    advance(len(chunk))
-
-  def look(record: int) -> None:
-    def decode_and_hash(data: bytes, **options: bool) -> None:
-      entries["content"][record] = _hash(data)
-      height, width, _ = decode.read_rgb(data, **options).shape
-      entries["size"][record] = width, height
-
-    images.decode(record, decode_and_hash)
-
+  all_bad, last_save = {}, time.monotonic()
   try:
-    return each(records, look, done)
+    for chunk, bad in read_each(records, read):
+      all_bad |= bad
+      memory.add(entries[np.setdiff1d(chunk, [*bad])])
+      if time.monotonic() - last_save > _SECONDS_BETWEEN_SAVES:
+        memory.save()
+        last_save = time.monotonic()
+      advance(len(chunk))
   finally:
-    if pending:
-      save()
-
-
-def _hash(data: bytes) -> int:
-  return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
+    memory.save()
+  return all_bad
 
 
 class _Memory:
-  """The `_ENTRY`s of the images of a folder that were decoded, and why some are bad.
+  """The `_ENTRY`s of the images of a folder that were decoded and found good.
+
+  Those of photos that were replaced since stay, for they cost 24 bytes each.
 
   Attributes:
     problem: why they could not be saved, for the user.
@@ -190,74 +166,44 @@ class _Memory:
     """Reads what was saved; nothing, if it is damaged or follows other rules."""
     self.problem: str | None = None
     self._directory = directory
-    self._entries = np.empty(0, _ENTRY)  # sorted by name
-    self._reasons: dict[int, str] = {}  # by the name's hash
-    try:
-      content = self._path().read_bytes()
-      if content[:_DIGEST_BYTES] != _digest(content[_DIGEST_BYTES:]):
-        return
-      with np.load(io.BytesIO(content[_DIGEST_BYTES:]), allow_pickle=False) as saved:
-        rules, entries = int(saved["rules"]), saved["entries"]
-        reasons = json.loads(saved["reasons"].tobytes())
-    except (OSError, ValueError, KeyError):
-      return
-    if rules == _RULES and entries.dtype == _ENTRY:
-      self._entries = entries
-      self._reasons = {int(name): text for name, text in reasons.items()}
+    self._entries = np.empty(0, _ENTRY)  # sorted by stamp
+    self._new: list[np.ndarray] = []  # more of them
+    with contextlib.suppress(OSError):
+      saved = self._path().read_bytes()
+      digest, content = saved[:_DIGEST_BYTES], saved[_DIGEST_BYTES:]
+      if digest == _digest(content):
+        self._entries = np.frombuffer(content, _ENTRY)
 
-  def recall(self, stamps: np.ndarray) -> tuple[np.ndarray, np.ndarray, Bad]:
-    """Finds the images that were decoded already.
-
-    Args:
-      stamps: `STAMP` [n].
+  def recall(self, stamps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Looks up images by their stamps, uint64 [N].
 
     Returns:
-      Which they are, bool [n]; the `_ENTRY` [n] of each image, of which those that were not
-      decoded have the stamp alone; and those that are bad.
+      `_ENTRY` [N], and int64 [n], the places of those that are not known.
     """
     entries = np.zeros(len(stamps), _ENTRY)
-    for field in STAMP.names:
-      entries[field] = stamps[field]
+    entries["stamp"] = stamps
     if not len(self._entries):
-      return np.zeros(len(stamps), bool), entries, {}
-    places = np.searchsorted(self._entries["name"], stamps["name"])
-    remembered = self._entries[np.minimum(places, len(self._entries) - 1)]
-    known = np.all([remembered[field] == stamps[field] for field in STAMP.names], axis=0)
+      return entries, np.arange(len(stamps))
+    place = np.searchsorted(self._entries["stamp"], stamps)
+    remembered = self._entries[np.minimum(place, len(self._entries) - 1)]
+    known = remembered["stamp"] == stamps
     entries[known] = remembered[known]
-    bad_names = np.array(list(self._reasons), np.uint64)
-    bad = np.flatnonzero(known & np.isin(stamps["name"], bad_names))
-    reasons = {
-      record: Reason(self._reasons[int(stamps["name"][record])], lasting=True)
-      for record in bad.tolist()
-    }
-    return known, entries, reasons
+    return entries, np.flatnonzero(~known)
 
-  def add(self, entries: np.ndarray, decoded: Iterable[tuple[np.ndarray, Bad]]) -> None:
-    """Remembers what was found of some records; `entries` are those of all."""
-    kept = []
-    for records, bad in decoded:
-      passing = [record for record, reason in bad.items() if not reason.lasting]
-      chosen = entries[np.setdiff1d(records, passing)]
-      kept.append(chosen[chosen["state"] != 0])
-      for name in chosen["name"].tolist():
-        self._reasons.pop(name, None)
-      for record, reason in bad.items():
-        if reason.lasting:
-          self._reasons[int(entries["name"][record])] = reason.text
-    merged = np.concatenate([*kept, self._entries])
-    # Of two entries of an image, the first one is the new one.
-    _, first = np.unique(merged["name"], return_index=True)
-    self._entries = merged[first]
+  def add(self, entries: np.ndarray) -> None:
+    """Remembers the `_ENTRY`s of more images."""
+    self._new.append(entries[entries["stamp"] != 0])
 
   def save(self) -> None:
     """Writes all to the cache, or says in `problem` why it cannot."""
-    file = io.BytesIO()
-    reasons = np.frombuffer(json.dumps(self._reasons).encode(), np.uint8)
-    np.savez(file, rules=_RULES, entries=self._entries, reasons=reasons)
+    entries = np.concatenate([self._entries, *self._new])
+    _, first = np.unique(entries["stamp"], return_index=True)
+    self._entries, self._new = entries[first], []
+    content = self._entries.tobytes()
     try:
       path = self._path()
       path.parent.mkdir(parents=True, exist_ok=True)
-      write_bytes(path, _digest(file.getvalue()) + file.getvalue())
+      write_bytes(path, _digest(content) + content)
     except OSError as error:
       self.problem = (
         "the next run will decode every image again, for this one cannot remember it: "
@@ -270,25 +216,25 @@ class _Memory:
 
 
 def _digest(content: bytes) -> bytes:
-  return hashlib.blake2b(content, digest_size=_DIGEST_BYTES).digest()
+  return hashlib.blake2b(content, digest_size=_DIGEST_BYTES, person=_RULES).digest()
 
 
-class Kept(NamedTuple):
+class Readable(NamedTuple):
   """Splits without bad images, by name."""
 
   splits: Mapping[str, Split]
   skipped: Mapping[str, int]  # how many images of each split were left out
-  notes: tuple[str, ...]  # for the user
+  notes: tuple[str, ...] = ()  # for the user
 
 
-def without(
+def leave_out_bad(
   splits: Mapping[str, Split],
   bad: Mapping[str, Bad],
   images: Mapping[str, EncodedImages],
   *,
   class_names: tuple[str, ...],
   skip: bool,
-) -> Kept:
+) -> Readable:
   """Leaves out the bad images.
 
   Args:
@@ -301,29 +247,28 @@ def without(
   Raises:
     DataError: there are bad images and `skip` is false, or a class has no others.
   """
-  skipped = {name: len(bad.get(name, ())) for name in splits}
+  skipped = {name: len(bad[name]) for name in splits}
   lines = [
-    f"{images[name].name(record)}: {' '.join(reason.text.split())}"
+    f"{images[name].name(record)}: {' '.join(reason.split())}"
     for name in splits
-    for record, reason in sorted(bad.get(name, {}).items())
+    for record, reason in sorted(bad[name].items())
   ]
   if not lines:
-    return Kept(splits, skipped, ())
+    return Readable(splits, skipped)
   total = sum(len(split.labels) for split in splits.values())
-  more = ""
+  shown = "; ".join(lines[:_NAMED])
   if len(lines) > _NAMED:
     first = next(images[name] for name in splits if skipped[name])
     path = _write_list(first.store.directory, lines)
-    more = f"; and {len(lines) - _NAMED} more" + (f", all in {path}" if path else "")
-  shown = "; ".join(lines[:_NAMED]) + more
+    shown += f"; and {len(lines) - _NAMED} more" + (f", all in {path}" if path else "")
   if not skip:
     if len(lines) == 1:
       raise DataError(
-        f"cannot read image {lines[0]} (mend or remove it, or leave it out with "
+        f"cannot read image {lines[0]} (fix or remove it, or leave it out with "
         "--skip_bad_records)"
       )
     raise DataError(
-      f"cannot read {len(lines)} of {total} images (mend or remove them, or leave them out "
+      f"cannot read {len(lines)} of {total} images (fix or remove them, or leave them out "
       f"with --skip_bad_records): {shown}"
     )
   kept = {}
@@ -333,9 +278,8 @@ def without(
       good = np.delete(np.arange(len(split.labels)), list(bad[name]))
       kept[name] = split.take(good)
       _check_classes(name, split, kept[name], class_names)
-  return Kept(
-    kept, skipped, (f"{len(lines)} of {total} images are left out as bad: {shown}",)
-  )
+  note = f"{len(lines)} of {total} images are left out as bad: {shown}"
+  return Readable(kept, skipped, (note,))
 
 
 def _check_classes(
@@ -349,13 +293,13 @@ def _check_classes(
   if len(lost):
     raise DataError(
       f"--skip_bad_records leaves class {class_names[lost[0]]} ({len(lost)} in all) "
-      f"without images in {name}: none of its {before[lost[0]]} can be read; mend them, or "
+      f"without images in {name}: none of its {before[lost[0]]} can be read; fix them, or "
       "remove the class"
     )
 
 
 def _write_list(directory: pathlib.Path, lines: list[str]) -> pathlib.Path | None:
-  """A file with all lines, or None if there is no place for it."""
+  """Writes a file with all lines; returns None if there is no place for it."""
   try:
     path = cache.folder_of(directory) / _LIST
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -10,6 +10,7 @@ import os
 import re
 import signal
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import grain
@@ -24,9 +25,7 @@ _SECONDS_AFTER_SIGTERM = 30
 def in_processes(
   batches: grain.IterDataset, num_processes: int, *, ahead: int
 ) -> grain.IterDataset:
-  """The same batches, made by other processes.
-
-  Their iterators raise DataError when a worker process has died.
+  """Has other processes make the batches.
 
   Args:
     batches: of arrays.
@@ -38,7 +37,28 @@ def in_processes(
   options = grain.MultiprocessingOptions(
     num_workers=num_processes, per_worker_buffer_size=ahead
   )
-  return _Watched(batches.mp_prefetch(options, _begin_worker), num_processes)
+  return batches.mp_prefetch(options, _begin_worker)
+
+
+def watched(batches: grain.DatasetIterator, num_processes: int) -> Iterator[Any]:
+  """Yields batches of `in_processes`, and closes them in the end.
+
+  Raises:
+    DataError: a worker process has died.
+  """
+  try:
+    yield from batches
+  except RuntimeError as error:
+    died = _DIED.search(str(error))
+    if died is None:
+      raise
+    raise DataError(
+      f"a worker process of --input_processes={num_processes} "
+      f"{_how_it_died(int(died[1]))}; rerun the command to resume, with fewer of them or "
+      "--input_processes=0 if memory was short"
+    ) from error
+  finally:
+    batches.close()
 
 
 def _begin_worker(number: int, num_processes: int) -> None:
@@ -54,42 +74,6 @@ def _begin_worker(number: int, num_processes: int) -> None:
 def _end_with_parent() -> None:
   multiprocessing.parent_process().join()
   os._exit(1)
-
-
-class _Watched(grain.IterDataset):
-  """Batches of worker processes; it makes a DataError of the death of one of them."""
-
-  def __init__(self, parent: grain.IterDataset, num_processes: int):
-    super().__init__(parent)
-    self._num_processes = num_processes
-
-  def __iter__(self) -> grain.DatasetIterator:
-    return _WatchedIterator(iter(self._parent), self._num_processes)
-
-
-class _WatchedIterator(grain.DatasetIterator):
-  def __init__(self, parent: grain.DatasetIterator, num_processes: int):
-    super().__init__(parent)
-    self._num_processes = num_processes
-
-  def __next__(self) -> Any:
-    try:
-      return next(self._parent)
-    except RuntimeError as error:
-      died = _DIED.search(str(error))
-      if died is None:
-        raise
-      raise DataError(
-        f"a worker process of --input_processes={self._num_processes} "
-        f"{_how_it_died(int(died[1]))}; the same command continues, with fewer of them or "
-        "--input_processes=0 if memory was short"
-      ) from error
-
-  def get_state(self) -> Any:
-    return self._parent.get_state()
-
-  def set_state(self, state: Any) -> None:
-    self._parent.set_state(state)
 
 
 def _how_it_died(exit_code: int) -> str:

@@ -1,11 +1,8 @@
 """The files of a work directory, other than checkpoints: config, schedule, results."""
 
 import contextlib
-import fcntl
 import json
-import os
 import pathlib
-import platform
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -18,7 +15,7 @@ from ssil_jax.data import fingerprint
 from ssil_jax.distributed import collectives
 from ssil_jax.errors import WorkdirError
 from ssil_jax.reports.results import has_finished_state
-from ssil_jax.system import write_json
+from ssil_jax.system import LockedError, locked, write_json
 
 _LOCK = "lock"
 _FILES = ("config.json", "schedule.json", "results.json", "metrics.jsonl")
@@ -118,25 +115,20 @@ def writing(
 @contextlib.contextmanager
 def _locked(workdir: pathlib.Path, warn: Callable[[str], None]) -> Iterator[None]:
   """Raises WorkdirError if another process has the lock."""
-  # Of a work directory from elsewhere, the lock may be a link to something precious.
-  number = os.open(workdir / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-  with open(number, "r+") as file:
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-      raise WorkdirError(
-        f"{workdir} is in use by another run ({file.read(200).strip()}): wait for its end, "
-        "stop it, or use another --workdir"
-      ) from error
-    except OSError as error:
-      warn(
-        f"warning: {workdir} cannot be locked ({error.strerror}): see to it that no other "
-        "run uses it"
-      )
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {platform.node()}\n")
-    file.flush()
-    yield
+
+  def warn_unlocked(reason: str) -> None:
+    warn(
+      f"warning: {workdir} cannot be locked ({reason}): see to it that no other run uses it"
+    )
+
+  try:
+    with locked(workdir / _LOCK, warn_unlocked):
+      yield
+  except LockedError as error:
+    raise WorkdirError(
+      f"{workdir} is in use by another run ({error}): wait for its end, stop it, or use "
+      "another --workdir"
+    ) from error
 
 
 def _claim(

@@ -99,11 +99,6 @@ def test_after_ten_misses_the_largest_central_box_is_taken(width, height, box):
   assert crop.random_resized_box(width, height, draws) == box
 
 
-def test_the_crop_of_an_elongated_image_is_central():
-  # No box of 8% of 300 x 3 has an aspect of 4 / 3 or less: 4 x 3 in the middle.
-  assert crop.random_resized_box(300, 3, draws_of(0)) == (148, 0, 152, 3)
-
-
 def test_random_boxes_differ_and_reach_everywhere():
   rng = np.random.default_rng(0)
   boxes = np.array(
@@ -154,19 +149,6 @@ def test_what_lies_beside_a_box_does_not_reach_into_it():
   assert largest_difference(alone, pillow_resized(pixels, (20, 10, 50, 40), 64)) <= 1
 
 
-def test_a_crop_shows_its_box():
-  # Every pixel tells where it is: columns in red, rows in green.
-  place = np.zeros((100, 200, 3), np.uint8)
-  place[..., 0], place[..., 1] = np.arange(200), np.arange(100)[:, None]
-  left, top, right, bottom = crop.random_resized_box(200, 100, draws_of(3))
-  cut = crop.resize(place[top:bottom, left:right], 16)
-  assert cut.shape == (16, 16, 3)
-  assert left <= cut[..., 0].min() < left + (right - left) / 8
-  assert right - (right - left) / 8 < cut[..., 0].max() + 1 <= right
-  assert top <= cut[..., 1].min() < top + (bottom - top) / 8
-  assert bottom - (bottom - top) / 8 < cut[..., 1].max() + 1 <= bottom
-
-
 def test_many_threads_may_resize():
   images = [noise(40 + i, 50, seed=i) for i in range(60)]
   with ThreadPoolExecutor(8) as threads:
@@ -198,16 +180,14 @@ def test_the_central_square_of_an_image_that_is_not_resized(shape, rows, columns
 
 
 @pytest.mark.parametrize(
-  "shape", [(80, 100), (300, 200), (375, 500), (224, 224), (30, 20), (256, 300), (50, 999)]
+  "shape",
+  [
+    *[(80, 100), (300, 200), (375, 500), (224, 224), (30, 20), (256, 300), (50, 999)],
+    # 256 * 147 / 49 = 768, but (256 / 49) * 147 = 767.99...
+    *[(49, 147), (147, 49), (98, 196)],
+  ],
 )
 def test_the_central_square_is_torchvisions(shape):
-  square = crop.central_square(noise(*shape), 224, short_side=256)
-  assert largest_difference(square, pillow_central(noise(*shape), 224, 256)) <= 1
-
-
-@pytest.mark.parametrize("shape", [(49, 147), (147, 49), (98, 196)])
-def test_the_long_side_is_rounded_once(shape):
-  # 256 * 147 / 49 = 768, but (256 / 49) * 147 = 767.99...
   square = crop.central_square(noise(*shape), 224, short_side=256)
   assert largest_difference(square, pillow_central(noise(*shape), 224, 256)) <= 1
 
@@ -248,41 +228,33 @@ def compare(files, *, crops_each, seed=0):
   for data in files:
     pillow = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
     for _ in range(crops_each):
-      draws, boxes = rng.random(crop.DRAWS_SHAPE), []
-
-      def choose_box(width, height, draws=draws, boxes=boxes):
-        boxes.append(crop.random_resized_box(width, height, draws))
-        return boxes[-1]
-
-      ours = crop.resize(decode.read_box(data, choose_box), 224)
-      random_crops.append(psnr(ours, pillow_resized(pillow, boxes[0], 224)))
+      image = decode.EncodedImage(data)
+      draws = rng.random(crop.DRAWS_SHAPE)
+      box = crop.random_resized_box(image.width, image.height, draws)
+      ours = crop.resize(image.read(box), 224)
+      random_crops.append(psnr(ours, pillow_resized(pillow, box, 224)))
     ours = crop.central_square(decode.read_rgb(data), 224, short_side=256)
     central.append(psnr(ours, pillow_central(pillow, 224, 256)))
   return random_crops, central
 
 
-def test_crops_of_photos_are_those_of_pillow():
+def photos():
   rng = np.random.default_rng(0)
-  files = [
-    encode(photo(*rng.integers(150, 600, 2), seed=i), subsampling=subsampling)
-    for i, subsampling in enumerate(["4:2:0", "4:4:4"] * 5)
-  ]
-  random_crops, central = compare(files, crops_each=3)
-  assert len(random_crops) == 30
-  assert np.mean(random_crops) >= 50
-  assert np.min(random_crops) >= 45
-  assert np.mean(central) >= 50
-  assert np.min(central) >= 45
+  for i, subsampling in enumerate(["4:2:0", "4:4:4"] * 5):
+    yield encode(photo(*rng.integers(150, 600, 2), seed=i), subsampling=subsampling)
 
 
-@pytest.mark.skipif(not SAMPLE.exists(), reason="the sample of ImageNet is not here")
-def test_crops_of_imagenet_are_those_of_pillow():
+def photos_of_imagenet():
+  if not SAMPLE.exists():
+    pytest.skip("the sample of ImageNet is not here")
   with zipfile.ZipFile(SAMPLE) as archive:
     names = sorted(name for name in archive.namelist() if name.endswith(".JPEG"))
-    files = [archive.read(name) for name in names[::5]]
-  assert len(files) == 60
-  random_crops, central = compare(files, crops_each=1)
-  assert np.mean(random_crops) >= 50
-  assert np.min(random_crops) >= 45
-  assert np.mean(central) >= 50
-  assert np.min(central) >= 45
+    yield from map(archive.read, names[::5])
+
+
+@pytest.mark.parametrize("files", [photos, photos_of_imagenet])
+def test_crops_of_photos_are_those_of_pillow(files):
+  for decibels in compare(files(), crops_each=3):
+    assert len(decibels) >= 10
+    assert np.mean(decibels) >= 50
+    assert np.min(decibels) >= 45

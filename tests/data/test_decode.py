@@ -8,7 +8,7 @@ import zlib
 
 import numpy as np
 import pytest
-from folders import BLUE, GREEN, RED, encode, noise, photo
+from folders import BLUE, RED, encode, noise, photo
 from PIL import Image, ImageOps, PngImagePlugin
 
 from ssil_jax.data.images import decode, exif, jpeg
@@ -48,21 +48,15 @@ def with_frame_size(data, width, height):
 
 @pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:2", "4:2:0"])
 @pytest.mark.parametrize("progressive", [False, True])
-def test_jpeg_is_decoded_as_by_pillow(subsampling, progressive):
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_jpeg_is_decoded_as_by_pillow(subsampling, progressive, mode):
   # Pillow brings libjpeg-turbo, too.
-  data = encode(photo(75, 110), subsampling=subsampling, progressive=progressive)
+  options = {"subsampling": subsampling, "progressive": progressive}
+  data = encode(photo(75, 110), mode=mode, **options)
   pixels = decode.read_rgb(data)
   assert pixels.dtype == np.uint8
   assert pixels.shape == (75, 110, 3)
   np.testing.assert_array_equal(pixels, pillow_rgb(data))
-
-
-def test_gray_jpeg_becomes_equal_channels():
-  data = encode(photo(40, 50), mode="L")
-  pixels = decode.read_rgb(data)
-  assert pixels.shape == (40, 50, 3)
-  np.testing.assert_array_equal(pixels, pillow_rgb(data))
-  assert (pixels == pixels[..., :1]).all()
 
 
 def test_cmyk_jpeg():
@@ -100,81 +94,37 @@ def test_adobe_ycck_jpeg(ink):
   assert np.abs(decode.read_rgb(ycck_jpeg(ink)) - expected).max() <= 3
 
 
-def test_a_box_of_a_jpeg_is_that_part_of_the_whole():
-  data = encode(photo(50, 70))
-  asked = []
-
-  def choose_box(width, height):
-    asked.append((width, height))
-    return 11, 7, 60, 30
-
-  part = decode.read_box(data, choose_box)
-  assert asked == [(70, 50)]
-  np.testing.assert_array_equal(part, decode.read_rgb(data)[7:30, 11:60])
-
-
-def test_with_an_index_only_what_the_box_needs_is_decoded():
-  data = jpeg.add_index(encode(noise(64, 64), restart_marker_rows=1))
-  header, whole = jpeg.read_header(data), decode.read_rgb(data)
-  damaged = bytearray(data)
-  damaged[header.scan_start + 20 : header.scan_start + 28] = b"\xff\x00" * 4  # first row
-  with pytest.raises(decode.ImageError, match="bad Huffman code"):
-    decode.read_rgb(bytes(damaged))
-  below = decode.read_box(bytes(damaged), lambda width, height: (5, 40, 60, 64))
-  np.testing.assert_array_equal(below, whole[40:64, 5:60])
-
-
 # PNG and WebP.
 
 
-def test_rgb_png_is_exact():
-  np.testing.assert_array_equal(decode.read_rgb(encode(noise(9, 7), "PNG")), noise(9, 7))
-
-
-def test_a_box_of_a_png():
-  part = decode.read_box(encode(noise(9, 7), "PNG"), lambda width, height: (1, 2, 6, 9))
-  np.testing.assert_array_equal(part, noise(9, 7)[2:9, 1:6])
-
-
-def test_gray_png_becomes_equal_channels():
-  pixels = decode.read_rgb(encode(np.array([[0, 77], [3, 255]], np.uint8), "PNG"))
-  assert pixels[..., 2].tolist() == [[0, 77], [3, 255]]
-  assert (pixels == pixels[..., :1]).all()
-
-
-def test_16_bit_gray_png_is_scaled():
-  # 65535 / 257 = 255 and 32896 / 257 = 128; 256 and 65534 are just below 1 and 255.
-  gray = np.array([[0, 257, 256], [32896, 65535, 65534]], np.uint16)
-  pixels = decode.read_rgb(encode(gray, "PNG"))
+@pytest.mark.parametrize(
+  ("color_type", "values", "expected"),
+  [
+    # 65535 / 257 = 255 and 32896 / 257 = 128; 256 and 65534 are just below 1 and 255.
+    (0, (257, 256, 65534, 32896), [[1] * 3, [0] * 3, [254] * 3, [128] * 3]),
+    (2, (65535, 257, 32896, 0, 51400, 771), [[255, 1, 128], [0, 200, 3]]),
+    # With transparency, which is dropped.
+    (6, (65535, 257, 32896, 77, 0, 51400, 771, 65535), [[255, 1, 128], [0, 200, 3]]),
+    (4, (65535, 0, 32896, 9), [[255] * 3, [128] * 3]),
+  ],
+)
+def test_16_bit_png_is_scaled(color_type, values, expected):
+  row = struct.pack(f">B{len(values)}H", 0, *values)
+  data = png(len(expected), 1, zlib.compress(row), bits=16, color_type=color_type)
+  pixels = decode.read_rgb(data)
   assert pixels.dtype == np.uint8
-  assert pixels.shape == (2, 3, 3)
-  assert pixels[:, :, 1].tolist() == [[0, 1, 0], [128, 255, 254]]
-  assert (pixels == pixels[:, :, :1]).all()
+  assert pixels.tolist() == [expected]
 
 
-def test_16_bit_rgb_png_is_scaled():
-  row = struct.pack(">B6H", 0, 65535, 257, 32896, 0, 51400, 771)
-  pixels = decode.read_rgb(png(2, 1, zlib.compress(row), bits=16))
-  assert pixels.tolist() == [[[255, 1, 128], [0, 200, 3]]]
-
-
-def test_16_bit_png_with_transparency_is_scaled():
-  row = struct.pack(">B8H", 0, 65535, 257, 32896, 77, 0, 51400, 771, 65535)
-  pixels = decode.read_rgb(png(2, 1, zlib.compress(row), bits=16, color_type=6))
-  assert pixels.tolist() == [[[255, 1, 128], [0, 200, 3]]]
-  row = struct.pack(">B4H", 0, 65535, 0, 32896, 9)
-  pixels = decode.read_rgb(png(2, 1, zlib.compress(row), bits=16, color_type=4))
-  assert pixels.tolist() == [[[255] * 3, [128] * 3]]
-
-
-@pytest.mark.parametrize("bits", [1, 2, 4])
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
 def test_gray_png_of_few_bits(bits):
   # The lightest and the darkest, from the left end of a byte.
-  row = bytes([0, (2**bits - 1) << (8 - bits)])
+  row = bytes([0, (2**bits - 1) << (8 - bits), 0])[: 3 if bits == 8 else 2]
   pixels = decode.read_rgb(png(2, 1, zlib.compress(row), bits=bits, color_type=0))
   assert pixels.tolist() == [[[255] * 3, [0] * 3]]
 
 
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
 @pytest.mark.parametrize("transparency", [b"", chunk(b"tRNS", b"\0\x80")])
 def test_palette_png_of_few_bits(bits, transparency):
@@ -221,30 +171,6 @@ def test_of_an_animation_the_first_picture_is_read(file_format):
   np.testing.assert_array_equal(decode.read_rgb(data), noise(20, 30))
 
 
-def test_black_and_white_png():
-  pixels = decode.read_rgb(encode(np.array([[False, True]]), "PNG"))
-  assert pixels.tolist() == [[[0] * 3, [255] * 3]]
-
-
-def test_palette_png():
-  pixels = decode.read_rgb(encode(np.array([[RED, GREEN, BLUE]], np.uint8), "PNG", "P"))
-  assert pixels[0].tolist() == [list(RED), list(GREEN), list(BLUE)]
-
-
-@pytest.mark.parametrize("mode", ["RGBA", "LA"])
-def test_transparency_of_a_png_is_dropped(mode):
-  image = Image.new("RGBA", (2, 2), (90, 90, 90, 10))
-  assert (decode.read_rgb(encode(image, "PNG", mode)) == 90).all()
-
-
-@pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("transparency", [0, b"\0\x80"])
-def test_transparent_colors_of_a_png_palette_are_colors(transparency):
-  pixels = np.array([[RED, BLUE]], np.uint8)
-  data = encode(pixels, "PNG", "P", transparency=transparency)
-  assert decode.read_rgb(data)[0].tolist() == [list(RED), list(BLUE)]
-
-
 def test_webp():
   lossless = decode.read_rgb(encode(noise(20, 30), "WEBP", lossless=True))
   np.testing.assert_array_equal(lossless, noise(20, 30))
@@ -252,10 +178,13 @@ def test_webp():
   np.testing.assert_array_equal(decode.read_rgb(data), pillow_rgb(data))
 
 
-def test_transparency_of_webp_is_dropped():
-  image = Image.new("RGBA", (8, 8), (90, 120, 30, 10))
-  pixels = decode.read_rgb(encode(image, "WEBP", lossless=True, exact=True))
-  assert (pixels == (90, 120, 30)).all()
+@pytest.mark.parametrize(
+  ("file_format", "mode"), [("PNG", "RGBA"), ("PNG", "LA"), ("WEBP", "RGBA")]
+)
+def test_transparency_is_dropped(file_format, mode):
+  image = Image.new("RGBA", (8, 8), (90, 90, 90, 10))
+  options = {"lossless": True, "exact": True} if file_format == "WEBP" else {}
+  assert (decode.read_rgb(encode(image, file_format, mode, **options)) == 90).all()
 
 
 # All formats.
@@ -282,18 +211,13 @@ def check_upright(data, *, like=None):
   expected = upright_by_pillow(like or data)
   height, width = expected.shape[:2]
   assert decode.size_of(data) == (width, height)
-  np.testing.assert_array_equal(decode.read_rgb(data), expected)
-  np.testing.assert_array_equal(decode.read_rgb(data, strict=False), expected)
-  for left, top, right, bottom in [*BOXES, (0, 0, width, height)]:
-    asked = []
-
-    def choose_box(*size, box=(left, top, right, bottom), asked=asked):
-      asked.append(size)
-      return box
-
-    part = decode.read_box(data, choose_box)
-    assert asked == [(width, height)]
-    np.testing.assert_array_equal(part, expected[top:bottom, left:right])
+  image = decode.EncodedImage(data)
+  assert (image.width, image.height) == (width, height)
+  np.testing.assert_array_equal(image.read(), expected)
+  np.testing.assert_array_equal(image.read(strict=False), expected)
+  for box in BOXES:
+    left, top, right, bottom = box
+    np.testing.assert_array_equal(image.read(box), expected[top:bottom, left:right])
 
 
 @pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP"])
@@ -324,7 +248,7 @@ def test_of_a_turned_jpeg_with_an_index_only_what_the_box_needs_is_decoded():
   with pytest.raises(decode.ImageError):
     decode.read_rgb(bytes(damaged))
   # A quarter turn to the right: the first row became the last column.
-  part = decode.read_box(bytes(damaged), lambda width, height: (0, 5, 24, 60))
+  part = decode.EncodedImage(bytes(damaged)).read((0, 5, 24, 60))
   np.testing.assert_array_equal(part, whole[5:60, 0:24])
 
 
@@ -377,16 +301,10 @@ def test_broken_exif_data_turn_nothing(block):
 
 
 def test_the_first_exif_data_of_a_jpeg_count():
+  check_upright(jpeg.add_orientation(encode(photo(20, 30)), 8))
   data = jpeg.add_orientation(turned(20, 30, 6), 3)
   assert data.count(b"Exif\0\0") == 2
   assert jpeg.read_header(data).orientation == 6
-
-
-def test_an_orientation_can_be_added_to_a_jpeg():
-  plain = encode(photo(20, 30))
-  data = jpeg.add_orientation(plain, 8)
-  check_upright(data)
-  assert decode.size_of(data) == (20, 30)
 
 
 def test_a_png_may_have_its_orientation_behind_its_pixels():
@@ -406,12 +324,6 @@ def test_a_png_may_have_exif_data_in_text(digits):
   assert decode.size_of(data) == expected.shape[1::-1]
 
 
-@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP"])
-@pytest.mark.parametrize("mode", ["RGB", "L"])
-def test_size_is_width_and_height(file_format, mode):
-  assert decode.size_of(encode(noise(20, 33), file_format, mode)) == (33, 20)
-
-
 def test_size_needs_the_header_alone():
   data = encode(photo(200, 300))
   header = jpeg.read_header(data)
@@ -428,25 +340,33 @@ def check_refused(data, match=None):
       read(data)
 
 
-@pytest.mark.parametrize("file_format", ["BMP", "GIF", "TIFF", "PPM", "JPEG2000"])
-def test_other_formats_are_refused(file_format):
-  check_refused(encode(noise(8, 8), file_format), "not a JPEG, PNG or WebP image")
-
-
 @pytest.mark.parametrize(
-  "data",
-  [b"text, not an image", b"<!DOCTYPE html><html>", bytes(100), b"\xff\xd8", b"RIFF"],
+  ("data", "reason"),
+  [
+    *(
+      (encode(noise(8, 8), name), "not a JPEG, PNG or WebP image")
+      for name in ("BMP", "GIF", "TIFF", "PPM", "JPEG2000")
+    ),
+    *(
+      (data, "not a JPEG, PNG or WebP image")
+      for data in (b"text, not an image", bytes(100), b"\xff\xd8", b"RIFF")
+    ),
+    (b"", "it is empty"),
+    (jpeg.MAGIC, "breaks off"),
+  ],
 )
-def test_what_is_no_image_is_refused(data):
-  check_refused(data, "not a JPEG, PNG or WebP image")
+def test_what_is_no_image_is_refused(data, reason):
+  check_refused(data, reason)
 
 
-def test_nothing_is_refused():
-  check_refused(b"", "it is empty")
-
-
-def test_a_jpeg_header_without_anything_is_refused():
-  check_refused(jpeg.MAGIC, "breaks off")
+@pytest.mark.parametrize("damage", [(b"\xff\xdd\0\4\0\4", b"\xff\xdd\0\4\0\0"), None])
+def test_a_jpeg_with_a_damaged_index_is_refused(damage):
+  data = jpeg.add_index(encode(noise(64, 64), restart_marker_rows=1))
+  place = jpeg.read_header(data).index_start
+  wrong = data.replace(*damage) if damage else data[:place] + b"\0\1" + data[place + 2 :]
+  assert wrong != data
+  with pytest.raises(decode.ImageError, match="index"):
+    decode.read_rgb(wrong)
 
 
 @pytest.mark.parametrize("file_format", ["PNG", "JPEG", "WEBP"])
@@ -457,6 +377,10 @@ def test_a_truncated_image_is_refused(file_format):
   for kept in [*range(0, last, 97), last]:
     with pytest.raises(decode.ImageError):
       decode.read_rgb(content[:kept])
+    if kept < last:  # a JPEG that only lacks its end is whole enough
+      with pytest.raises(decode.ImageError) as info:
+        decode.read_rgb(content[:kept], strict=False)
+      assert not info.value.tolerable
 
 
 @pytest.mark.parametrize("options", [{}, {"restart_marker_rows": 1}, {"progressive": True}])
@@ -470,53 +394,27 @@ def test_a_jpeg_with_an_overwritten_scan_is_refused(options, place, junk):
     decode.read_rgb(content[:place] + junk + content[place + len(junk) :])
 
 
-def test_a_jpeg_with_a_hole_is_refused_indexed_or_not():
-  content = encode(noise(64, 64), restart_marker_rows=1)
-  for data in (content, jpeg.add_index(content)):
-    with pytest.raises(decode.ImageError):
-      decode.read_rgb(data[:-900] + data[-600:])
-    with pytest.raises(decode.ImageError):
-      decode.read_rgb(data[:-900] + bytes(300) + data[-600:])
-
-
-def test_a_jpeg_whose_index_was_damaged_is_refused():
-  data = jpeg.add_index(encode(noise(64, 64), restart_marker_rows=1))
-  place = jpeg.read_header(data).index_start
-  with pytest.raises(decode.ImageError, match="index"):
-    decode.read_rgb(data[:place] + b"\0\1" + data[place + 2 :])
-
-
-def test_a_jpeg_with_an_index_and_without_intervals_is_refused():
-  data = jpeg.add_index(encode(noise(64, 64), restart_marker_rows=1))
-  with pytest.raises(decode.ImageError, match="index"):
-    decode.read_rgb(data.replace(b"\xff\xdd\0\4\0\4", b"\xff\xdd\0\4\0\0"))
-
-
-def test_a_png_with_a_damaged_header_is_refused():
-  content = bytearray(encode(noise(8, 8), "PNG"))
-  content[11] = 5  # the header's length, which is 13
-  check_refused(bytes(content))
-
-
-def test_a_png_with_a_damaged_checksum_is_refused():
-  content = bytearray(encode(noise(32, 32), "PNG"))
-  content[len(content) // 2] ^= 1
-  with pytest.raises(decode.ImageError):
-    decode.read_rgb(bytes(content))
-
-
-def test_a_png_with_a_damaged_chunk_is_refused():
-  content = encode(noise(200, 200), "PNG")
-  second = content.index(b"IDAT", content.index(b"IDAT") + 4)
-  with pytest.raises(decode.ImageError, match="broken PNG"):
-    decode.read_rgb(content[:second] + b"\1" + content[second + 1 :])
-
-
-def test_a_png_with_a_compressed_bomb_of_text_is_refused():
+def damaged_pngs():
+  """PNGs with a damage each, that Pillow tells of in as many ways."""
+  plain = encode(noise(32, 32), "PNG")
+  yield plain[:11] + b"\5" + plain[12:]  # the header's length, which is 13
+  place = len(plain) // 2
+  yield plain[:place] + bytes([plain[place] ^ 1]) + plain[place + 1 :]  # a checksum
+  long = encode(noise(200, 200), "PNG")
+  second = long.index(b"IDAT", long.index(b"IDAT") + 4)
+  yield long[:second] + b"\1" + long[second + 1 :]
+  # Bombs of compressed text and of a compressed profile.
   info = PngImagePlugin.PngInfo()
   info.add_text("a", "b" * (2 * PngImagePlugin.MAX_TEXT_CHUNK), zip=True)
-  with pytest.raises(decode.ImageError):
-    decode.read_rgb(encode(noise(8, 8), "PNG", pnginfo=info))
+  yield encode(noise(8, 8), "PNG", pnginfo=info)
+  bomb = b"a\0\0" + zlib.compress(bytes(20_000_000))
+  yield png(2, 2, zlib.compress(bytes(14)), before=chunk(b"iCCP", bomb))
+
+
+def test_a_damaged_png_is_refused():
+  for data in damaged_pngs():
+    with pytest.raises(decode.ImageError):
+      decode.read_rgb(data)
 
 
 # What libjpeg warns of.
@@ -537,7 +435,7 @@ def test_surplus_bytes_at_the_end_are_refused_unless_told_otherwise(restarts):
   assert info.value.tolerable
   whole = decode.read_rgb(plain)
   np.testing.assert_array_equal(decode.read_rgb(surplus, strict=False), whole)
-  part = decode.read_box(surplus, lambda width, height: (3, 9, 30, 20), strict=False)
+  part = decode.EncodedImage(surplus).read((3, 9, 30, 20), strict=False)
   np.testing.assert_array_equal(part, whole[9:20, 3:30])
 
 
@@ -548,47 +446,27 @@ def test_surplus_bytes_between_restart_markers_are_not_tolerable():
   assert not info.value.tolerable
 
 
-@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP"])
-def test_what_breaks_off_is_refused_strictly_or_not(file_format):
-  content = encode(noise(32, 32), file_format)
-  for kept in (0, len(content) // 2, len(content) - 24):
-    with pytest.raises(decode.ImageError) as info:
-      decode.read_rgb(content[:kept], strict=False)
-    assert not info.value.tolerable
-
-
-@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP"])
-@pytest.mark.parametrize("mode", ["RGB", "L"])
-def test_what_is_whole_is_the_same_strictly_or_not(file_format, mode):
-  content = encode(photo(50, 70), file_format, mode)
-  np.testing.assert_array_equal(
-    decode.read_rgb(content, strict=False), decode.read_rgb(content)
-  )
-
-
 # More pixels than there is memory. The data behind these headers are no image's, so that
 # decoding would say so.
 
 
-def test_a_jpeg_that_claims_too_many_pixels_is_refused_before_it_is_decoded():
-  huge = with_frame_size(encode(noise(8, 8)), 30_000, 30_000)
-  check_refused(huge, "30000x30000 pixels, more than")
-  check_refused(huge[: jpeg.read_header(huge).scan_start], "30000x30000 pixels")
-
-
-@pytest.mark.parametrize("side", [10_001, 13_000, 30_000, 2**31 - 1])
-def test_a_png_that_claims_too_many_pixels_is_refused_before_it_is_decoded(side):
-  check_refused(png(side, side, b"not compressed rows"), f"{side}x{side} pixels, more than")
-
-
-@pytest.mark.parametrize("side", [10_001, 16_000])
-def test_a_webp_that_claims_too_many_pixels_is_refused_before_it_is_decoded(side):
+def huge_webp(side):
   data = bytearray(encode(noise(8, 8), "WEBP", lossless=True, exif=b"a"))
   assert data[12:16] == b"VP8X"
-  # Pillow has a limit, too, and it is higher.
   data[24:30] = (side - 1).to_bytes(3, "little") * 2
-  with pytest.raises(decode.ImageError):
-    decode.size_of(bytes(data))
+  return bytes(data)
+
+
+@pytest.mark.parametrize("side", [10_001, 16_000, 30_000, 2**31 - 1])
+def test_what_claims_too_many_pixels_is_refused_before_it_is_decoded(side):
+  reason = f"{side}x{side} pixels, more than"
+  check_refused(png(side, side, b"not compressed rows"), reason)
+  if side <= 30_000:
+    huge = with_frame_size(encode(noise(8, 8)), side, side)
+    check_refused(huge, reason)
+    check_refused(huge[: jpeg.read_header(huge).scan_start], reason)
+  if side <= 16_000:
+    check_refused(huge_webp(side))  # Pillow has a limit, too, and it is higher
 
 
 def test_a_jpeg_of_very_many_scans_is_refused_before_it_is_decoded():
@@ -640,11 +518,6 @@ def test_rows_that_no_pixel_needs_are_not_unpacked():
   assert pixels.shape == (8, 8, 3)
 
 
-def test_a_png_with_a_compressed_bomb_of_a_profile_is_refused():
-  bomb = b"a\0\0" + zlib.compress(bytes(20_000_000))
-  check_refused(png(2, 2, zlib.compress(bytes(14)), before=chunk(b"iCCP", bomb)))
-
-
 @pytest.mark.filterwarnings("error::PIL.Image.DecompressionBombWarning")
 def test_the_most_pixels_that_are_allowed():
   tiny = encode(noise(8, 8))
@@ -671,7 +544,7 @@ def test_nothing_is_printed_about_odd_images(tmp_path):
     (tmp_path / name).write_bytes(data)
   script = (
     "import pathlib, sys\n"
-    "from ssil_jax.data import decode\n"
+    "from ssil_jax.data.images import decode\n"
     "for path in sys.argv[1:]:\n"
     "  data = pathlib.Path(path).read_bytes()\n"
     "  for strict in (True, False):\n"

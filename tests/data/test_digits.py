@@ -53,21 +53,6 @@ def test_digits_labels_follow_the_class_order(digits):
     )
 
 
-def test_num_classes_takes_the_first_of_the_order():
-  digits = open_dataset(config_of(dataset="digits", num_classes=3, num_states=3))
-  assert digits.class_names == ("2", "8", "4")
-  assert set(digits.train.labels.tolist()) == {0, 1, 2}
-  assert set(digits.test.labels.tolist()) == {0, 1, 2}
-  assert len(digits.train.images) == len(digits.train.labels)
-
-
-def test_digits_may_be_enlarged():
-  digits = open_dataset(config_of(dataset="digits", image_size=16))
-  assert digits.train.images.shape == (1433, 16, 16, 3)
-  assert digits.test.images.shape == (364, 16, 16, 3)
-  assert digits.image_size == 16
-
-
 @pytest.mark.parametrize(
   ("augment", "expected"),
   [

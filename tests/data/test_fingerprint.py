@@ -145,6 +145,8 @@ def test_image_folders_are_told_apart_by_their_files(tmp_path, image_size):
       80: ["contents of training images"],
     }[image_size]
   )
+  other_order = open_folder(tmp_path / "a", image_size=image_size, class_order_seed=1)
+  assert "class names" in different_parts(first, other_order)
   (tmp_path / "b" / "test" / "c" / "1.png").unlink()
   found = different_parts(first, open_folder(tmp_path / "b", image_size=image_size))
   assert "test images" in found

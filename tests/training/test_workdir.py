@@ -275,7 +275,7 @@ def test_a_file_system_without_locks_is_used_with_a_warning(tmp_path, monkeypatc
   def flock(file, how):
     raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
 
-  monkeypatch.setattr(workdir.fcntl, "flock", flock)
+  monkeypatch.setattr("fcntl.flock", flock)
   warnings = []
   assert claim(config_of(tmp_path), warnings=warnings) == tmp_path
   assert warnings == [

@@ -2,11 +2,12 @@
 
 import os
 
-from ssil_jax.data.builders.base import ArchiveBuilder, summary
+from ssil_jax.data.builders.base import ArchiveBuilder
 from ssil_jax.data.builders.cifar import Cifar100
 from ssil_jax.data.builders.found import Options
 from ssil_jax.data.builders.imagenet import Imagenet
 from ssil_jax.data.builders.landmarks import LandmarksV2
+from ssil_jax.data.builders.report import summary
 from ssil_jax.errors import ConfigError
 
 __all__ = [
@@ -36,7 +37,7 @@ def check_known(dataset: str) -> None:
 
 
 def make_builder(dataset: str, data_dir: str | os.PathLike[str]) -> ArchiveBuilder:
-  """The builder of a data set, for preparing it or for reading what was prepared.
+  """Returns the builder of a data set, for preparing it or for reading what was prepared.
 
   Args:
     dataset: a key of BUILDERS.

@@ -5,7 +5,7 @@ import hashlib
 import io
 import pathlib
 import tarfile
-import zlib
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -14,14 +14,13 @@ from ssil_jax.data.builders import recode, tars
 from ssil_jax.data.builders.base import ArchiveBuilder
 from ssil_jax.data.builders.found import (
   Archive,
-  Findings,
-  Found,
-  LeftOut,
+  Contents,
+  Deviations,
   Options,
   Records,
 )
-from ssil_jax.data.display import Display
 from ssil_jax.errors import ConfigError, DataError
+from ssil_jax.progress import ProgressBars
 
 # https://www.cs.toronto.edu/~kriz/cifar.html
 _ARCHIVE = "cifar-100-binary.tar.gz"
@@ -60,13 +59,15 @@ class Cifar100(ArchiveBuilder, skip_registration=True):
         "--resize and --restart_markers are for photos: cifar100 is stored as it is"
       )
 
-  def _recode(self, image: bytes, recoding: recode.Recoding) -> recode.Stored:
+  def _recode(self, image: bytes, **recoding: Any) -> recode.Stored:
     pixels = np.frombuffer(image, np.uint8).reshape(_SHAPE)
     return recode.Stored(recode.png_of(pixels.transpose(1, 2, 0)), None)
 
-  def _find(self, folder: pathlib.Path, findings: Findings, display: Display) -> Found:
+  def _find(
+    self, folder: pathlib.Path, deviations: Deviations, progress: ProgressBars
+  ) -> Contents:
     archive = Archive.file(folder, _ARCHIVE)
-    advance = display.bar(f"reading {archive.name}", 1)
+    advance = progress.add(f"reading {archive.name}", 1)
     try:
       packed = archive.path.read_bytes()
     except OSError as error:
@@ -80,38 +81,35 @@ class Cifar100(ArchiveBuilder, skip_registration=True):
           for level, count in _NUM_CLASSES.items()
         }
         images = {split: _read_images(tar, split) for split in _PER_CLASS}
-    except (OSError, EOFError, tarfile.TarError, zlib.error, ValueError) as error:
+    except tars.UNPACKING_ERRORS as error:
       raise DataError(f"{archive.path} is damaged ({error}): download it again") from error
     md5 = hashlib.md5(packed).hexdigest()
     if md5 != _MD5:
-      findings.differs(f"{archive.name} has md5 {md5} instead of {_MD5}")
+      deviations.add(f"{archive.name} has md5 {md5} instead of {_MD5}")
     advance(1)
 
     # All 100, unless the archive is a part of the official one.
     fine = np.unique(images["train"]["fine"])
     class_names = tuple(names["fine"][i] for i in fine)
-    left_out = LeftOut()
     splits = {}
     for split, part in images.items():
       kept = np.flatnonzero(np.isin(part["fine"], fine))
       for i in np.flatnonzero(~np.isin(part["fine"], fine)):
-        left_out.add("class has no training images", _image_id(split, i))
+        deviations.left_out.add("class has no training images", _image_id(split, i))
       counts = np.bincount(part["fine"], minlength=_NUM_CLASSES["fine"])
       wrong = np.flatnonzero(counts != _PER_CLASS[split])
       if len(wrong):
-        findings.differs(
+        deviations.add(
           f"{archive.name}: class {names['fine'][wrong[0]]} has {counts[wrong[0]]} images "
           f"in {split} instead of {_PER_CLASS[split]} ({len(wrong)} such classes)"
         )
       if split == "train":
         kept = kept[np.argsort(part["fine"][kept], kind="stable")]
       splits[split] = _as_records(archive, split, part[kept], kept, fine)
-    return Found(
+    return Contents(
       archives=(archive,),
       class_names={"label": class_names, "coarse_label": names["coarse"]},
       splits=splits,
-      left_out=left_out,
-      differences=tuple(findings.differences),
     )
 
 
@@ -132,7 +130,7 @@ class _PixelRecords(Records):
 def _as_records(
   archive: Archive, split: str, images: np.ndarray, places: np.ndarray, fine: np.ndarray
 ) -> Records:
-  """The records of images [n] of _RECORD, which are at `places` in their file."""
+  """Returns the records of images [n] of _RECORD, which are at `places` in their file."""
   count = len(images)
   ids = np.array([_image_id(split, place) for place in places], "S")
   return _PixelRecords(
@@ -152,7 +150,7 @@ def _image_id(split: str, place: int) -> str:
 
 
 def _read_images(tar: tarfile.TarFile, split: str) -> np.ndarray:
-  """The images [n] of _RECORD of a split; raises ValueError if they are not whole."""
+  """Reads the images [n] of _RECORD of a split; raises ValueError if they are not whole."""
   images = np.frombuffer(tars.read_member(tar, f"{_FOLDER}/{split}.bin"), _RECORD)
   if not len(images):
     raise ValueError(f"{split}.bin has no images")

@@ -5,7 +5,7 @@ import hashlib
 import os
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -31,13 +31,13 @@ class Options:
 
   def check(self) -> None:
     """Raises ConfigError if they cannot be followed on this machine."""
-    recode.check_recoding(self.recoding("train"))
+    recode.check_recoding(self.resize, self.restart_markers)
 
-  def recoding(self, split: str) -> recode.Recoding:
-    """What to do with the images of a split: test images stay as they are."""
+  def recoding(self, split: str) -> dict[str, Any]:
+    """Returns keywords of `recode_photo` for a split: test images stay as they are."""
     if split != "train":
-      return recode.Recoding()
-    return recode.Recoding(self.resize, self.restart_markers)
+      return {}
+    return {"resize": self.resize, "restart_markers": self.restart_markers}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Archive:
 
   @classmethod
   def file(cls, folder: pathlib.Path, name: str) -> "Archive":
-    """An archive in the folder; raises DataError if it is missing or empty."""
+    """Returns an archive in the folder; raises DataError if it is missing or empty."""
     path = folder / name
     try:
       size = path.stat().st_size
@@ -94,7 +94,7 @@ class Records:
     return len(self.label)
 
   def read(self, record: int) -> bytes:
-    """The image file of a record; raises DataError if it cannot be read whole."""
+    """Reads the image file of a record; raises DataError if it cannot be read whole."""
     archive = self.archives[self.archive[record]]
     offset, size = int(self.offset[record]), int(self.size[record])
     path = archive.path
@@ -110,12 +110,12 @@ class Records:
     return data
 
   def where(self, record: int) -> str:
-    """Archive and member, for messages."""
+    """Returns archive and member, for messages."""
     archive = self.archives[self.archive[record]]
     return f"{archive.name}: {self.name[record].decode(errors='replace')}"
 
   def features(self, record: int) -> dict[str, Any]:
-    """The features of a record but for its image."""
+    """Returns the features of a record but for its image."""
     values: dict[str, Any] = {"label": int(self.label[record])}
     for name, column in self.columns.items():
       value = column[record].item()
@@ -123,7 +123,7 @@ class Records:
     return values
 
   def digest(self) -> str:
-    """16 hex digits that differ if anything about the records does."""
+    """Returns 16 hex digits that differ if anything about the records does."""
     state = hashlib.sha256()
     for array in (self.label, self.name, self.archive, self.offset, self.size):
       state.update(np.ascontiguousarray(array))
@@ -133,54 +133,49 @@ class Records:
 
 
 @dataclasses.dataclass
-class LeftOut:
-  """Images that are not taken, by reason."""
+class Tally:
+  """Images that something is said of, by what that is."""
 
   counts: dict[str, int] = dataclasses.field(default_factory=dict)
   names: dict[str, list[str]] = dataclasses.field(default_factory=dict)
 
-  def add(self, reason: str, name: str, count: int = 1) -> None:
-    """Counts images; only the first names of a reason are kept."""
-    self.counts[reason] = self.counts.get(reason, 0) + count
-    names = self.names.setdefault(reason, [])
+  def add(self, text: str, name: str) -> None:
+    """Counts an image; only the first names are kept."""
+    self.counts[text] = self.counts.get(text, 0) + 1
+    names = self.names.setdefault(text, [])
     if len(names) < NAMES_KEPT:
       names.append(name)
 
   def to_json(self) -> dict[str, Any]:
     return {
-      reason: {"count": count, "first": self.names[reason]}
-      for reason, count in sorted(self.counts.items())
+      text: {"count": count, "first": self.names[text]}
+      for text, count in sorted(self.counts.items())
     }
 
 
-@dataclasses.dataclass(frozen=True)
-class Found:
-  """All that a builder needs to know of its archives.
+class Deviations:
+  """Collects what is wrong with archives: an error, unless partial data are allowed.
 
   Attributes:
-    archives: all that was looked at.
-    class_names: feature -> names in the order of its labels; "label" is always there.
-    splits: name -> records, none of them empty; the training split first.
+    lines: how this is not the official data set.
     left_out: images of the archives that no split has.
-    differences: how this is not the official data set, a line each.
   """
-
-  archives: tuple[Archive, ...]
-  class_names: Mapping[str, tuple[str, ...]]
-  splits: Mapping[str, Records]
-  left_out: LeftOut
-  differences: tuple[str, ...]
-
-
-class Findings:
-  """Collects what is wrong with archives: an error, unless partial data are allowed."""
 
   def __init__(self, options: Options):
     self._allow_partial = options.allow_partial
-    self.differences: list[str] = []
+    self.lines: list[str] = []
+    self.left_out = Tally()
 
-  def differs(self, line: str) -> None:
+  def add(self, line: str) -> None:
     """Notes a difference from the official data set; raises DataError if it may not be."""
     if not self._allow_partial:
       raise DataError(f"{line}; --allow_partial takes what there is")
-    self.differences.append(line)
+    self.lines.append(line)
+
+
+class Contents(NamedTuple):
+  """All that a builder needs to know of its archives."""
+
+  archives: tuple[Archive, ...]  # all that were looked at
+  class_names: Mapping[str, tuple[str, ...]]  # feature -> names by label; "label" is there
+  splits: Mapping[str, Records]  # none of them empty; the training split first

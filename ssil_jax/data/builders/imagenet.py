@@ -4,7 +4,6 @@ import io
 import pathlib
 import re
 import tarfile
-import zlib
 from collections.abc import Mapping
 
 import numpy as np
@@ -13,10 +12,10 @@ import tensorflow_datasets as tfds
 
 from ssil_jax.data.builders import tars
 from ssil_jax.data.builders.base import ArchiveBuilder
-from ssil_jax.data.builders.found import Archive, Findings, Found, LeftOut, Records
+from ssil_jax.data.builders.found import Archive, Contents, Deviations, Records
 from ssil_jax.data.builders.tars import Table
-from ssil_jax.data.display import Display
 from ssil_jax.errors import DataError
+from ssil_jax.progress import ProgressBars
 
 _TRAIN = "ILSVRC2012_img_train.tar"
 _VALIDATION = "ILSVRC2012_img_val.tar"
@@ -52,7 +51,9 @@ class Imagenet(ArchiveBuilder, skip_registration=True):
       }
     )
 
-  def _find(self, folder: pathlib.Path, findings: Findings, display: Display) -> Found:
+  def _find(
+    self, folder: pathlib.Path, deviations: Deviations, progress: ProgressBars
+  ) -> Contents:
     train_file, validation_file = (
       Archive.file(folder, name) for name in (_TRAIN, _VALIDATION)
     )
@@ -67,31 +68,27 @@ class Imagenet(ArchiveBuilder, skip_registration=True):
           f"{folder / _DEVKIT} has other validation labels than tensorflow-datasets: it is "
           "not the official one; download it again, or remove it"
         )
-    table, labels, class_names = _find_train(train_file, display)
+    table, labels, class_names = _find_train(train_file, progress)
     counts = dict(zip(class_names, np.bincount(labels).tolist(), strict=True))
-    _check_train(counts, devkit_counts, findings)
+    _check_train(counts, devkit_counts, deviations)
     train = _as_records(train_file, table, labels)
-
-    left_out = LeftOut()
     table, labels = _find_validation(
-      validation_file, class_names, truth, left_out, findings, display
+      validation_file, class_names, truth, deviations, progress
     )
-    return Found(
+    return Contents(
       archives=tuple(archives),
       class_names={"label": class_names},
       splits={"train": train, "validation": _as_records(validation_file, table, labels)},
-      left_out=left_out,
-      differences=tuple(findings.differences),
     )
 
 
 def _shipped(name: str) -> list[str]:
-  """The wnids in a file of tensorflow-datasets."""
+  """Reads the wnids in a file of tensorflow-datasets."""
   return tfds.core.tfds_path(f"datasets/imagenet2012/{name}").read_text().split()
 
 
 def _read_devkit(path: pathlib.Path) -> tuple[list[str], dict[str, int]]:
-  """The wnid of every validation image, and the number of training images of each wnid."""
+  """Reads each validation image's wnid, and the number of training images of each wnid."""
   try:
     # Whole, for only that checks the checksum of the .gz; SciPy may crash by damaged bytes.
     content = io.BytesIO(tars.unpack_gzip(path.read_bytes()))
@@ -106,21 +103,12 @@ def _read_devkit(path: pathlib.Path) -> tuple[list[str], dict[str, int]]:
       if synset["ILSVRC2012_ID"] <= _NUM_CLASSES
     }
     return [wnids[i] for i in ids], counts
-  except (
-    OSError,
-    EOFError,
-    tarfile.TarError,
-    zlib.error,
-    KeyError,
-    IndexError,
-    ValueError,
-    TypeError,
-  ) as error:
+  except (*tars.UNPACKING_ERRORS, LookupError, TypeError) as error:
     raise DataError(f"{path} is damaged ({error}): download it again") from error
 
 
 def _read_synsets(content: bytes) -> np.ndarray:
-  """The synsets [n] of meta.mat; raises ValueError if it cannot be read."""
+  """Reads the synsets [n] of meta.mat; raises ValueError if it cannot be read."""
   try:
     meta = scipy.io.loadmat(io.BytesIO(content), squeeze_me=True, struct_as_record=True)
     return np.atleast_1d(meta["synsets"])
@@ -130,9 +118,9 @@ def _read_synsets(content: bytes) -> np.ndarray:
 
 
 def _find_train(
-  archive: Archive, display: Display
+  archive: Archive, progress: ProgressBars
 ) -> tuple[Table, np.ndarray, tuple[str, ...]]:
-  """The training images by class, their labels int32 [n], and the wnids of the classes."""
+  """Finds the training images by class, their labels int32 [n], and the classes' wnids."""
   inner = sorted(
     member
     for member in tars.members(archive.path, lambda size: None)
@@ -141,7 +129,7 @@ def _find_train(
   class_names = tuple(pathlib.PurePosixPath(member.name).stem for member in inner)
   if not inner or len(set(class_names)) < len(class_names):
     raise DataError(f"{archive.path} is not a tar of one tar for each class")
-  advance = display.bar(f"looking through {archive.name}", sum(m.size for m in inner))
+  advance = progress.add(f"looking through {archive.name}", sum(m.size for m in inner))
   tables = [Table.of(tars.members(archive.path, advance, inside=tar)) for tar in inner]
   counts = [len(table.name) for table in tables]
   if 0 in counts:
@@ -151,7 +139,7 @@ def _find_train(
 
 
 def _check_train(
-  counts: Mapping[str, int], devkit_counts: Mapping[str, int], findings: Findings
+  counts: Mapping[str, int], devkit_counts: Mapping[str, int], deviations: Deviations
 ) -> None:
   """Compares the number of training images of every class with the official ones."""
   official = _shipped("labels.txt")
@@ -160,10 +148,10 @@ def _check_train(
     ("should not have", sorted(set(counts) - set(official))),
   ):
     if wrong:
-      findings.differs(f"{_TRAIN} {what} {len(wrong)} classes, first {wrong[0]}")
+      deviations.add(f"{_TRAIN} {what} {len(wrong)} classes, first {wrong[0]}")
   total = sum(counts.values())
   if total != _NUM_TRAIN:
-    findings.differs(f"{_TRAIN} has {total:,} images instead of {_NUM_TRAIN:,}")
+    deviations.add(f"{_TRAIN} has {total:,} images instead of {_NUM_TRAIN:,}")
   wrong = []
   for wnid, count in counts.items():
     if wnid in devkit_counts and count != devkit_counts[wnid]:
@@ -171,19 +159,18 @@ def _check_train(
     elif not _FEWEST <= count <= _MOST:
       wrong.append(f"class {wnid} has {count} images instead of {_FEWEST} to {_MOST}")
   if wrong:
-    findings.differs(f"{_TRAIN}: {wrong[0]} ({len(wrong)} such classes)")
+    deviations.add(f"{_TRAIN}: {wrong[0]} ({len(wrong)} such classes)")
 
 
 def _find_validation(
   archive: Archive,
   class_names: tuple[str, ...],
   truth: list[str],
-  left_out: LeftOut,
-  findings: Findings,
-  display: Display,
+  deviations: Deviations,
+  progress: ProgressBars,
 ) -> tuple[Table, np.ndarray]:
-  """The validation images by number, and their labels int32 [n]."""
-  advance = display.bar(f"looking through {archive.name}", archive.size)
+  """Finds the validation images by number, and their labels int32 [n]."""
+  advance = progress.add(f"looking through {archive.name}", archive.size)
   labels = {wnid: label for label, wnid in enumerate(class_names)}
   chosen: dict[int, tars.Member] = {}
   num_images, strange = 0, []
@@ -193,20 +180,20 @@ def _find_validation(
     number = int(match[1]) if match else 0
     if not 1 <= number <= len(truth) or number in chosen:
       strange.append(name)
-      left_out.add("not the name of a validation image", name)
+      deviations.left_out.add("not the name of a validation image", name)
       continue
     num_images += 1
     if truth[number - 1] in labels:
       chosen[number] = member
     else:
-      left_out.add("class is not in the training archive", name)
+      deviations.left_out.add("class is not in the training archive", name)
   if strange:
-    findings.differs(
+    deviations.add(
       f"{archive.name} has {len(strange)} files that are no ILSVRC2012_val_NUMBER.JPEG, or "
       f"have a number twice, first {strange[0]}"
     )
   if num_images != _NUM_VALIDATION:
-    findings.differs(
+    deviations.add(
       f"{archive.name} has {num_images:,} images instead of {_NUM_VALIDATION:,}"
     )
   if not chosen:
@@ -217,7 +204,7 @@ def _find_validation(
   )
   wrong = np.flatnonzero(counts != _VALIDATION_PER_CLASS)
   if len(wrong):
-    findings.differs(
+    deviations.add(
       f"{archive.name}: class {class_names[wrong[0]]} has {counts[wrong[0]]} images "
       f"instead of {_VALIDATION_PER_CLASS} ({len(wrong)} such classes)"
     )
@@ -234,11 +221,8 @@ def _as_records(archive: Archive, table: Table, labels: np.ndarray) -> Records:
     archive=np.zeros(len(labels), np.int16),
     offset=table.offset,
     size=table.size,
-    columns={"file_name": _base_names(table.name)},
+    columns={
+      "file_name": np.array([n.rpartition(b"/")[2] for n in table.name.tolist()], "S")
+    },
     archives=(archive,),
   )
-
-
-def _base_names(names: np.ndarray) -> np.ndarray:
-  """Bytes [n]: what comes after the last slash."""
-  return np.array([name.rpartition(b"/")[2] for name in names.tolist()], "S")

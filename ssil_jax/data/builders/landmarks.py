@@ -13,10 +13,10 @@ import tensorflow_datasets as tfds
 
 from ssil_jax.data.builders import tars
 from ssil_jax.data.builders.base import ArchiveBuilder
-from ssil_jax.data.builders.found import Archive, Findings, Found, LeftOut, Records
+from ssil_jax.data.builders.found import Archive, Contents, Deviations, Records
 from ssil_jax.data.builders.tars import Member, Table
-from ssil_jax.data.display import Display
 from ssil_jax.errors import DataError
+from ssil_jax.progress import ProgressBars
 
 _CSV = "train.csv"
 _TARS = "images_*.tar"
@@ -84,19 +84,21 @@ class LandmarksV2(ArchiveBuilder, skip_registration=True):
       }
     )
 
-  def _find(self, folder: pathlib.Path, findings: Findings, display: Display) -> Found:
+  def _find(
+    self, folder: pathlib.Path, deviations: Deviations, progress: ProgressBars
+  ) -> Contents:
     csv_file = Archive.file(folder, _CSV)
-    listed = _read_csv(csv_file, display)
+    listed = _read_csv(csv_file, progress)
     landmarks, counts = np.unique(listed.landmark, return_counts=True)
     if (len(listed.id), len(landmarks)) != (_NUM_IMAGES, _NUM_LANDMARKS):
-      findings.differs(
+      deviations.add(
         f"{csv_file.name} lists {len(listed.id):,} images of {len(landmarks):,} landmarks "
         f"instead of {_NUM_IMAGES:,} of {_NUM_LANDMARKS:,}"
       )
     most_first = np.lexsort((landmarks, -counts))
     classes = np.sort(landmarks[most_first[: self.builder_config.num_classes]])
     if len(classes) < self.builder_config.num_classes:
-      findings.differs(
+      deviations.add(
         f"{csv_file.name} has {len(classes):,} landmarks, fewer than the "
         f"{self.builder_config.num_classes:,} of {self.name}/{self.builder_config.name}"
       )
@@ -104,9 +106,8 @@ class LandmarksV2(ArchiveBuilder, skip_registration=True):
     label = np.searchsorted(classes, listed.landmark).astype(np.int32)
     label[classes[np.minimum(label, len(classes) - 1)] != listed.landmark] = -1
 
-    left_out = LeftOut()
-    images = _find_images(folder, listed, label, left_out, display)
-    _check_all_there(csv_file, listed, label, images, left_out, findings)
+    images = _find_images(folder, listed, label, deviations, progress)
+    _check_all_there(csv_file, listed, label, images, deviations)
     held_out = _hold_out(label, classes, self.builder_config.test_per_class)
     splits = {
       split: _as_records(images, listed, label, wanted)
@@ -122,12 +123,10 @@ class LandmarksV2(ArchiveBuilder, skip_registration=True):
       )
     if not len(splits["test"]):
       raise DataError(f"none of the test images is in the archives of {folder}")
-    return Found(
+    return Contents(
       archives=(csv_file, *images.archives),
       class_names={"label": tuple(map(str, classes.tolist()))},
       splits=splits,
-      left_out=left_out,
-      differences=tuple(findings.differences),
     )
 
 
@@ -147,9 +146,9 @@ class _Images(NamedTuple):
   row: np.ndarray  # int64 [n], in _Listed
 
 
-def _read_csv(archive: Archive, display: Display) -> _Listed:
+def _read_csv(archive: Archive, progress: ProgressBars) -> _Listed:
   """Reads ids and landmarks of millions of rows, without a Python object for each."""
-  advance = display.bar(f"reading {archive.name}", archive.size)
+  advance = progress.add(f"reading {archive.name}", archive.size)
   ids, landmarks = bytearray(), array.array("q")
   line, position = 1, 0
   try:
@@ -210,30 +209,32 @@ def _find_images(
   folder: pathlib.Path,
   listed: _Listed,
   label: np.ndarray,
-  left_out: LeftOut,
-  display: Display,
+  deviations: Deviations,
+  progress: ProgressBars,
 ) -> _Images:
   """Looks for the images of the chosen landmarks in tars and unpacked folders."""
   archives, tables, positions, rows = [], [], [], []
   seen = np.zeros(len(listed.id), bool)
-  for archive, table in _sources(folder, display):
+  for archive, table in _sources(folder, progress):
     ids = np.array([_stem(name) for name in table.name.tolist()], "S")
     row = np.minimum(np.searchsorted(listed.id, ids), len(listed.id) - 1)
     known = listed.id[row] == ids
     for name in ids[~known].tolist():
-      left_out.add(_UNKNOWN, name.decode(errors="replace"))
+      deviations.left_out.add(_UNKNOWN, name.decode(errors="replace"))
     table, row = table.take(known), row[known]
     # An image may be there both in its tar and unpacked.
     fresh = np.zeros(len(row), bool)
     fresh[np.unique(row, return_index=True)[1]] = True
     fresh &= ~seen[row]
     for name in table.name[~fresh].tolist():
-      left_out.add("there already", f"{archive.name}: {name.decode(errors='replace')}")
+      deviations.left_out.add(
+        "there already", f"{archive.name}: {name.decode(errors='replace')}"
+      )
     seen[row] = True
     taken = fresh & (label[row] >= 0)
     table, row = table.take(taken), row[taken]
     if archive.path.is_dir():
-      archive, table = _with_sizes(archive, table, display)
+      archive, table = _with_sizes(archive, table, progress)
     positions.append(np.full(len(row), len(archives), np.int16))
     archives.append(archive)
     tables.append(table)
@@ -248,15 +249,17 @@ def _find_images(
   )
 
 
-def _sources(folder: pathlib.Path, display: Display) -> Iterator[tuple[Archive, Table]]:
-  """The tars, then the unpacked folders, and what they have, in the order of names."""
+def _sources(
+  folder: pathlib.Path, progress: ProgressBars
+) -> Iterator[tuple[Archive, Table]]:
+  """Yields tars, then unpacked folders, and what they have, in the order of names."""
   files = [
     Archive.file(folder, path.relative_to(folder).as_posix())
     for place in _PLACES
     for path in sorted((folder / place).glob(_TARS))
   ]
   if files:
-    advance = display.bar(
+    advance = progress.add(
       f"looking through {len(files)} of {_NUM_TARS} tars", sum(file.size for file in files)
     )
   for file in files:
@@ -267,7 +270,7 @@ def _sources(folder: pathlib.Path, display: Display) -> Iterator[tuple[Archive, 
     tops = sorted(path.name for path in root.glob("[0-9a-f]") if path.is_dir())
     if tops:
       text = f"looking through the folders {tops[0]} to {tops[-1]} of {root}"
-      advance = display.bar(text, len(tops))
+      advance = progress.add(text, len(tops))
       names = (name for top in tops for name in _unpacked(root, top, advance))
       yield Archive(root, f"{place or '.'}/", 0), Table.of(Member(n, -1, 0) for n in names)
 
@@ -275,7 +278,7 @@ def _sources(folder: pathlib.Path, display: Display) -> Iterator[tuple[Archive, 
 def _unpacked(
   root: pathlib.Path, top: str, advance: Callable[[int], None]
 ) -> Iterator[str]:
-  """Paths of images below a folder, from the root on; the folder is one step."""
+  """Yields paths of images below a folder, from the root on; the folder is one step."""
   for parent, folders, names in os.walk(root / top):
     advance(0)  # there are thousands of folders
     folders.sort()
@@ -286,9 +289,11 @@ def _unpacked(
   advance(1)
 
 
-def _with_sizes(archive: Archive, table: Table, display: Display) -> tuple[Archive, Table]:
-  """The folder and its files with their sizes; only those of the files taken are asked."""
-  advance = display.bar("looking up the sizes of files", len(table.name), "files")
+def _with_sizes(
+  archive: Archive, table: Table, progress: ProgressBars
+) -> tuple[Archive, Table]:
+  """Looks up the sizes of the files taken; returns them with the folder's."""
+  advance = progress.add("looking up the sizes of files", len(table.name), "files")
   sizes = []
   try:
     for name in table.name:
@@ -311,8 +316,7 @@ def _check_all_there(
   listed: _Listed,
   label: np.ndarray,
   images: _Images,
-  left_out: LeftOut,
-  findings: Findings,
+  deviations: Deviations,
 ) -> None:
   """Notes images that are listed and not there, or there and not listed."""
   wanted = label >= 0
@@ -320,24 +324,24 @@ def _check_all_there(
   missing[images.row] = False
   ids = listed.id[missing]
   for name in ids.tolist():
-    left_out.add("not in the archives", name.decode())
+    deviations.left_out.add("not in the archives", name.decode())
   lines = []
   if len(ids):
     lines.append(
       f"{len(ids):,} of the {wanted.sum():,} images that {csv_file.name} lists for the "
       f"chosen landmarks are in no archive, first {ids[0].decode()}"
     )
-  if unknown := left_out.counts.get(_UNKNOWN):
+  if unknown := deviations.left_out.counts.get(_UNKNOWN):
     lines.append(
       f"{unknown:,} images of the archives are not in {csv_file.name}, first "
-      f"{left_out.names[_UNKNOWN][0]}"
+      f"{deviations.left_out.names[_UNKNOWN][0]}"
     )
   if lines:
-    findings.differs("; ".join(lines))
+    deviations.add("; ".join(lines))
 
 
 def _hold_out(label: np.ndarray, classes: np.ndarray, count: int) -> np.ndarray:
-  """bool [n]: which of the listed images, sorted by id, are for testing."""
+  """Draws which of the listed images, sorted by id, are for testing: bool [n]."""
   held_out = np.zeros(len(label), bool)
   by_class = np.argsort(label, kind="stable")
   starts = np.searchsorted(label[by_class], np.arange(len(classes) + 1))
@@ -352,7 +356,7 @@ def _hold_out(label: np.ndarray, classes: np.ndarray, count: int) -> np.ndarray:
 def _as_records(
   images: _Images, listed: _Listed, label: np.ndarray, wanted: np.ndarray
 ) -> Records:
-  """The images of the wanted rows, by class and then in the order of the archives."""
+  """Returns the images of the wanted rows, by class and then as in the archives."""
   mine = np.flatnonzero(wanted[images.row])
   mine = mine[np.argsort(label[images.row[mine]], kind="stable")]
   row, table = images.row[mine], images.table.take(mine)

@@ -4,7 +4,6 @@ Only CMYK and what is no JPEG is written anew, and what `--resize` and `--restar
 ask for.
 """
 
-import dataclasses
 import functools
 import io
 import shutil
@@ -39,30 +38,19 @@ class Stored(NamedTuple):
   remark: str | None  # what was odd about it, and what was done about it
 
 
-@dataclasses.dataclass(frozen=True)
-class Recoding:
-  """What to do with the images of a split.
-
-  Attributes:
-    resize: pixels that the short side may have, None for any.
-    restart_markers: whether every JPEG gets restart markers and an index of them.
-  """
-
-  resize: int | None = None
-  restart_markers: bool = False
-
-
-def check_recoding(recoding: Recoding) -> None:
-  """Raises ConfigError if the recoding cannot be done on this machine."""
-  if recoding.resize is not None and recoding.resize < SMALLEST_RESIZE:
-    raise ConfigError(f"--resize={recoding.resize} must be {SMALLEST_RESIZE} or more")
-  if recoding.restart_markers and shutil.which(_JPEGTRAN) is None:
+def check_recoding(resize: int | None, restart_markers: bool) -> None:
+  """Raises ConfigError if `recode_photo` cannot do this on this machine."""
+  if resize is not None and resize < SMALLEST_RESIZE:
+    raise ConfigError(f"--resize={resize} must be {SMALLEST_RESIZE} or more")
+  if restart_markers and shutil.which(_JPEGTRAN) is None:
     raise ConfigError(
       f"--restart_markers needs the program {_JPEGTRAN}: apt install libjpeg-turbo-progs"
     )
 
 
-def recode_photo(data: bytes, recoding: Recoding) -> Stored:
+def recode_photo(
+  data: bytes, *, resize: int | None = None, restart_markers: bool = False
+) -> Stored:
   """Decodes an image once, and makes of it the JPEG that is stored.
 
   A JPEG in gray or colour keeps its bytes. Other formats than JPEG, and CMYK, become RGB
@@ -81,29 +69,30 @@ def recode_photo(data: bytes, recoding: Recoding) -> Stored:
 
   Args:
     data: bytes of the image file.
-    recoding: what else to do.
+    resize: pixels that the short side may have, None for any.
+    restart_markers: whether every JPEG gets restart markers and an index of them.
 
   Raises:
     CorruptImage: it has no readable header, too many pixels, or does not decode.
   """
   stored, pixels = _as_jpeg(data)
-  if recoding.resize is not None and min(pixels.shape[:2]) > recoding.resize:
-    stored = stored._replace(data=_resized(pixels, recoding.resize))
-  if recoding.restart_markers:
+  if resize is not None and min(pixels.shape[:2]) > resize:
+    stored = stored._replace(data=_resized(pixels, resize))
+  if restart_markers:
     # What is not stored as it came has other pixels by now.
     stored = _with_restart_markers(stored, pixels if stored.data is data else None)
   return stored
 
 
 def png_of(pixels: np.ndarray) -> bytes:
-  """A lossless PNG of uint8 [h, w, 3], always the same bytes for the same pixels."""
+  """Encodes uint8 [h, w, 3] as PNG, always the same bytes for the same pixels."""
   file = io.BytesIO()
   Image.fromarray(pixels).save(file, "PNG", compress_level=9)
   return file.getvalue()
 
 
 def _as_jpeg(data: bytes) -> tuple[Stored, np.ndarray]:
-  """An image as gray or RGB JPEG, and its pixels uint8 [h, w, 3]."""
+  """Returns an image as gray or RGB JPEG, and its pixels uint8 [h, w, 3]."""
   try:
     pixels = decode.read_rgb(data)
     if not data.startswith(jpeg.MAGIC):
@@ -135,7 +124,7 @@ def _resized(pixels: np.ndarray, short_side: int) -> bytes:
 
 
 def _with_restart_markers(stored: Stored, pixels: np.ndarray | None) -> Stored:
-  """The JPEG as baseline with restart markers and their index, if it keeps its pixels.
+  """Makes the JPEG baseline with restart markers and their index, if it keeps its pixels.
 
   Args:
     stored: a JPEG that decodes.
@@ -180,7 +169,7 @@ def _jpegtran() -> str:
 
 
 def _restart_interval(header: jpeg.Header) -> int:
-  """MCUs between two markers: a part of a row near 64 pixels wide, or the whole row.
+  """Returns the MCUs between two markers: part of a row near 64 pixels wide, or all of it.
 
   Intervals of equal parts begin at the same places of every row, so that the columns of a
   crop are found without decoding. Shorter ones would cost more bytes than they save work.

@@ -1,4 +1,4 @@
-"""The shards that a killed preparation leaves, and that the next one goes on from.
+"""The shards that a killed preparation leaves, and that the next one resumes from.
 
 They lie in a hidden folder beside the version directory to be:
 
@@ -12,7 +12,6 @@ They lie in a hidden folder beside the version directory to be:
 
 import contextlib
 import dataclasses
-import fcntl
 import json
 import os
 import pathlib
@@ -20,11 +19,10 @@ import shutil
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 
 from ssil_jax.errors import DataError
-from ssil_jax.system import write_json
+from ssil_jax.system import LockedError, locked, write_json
 
 # One record a chunk, so that each is read alone. TFDS also compresses, which makes images
 # no smaller, and writing them slower: with 300 JPEGs of ImageNet, 0.29 ms of CPU time an
@@ -40,7 +38,7 @@ class Note(NamedTuple):
 
 
 @dataclasses.dataclass
-class Account:
+class ShardReport:
   """What became of the images of one shard."""
 
   left_out: list[Note] = dataclasses.field(default_factory=list)
@@ -49,43 +47,48 @@ class Account:
 
 
 def work_path(version_dir: pathlib.Path) -> pathlib.Path:
-  """The folder in which a version directory is prepared."""
+  """Returns the folder in which a version directory is prepared."""
   return version_dir.with_name(f".preparing_{version_dir.name}")
 
 
 class WorkFolder:
-  """The hidden folder of one preparation, locked while this object is open."""
+  """The hidden folder of one preparation; a context manager that holds its lock."""
 
   def __init__(self, version_dir: pathlib.Path):
-    """Makes or opens the folder.
-
-    Args:
-      version_dir: the TFDS directory that will be prepared.
-
-    Raises:
-      DataError: it cannot be made, or another process prepares the same.
-    """
+    """`version_dir`: the TFDS directory that will be prepared."""
     self.version_dir = version_dir
     self.path = work_path(version_dir)
     self._plan = self.path / "plan.json"
     self._finished = self.path / "finished"
     self._lock_path = self.path / "lock"
-    with writing_to(self.path):
-      self.path.mkdir(parents=True, exist_ok=True)
-      self._lock = self._locked()
-      try:
-        self._finished.mkdir(exist_ok=True)
-      except BaseException:
-        os.close(self._lock)
-        raise
+    self._lock = contextlib.ExitStack()
 
-  def close(self) -> None:
-    """Lets another process prepare; a folder without a plan goes, for it holds nothing."""
+  def __enter__(self) -> "WorkFolder":
+    """Makes or opens the folder.
+
+    Raises:
+      DataError: it cannot be made, or another process prepares the same.
+    """
     try:
+      with writing_to(self.path):
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock.enter_context(locked(self._lock_path))
+        self._finished.mkdir(exist_ok=True)
+    except LockedError as error:
+      raise DataError(
+        f"{self.path} is in use: another process prepares the same data set; wait for it "
+        "to end"
+      ) from error
+    except BaseException:
+      self._lock.close()
+      raise
+    return self
+
+  def __exit__(self, *exc_info) -> None:
+    """Lets another process prepare; a folder without a plan goes, for it holds nothing."""
+    with self._lock:
       if self.path.exists() and not self._plan.exists():
         self.remove()
-    finally:
-      os.close(self._lock)
 
   def check_same(self, plan: Mapping[str, Any]) -> None:
     """Compares a plan, or parts of it, with that of the shards in the folder.
@@ -126,18 +129,18 @@ class WorkFolder:
         self.take_back(folder)
         shutil.rmtree(folder)
 
-  def account(self, shard: str) -> Account | None:
-    """What is noted of a finished shard; None if it is not finished.
+  def report(self, shard: str) -> ShardReport | None:
+    """Reads what is noted of a finished shard; None if it is not finished.
 
     Raises:
       DataError: the note is damaged.
     """
     if not (self.path / shard).exists():
       return None
-    path = self._account_path(shard)
+    path = self._report_path(shard)
     try:
       noted = json.loads(path.read_text())
-      return Account(
+      return ShardReport(
         left_out=[Note(*note) for note in noted["left_out"]],
         remarks=[Note(*note) for note in noted["remarks"]],
         content=noted.get("content"),  # an earlier version has noted none
@@ -145,7 +148,7 @@ class WorkFolder:
     except (OSError, ValueError, KeyError, TypeError) as error:
       raise DataError(f"{path} is damaged: remove {self.path / shard}") from error
 
-  def finish(self, shard: str, account: Account) -> None:
+  def finish(self, shard: str, report: ShardReport) -> None:
     """Makes the shard just written a finished one.
 
     Raises:
@@ -153,18 +156,18 @@ class WorkFolder:
     """
     with writing_to(self.path):
       _sync(self.unfinished)
-      write_json(self._account_path(shard), dataclasses.asdict(account))
+      write_json(self._report_path(shard), dataclasses.asdict(report))
       os.replace(self.unfinished, self.path / shard)
       _sync(self.path)
 
   @property
   def unfinished(self) -> pathlib.Path:
-    """Where a shard is written to."""
+    """The file that a shard is written to."""
     return self.path / "unfinished"
 
   @property
   def downloads(self) -> pathlib.Path:
-    """For TFDS, which makes it without need."""
+    """A folder for TFDS, which makes it without need."""
     return self.path / "downloads"
 
   def hand_over(self, directory: pathlib.Path, names: Collection[str]) -> None:
@@ -179,7 +182,7 @@ class WorkFolder:
     with writing_to(self.path):
       for path in directory.iterdir():
         here = self.path / path.name
-        if self._account_path(path.name).exists() and not here.exists():
+        if self._report_path(path.name).exists() and not here.exists():
           os.replace(path, here)
 
   def remove(self) -> None:
@@ -194,55 +197,30 @@ class WorkFolder:
       self._lock_path.unlink()
       self.path.rmdir()
 
-  def _locked(self) -> int:
-    """The descriptor of the lock."""
-    # A file open for writing: NFS refuses to lock anything else.
-    lock = os.open(self._lock_path, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-      if not os.fstat(lock).st_nlink:  # removed by another process before it let go
-        raise BlockingIOError
-    except BaseException as error:
-      os.close(lock)
-      if isinstance(error, BlockingIOError):
-        raise DataError(
-          f"{self.path} is in use: another process prepares the same data set; wait for "
-          "it to end"
-        ) from error
-      raise
-    return lock
-
-  def _account_path(self, shard: str) -> pathlib.Path:
+  def _report_path(self, shard: str) -> pathlib.Path:
     return self._finished / f"{shard}.json"
 
 
-class ShardWriter(tfds.core.ExampleWriter):
-  """Writes one ArrayRecord file, and makes sure that it is whole."""
+def write_shard(path: pathlib.Path, examples: Iterable[bytes]) -> None:
+  """Replaces an ArrayRecord file by serialized examples, and makes sure that it is whole.
 
-  def __init__(self):
-    super().__init__(tfds.core.FileFormat.ARRAY_RECORD)
-
-  def write(self, path: os.PathLike, examples: Iterable[tuple[int, bytes]]) -> None:
-    """Replaces a file by the serialized examples.
-
-    Raises:
-      DataError: the disk is full, or fails otherwise.
-    """
-    path = pathlib.Path(path)
-    with writing_to(path.parent):
-      path.unlink(missing_ok=True)
-    writer = array_record_module.ArrayRecordWriter(os.fspath(path), _WRITER_OPTIONS)
-    count = 0
-    for _, example in examples:
-      with _array_record_writing_to(path.parent):
-        writer.write(example)
-      count += 1
-    # Writes happen behind the scenes: most errors only show here.
+  Raises:
+    DataError: the disk is full, or fails otherwise.
+  """
+  with writing_to(path.parent):
+    path.unlink(missing_ok=True)
+  writer = array_record_module.ArrayRecordWriter(os.fspath(path), _WRITER_OPTIONS)
+  count = 0
+  for example in examples:
     with _array_record_writing_to(path.parent):
-      writer.close()
-      written = array_record_module.ArrayRecordReader(os.fspath(path)).num_records()
-    if written != count:
-      raise DataError(f"{path} has {written} of {count} records: the disk fails")
+      writer.write(example)
+    count += 1
+  # Writes happen behind the scenes: most errors only show here.
+  with _array_record_writing_to(path.parent):
+    writer.close()
+    written = array_record_module.ArrayRecordReader(os.fspath(path)).num_records()
+  if written != count:
+    raise DataError(f"{path} has {written} of {count} records: the disk fails")
 
 
 @contextlib.contextmanager
@@ -256,7 +234,7 @@ def writing_to(folder: pathlib.Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _array_record_writing_to(folder: pathlib.Path) -> Iterator[None]:
-  """The same for ArrayRecord, which raises RuntimeError for what the system refuses."""
+  """Does the same for ArrayRecord, which raises RuntimeError for what is refused."""
   try:
     yield
   except RuntimeError as error:
@@ -265,13 +243,13 @@ def _array_record_writing_to(folder: pathlib.Path) -> Iterator[None]:
 
 def _not_written(folder: pathlib.Path, reason: str) -> DataError:
   return DataError(
-    f"{folder} cannot be written: {reason}; finished shards are kept, and the same "
-    "command continues"
+    f"{folder} cannot be written: {reason}; finished shards are kept: fix this and rerun "
+    "the command to resume"
   )
 
 
 def _sync(path: pathlib.Path) -> None:
-  """Has the system write a file, or the names in a folder, to the disk."""
+  """Makes the system write a file, or the names in a folder, to the disk."""
   descriptor = os.open(path, os.O_RDONLY)
   try:
     os.fsync(descriptor)
@@ -280,7 +258,7 @@ def _sync(path: pathlib.Path) -> None:
 
 
 def _differences(begun: Any, now: Any, name: str = "") -> Iterator[str]:
-  """How two plans differ, a phrase each."""
+  """Yields how two plans differ, a phrase each."""
   if isinstance(begun, dict) and isinstance(now, dict):
     for key in sorted(begun.keys() | now.keys()):
       yield from _differences(begun.get(key), now.get(key), f"{name} {key}".strip())

@@ -10,6 +10,7 @@ import io
 import os
 import pathlib
 import tarfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -18,6 +19,8 @@ import numpy as np
 from ssil_jax.errors import DataError
 
 _BLOCK = tarfile.BLOCKSIZE
+# What `unpack_gzip` and tarfile raise for what is damaged.
+UNPACKING_ERRORS = (OSError, EOFError, tarfile.TarError, zlib.error, ValueError)
 _MOST_UNPACKED = 1 << 30  # bytes; the official .tar.gz hold a sixth of that at most
 
 
@@ -35,7 +38,7 @@ def members(
   *,
   inside: Member | None = None,
 ) -> Iterator[Member]:
-  """The files of an uncompressed tar, in its order, hidden ones left out.
+  """Yields the files of an uncompressed tar, in its order, hidden ones left out.
 
   Args:
     path: the file.
@@ -48,15 +51,17 @@ def members(
   where = path.name if inside is None else f"{path.name}: {inside.name}"
   try:
     with open(path, "rb", buffering=0) as file:
-      size = os.fstat(file.fileno()).st_size
-      start, end = (0, size) if inside is None else (inside.offset, sum(inside[1:]))
-      done = 0
-      with tarfile.open(fileobj=_Range(file.fileno(), start, end), mode="r:") as tar:
-        while (info := tar.next()) is not None:
+      start, end = 0, os.fstat(file.fileno()).st_size
+      if inside is not None:
+        start, end = inside.offset, inside.offset + inside.size
+      done = file.seek(start)
+      with tarfile.open(fileobj=file, mode="r:") as tar:
+        # What lies behind an inner tar is not its own, though it may look so.
+        while (info := tar.next()) is not None and info.offset < end:
           tar.members.clear()  # it keeps every header otherwise
           if info.size < 0:
             raise DataError(_cut_off(where, f"{info.name} has no size"))
-          if start + info.offset_data + info.size > end:
+          if info.offset_data + info.size > end:
             raise DataError(_cut_off(where, f"{info.name} ends behind the end of the file"))
           advance(info.offset - done)
           done = info.offset
@@ -69,12 +74,13 @@ def members(
               f"{where} has {info.name} as a link or device and not as a file, as no "
               "official archive has: download it again"
             )
-          yield Member(info.name, start + info.offset_data, info.size)
+          yield Member(info.name, info.offset_data, info.size)
         # tarfile takes whatever is no header for the end of a tar.
-        tar.fileobj.seek(tar.offset)
-        if tar.fileobj.read(_BLOCK) != bytes(_BLOCK):
-          raise DataError(_cut_off(where, f"no end of the tar at byte {tar.offset}"))
-        advance(end - start - done)
+        place = info.offset if info else tar.offset
+        file.seek(place)
+        if place + _BLOCK > end or file.read(_BLOCK) != bytes(_BLOCK):
+          raise DataError(_cut_off(where, f"no end of the tar at byte {place - start}"))
+        advance(end - done)
   # Besides its own errors, tarfile lets through what damaged numbers lead to.
   except (tarfile.TarError, ValueError, OverflowError) as error:
     raise DataError(_cut_off(where, str(error))) from error
@@ -83,7 +89,7 @@ def members(
 
 
 def unpack_gzip(packed: bytes) -> bytes:
-  """What is in a .gz; raises OSError, EOFError or zlib.error if it is damaged or vast."""
+  """Unpacks a .gz; raises one of UNPACKING_ERRORS if it is damaged or vast."""
   with gzip.GzipFile(fileobj=io.BytesIO(packed)) as file:
     content = file.read(_MOST_UNPACKED + 1)
   if len(content) > _MOST_UNPACKED:
@@ -92,7 +98,7 @@ def unpack_gzip(packed: bytes) -> bytes:
 
 
 def read_member(tar: tarfile.TarFile, name: str) -> bytes:
-  """The content of a member; raises ValueError if it is missing or no file."""
+  """Reads a member; raises ValueError if it is missing or no file."""
   try:
     file = tar.extractfile(name)
   except KeyError as error:
@@ -111,7 +117,7 @@ class Table(NamedTuple):
 
   @classmethod
   def of(cls, found: Iterable[Member]) -> "Table":
-    """The members in the order given."""
+    """Makes a table of the members in the order given."""
     found = list(found)
     return cls(
       name=np.array(
@@ -123,42 +129,13 @@ class Table(NamedTuple):
 
   @classmethod
   def join(cls, tables: Sequence["Table"]) -> "Table":
-    """All of them, one table after another."""
+    """Puts one table after another."""
     return cls(*map(np.concatenate, zip(*tables, strict=True)))
 
   def take(self, rows: np.ndarray) -> "Table":
-    """The rows of an index array or a mask."""
+    """Returns the rows of an index array or a mask."""
     return Table(*(column[rows] for column in self))
 
 
 def _cut_off(where: str, why: str) -> str:
   return f"{where} is cut off or damaged ({why}): download it again"
-
-
-class _Range(io.RawIOBase):
-  """A part of a file as a file, without a position shared with others."""
-
-  def __init__(self, descriptor: int, start: int, end: int):
-    self._descriptor, self._start, self._size = descriptor, start, end - start
-    self._position = 0
-
-  def readable(self) -> bool:
-    return True
-
-  def seekable(self) -> bool:
-    return True
-
-  def tell(self) -> int:
-    return self._position
-
-  def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-    origin = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}
-    self._position = origin[whence] + offset
-    return self._position
-
-  def readinto(self, buffer) -> int:
-    wanted = min(len(buffer), max(self._size - self._position, 0))
-    data = os.pread(self._descriptor, wanted, self._start + self._position)
-    buffer[: len(data)] = data
-    self._position += len(data)
-    return len(data)

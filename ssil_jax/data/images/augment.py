@@ -29,7 +29,7 @@ IMAGENET_NORMALIZATION = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.2
 
 
 def to_float(images: jax.Array, normalization: Normalization | None) -> jax.Array:
-  """uint8 [B, S, S, 3] to float32: in [0, 1], or with the mean and std taken out."""
+  """Turns uint8 [B, S, S, 3] into float32, in [0, 1] or less the mean and over the std."""
   fractions = images.astype(jnp.float32) / 255.0
   if normalization is None:
     return fractions
@@ -40,7 +40,7 @@ def to_float(images: jax.Array, normalization: Normalization | None) -> jax.Arra
 def augment(
   images: jax.Array, key: jax.Array, positions: jax.Array, augmentation: Augmentation
 ) -> jax.Array:
-  """Random shift and flip.
+  """Shifts and flips images at random.
 
   Args:
     images: uint8 [B, S, S, 3].

@@ -23,7 +23,7 @@ _THREAD = threading.local()  # a resizer keeps buffers, and serves one thread
 
 
 def random_resized_box(width: int, height: int, draws: np.ndarray) -> Box:
-  """A box of random area (8% to 100%) and aspect ratio (3/4 to 4/3).
+  """Chooses a box of random area (8% to 100%) and aspect ratio (3/4 to 4/3).
 
   Args:
     width: of the image in pixels.
@@ -51,7 +51,7 @@ def random_resized_box(width: int, height: int, draws: np.ndarray) -> Box:
 
 
 def resize(pixels: np.ndarray, size: int) -> np.ndarray:
-  """An image at the network's input size, whatever its aspect ratio.
+  """Resizes an image to the network's input, whatever its aspect ratio.
 
   Args:
     pixels: uint8 [H, W, 3].
@@ -65,7 +65,7 @@ def resize(pixels: np.ndarray, size: int) -> np.ndarray:
 
 
 def central_square(pixels: np.ndarray, size: int, *, short_side: int) -> np.ndarray:
-  """The middle of an image after its short side was resized; no randomness.
+  """Cuts out the middle of an image after resizing its short side; no randomness.
 
   Args:
     pixels: uint8 [H, W, 3].
@@ -92,7 +92,7 @@ def central_square(pixels: np.ndarray, size: int, *, short_side: int) -> np.ndar
 def resample(
   pixels: np.ndarray, box: tuple[float, float, float, float], size: int
 ) -> np.ndarray:
-  """A box of an image at another size; at its edges, pixels outside it count, too.
+  """Resizes a box of an image; at its edges, pixels outside it count, too.
 
   Args:
     pixels: uint8 [H, W, 3].

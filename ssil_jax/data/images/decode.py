@@ -12,7 +12,6 @@ import re
 import struct
 import warnings
 import zlib
-from collections.abc import Callable
 
 import numpy as np
 import simplejpeg
@@ -67,7 +66,7 @@ class ImageError(ValueError):
 
 
 def size_of(data: bytes) -> tuple[int, int]:
-  """(width, height) in pixels of the upright image, from the header.
+  """Returns (width, height) in pixels of the upright image, from the header.
 
   Of a PNG whose orientation stands behind its pixels, as the format allows, everything is
   needed.
@@ -84,54 +83,79 @@ def size_of(data: bytes) -> tuple[int, int]:
     return exif.upright_size(*image.size, _orientation(image))
 
 
-def read_rgb(data: bytes, *, strict: bool = True) -> np.ndarray:
-  """The whole image, uint8 [H, W, 3]; see `read_box`."""
-  return read_box(data, lambda width, height: (0, 0, width, height), strict=strict)
+class EncodedImage:
+  """An image file in memory whose header was read; `read` decodes it.
 
+  PNG and WebP are decoded at once: a PNG may have its orientation behind its pixels.
 
-def read_box(
-  data: bytes, choose_box: Callable[[int, int], Box], *, strict: bool = True
-) -> np.ndarray:
-  """A part of an image; no more than needs be is decoded.
-
-  Args:
-    data: an encoded image.
-    choose_box: (width, height) -> left, top, right, bottom, in pixels, all of the upright
-      image.
-    strict: whether to refuse a JPEG of which libjpeg warns. Otherwise only one that is
-      truncated is refused.
-
-  Returns:
-    uint8 [bottom - top, right - left, 3], perhaps a view.
-
-  Raises:
-    ImageError: the image is truncated, corrupt, of another format or absurdly large.
+  Attributes:
+    data: the image file.
+    width: of the upright image in pixels.
+    height: of the upright image in pixels.
   """
-  if not data.startswith(jpeg.MAGIC):
-    return _read_other(data, choose_box)
-  header = _jpeg_header(data)
-  if not header.one_scan and jpeg.count_scans(data, header, most=MAX_SCANS + 1) > MAX_SCANS:
-    raise ImageError(f"a JPEG of more than the {MAX_SCANS} scans allowed")
-  size = exif.upright_size(header.width, header.height, header.orientation)
-  box = exif.stored_box(choose_box(*size), *size, header.orientation)
-  left, top, right, bottom = box
-  try:
-    if header.num_indexed:
-      data, x, y = jpeg.cut(data, header, box)
-      left, top, right, bottom = left - x, top - y, right - x, bottom - y
-    if strict:
-      pixels = simplejpeg.decode_jpeg(data, "RGB", strict=True)
+
+  def __init__(self, data: bytes):
+    """Reads the header.
+
+    Raises:
+      ImageError: the image is of another format, absurdly large, or broken already here.
+    """
+    self.data = data
+    self._header = self._pixels = None
+    if data.startswith(jpeg.MAGIC):
+      self._header = header = _jpeg_header(data)
+      most = MAX_SCANS + 1
+      if not header.one_scan and jpeg.count_scans(data, header, most=most) == most:
+        raise ImageError(f"a JPEG of more than the {MAX_SCANS} scans allowed")
+      size = exif.upright_size(header.width, header.height, header.orientation)
+      self.width, self.height = size
     else:
+      self._pixels = _read_other(data)
+      self.height, self.width = self._pixels.shape[:2]
+
+  def read(self, box: Box | None = None, *, strict: bool = True) -> np.ndarray:
+    """Decodes the image, or no more of it than a box needs.
+
+    Args:
+      box: left, top, right, bottom in pixels of the upright image; None for all of it.
+      strict: whether to refuse a JPEG of which libjpeg warns. Otherwise only one that is
+        truncated is refused.
+
+    Returns:
+      uint8 [bottom - top, right - left, 3], perhaps a view.
+
+    Raises:
+      ImageError: the image is truncated or corrupt.
+    """
+    box = box or (0, 0, self.width, self.height)
+    if self._header is None:
+      left, top, right, bottom = box
+      return self._pixels[top:bottom, left:right]
+    data, header = self.data, self._header
+    box = exif.stored_box(box, self.width, self.height, header.orientation)
+    left, top, right, bottom = box
+    try:
+      if header.num_indexed:
+        data, x, y = jpeg.cut(data, header, box)
+        left, top, right, bottom = left - x, top - y, right - x, bottom - y
+      if strict:
+        pixels = simplejpeg.decode_jpeg(data, "RGB", strict=True)
+      else:
+        pixels = _read_by_pillow(data)
+    except ValueError as error:
+      if _ODD_SAMPLING not in str(error):
+        raise ImageError(str(error)) from error
       pixels = _read_by_pillow(data)
-  except ValueError as error:
-    if _ODD_SAMPLING not in str(error):
-      raise ImageError(str(error)) from error
-    pixels = _read_by_pillow(data)
-  return exif.upright(pixels[top:bottom, left:right], header.orientation)
+    return exif.upright(pixels[top:bottom, left:right], header.orientation)
+
+
+def read_rgb(data: bytes, *, strict: bool = True) -> np.ndarray:
+  """Decodes a whole image, uint8 [H, W, 3]; see `EncodedImage`."""
+  return EncodedImage(data).read(strict=strict)
 
 
 def _read_by_pillow(data: bytes) -> np.ndarray:
-  """Stored pixels of a JPEG, which Pillow refuses only if it breaks off."""
+  """Returns the stored pixels of a JPEG, which Pillow refuses only if it breaks off."""
   try:
     with JpegImagePlugin.JpegImageFile(io.BytesIO(data)) as image:
       return np.asarray(image.convert("RGB"))
@@ -148,13 +172,11 @@ def _jpeg_header(data: bytes) -> jpeg.Header:
   return header
 
 
-def _read_other(data: bytes, choose_box: Callable[[int, int], Box]) -> np.ndarray:
+def _read_other(data: bytes) -> np.ndarray:
+  """Returns the upright pixels of a PNG or WebP."""
   with _open_other(data) as image:
     pixels = _rgb(image)
-    orientation = _orientation(image)  # a PNG may have it behind its pixels
-    size = exif.upright_size(*image.size, orientation)
-  left, top, right, bottom = choose_box(*size)
-  return exif.upright(pixels, orientation)[top:bottom, left:right]
+    return exif.upright(pixels, _orientation(image))
 
 
 def _open_other(data: bytes) -> Image.Image:
@@ -183,7 +205,7 @@ def _load(image: Image.Image) -> None:
 
 
 def _orientation(image: Image.Image) -> int:
-  """What the EXIF data that were read so far say."""
+  """Returns what the EXIF data that were read so far say."""
   block = image.info.get("exif")
   if block is None:
     # Three lines of title, then hexadecimal digits.
@@ -196,7 +218,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _rgb(image: Image.Image) -> np.ndarray:
-  """Stored pixels, uint8 [H, W, 3]."""
+  """Returns the stored pixels, uint8 [H, W, 3]."""
   _load(image)
   if image.mode.startswith("I"):
     # 16-bit grayscale, which Pillow would clip: 65535 is 257 times 255.

@@ -21,7 +21,7 @@ _Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels
 
 
 def orientation(block: bytes) -> int:
-  """The orientation that an EXIF block asks for.
+  """Returns the orientation that an EXIF block asks for.
 
   Args:
     block: a TIFF header and what follows it, the bytes after `Exif`, 0, 0.
@@ -46,18 +46,18 @@ def orientation(block: bytes) -> int:
 
 
 def block_of(value: int) -> bytes:
-  """The smallest EXIF block with an orientation."""
+  """Returns the smallest EXIF block with an orientation."""
   header = struct.pack(">2sHI", b"MM", 42, 8)
   return header + struct.pack(">HHHIHHI", 1, _TAG, 3, 1, value, 0, 0)
 
 
 def upright_size(width: int, height: int, value: int) -> tuple[int, int]:
-  """(width, height) of the upright image, from those of the stored one."""
+  """Returns (width, height) of the upright image, from those of the stored one."""
   return (height, width) if value in _TRANSPOSED else (width, height)
 
 
 def stored_box(box: _Box, width: int, height: int, value: int) -> _Box:
-  """Where a box of the upright image lies in the stored one.
+  """Returns where a box of the upright image lies in the stored one.
 
   Args:
     box: left, top, right, bottom in pixels of the upright image.
@@ -76,7 +76,7 @@ def stored_box(box: _Box, width: int, height: int, value: int) -> _Box:
 
 
 def upright(pixels: np.ndarray, value: int) -> np.ndarray:
-  """Stored pixels [H, W, 3], or a box of them, as they are seen; a view."""
+  """Turns stored pixels [H, W, 3], or a box of them, upright; a view."""
   if value in _TRANSPOSED:
     pixels = pixels.swapaxes(0, 1)
   rows = -1 if value in _ROWS_MIRRORED else 1

@@ -53,7 +53,7 @@ class Header(NamedTuple):
 
 
 def read_header(data: bytes) -> Header:
-  """Walks through the segments up to the first scan.
+  """Reads the segments up to the first scan.
 
   Raises:
     ValueError: this is no JPEG, or it ends or breaks off before its first scan.
@@ -118,7 +118,7 @@ def read_header(data: bytes) -> Header:
 
 
 def count_scans(data: bytes, header: Header, *, most: int) -> int:
-  """The scans of the image; what follows its end (EOI) is no part of it.
+  """Counts the scans of the image; what follows its end (EOI) is no part of it.
 
   Args:
     data: a JPEG file.
@@ -138,7 +138,7 @@ def count_scans(data: bytes, header: Header, *, most: int) -> int:
 
 
 def add_index(data: bytes) -> bytes:
-  """The file with the lengths of its restart intervals in its header.
+  """Writes the lengths of a file's restart intervals into its header.
 
   It comes back unchanged if `cut` could not use them: the scan is not sequential or not
   interleaved, rows do not start at restart markers, or the lengths do not fit a segment.
@@ -165,7 +165,7 @@ def add_index(data: bytes) -> bytes:
 
 
 def add_orientation(data: bytes, orientation: int) -> bytes:
-  """A JPEG file without EXIF data, with those that say how to hold it.
+  """Adds EXIF data that say how to hold it to a JPEG file without any.
 
   Raises:
     ValueError: it has no readable header.
@@ -189,7 +189,7 @@ class Piece(NamedTuple):
 
 
 def cut(data: bytes, header: Header, box: tuple[int, int, int, int]) -> Piece:
-  """The smallest JPEG that holds a box of an image and has the same pixels there.
+  """Cuts out the smallest JPEG that holds a box of an image, with the same pixels there.
 
   Args:
     data: a JPEG file with an index.
@@ -254,7 +254,7 @@ def _mcus_in_row(header: Header) -> int:
 
 
 def _grid_shape(header: Header) -> tuple[int, int]:
-  """Rows of MCUs, and restart intervals in a row; 0 if there are no restart markers."""
+  """Returns rows of MCUs, and restart intervals in a row; 0 without restart markers."""
   rows = -(-header.height // header.mcu_height)
   if not header.restart_interval:
     return rows, 0
@@ -262,7 +262,7 @@ def _grid_shape(header: Header) -> tuple[int, int]:
 
 
 def _interval_lengths(data: bytes, scan_start: int) -> np.ndarray:
-  """int64 [n]: bytes of every restart interval up to the marker after it."""
+  """Returns int64 [n]: bytes of every restart interval up to the marker after it."""
   scan = np.frombuffer(data, np.uint8, offset=scan_start)
   escapes = np.flatnonzero(scan[:-1] == 0xFF)
   codes = scan[escapes + 1]

@@ -1,25 +1,24 @@
 """A folder of images: `DIR/train/CLASS/*` and `DIR/test/CLASS/*` (or `DIR/val`)."""
 
+import dataclasses
 import hashlib
 import os
 import pathlib
 import stat
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import ClassVar
 
 import numpy as np
 
 from ssil_jax.config import Config
 from ssil_jax.data.dataset import Source, Split
-from ssil_jax.data.encoded import STAMP, BadImage, EncodedImages, mixed
-from ssil_jax.data.images import decode
+from ssil_jax.data.encoded import BadImage, EncodedImages, hash_names, hash_rows
 from ssil_jax.errors import DataError
 
 _LAYOUT = "an image folder is DIR/train/CLASS/* and DIR/test/CLASS/* (or DIR/val)"
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-_HEAD_BYTES = 1 << 14  # enough for the header of most images
 MAX_BYTES = 1 << 30  # of a file; ten bytes for every pixel that an image may have
-_CHUNK = 256  # files that a thread looks at at a time
+_CHUNK = 256  # files whose status a thread asks for at a time
 
 
 def open_image_folder(config: Config) -> Source:
@@ -91,7 +90,7 @@ def _is_image(file_name: str) -> bool:
 
 
 def _list_split(folder: pathlib.Path, class_names: tuple[str, ...]) -> tuple[Split, int]:
-  """The split's files and labels, and how many entries were not taken for images."""
+  """Returns the files and labels, and how many entries were not taken for images."""
   joined, counts, ends, ignored = [], [], [], 0
   for name in class_names:
     # Folders and broken links with the name of an image are taken for images, too, so that
@@ -120,38 +119,21 @@ def _list_split(folder: pathlib.Path, class_names: tuple[str, ...]) -> tuple[Spl
   return Split(EncodedImages(files, np.arange(len(labels))), labels), ignored
 
 
+@dataclasses.dataclass(frozen=True)
 class Files:
-  """A `Store` of image files in the folders of their classes."""
+  """A `Store` of N image files in the folders of their classes."""
 
-  has_checksums = False
-  was_verified = False
-  content = None
+  has_checksums: ClassVar[bool] = False
+  was_verified: ClassVar[bool] = False
+  content: ClassVar[None] = None
 
-  def __init__(
-    self,
-    directory: pathlib.Path,
-    folders: Sequence[str],
-    folder_of_file: np.ndarray,
-    names: bytes,
-    name_ends: np.ndarray,
-  ):
-    """Takes N files.
+  directory: pathlib.Path  # that holds the folders of the classes
+  folders: tuple[str, ...]  # of the classes, by name
+  folder_of_file: np.ndarray  # int32 [N]
+  names: bytes  # all file names, one after another, without separators
+  name_ends: np.ndarray  # int64 [N], where each of them ends
 
-    Args:
-      directory: that holds the folders of the classes.
-      folders: of the classes, by name.
-      folder_of_file: int32 [N].
-      names: all file names, one after another, without separators.
-      name_ends: int64 [N], where each of them ends.
-    """
-    self.directory = directory
-    self._folders = tuple(map(os.fsencode, folders))
-    self._folder_of_file = folder_of_file
-    self._names = names
-    self._name_ends = name_ends
-
-  def read(self, number: int, num_bytes: int = MAX_BYTES) -> bytes:
-    """The first bytes of a file. Raises BadImage."""
+  def read(self, number: int, num_bytes: int | None = None) -> bytes:
     path = self.name(number)
     try:
       # Without waiting for someone to write to a named pipe.
@@ -165,48 +147,31 @@ class Files:
             path, f"it has {status.st_size} bytes, more than the {MAX_BYTES} allowed"
           )
         with open(descriptor, "rb", closefd=False) as file:
-          return file.read(min(num_bytes, status.st_size))
+          return file.read(num_bytes or status.st_size)
       finally:
         os.close(descriptor)
     except OSError as error:
       raise BadImage(path, error.strerror) from error
 
-  def size(self, number: int) -> tuple[int, int]:
-    try:
-      return decode.size_of(self.read(number, _HEAD_BYTES))
-    except decode.ImageError:
-      # Its header may be longer than that.
-      return EncodedImages(self, np.array([number])).decode(0, decode.size_of)
-
   def name(self, number: int) -> str:
-    return os.path.join(self.directory, self._relative_name(number))
-
-  def check(self, numbers: np.ndarray) -> None:
-    with ThreadPoolExecutor() as threads:
-      for _ in threads.map(self.size, numbers.tolist()):
-        pass  # to raise what a thread raised
+    (name,) = self._relative_names(np.array([number]))
+    return os.path.join(self.directory, os.fsdecode(name))
 
   def digest(self) -> bytes:
-    digest = hashlib.blake2b(self._names)
-    digest.update(self._name_ends.tobytes())
+    digest = hashlib.blake2b(self.names)
+    digest.update(self.name_ends.tobytes())
     return digest.digest()
 
   def sizes(self, numbers: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(self._statuses(numbers)[:, 0])
 
   def stamps(self, numbers: np.ndarray) -> np.ndarray:
-    result = np.zeros(len(numbers), STAMP)
-    hashes = [
-      hashlib.blake2b(name, digest_size=8).digest()
-      for name in self._relative_names(numbers)
-    ]
-    result["name"] = np.frombuffer(b"".join(hashes), np.uint64)
-    statuses = self._statuses(numbers)
-    result["state"] = np.where(statuses[:, 0] < 0, 0, mixed(statuses))
-    return result
+    names, statuses = hash_names(self._relative_names(numbers)), self._statuses(numbers)
+    stamps = hash_rows(np.column_stack([names, statuses]))
+    return np.where(statuses[:, 0] < 0, 0, stamps)
 
   def _statuses(self, numbers: np.ndarray) -> np.ndarray:
-    """int64 [n, 3]: sizes and times of change, of contents and of anything, in ns.
+    """Returns int64 [n, 3]: sizes and times of change, of contents and of anything, in ns.
 
     The last one no program can set, so that it changes with every replacement. -1 and
     zeros for a file that is not there.
@@ -214,7 +179,7 @@ class Files:
     result = np.zeros((len(numbers), 3), np.int64)
     directory = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY)
 
-    def look(start: int) -> None:
+    def read(start: int) -> None:
       found = []
       for name in self._relative_names(numbers[start : start + _CHUNK]):
         try:
@@ -226,22 +191,17 @@ class Files:
 
     try:
       with ThreadPoolExecutor() as threads:
-        for _ in threads.map(look, range(0, len(numbers), _CHUNK)):
-          pass  # to raise what a thread raised
+        list(threads.map(read, range(0, len(numbers), _CHUNK)))
     finally:
       os.close(directory)
     return result
 
   def _relative_names(self, numbers: np.ndarray) -> list[bytes]:
-    """CLASS/FILE of each, as the system has it."""
-    ends = self._name_ends[numbers].tolist()
-    starts = np.where(numbers > 0, self._name_ends[numbers - 1], 0).tolist()
-    owners = self._folder_of_file[numbers].tolist()
+    """Returns CLASS/FILE of each, as the system has it."""
+    ends = self.name_ends[numbers].tolist()
+    starts = np.where(numbers > 0, self.name_ends[numbers - 1], 0).tolist()
+    owners = self.folder_of_file[numbers].tolist()
     return [
-      b"%b/%b" % (self._folders[owner], self._names[start:end])
+      b"%b/%b" % (os.fsencode(self.folders[owner]), self.names[start:end])
       for start, end, owner in zip(starts, ends, owners, strict=True)
     ]
-
-  def _relative_name(self, number: int) -> str:
-    (name,) = self._relative_names(np.array([number]))
-    return os.fsdecode(name)

@@ -24,18 +24,16 @@ FILES = (_ARRAY, _ORIGIN)  # what `save` writes
 def save(
   directory: pathlib.Path,
   labels: Mapping[str, np.ndarray],
-  *,
-  cache: pathlib.Path | None = None,
+  folder: pathlib.Path | None = None,
 ) -> None:
   """Writes the labels of a directory.
 
   Args:
     directory: with the shards, all of them complete.
     labels: split -> int32 [n], in record order.
-    cache: folder to write to; the directory itself if None.
+    folder: to write to; None for the directory itself.
   """
-  folder = cache or directory
-  folder.mkdir(parents=True, exist_ok=True)
+  folder = folder or directory
   joined = np.concatenate([np.asarray(part, np.int32) for part in labels.values()])
   file = io.BytesIO()
   np.save(file, joined)
@@ -52,13 +50,13 @@ def save(
 
 
 def load(
-  directory: pathlib.Path, *, cache: pathlib.Path | None = None
+  directory: pathlib.Path, folder: pathlib.Path | None = None
 ) -> dict[str, np.ndarray] | None:
-  """The labels that `save` wrote.
+  """Reads the labels that `save` wrote.
 
   Args:
     directory: with the shards.
-    cache: as for `save`.
+    folder: as for `save`.
 
   Returns:
     split -> int32 [n] in record order, or None if they were never written to the end.
@@ -66,7 +64,7 @@ def load(
   Raises:
     DataError: they are damaged, or belong to other shards than those in `directory`.
   """
-  folder = cache or directory
+  folder = folder or directory
   path = folder / _ARRAY
   if not (folder / _ORIGIN).exists():
     return None
@@ -103,7 +101,7 @@ def _remedy(folder: pathlib.Path) -> str:
 
 
 def _shards(directory: pathlib.Path) -> dict[str, Any]:
-  """File name -> bytes, of every shard."""
+  """Returns file name -> bytes, of every shard."""
   return {
     path.name: path.stat().st_size for path in sorted(directory.glob("*.array_record*"))
   }

@@ -11,7 +11,7 @@ import os
 import pathlib
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -25,32 +25,24 @@ from tensorflow_datasets.proto import tf_example_generated_pb2
 from ssil_jax.config import Config
 from ssil_jax.data import cache as cache_lib
 from ssil_jax.data.dataset import Source, Split
-from ssil_jax.data.display import Display
-from ssil_jax.data.encoded import STAMP, BadImage, EncodedImages, mixed
-from ssil_jax.data.images import decode
-from ssil_jax.data.images.augment import IMAGENET_NORMALIZATION, Normalization
+from ssil_jax.data.encoded import BadImage, EncodedImages, hash_names, hash_rows
+from ssil_jax.data.images.augment import IMAGENET_NORMALIZATION
 from ssil_jax.data.resident import natural_size, read_sizes
 from ssil_jax.data.sources import labels
 from ssil_jax.errors import DataError
 from ssil_jax.paths import data_mistakes
+from ssil_jax.progress import ProgressBars
 from ssil_jax.system import allow_open_files
 
-
-class _DataSet(NamedTuple):
-  """Which directories are taken for a data set, and how they are trained on."""
-
-  tfds_names: tuple[str, ...]  # with the config, if there is one
-  normalization: Normalization | None = None
-
-
-# Mean and standard deviation for ImageNet only (section 6.2).
-_DATA_SETS: Mapping[str, _DataSet] = {
-  "imagenet": _DataSet(("imagenet", "imagenet2012"), IMAGENET_NORMALIZATION),
-  "landmarks_v2/1k": _DataSet(("landmarks_v2/1k",)),
-  "landmarks_v2/10k": _DataSet(("landmarks_v2/10k",)),
-  "cifar100": _DataSet(("cifar100",)),
+# What TFDS calls them, with the config if there is one.
+_TFDS_NAMES: Mapping[str, tuple[str, ...]] = {
+  "imagenet": ("imagenet", "imagenet2012"),
+  "landmarks_v2/1k": ("landmarks_v2/1k",),
+  "landmarks_v2/10k": ("landmarks_v2/10k",),
+  "cifar100": ("cifar100",),
 }
-NAMES = tuple(_DATA_SETS)
+NAMES = tuple(_TFDS_NAMES)
+_NORMALIZATIONS = {"imagenet": IMAGENET_NORMALIZATION}  # section 6.2
 
 _INFO = "dataset_info.json"
 _FEATURES = "features.json"
@@ -60,7 +52,7 @@ _CLASS_NAMES = "label.labels.txt"
 _FILES_PER_SHARD = 2  # that ArrayRecord keeps open of a shard once it was read from
 _PREPARED = "prepare.json"  # what experiments/prepare.py says of itself
 _WRONG_LABELS = "it is of another version; delete it and labels.json"
-_CHUNK = 256  # records that a thread indexes at a time
+_CHUNK = 256  # records that a thread reads at a time
 _SOME = 1000  # records that stand for all
 _RECORD_ERRORS = (DecodeError, ValueError, IndexError, RuntimeError, OSError)
 _AGAIN = "prepare the data again"
@@ -74,16 +66,14 @@ def open_tfds(config: Config) -> Source:
   Raises:
     DataError: nothing fitting is prepared in `--data_dir`, or it is damaged.
   """
-  data_set = _DATA_SETS[config.dataset]
-  directory = _find(config, data_set.tfds_names)
+  directory = _find(config, _TFDS_NAMES[config.dataset])
   _check_features(directory)
   try:
     info = tfds.builder_from_directory(directory).info
     splits, num_classes = info.splits, info.features["label"].num_classes
-    train_name = "train"
     # imagenet2012 calls those without labels its test images.
     test_name = "validation" if "validation" in splits else "test"
-    chosen = {name: splits[name] for name in (train_name, test_name)}
+    chosen = {name: splits[name] for name in ("train", test_name)}
     empty = [name for name, split in chosen.items() if not split.num_examples]
     class_names = tuple((directory / _CLASS_NAMES).read_text().splitlines())
   except (KeyError, AttributeError, TypeError, ValueError, OSError, ParseError) as error:
@@ -102,36 +92,30 @@ def open_tfds(config: Config) -> Source:
   allow_open_files(
     _FILES_PER_SHARD * sum(len(split.shard_lengths) for split in chosen.values())
   )
-  prepared = _read_json(directory / _PREPARED) if _was_prepared(directory) else None
+  was_prepared = (directory / _PREPARED).is_file()
+  prepared = _read_json(directory / _PREPARED) if was_prepared else None
   stores = {name: Records(split, prepared=prepared) for name, split in chosen.items()}
   all_labels = _labels(directory, stores)
   train, test = (
-    _split(stores[name], all_labels[name], len(class_names), directory)
-    for name in (train_name, test_name)
+    _split(stores[name], all_labels[name], len(class_names), directory) for name in chosen
   )
+  size = config.image_size
+  if not size:  # that of some images from all over the split, for to read all takes minutes
+    size = natural_size(read_sizes(train.images.take(_spread(len(train.images)))))
   return Source(
     class_names=class_names,
     train=train,
     test=test,
-    image_size=None if config.image_size else _image_size(train.images),
+    image_size=size,
     flip=True,
-    normalization=data_set.normalization,
+    normalization=_NORMALIZATIONS.get(config.dataset),
     notes=_notes(directory, prepared),
   )
 
 
-def _image_size(images: EncodedImages) -> int:
-  """That of images from all over the training split, for to read all takes minutes."""
-  return natural_size(read_sizes(images.take(_spread(len(images)))))
-
-
 def _spread(length: int) -> np.ndarray:
-  """int64 [_SOME or fewer]: places from all over an array."""
+  """Returns int64 [_SOME or fewer]: places from all over an array."""
   return np.linspace(0, length - 1, min(length, _SOME)).astype(np.int64)
-
-
-def _was_prepared(directory: pathlib.Path) -> bool:
-  return (directory / _PREPARED).is_file()
 
 
 def _check_features(directory: pathlib.Path) -> None:
@@ -169,29 +153,29 @@ class Records:
       DataError: a shard is missing, damaged or of another length than TFDS wrote.
     """
     self.was_verified = prepared is not None
-    self.content = _noted_content(prepared, split.name) if prepared else None
+    try:
+      self.content = prepared["splits"][split.name]["content"]
+    except (KeyError, TypeError):  # an earlier version has noted none
+      self.content = None
     self._paths = [pathlib.Path(path) for path in split.filepaths]
     self.directory = self._paths[0].parent
     with ThreadPoolExecutor() as threads:
-      for _ in threads.map(_check_shard, self._paths, split.shard_lengths):
-        pass  # to raise what a thread raised
+      list(threads.map(_check_shard, self._paths, split.shard_lengths))
     self._source = ArrayRecordDataSource(split.file_instructions)
     self._ends = np.cumsum(split.shard_lengths)
 
   def __len__(self) -> int:
     return len(self._source)
 
-  def read(self, number: int) -> bytes:
+  def read(self, number: int, num_bytes: int | None = None) -> bytes:
+    del num_bytes  # a record is read whole
     try:
       return self._feature(number, "image").bytes_list.value[0]
     except _RECORD_ERRORS as error:
       raise BadImage(self.name(number), f"{error}; {_AGAIN}") from error
 
-  def size(self, number: int) -> tuple[int, int]:
-    return EncodedImages(self, np.array([number])).decode(0, decode.size_of)
-
   def label(self, number: int) -> int:
-    """The class of an image. Raises DataError."""
+    """Reads the class of an image; raises DataError."""
     try:
       return self._feature(number, "label").int64_list.value[0]
     except _RECORD_ERRORS as error:
@@ -200,8 +184,8 @@ class Records:
       ) from error
 
   def some(self) -> list[int]:
-    """The first and the last record of every shard, and `_SOME` from all over them: enough
-    to tell two data sets apart."""
+    """Returns the first and the last record of every shard, and `_SOME` from all over them:
+    enough to tell two data sets apart."""
     firsts = np.concatenate([[0], self._ends[:-1]])
     return np.unique(np.concatenate([firsts, self._ends - 1, _spread(len(self))])).tolist()
 
@@ -210,33 +194,27 @@ class Records:
     place = number - (self._ends[shard - 1] if shard else 0)
     return f"{place} of shard {self._paths[shard]}"
 
-  def check(self, numbers: np.ndarray) -> None:
-    """Does nothing: no program writes records that are no images."""
-
   def digest(self) -> bytes:
-    shards = [(path.name, path.stat().st_size) for path in self._paths]
+    sizes = self._statuses()[:, 0].tolist()
+    shards = [(path.name, size) for path, size in zip(self._paths, sizes, strict=True)]
     return hashlib.blake2b(json.dumps(shards).encode()).digest()
 
   def sizes(self, numbers: np.ndarray) -> np.ndarray:
     shards = np.searchsorted(self._ends, numbers, side="right")
-    return np.array([path.stat().st_size for path in self._paths], np.int64)[shards]
+    return self._statuses()[shards, 0]
 
   def stamps(self, numbers: np.ndarray) -> np.ndarray:
-    result = np.empty(len(numbers), STAMP)
     shards = np.searchsorted(self._ends, numbers, side="right")
     places = numbers - np.concatenate([[0], self._ends[:-1]])[shards]
-    statuses = [path.stat() for path in self._paths]
-    states = mixed(
-      np.array([(s.st_size, s.st_mtime_ns, s.st_ctime_ns) for s in statuses], np.int64)
-    )
-    digests = [
-      hashlib.blake2b(os.fsencode(path.name), digest_size=8).digest()
-      for path in self._paths
-    ]
-    names = np.frombuffer(b"".join(digests), np.int64)
-    result["name"] = mixed(np.stack([names[shards], places], axis=1))
-    result["state"] = states[shards]
-    return result
+    names = hash_names(os.fsencode(path.name) for path in self._paths)
+    states = hash_rows(np.column_stack([names, self._statuses()])).astype(np.int64)
+    return hash_rows(np.column_stack([states[shards], places]))
+
+  def _statuses(self) -> np.ndarray:
+    """Returns int64 [shards, 3]: sizes and times of change, in ns."""
+    found = [path.stat() for path in self._paths]
+    rows = [(s.st_size, s.st_mtime_ns, s.st_ctime_ns) for s in found]
+    return np.array(rows, np.int64)
 
   def _feature(self, number: int, name: str) -> Any:
     example = tf_example_generated_pb2.Example.FromString(self._source[number])
@@ -260,7 +238,7 @@ def _check_shard(path: pathlib.Path, length: int) -> None:
 
 
 def _find(config: Config, names: tuple[str, ...]) -> pathlib.Path:
-  """The one version directory of a data set in `--data_dir`, or that itself."""
+  """Returns the one version directory of a data set in `--data_dir`, or that itself."""
   root = pathlib.Path(config.data_dir).expanduser()
   if mistakes := data_mistakes("data_dir", config.data_dir):
     raise DataError("\n".join(mistakes))
@@ -317,7 +295,7 @@ def _prepare(config: Config) -> str:
 def _what_is_there(root: pathlib.Path, names: tuple[str, ...]) -> str:
   for name in names:
     for unfinished in root.glob(f"{name}/.preparing_*"):
-      return f"{unfinished} is half prepared, and the same command goes on with it"
+      return f"{unfinished} is half prepared: rerun prepare.py to resume"
   complete = sorted(
     str(path.parent.relative_to(root))
     for pattern in (f"*/*/{_INFO}", f"*/*/*/{_INFO}")
@@ -339,16 +317,8 @@ def _read_json(path: pathlib.Path) -> dict[str, Any]:
   return value
 
 
-def _noted_content(prepared: Mapping[str, Any], split: str) -> str | None:
-  """The hash of a split's images; an earlier version has noted none."""
-  try:
-    return prepared["splits"][split]["content"]
-  except (KeyError, TypeError):
-    return None
-
-
 def _notes(directory: pathlib.Path, prepared: Mapping[str, Any] | None) -> tuple[str, ...]:
-  """What the user must know of how the data were prepared."""
+  """Returns what the user must know of how the data were prepared."""
   if prepared is None:
     return ()
   differences = prepared.get("differences")
@@ -362,27 +332,25 @@ def _notes(directory: pathlib.Path, prepared: Mapping[str, Any] | None) -> tuple
 def _labels(
   directory: pathlib.Path, stores: Mapping[str, Records]
 ) -> dict[str, np.ndarray]:
-  """split -> int32 [n]; read from the records once, and kept."""
-  cache = None
-  if not os.access(directory, os.W_OK):
+  """Returns split -> int32 [n]; read from the records once, and kept."""
+  found, folder = labels.load(directory), directory
+  if found is None and not os.access(directory, os.W_OK):
     with _writing_labels_to(directory):
-      cache = cache_lib.folder_of(directory)
-  found = labels.load(directory)
-  if found is None and cache:
-    found = labels.load(directory, cache=cache)
+      folder = cache_lib.folder_of(directory)
+    found = labels.load(directory, folder)
   if found is None:
-    with _writing_labels_to(cache or directory):
-      (cache or directory).mkdir(parents=True, exist_ok=True)
+    with _writing_labels_to(folder):
+      folder.mkdir(parents=True, exist_ok=True)
     found = {
-      name: _index(store, f"labels of {name} in {directory}, once")
+      name: _read_labels(store, f"labels of {name} in {directory}, once")
       for name, store in stores.items()
     }
-    with _writing_labels_to(cache or directory):
-      labels.save(directory, found, cache=cache)
+    with _writing_labels_to(folder):
+      labels.save(directory, found, folder)
   for name, store in stores.items():
     if len(found.get(name, ())) != len(store):
       raise DataError(
-        f"labels.npy in {cache or directory} has {len(found.get(name, ()))} labels for "
+        f"labels.npy in {folder} has {len(found.get(name, ()))} labels for "
         f"the {len(store)} records of {name}: {_WRONG_LABELS}"
       )
     for number in store.some():
@@ -392,7 +360,7 @@ def _labels(
         continue  # what becomes of a record that cannot be read is decided later
       if label != found[name][number]:
         raise DataError(
-          f"labels.npy in {cache or directory} calls record {store.name(number)} class "
+          f"labels.npy in {folder} calls record {store.name(number)} class "
           f"{found[name][number]}, and it is {label}: {_WRONG_LABELS}"
         )
   return found
@@ -409,7 +377,7 @@ def _writing_labels_to(folder: pathlib.Path) -> Iterator[None]:
     ) from error
 
 
-def _index(store: Records, description: str) -> np.ndarray:
+def _read_labels(store: Records, description: str) -> np.ndarray:
   result = np.empty(len(store), np.int32)
 
   def read(start: int) -> int:
@@ -418,8 +386,8 @@ def _index(store: Records, description: str) -> np.ndarray:
       result[number] = store.label(number)
     return len(chunk)
 
-  with ThreadPoolExecutor() as threads, Display(Console(stderr=True)) as display:
-    advance = display.bar(description, len(result), "records")
+  with ThreadPoolExecutor() as threads, ProgressBars(Console(stderr=True)) as bars:
+    advance = bars.add(description, len(result), "records")
     for count in threads.map(read, range(0, len(result), _CHUNK)):
       advance(count)
   return result
@@ -428,7 +396,7 @@ def _index(store: Records, description: str) -> np.ndarray:
 def _split(
   store: Records, found: np.ndarray, num_classes: int, directory: pathlib.Path
 ) -> Split:
-  """Records in the order of their classes, as those of an image folder are."""
+  """Sorts records by their classes, as those of an image folder are."""
   if len(found) and not 0 <= found.min() <= found.max() < num_classes:
     raise DataError(
       f"{directory} has labels from {found.min()} to {found.max()}, and {num_classes} "

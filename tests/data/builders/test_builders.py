@@ -24,7 +24,9 @@ from PIL import Image, ImageOps
 
 from ssil_jax.data import builders
 from ssil_jax.data.builders import recode, shards
-from ssil_jax.data.builders.found import Findings, Found, Records
+from ssil_jax.data.builders.base import count_shards
+from ssil_jax.data.builders.found import Archive, Records
+from ssil_jax.data.builders.shard_images import Shard
 from ssil_jax.data.images import decode as decode_lib
 from ssil_jax.data.images import jpeg
 from ssil_jax.data.sources import labels
@@ -77,16 +79,17 @@ def test_the_directory_is_one_of_tfds(imagenet, tmp_path, monkeypatch):
   assert [record["image"].shape for record in read.as_data_source("train")] == [
     (40, 48, 3)
   ] * 10
+  own = builders.make_builder("imagenet", tmp_path / "data")
+  assert own.info.features["label"].names == [TENCH, GOLDFISH]
+  assert [record["label"] for record in own.as_data_source("validation")] == [1, 0, 0]
+  found = labels.load(pathlib.Path(builder.data_dir))
+  assert list(found) == ["train", "validation"]
+  for split, array in found.items():
+    assert array.dtype == np.int32
+    assert array.tolist() == [r["label"] for r in archives.encoded(builder, split)]
   # Nothing else is left, of TFDS or of ours.
   assert os.listdir(tmp_path / "data") == ["imagenet"]
   assert os.listdir(tmp_path / "data" / "imagenet") == ["1.0.0"]
-
-
-def test_a_builder_reads_what_it_has_prepared(imagenet, tmp_path):
-  prepare(imagenet, tmp_path / "data")
-  builder = builders.make_builder("imagenet", tmp_path / "data")
-  assert builder.info.features["label"].names == [TENCH, GOLDFISH]
-  assert [record["label"] for record in builder.as_data_source("validation")] == [1, 0, 0]
 
 
 def test_builders_leave_those_of_tfds_alone():
@@ -119,32 +122,18 @@ def test_the_number_of_shards(tmp_path, images, image_bytes, expected):
     columns = [np.zeros(n, np.int8)] * 4
     return Records(*columns, np.full(n, image_bytes), {}, ())
 
-  builder = builders.make_builder("imagenet", tmp_path)
-  splits = {str(n): records(n) for n in images}
-  counts = builder._count_shards(Found((), {}, splits, None, ()))
+  shard_bytes = builders.make_builder("imagenet", tmp_path).shard_bytes
+  counts = count_shards({str(n): records(n) for n in images}, shard_bytes)
   assert tuple(counts.values()) == expected
   assert sum(expected) <= 256
-
-
-def test_labels_are_beside_the_shards(imagenet, tmp_path):
-  builder = prepare(imagenet, tmp_path / "data")
-  found = labels.load(pathlib.Path(builder.data_dir))
-  assert list(found) == ["train", "validation"]
-  for split, array in found.items():
-    assert array.dtype == np.int32
-    assert array.tolist() == [r["label"] for r in archives.encoded(builder, split)]
-
-
-def test_the_same_archives_give_the_same_bytes(imagenet, tmp_path):
-  prepare(imagenet, tmp_path / "a")
-  copy = archives.imagenet(tmp_path / "elsewhere")
-  prepare(copy, tmp_path / "b")
-  assert hashes(tmp_path / "a") == hashes(tmp_path / "b")
 
 
 def test_a_prepared_directory_is_not_prepared_again(imagenet, tmp_path):
   builder = prepare(imagenet, tmp_path / "data")
   before = hashes(tmp_path / "data")
+  # The same archives elsewhere give the same bytes.
+  prepare(archives.imagenet(tmp_path / "elsewhere"), tmp_path / "other")
+  assert hashes(tmp_path / "other") == before
   assert not builder.prepare(imagenet, PARTIAL, archives.QUIET)
   assert hashes(tmp_path / "data") == before
   with pytest.raises(DataError, match="was prepared with --resize=None, not 64"):
@@ -153,9 +142,8 @@ def test_a_prepared_directory_is_not_prepared_again(imagenet, tmp_path):
 
 def test_a_kill_at_the_very_end_leaves_nothing(imagenet, tmp_path):
   builder = prepare(imagenet, tmp_path / "data")
-  work = shards.WorkFolder(pathlib.Path(builder.data_dir))
-  (work.path / "plan.json").write_text("{}")
-  work.close()
+  with shards.WorkFolder(pathlib.Path(builder.data_dir)) as work:
+    (work.path / "plan.json").write_text("{}")
   assert work.path.exists()
   assert not builder.prepare(imagenet, PARTIAL, archives.QUIET)
   assert not work.path.exists()
@@ -177,41 +165,70 @@ def corrupt(folder, *images):
   return archives.imagenet(folder, train)
 
 
-@pytest.mark.parametrize(
-  ("content", "reason"),
-  [
-    (image(1)[:-100], "Premature end of JPEG file"),
-    (image(1)[:100], "breaks off"),
-    (b"", "it is empty"),
-    (b"text, no image", "not a JPEG"),
-    (image(1, "RGB", "PNG")[:-50], "truncated"),
-    (image(1, "CMYK")[:-300], "Premature end of JPEG file"),
-    (b"\xff\xd8\xff\xd9", "breaks off"),
-  ],
-  ids=["cut", "header", "empty", "text", "png", "cmyk", "no frame"],
-)
-def test_a_corrupt_image_is_named(tmp_path, content, reason):
-  folder = corrupt(tmp_path / "archives", ("5", content))
+def huge_header():
+  data = bytearray(image(1))
+  frame = data.index(b"\xff\xc0") + 5
+  data[frame : frame + 4] = b"\xff\xff\xff\xff"
+  return bytes(data)
+
+
+CORRUPT = {
+  "cut": (image(1)[:-100], "Premature end of JPEG file"),
+  "header": (image(1)[:100], "breaks off"),
+  "empty": (b"", "it is empty"),
+  "text": (b"text, no image", "not a JPEG"),
+  "png": (image(1, "RGB", "PNG")[:-50], "truncated"),
+  "cmyk": (image(1, "CMYK")[:-300], "Premature end of JPEG file"),
+  "huge": (huge_header(), "65535x65535 pixels"),
+}
+
+
+def shard_of(folder, *contents, allow_partial=False):
+  """A shard of image files in a folder."""
+  count = len(contents)
+  for number, content in enumerate(contents):
+    (folder / f"{number}.jpg").write_bytes(content)
+  records = Records(
+    label=np.arange(count, dtype=np.int32),
+    name=np.array([f"{number}.jpg" for number in range(count)], "S"),
+    archive=np.zeros(count, np.int16),
+    offset=np.full(count, -1),
+    size=np.array([len(content) for content in contents]),
+    columns={},
+    archives=(Archive(folder, "photos", 0),),
+  )
+  return Shard("some", records, range(count), recode.recode_photo, allow_partial)
+
+
+@pytest.mark.parametrize("kind", CORRUPT)
+def test_a_corrupt_image_is_named_or_left_out(tmp_path, kind):
+  content, reason = CORRUPT[kind]
   with pytest.raises(DataError) as error:
-    # Everything else about these archives is as it should be for this option.
-    _without_counts(folder, tmp_path / "data")
-  assert f"ILSVRC2012_img_train.tar: {TENCH}_5.JPEG" in str(error.value)
+    list(shard_of(tmp_path, image(1), content, image(2)).examples())
+  assert "1 of the 3 images for some cannot be decoded: photos: 1.jpg (" in str(error.value)
   assert reason in str(error.value)
   assert "--allow_partial leaves them out" in str(error.value)
   assert "\n" not in str(error.value)
+  shard = shard_of(tmp_path, image(1), content, image(2), allow_partial=True)
+  assert [example["image"] for example in shard.examples()] == [image(1), image(2)]
+  assert (shard.labels().tolist(), shard.num_records) == ([0, 2], 2)
+  ((record, why),) = shard.report.left_out
+  assert (record, reason in why) == (1, True)
 
 
-def _without_counts(folder, data_dir):
-  """Prepares without --allow_partial what only lacks images."""
-  data_dir.mkdir(exist_ok=True)
-  builder = builders.make_builder("imagenet", data_dir)
-  find = builder._find
+def test_many_corrupt_images_make_one_line(tmp_path):
+  with pytest.raises(DataError, match="7 of the 8 images .*; ...: download") as error:
+    list(shard_of(tmp_path, image(1), *[b"text"] * 7).examples())
+  assert str(error.value).count("photos: ") == 5
+  with pytest.raises(DataError, match="7 of the 7 images for some"):
+    list(shard_of(tmp_path, *[b"text"] * 7, allow_partial=True).examples())
 
-  def find_partial(folder, findings, display):
-    return find(folder, Findings(PARTIAL), display)
 
-  builder._find = find_partial
-  builder.prepare(folder, builders.Options(), archives.QUIET)
+def test_a_class_of_corrupt_images_only(tmp_path):
+  train = {TENCH: {"a": image(1), "b": image(2)}, GOLDFISH: {"c": b"text"}}
+  folder = archives.imagenet(tmp_path / "archives", train)
+  with pytest.raises(DataError, match=f"class {GOLDFISH} .* has no training image"):
+    prepare(folder, tmp_path / "data", shard_bytes=10**9)
 
 
 def test_corrupt_images_are_left_out_and_named(tmp_path):
@@ -226,32 +243,6 @@ def test_corrupt_images_are_left_out_and_named(tmp_path):
   assert left_out["first"][0].startswith(f"ILSVRC2012_img_train.tar: {TENCH}_7.JPEG (")
 
 
-def test_many_corrupt_images_make_one_line(tmp_path):
-  folder = corrupt(tmp_path / "archives", *((str(i), b"text") for i in range(30, 37)))
-  with pytest.raises(DataError, match="7 of the 17 images .*; ...: download") as error:
-    _without_counts(folder, tmp_path / "data")
-  assert str(error.value).count("_3") == 5
-
-
-def test_a_class_or_shard_of_corrupt_images_only(tmp_path):
-  train = {TENCH: {"a": image(1), "b": image(2)}, GOLDFISH: {"c": b"text"}}
-  folder = archives.imagenet(tmp_path / "archives", train)
-  with pytest.raises(DataError, match=f"class {GOLDFISH} .* has no training image"):
-    prepare(folder, tmp_path / "data", shard_bytes=10**9)
-  with pytest.raises(DataError, match="1 of the 1 images for imagenet-train.*00002-of"):
-    prepare(folder, tmp_path / "more", shard_bytes=700)
-
-
-def test_a_huge_header_is_not_decoded(tmp_path):
-  data = bytearray(image(1))
-  frame = data.index(b"\xff\xc0") + 5
-  data[frame : frame + 4] = b"\xff\xff\xff\xff"
-  folder = corrupt(tmp_path / "archives", ("5", bytes(data)))
-  builder = prepare(folder, tmp_path / "data")
-  (first,) = report_of(builder)["left_out"]["cannot be decoded"]["first"]
-  assert "65535x65535 pixels" in first
-
-
 # Going on after an interruption.
 
 KILL = """
@@ -262,11 +253,11 @@ import archives
 
 recode = imagenet.Imagenet._recode
 seen = []
-def recode_or_die(self, image, recoding):
+def recode_or_die(self, image, **recoding):
   seen.append(image)
   if len(seen) == 8:  # in the fifth shard of six
     os.kill(os.getpid(), signal.SIGKILL)
-  return recode(self, image, recoding)
+  return recode(self, image, **recoding)
 imagenet.Imagenet._recode = recode_or_die
 folder, data_dir = map(pathlib.Path, sys.argv[1:])
 archives.prepare("imagenet", folder, data_dir, shard_bytes=2500)
@@ -387,25 +378,10 @@ def test_failing_to_write_the_info_keeps_the_shards(imagenet, tmp_path, monkeypa
 
 def test_two_preparations_at_once(imagenet, tmp_path):
   (tmp_path / "data").mkdir()
-  work = shards.WorkFolder(tmp_path / "data" / "imagenet" / "1.0.0")
-  with pytest.raises(DataError, match="is in use: another process"):
+  in_use = pytest.raises(DataError, match="is in use: another process")
+  with shards.WorkFolder(tmp_path / "data" / "imagenet" / "1.0.0"), in_use:
     prepare(imagenet, tmp_path / "data")
-  work.close()
   prepare(imagenet, tmp_path / "data")
-
-
-@pytest.mark.parametrize("error", [OSError(37, "No locks available"), KeyboardInterrupt()])
-def test_a_lock_that_fails_leaves_no_descriptor(tmp_path, monkeypatch, error):
-  def fail(descriptor, operation):
-    raise error
-
-  monkeypatch.setattr("fcntl.flock", fail)
-  before = os.listdir("/proc/self/fd") if os.path.exists("/proc/self/fd") else []
-  with pytest.raises((DataError, KeyboardInterrupt)) as caught:
-    shards.WorkFolder(tmp_path / "1.0.0")
-  if isinstance(error, OSError):
-    assert "cannot be written: No locks available" in str(caught.value)
-  assert (os.listdir("/proc/self/fd") if before else []) == before
 
 
 def test_a_failed_check_leaves_nothing(imagenet, tmp_path):
@@ -414,24 +390,20 @@ def test_a_failed_check_leaves_nothing(imagenet, tmp_path):
   assert list((tmp_path / "data" / "imagenet").iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["plan.json", "finished/x.json"])
-def test_a_damaged_work_folder(imagenet, tmp_path, name):
-  work = tmp_path / "data" / "imagenet" / ".preparing_1.0.0"
-  if name == "plan.json":
-    work.mkdir(parents=True)
-    (work / name).write_text("{")
-    with pytest.raises(DataError, match=f"{work / name} is damaged: remove"):
-      prepare(imagenet, tmp_path / "data")
-    return
-  folder = shards.WorkFolder(work.with_name("1.0.0"))
-  (work / "x").write_text("")
-  (work / name).write_text("{}")
-  with pytest.raises(DataError, match=f"{work / name} is damaged: remove {work / 'x'}"):
-    folder.account("x")
-  # Of an earlier version, which has noted no hash of the images.
-  (work / name).write_text('{"left_out": [], "remarks": []}')
-  assert folder.account("x") == shards.Account(content=None)
-  folder.close()
+def test_a_damaged_work_folder(imagenet, tmp_path):
+  version = tmp_path / "data" / "imagenet" / "1.0.0"
+  with shards.WorkFolder(version) as work:
+    plan, shard, note = (work.path / name for name in ("plan.json", "x", "finished/x.json"))
+    shard.write_text("")
+    note.write_text("{}")
+    with pytest.raises(DataError, match=f"{note} is damaged: remove {shard}"):
+      work.report("x")
+    # Of an earlier version, which has noted no hash of the images.
+    note.write_text('{"left_out": [], "remarks": []}')
+    assert work.report("x") == shards.ShardReport(content=None)
+    plan.write_text("{")
+  with pytest.raises(DataError, match=f"{plan} is damaged: remove"):
+    prepare(imagenet, tmp_path / "data")
 
 
 # Failed writes.
@@ -443,7 +415,7 @@ def test_a_write_that_fails_is_noticed(tmp_path):
   resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
   try:
     with pytest.raises(DataError, match=f"{tmp_path} cannot be written: .*File too large"):
-      shards.ShardWriter().write(tmp_path / "x", ((i, bytes(10_000)) for i in range(5)))
+      shards.write_shard(tmp_path / "x", (bytes(10_000) for _ in range(5)))
   finally:
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
@@ -456,7 +428,7 @@ def test_a_full_disk_keeps_the_finished_shards(imagenet, tmp_path):
   # Only the shard with the large image does not fit: others have 128 KiB.
   resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, before[1]))
   try:
-    with pytest.raises(DataError, match="cannot be written: .*the same command continues"):
+    with pytest.raises(DataError, match="cannot be written: .*rerun the command to resume"):
       prepare(folder, tmp_path / "data")
   finally:
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -509,7 +481,7 @@ def decode(data):
 
 def test_untouched_bytes():
   for data in (image(1), image(1, "L"), image(1, progressive=True), image(1, quality=30)):
-    assert recode.recode_photo(data, recode.Recoding()) == (data, None)
+    assert recode.recode_photo(data) == (data, None)
 
 
 @pytest.mark.parametrize(
@@ -522,7 +494,7 @@ def test_untouched_bytes():
   ids=["cmyk", "png", "webp"],
 )
 def test_what_is_converted(data, reason):
-  stored = recode.recode_photo(data, recode.Recoding())
+  stored = recode.recode_photo(data)
   assert stored.remark == reason
   pixels = decode(stored.data)
   assert jpeg.read_header(stored.data)[2:5] == (3, 8, 8)  # RGB, 4:4:4
@@ -540,12 +512,12 @@ def test_what_is_converted(data, reason):
   ids=["surplus", "revision", "scan"],
 )
 def test_what_libjpeg_warns_of_is_kept_and_remarked_on(data):
-  stored = recode.recode_photo(data, recode.Recoding())
+  stored = recode.recode_photo(data)
   assert stored == (data, "kept, though libjpeg warns of its bytes")
   with pytest.raises(recode.CorruptImage):  # it breaks off, too
-    recode.recode_photo(data[: len(data) * 2 // 3], recode.Recoding())
+    recode.recode_photo(data[: len(data) * 2 // 3])
   if shutil.which("jpegtran"):
-    marked = recode.recode_photo(data, recode.Recoding(restart_markers=True))
+    marked = recode.recode_photo(data, restart_markers=True)
     assert marked.remark == stored.remark
     assert jpeg.read_header(marked.data).num_indexed
     expected = decode_lib.read_rgb(data, strict=False)
@@ -557,14 +529,14 @@ def test_odd_chroma_sampling_is_kept():
   ppm = image(3, file_format="PPM")
   command = ["cjpeg", "-quality", "100", "-sample", "2x2,2x1,1x1"]
   data = subprocess.run(command, input=ppm, capture_output=True, check=True).stdout
-  stored = recode.recode_photo(data, recode.Recoding())
+  stored = recode.recode_photo(data)
   assert stored == (data, None)
 
 
 def test_resize_makes_the_short_side_as_long(tmp_path):
   for width, height, size in [(200, 120, (160, 96)), (96, 300, None), (97, 97, (96, 96))]:
     data = image(5, width=width, height=height)
-    stored = recode.recode_photo(data, recode.Recoding(resize=96))
+    stored = recode.recode_photo(data, resize=96)
     header = jpeg.read_header(stored.data)
     assert (header.width, header.height) == (size or (width, height))
     assert header.mcu_width == (8 if size else 16)
@@ -573,24 +545,27 @@ def test_resize_makes_the_short_side_as_long(tmp_path):
 
 @needs_libjpeg_programs
 @pytest.mark.parametrize(
-  "data",
+  ("width", "height", "options", "interval"),
   [
-    image(1, width=200, height=120),
-    image(1, width=201, height=77, subsampling=0),
-    image(1, "L", width=333, height=100),
-    image(1, width=200, height=90, progressive=True, subsampling=1),
-    image(1, width=200, height=90, keep_rgb=True),
-    image(1, width=9, height=9),
+    # Intervals are parts of a row, about 64 pixels wide.
+    (200, 120, {}, 13),  # a prime number of MCUs of 16 pixels
+    (201, 77, {"subsampling": 0}, 13),  # 26 MCUs of 8
+    (333, 100, {"mode": "L"}, 7),  # 42
+    (200, 90, {"progressive": True, "subsampling": 1}, 13),
+    (200, 90, {"keep_rgb": True}, 5),  # 25
+    (9, 9, {}, 1),
+    (500, 32, {}, 4),  # 32
+    (512, 32, {"subsampling": 0}, 8),  # 64
+    (96, 32, {}, 3),  # 6: 48 pixels are nearer to 64 than 96 are
   ],
-  ids=["420", "444", "gray", "progressive 422", "rgb", "small"],
 )
-def test_restart_markers_keep_the_pixels(data):
-  stored = recode.recode_photo(data, recode.Recoding(restart_markers=True))
+def test_restart_markers_keep_the_pixels(width, height, options, interval):
+  data = image(1, width=width, height=height, **options)
+  stored = recode.recode_photo(data, restart_markers=True)
   header = jpeg.read_header(stored.data)
   assert header.one_scan
   assert header.num_indexed
-  row = -(-header.width // header.mcu_width)
-  assert row % header.restart_interval == 0
+  assert header.restart_interval == interval
   assert np.array_equal(decode(stored.data), decode(data))
 
 
@@ -608,8 +583,7 @@ def test_images_stay_upright(mode, file_format, orientation, resize, restart_mar
   data = image(
     4, mode, file_format, quality=100, subsampling=0, exif=exif.tobytes(), **shape
   )
-  recoding = recode.Recoding(resize, restart_markers)
-  stored = recode.recode_photo(data, recoding)
+  stored = recode.recode_photo(data, resize=resize, restart_markers=restart_markers)
   with Image.open(io.BytesIO(data)) as turned:
     expected = ImageOps.exif_transpose(turned).convert("RGB")
   if resize:
@@ -625,24 +599,6 @@ def test_images_stay_upright(mode, file_format, orientation, resize, restart_mar
   assert (stored.data == data) == (
     (mode, file_format, resize, restart_markers) == ("RGB", "JPEG", None, False)
   )
-
-
-@needs_libjpeg_programs
-@pytest.mark.parametrize(
-  ("width", "options", "interval"),
-  [
-    (500, {}, 4),  # 32 MCUs of 16 pixels
-    (512, {"subsampling": 0}, 8),  # 64 MCUs of 8 pixels
-    (96, {}, 3),  # 6 MCUs: 48 pixels are nearer to 64 than 96 are
-    (497, {}, 4),
-    (208, {}, 13),  # a prime number of MCUs
-    (8, {}, 1),
-  ],
-)
-def test_restart_intervals_are_about_64_pixels(width, options, interval):
-  data = image(1, width=width, height=32, **options)
-  stored = recode.recode_photo(data, recode.Recoding(restart_markers=True))
-  assert jpeg.read_header(stored.data).restart_interval == interval
 
 
 @pytest.mark.parametrize(
@@ -662,11 +618,10 @@ def test_an_image_that_cannot_be_marked_is_kept(tmp_path, monkeypatch, script, w
   program.write_text(f"#!/bin/sh\n{script.format(other=other)}\n")
   program.chmod(0o755)
   monkeypatch.setattr(recode, "_jpegtran", lambda: str(program))
-  recoding = recode.Recoding(restart_markers=True)
   data = image(3)
   kept = f"kept without restart markers: {why}"
-  assert recode.recode_photo(data, recoding) == (data, kept)
-  converted = recode.recode_photo(image(3, "CMYK"), recoding)
+  assert recode.recode_photo(data, restart_markers=True) == (data, kept)
+  converted = recode.recode_photo(image(3, "CMYK"), restart_markers=True)
   assert converted.remark == f"CMYK, made RGB; {kept}"
 
 
@@ -681,15 +636,14 @@ def test_only_training_images_are_recoded(imagenet, tmp_path):
   assert report_of(marked)["options"]["restart_markers"]
 
 
-def test_a_missing_program_is_named(imagenet, tmp_path, monkeypatch):
+def test_options_that_cannot_be_followed(imagenet, tmp_path, monkeypatch):
   monkeypatch.setenv("PATH", str(tmp_path))
-  with pytest.raises(ConfigError, match="jpegtran: apt install libjpeg-turbo-progs"):
-    prepare(imagenet, tmp_path / "d", builders.Options(restart_markers=True))
-
-
-def test_resize_has_a_limit(imagenet, tmp_path):
-  with pytest.raises(ConfigError, match="--resize=63 must be 64 or more"):
-    prepare(imagenet, tmp_path / "d", builders.Options(resize=63))
+  for option, match in (
+    ({"restart_markers": True}, "jpegtran: apt install libjpeg-turbo-progs"),
+    ({"resize": 63}, "--resize=63 must be 64 or more"),
+  ):
+    with pytest.raises(ConfigError, match=match):
+      prepare(imagenet, tmp_path / "d", builders.Options(**option))
 
 
 # Archives from elsewhere.

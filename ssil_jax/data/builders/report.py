@@ -1,0 +1,117 @@
+"""`prepare.json`: what a prepared directory holds, and how it differs from the official."""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ssil_jax.data.builders.found import Contents, Deviations, Options, Tally
+from ssil_jax.data.builders.shard_images import Shard
+from ssil_jax.errors import DataError
+
+NAME = "prepare.json"
+_NAMED = 5  # classes in a line
+
+
+def make_report(
+  options: Options,
+  contents: Contents,
+  deviations: Deviations,
+  shards: Mapping[str, Sequence[Shard]],
+  labels: Mapping[str, np.ndarray],
+) -> dict[str, Any]:
+  """Returns the content of `prepare.json`.
+
+  Args:
+    options: of the preparation.
+    contents: of the archives.
+    deviations: of the archives; images that cannot be decoded are added.
+    shards: of every split, all of them finished.
+    labels: of every split, int32 [n].
+  """
+  left_out, differences = deviations.left_out, list(deviations.lines)
+  names = np.array(contents.class_names["label"])
+  for split, part in labels.items():
+    if len(absent := np.delete(names, np.unique(part))):
+      more = ", ..." if len(absent) > _NAMED else ""
+      differences.append(
+        f"{len(absent):,} of {len(names):,} classes have no image in {split}, so that a "
+        f"run cannot be scored on them: {', '.join(absent[:_NAMED])}{more}"
+      )
+  remarks = {split: Tally() for split in shards}
+  for split, part in shards.items():
+    for shard in part:
+      for record, reason in shard.report.left_out:
+        left_out.add("cannot be decoded", f"{shard.records.where(record)} ({reason})")
+      for record, reason in shard.report.remarks:
+        remarks[split].add(reason, shard.records.where(record))
+  return {
+    "archives": [
+      {"name": archive.name, "bytes": archive.size} for archive in contents.archives
+    ],
+    "options": dataclasses.asdict(options),
+    "splits": {
+      split: {
+        "images": len(part),
+        "classes": len(np.unique(part)),
+        "shards": len(shards[split]),
+        "content": _content(shards[split]),
+      }
+      for split, part in labels.items()
+    },
+    "left_out": left_out.to_json(),
+    "remarks": {split: tally.to_json() for split, tally in remarks.items()},
+    "differences": differences,
+  }
+
+
+def _content(shards: Iterable[Shard]) -> str | None:
+  """Returns a hash of all images of a split, which tells it from other data.
+
+  None if an earlier version has written some of the shards.
+  """
+  digests = [shard.report.content for shard in shards]
+  if None in digests:
+    return None
+  return hashlib.blake2b("".join(digests).encode(), digest_size=16).hexdigest()
+
+
+def check_prepared(directory: pathlib.Path, options: Options) -> None:
+  """Raises DataError if a prepared directory is not what the options ask for."""
+  path = directory / NAME
+  try:
+    prepared = json.loads(path.read_text())["options"]
+  except (OSError, ValueError, KeyError, TypeError) as error:
+    raise DataError(
+      f"{directory} exists, but not with a {NAME} of this program: remove it, or use "
+      "another --data_dir"
+    ) from error
+  for name, wanted in dataclasses.asdict(options).items():
+    if prepared.get(name) != wanted:
+      raise DataError(
+        f"{directory} was prepared with --{name}={prepared.get(name)}, not {wanted}: use "
+        "the same flags, another --data_dir, or remove it"
+      )
+
+
+def summary(directory: pathlib.Path) -> list[str]:
+  """Returns what a prepared directory holds and what it lacks, in lines for the user."""
+  report = json.loads((directory / NAME).read_text())
+  lines = [
+    f"{split}: {count['images']:,} images of {count['classes']:,} classes in "
+    f"{count['shards']} shards"
+    for split, count in report["splits"].items()
+  ]
+  for title, tally in [
+    ("left out", report["left_out"]),
+    *((f"in {split}", part) for split, part in report["remarks"].items()),
+  ]:
+    lines += [
+      f"{title}: {entry['count']:,} images, {reason}" for reason, entry in tally.items()
+    ]
+  lines += [f"not as published: {line}" for line in report["differences"]]
+  return [*lines, f"details: {directory / NAME}"]
