@@ -30,8 +30,8 @@ The archives are those that the data sets are published as:
   landmarks_v2  train.csv and images_000.tar to images_499.tar, or these unpacked
   cifar100      cifar-100-binary.tar.gz
 
-Every image is decoded once, to find the corrupt ones now. The same command line again
-continues a preparation that was interrupted.
+Every image is decoded once, to find the corrupt ones now. Rerun the command
+to resume a preparation that was interrupted.
 """
 _HELP = {
   "archives": "folder with the official archives",
@@ -130,7 +130,7 @@ def main(argv: Sequence[str]) -> int:
     return command_line.print_error(error)
   except Interrupted as interrupt:
     print(
-      f"{interrupt}; finished shards are kept, the same command continues", file=sys.stderr
+      f"{interrupt}; finished shards are kept: rerun the command to resume", file=sys.stderr
     )
     return interrupt.exit_code
   summary = builders.summary(pathlib.Path(builder.data_dir))
