@@ -13,6 +13,7 @@ import pathlib
 import re
 import shutil
 import struct
+import sys
 import tarfile
 import tempfile
 import zlib
@@ -22,6 +23,7 @@ from typing import NamedTuple
 import archives
 import pytest
 from folders import ROOT, encode, folder_of, noise
+from quick import quick_network
 from written_runs import RESULTS
 
 from ssil_jax.commands import run
@@ -230,6 +232,32 @@ def without_images(folder: pathlib.Path) -> None:
     file.write("fine_zz\n")
 
 
+def mine(settings: str = "", changes: str = "", before: str = "") -> Arrange:
+  """The module mine.py, whose method MINE is SS-IL with settings of its own."""
+  lines = (
+    before,
+    "import dataclasses",
+    "from ssil_jax import setting",
+    "from ssil_jax.methods.ssil import SSIL",
+    settings or f"{_DATACLASS}  gamma: float = setting(2.0, 'exponent', at_least=0)",
+    f"MINE = SSIL._replace(title='mine', settings=Settings, {changes})",
+  )
+  return text("mine.py", "\n".join(filter(None, lines)))
+
+
+_DATACLASS = "@dataclasses.dataclass(frozen=True, kw_only=True)\nclass Settings:\n"
+
+
+def edited(folder: pathlib.Path) -> None:
+  """A run of mine.py, whose method is then another one."""
+  mine()(folder)
+  command = "run.py --flagfile=small.cfg --method=mine:MINE --workdir=run"
+  with quick_network():
+    assert run.main(command.split()) == 0
+  del sys.modules["mine"]
+  mine(changes="predict=SSIL.predict")(folder)
+
+
 def keeping_one(*classes: str) -> Arrange:
   """The image folder `images` with one training image of some of its classes."""
 
@@ -341,6 +369,35 @@ _WORKDIR = {
   "one that another run uses": _broken("lock", "process 123 on elsewhere\n"),
   "a link to where nothing can be made": link("/dev/null/run"),
 }
+_MINE = {
+  "the name of a file": mine(),
+  "a syntax error": text("mine.py", "\nif True\n"),
+  "a module that imports another one that is not there": text("mine.py", "import mi"),
+  "an error of several lines when it is imported": text(
+    "mine.py", "raise ValueError('one\\ntwo')"
+  ),
+  "a module that ends the process": text("mine.py", "import sys\nsys.exit(0)"),
+  "no such name in it": mine(),
+  "a name that is no method": mine(),
+  "a setting with the name of a shared one": mine(
+    f"{_DATACLASS}  epochs: int = setting(2, 'mine')"
+  ),
+  "a setting with the name of another method's, of another type": mine(
+    f"{_DATACLASS}  lucir_lambda: int = setting(2, 'mine')"
+  ),
+  "settings that are no dataclass": mine("class Settings:\n  gamma = 2.0"),
+  "a setting that is not declared": mine(f"{_DATACLASS}  gamma: float = 2.0"),
+  "a setting whose type is a text": mine(before="from __future__ import annotations"),
+  "a setting whose default is of another type": mine(
+    f"{_DATACLASS}  gamma: float = setting('2', 'mine')"
+  ),
+  "a default of a setting that does not exist": mine(changes="defaults={'epoch': 3}"),
+  "a value out of range": mine(),
+  "text for a number": mine(),
+  "a setting that does not exist": mine(),
+  "an unknown one in a sweep": mine(),
+  "an edited method": edited,
+}
 _COMPARE = {
   "a run that has finished no state": text(
     "run/results.json", json.dumps(dict(RESULTS, states=[]))
@@ -383,6 +440,7 @@ ARRANGED: dict[str, dict[str, Arrange]] = {
   "Data folders": _DATA,
   "Archives": _ARCHIVES,
   "Work directories": _WORKDIR,
+  "Methods of one's own": _MINE,
   "Runs to compare": _COMPARE,
   "Sweeps": {"an output that is a link to itself": link("link")},
   "States of other runs": _REUSE,

@@ -13,6 +13,7 @@ def _in_a_folder_of_its_own(tmp_path, monkeypatch):
   """Methods of that folder are forgotten afterwards; devices are those of the tests."""
   monkeypatch.chdir(tmp_path)
   monkeypatch.setattr(sys, "path", [*sys.path])
+  monkeypatch.setattr(sys, "dont_write_bytecode", True)  # of files edited in a second
   monkeypatch.setattr(devices, "prepare_cpu_devices", lambda config: None)
   yield
   for name, module in list(sys.modules.items()):
