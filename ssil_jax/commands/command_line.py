@@ -87,7 +87,7 @@ class _Stream(io.TextIOWrapper):
       yield
     except OSError as error:
       raise OutputError(
-        f"{self._title} cannot be written ({error.strerror}): send it elsewhere, and the "
+        f"{self._title} cannot be written ({error.strerror}): send it elsewhere, and "
         "rerun the command to resume"
       ) from error
 

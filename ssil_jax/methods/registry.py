@@ -1,5 +1,6 @@
 """The methods, by the name that `--method` takes: one of the package, or MODULE:NAME."""
 
+import dataclasses
 import importlib
 import os
 import sys
@@ -69,14 +70,15 @@ def get_method(name: str) -> Method:
 def _from_elsewhere(name: str) -> Method:
   flag = f"--method={name}"
   module_name, _, attribute = name.partition(":")
-  if not all(part.isidentifier() for part in (*module_name.split("."), attribute)):
+  parts = (*module_name.split("."), attribute)
+  if module_name.endswith(".py") or not all(part.isidentifier() for part in parts):
     raise ConfigError(f"{flag} must be MODULE:NAME, such as my_module:FOCAL")
   if os.getcwd() not in sys.path:
     sys.path.append(os.getcwd())  # last: a file here hides no library
   try:
     module = importlib.import_module(module_name)
   except ModuleNotFoundError as error:
-    if not module_name.startswith(error.name or "?"):
+    if not f"{module_name}.".startswith(f"{error.name}."):
       raise ConfigError(
         f"{flag}: {module_name} imports {error.name}, which is not there: install it"
       ) from error
@@ -84,14 +86,14 @@ def _from_elsewhere(name: str) -> Method:
       f"{flag}: there is no module {module_name}: put {module_name.partition('.')[0]}.py "
       f"into {os.getcwd()}, or install it"
     ) from error
-  except Exception as error:  # whatever a user's file leads to
+  except (Exception, SystemExit) as error:  # whatever a user's file leads to
     last = traceback.extract_tb(error.__traceback__)[-1]
-    place = f"{last.filename}, line {last.lineno}"
+    what, place = str(error), f"{last.filename}, line {last.lineno}"
     if isinstance(error, SyntaxError):
-      place = f"{error.filename}, line {error.lineno}"
+      what, place = error.msg, f"{error.filename}, line {error.lineno}"
+    what = " ".join(f"{type(error).__name__}: {what}".split())
     raise ConfigError(
-      f"{flag}: {module_name} cannot be imported ({type(error).__name__}: {error}; "
-      f"{place}): fix it"
+      f"{flag}: {module_name} cannot be imported ({what}; {place}): fix it"
     ) from error
   method = getattr(module, attribute, None)
   if not isinstance(method, Method):
@@ -100,12 +102,36 @@ def _from_elsewhere(name: str) -> Method:
       f"{flag}: {attribute} is no Method of {getattr(module, '__file__', module_name)}; "
       f"it has: {', '.join(found) or 'none'}"
     )
+  _check_declared(flag, method)
   _check_settings(flag, method)
   return method
 
 
+def _check_declared(flag: str, method: Method) -> None:
+  """Raises ConfigError for own settings, or defaults of shared ones, that are none."""
+  kinds = {str: str, int: int, float: (int, float), bool: bool, tuple[int, ...]: tuple}
+  if not (isinstance(method.settings, type) and dataclasses.is_dataclass(method.settings)):
+    raise ConfigError(f"{flag}: its settings must be a dataclass: decorate the class")
+  for field in dataclasses.fields(method.settings):
+    if "changes" not in field.metadata:
+      raise ConfigError(
+        f"{flag}: its setting {field.name} is none: declare it by ssil_jax.setting"
+      )
+    # Texts are what annotations become by `from __future__ import annotations`.
+    if field.type not in kinds or not isinstance(field.default, kinds[field.type]):
+      raise ConfigError(
+        f"{flag}: its setting {field.name} must have the type str, int, float, bool or "
+        f"tuple[int, ...], itself and not as text, and a default of it"
+      )
+  shared = {field.name for field in fields_of(Config)}
+  if unknown := sorted({*method.defaults, *method.fixed} - shared):
+    raise ConfigError(
+      f"{flag}: {unknown[0]}, of its defaults, is no shared setting: take it out"
+    )
+
+
 def _check_settings(flag: str, method: Method) -> None:
-  """Raises ConfigError for own settings that clash with others, or that are no settings."""
+  """Raises ConfigError for own settings that clash with others."""
   others = {
     "Config": fields_of(Config),
     **{name: fields_of(known.settings) for name, known in METHODS.items()},

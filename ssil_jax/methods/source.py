@@ -88,17 +88,24 @@ def _imported(module: str, path: pathlib.Path) -> Iterator[str]:
 
 def _code(path: pathlib.Path) -> str:
   """The lines of a file without comments, docstrings and empty ones."""
-  text = path.read_bytes()
-  lines = text.decode(tokenize.detect_encoding(io.BytesIO(text).readline)[0]).splitlines()
-  for token in tokenize.tokenize(io.BytesIO(text).readline):
+  source = path.read_bytes()
+  text = source.decode(tokenize.detect_encoding(io.BytesIO(source).readline)[0])
+  # As Python does; splitlines would also end lines at form feeds.
+  lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+  for token in tokenize.tokenize(io.BytesIO(source).readline):
     if token.type == tokenize.COMMENT:
       row, column = token.start
       lines[row - 1] = lines[row - 1][:column]
   documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-  for node in ast.walk(ast.parse(text)):
+  for node in ast.walk(ast.parse(source)):
     if isinstance(node, documented) and ast.get_docstring(node, clean=False) is not None:
-      first = node.body[0]
-      lines[first.lineno - 1 : first.end_lineno] = [""] * (
-        first.end_lineno - first.lineno + 1
-      )
+      _take_out(node.body[0], lines)
   return "\n".join(line.rstrip() for line in lines if line.strip())
+
+
+def _take_out(node: ast.stmt, lines: list[str]) -> None:
+  """Leaves what is before and after it in its lines; columns are those of UTF-8."""
+  first, last = node.lineno - 1, node.end_lineno - 1
+  after = lines[last].encode()[node.end_col_offset :].decode()
+  before = lines[first].encode()[: node.col_offset].decode()
+  lines[first : last + 1] = [before + after] + [""] * (last - first)
