@@ -81,8 +81,8 @@ def separated_softmax(scores, label, num_old, num_seen):
   return cross_entropy(scores, label, range(num_old, num_seen))
 
 
-# Each method's loss: (scores, teacher, label, num_old, num_seen, num_teacher_classes, groups,
-# temperature) -> a number.
+# Each method's loss: (scores, teacher, label, num_old, num_seen, num_teacher_classes,
+# groups, temperature) -> a number.
 
 
 def _ssil(

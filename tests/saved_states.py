@@ -6,14 +6,14 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
-from ssil_jax.training.meter import NO_STEPS
 
 from ssil_jax import memory
-from ssil_jax.training.checkpoint import Checkpoints, Progress, Underway
-from ssil_jax.training.state import TrainState, make_optimizer
+from ssil_jax.training.checkpoint import Checkpoints
+from ssil_jax.training.state import NO_STEPS, Position, RunState, TrainState
+from ssil_jax.training.step import make_optimizer
 
 
-def progress_of(step, *, seed=0, results=(), stats=None, underway=None):
+def run_of(step, *, seed=0, results=(), stats=None, position=None):
   """A run after so many steps; its arrays follow from `step` and `seed`."""
   rng = np.random.default_rng([step, seed])
   params = {
@@ -24,31 +24,31 @@ def progress_of(step, *, seed=0, results=(), stats=None, underway=None):
   optimizer = make_optimizer(momentum=0.9, weight_decay=1e-4)
   zeros = jax.device_get(optimizer.init(params))
   number = 3 * len(results)
-  return Progress(
+  return RunState(
     train_state=TrainState(
       step=np.array(step, np.int32),
       params=params,
       batch_stats={"mean": rng.standard_normal(2).astype(ml_dtypes.bfloat16)},
       opt_state=jax.tree.map(lambda x: x + rng.standard_normal(x.shape, x.dtype), zeros),
     ),
-    memory=memory.Memory(
+    exemplars=memory.Memory(
       rng.integers(0, 1 << 40, number),
       np.arange(number, dtype=np.int32),
       np.zeros(number, np.int32),
     ),
     stats={} if stats is None else stats,
     results=list(results),
-    underway=underway,
+    position=position,
   )
 
 
-def underway_of(*, teacher=True, window=2):
+def position_of(*, teacher=True, window=2):
   rng = np.random.default_rng(5)
   network = {
-    "params": progress_of(90).train_state.params,
-    "batch_stats": progress_of(90).train_state.batch_stats,
+    "params": run_of(90).train_state.params,
+    "batch_stats": run_of(90).train_state.batch_stats,
   }
-  return Underway(
+  return Position(
     phase=1,
     steps_done=37,
     teacher=network if teacher else None,
@@ -72,10 +72,10 @@ STATS = {
 }
 
 
-def beginning_of(progress):
+def beginning_of(run):
   """What a run of that kind begins with."""
-  zeros = jax.tree.map(np.zeros_like, progress.stats)
-  return progress_of(0, seed=9, stats=zeros)
+  zeros = jax.tree.map(np.zeros_like, run.stats)
+  return run_of(0, seed=9, stats=zeros)
 
 
 def assert_same(got, wanted):
@@ -91,8 +91,8 @@ def assert_same(got, wanted):
 
 def save_all(folder, *runs, kept=3):
   with Checkpoints(folder, kept=kept) as checkpoints:
-    for progress in runs:
-      checkpoints.save(progress)
+    for run in runs:
+      checkpoints.save(run)
     checkpoints.wait()
 
 
@@ -100,7 +100,7 @@ def load(folder, *, like, warnings=None):
   """The run as it was saved last; without `warnings`, there must be none."""
   warn = (lambda line: pytest.fail(line)) if warnings is None else warnings.append
   with Checkpoints(folder, kept=3, warn=warn) as checkpoints:
-    return checkpoints.latest(otherwise=beginning_of(like))
+    return checkpoints.latest(default=beginning_of(like))
 
 
 def numbers_in(folder):
@@ -113,3 +113,7 @@ def largest(folder):
 
 def truncate(newest):
   os.truncate(largest(newest), largest(newest).stat().st_size // 2)
+
+
+# As tests/test_paths.py calls them.
+progress_of, underway_of = run_of, position_of

@@ -1,12 +1,28 @@
-"""Small real runs, and what they left."""
+"""Small real runs, what they left, and what they did on the devices."""
 
+import dataclasses
 import json
+from typing import Any, NamedTuple
 
+import numpy as np
 from rich.console import Console
 
-from ssil_jax import methods
+from ssil_jax import methods, resnet
 from ssil_jax.config import make_config
-from ssil_jax.training import loop
+from ssil_jax.training import loop, numerics
+from ssil_jax.training.session import open_session
+
+# What the programs on the devices do not depend on.
+_FREE = {
+  "workdir": "",
+  "from_workdir": "",
+  "log_every": 1,
+  "checkpoint_minutes": 0.0,
+  "memory_size": 1000,
+  "reset_momentum": True,
+  "selection": "ring",
+}
+_MADE = {}
 
 
 def small_config(workdir, **changes):
@@ -38,6 +54,95 @@ def records(workdir):
   return [json.loads(line) for line in open(workdir / "metrics.jsonl")]
 
 
+def untimed_records(workdir):
+  """Without what depends on the machine's speed."""
+  return [row | {"images_per_second": 0, "input_wait": 0} for row in records(workdir)]
+
+
+def untimed(results):
+  """Without what depends on the time, and on where a state was trained."""
+  states = [row | {"train_seconds": 0, "from_workdir": None} for row in results["states"]]
+  return results | {"states": states}
+
+
 def last_checkpoint(workdir):
   """The folder of the newest one."""
   return max((workdir / "checkpoints").iterdir(), key=lambda path: int(path.name))
+
+
+class Call(NamedTuple):
+  """What a run did on the devices, or that it asked whether to stop."""
+
+  kind: str  # ask, train, eval or extract
+  records: Any = None  # of the batch, in the order of positions, whatever the devices
+  split: str = ""
+
+
+class WatchedDevices:
+  """Devices that note what is called."""
+
+  def __init__(self, devices, calls, bad_step):
+    self._devices = devices
+    self._calls = calls
+    self._bad_step = bad_step
+
+  def __getattr__(self, name):
+    return getattr(self._devices, name)
+
+  def _note(self, kind, batch, split=""):
+    positions, numbers = (np.asarray(x).ravel() for x in (batch.positions, batch.records))
+    order = np.argsort(positions, kind="stable")
+    self._calls.append(Call(kind, numbers[order][np.sort(positions) >= 0], split))
+
+  def train_step(self, train_state, batch, context, learning_rate):
+    self._note("train", batch)
+    step = int(np.asarray(train_state.step)[0]) + 1
+    after, metrics = self._devices.train_step(train_state, batch, context, learning_rate)
+    if step == self._bad_step:
+      nan = np.full(metrics["loss"].shape, np.nan, np.float32)
+      metrics = {**metrics, "loss": self._devices.shard(nan)}
+    return after, metrics
+
+  def eval_step(self, train_state, batch, context):
+    self._note("eval", batch)
+    return self._devices.eval_step(train_state, batch, context)
+
+  def extract_step(self, train_state, batch, context, output_fn, split):
+    self._note("extract", batch, split)
+    return self._devices.extract_step(train_state, batch, context, output_fn, split)
+
+
+def watched_run(config, *, ask=lambda: None, bad_step=None, console=None):
+  """`loop.run` that tells what it did; its programs are shared by all such runs.
+
+  Args:
+    config: of the run.
+    ask: called where it asks whether to stop.
+    bad_step: the step, if any, whose loss becomes NaN.
+    console: of the run.
+
+  Returns:
+    The contents of results.json, or what ended the run, and its calls, one by one.
+  """
+  calls, console = [], console or Console(quiet=True)
+
+  def check_interrupt():
+    calls.append(Call("ask"))
+    ask()
+
+  try:
+    with (
+      numerics.standard(config, warn=lambda line: None),
+      open_session(config, console, check_interrupt) as (session, state),
+    ):
+      calls.clear()  # what was asked while the data were opened
+      key = dataclasses.replace(config, **_FREE), resnet.BasicBlock
+      shared = _MADE.setdefault(key, session.devices)
+      session.devices = WatchedDevices(shared, calls, bad_step)
+      return session.results(loop.train(session, state)), calls
+  except (Exception, KeyboardInterrupt) as error:
+    return error, calls
+
+
+def count(calls, kind):
+  return sum(call.kind == kind for call in calls)

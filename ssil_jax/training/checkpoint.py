@@ -65,7 +65,11 @@ class Checkpoints:
     self._written: int | None = None  # perhaps not to the end yet
     self._whole: int | None = None
     self._manager = open_manager(
-      self._folder, cleanup_tmp_directories=True, max_to_keep=kept
+      self._folder,
+      cleanup_tmp_directories=True,
+      max_to_keep=kept,
+      # Else, where a folder cannot be made, threads wait for it for five minutes.
+      async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
     )
 
   def __enter__(self) -> "Checkpoints":

@@ -168,8 +168,8 @@ class StepMetrics:
     run: RunState,
     *,
     log_every: int,
-    recorder: Recorder,
-    display: ProgressDisplay,
+    recorder: Recorder | None,
+    display: ProgressDisplay | None,
   ):
     """Begins or resumes a phase.
 
@@ -179,8 +179,8 @@ class StepMetrics:
       run: where it begins or is resumed; its position's `window` are the last steps that
         have no record yet.
       log_every: steps of a record.
-      recorder: takes the records.
-      display: shows them.
+      recorder: takes the records, if any does.
+      display: shows them, if any does.
     """
     steps_done, window = run.position.steps_done, run.position.window
     self._state = state
@@ -278,8 +278,11 @@ class StepMetrics:
       "images_per_second": phase.batch_size / self._seconds_per_step,
       "input_wait": self._input_share,
     }
-    self._recorder.add(record)
-    self._display.update(record, epochs=phase.epochs, images=num_steps * phase.batch_size)
+    if self._recorder is not None:
+      self._recorder.add(record)
+    if self._display is not None:
+      images = num_steps * phase.batch_size
+      self._display.update(record, epochs=phase.epochs, images=images)
 
   def _check_finite(self) -> None:
     finite = np.isfinite([metrics[0] for metrics in self._window])

@@ -50,7 +50,7 @@ _ASKED_EVERY = 50  # calls
 class Session:
   """What a run has open.
 
-  A session without files serves to train and evaluate in memory.
+  A session without files (`folder` is None) trains and evaluates in memory.
   """
 
   plan: Plan
@@ -99,7 +99,7 @@ class Session:
     try:
       yield
     except Interrupted:
-      if self._unsaved is not None:
+      if self._unsaved is not None and self.checkpoints is not None:
         self._save(self._unsaved())
       raise
 
@@ -119,7 +119,7 @@ class Session:
 
   def _is_time(self) -> bool:
     seconds = 60 * self.plan.config.checkpoint_minutes
-    if not seconds:
+    if not seconds or self.checkpoints is None:
       return False
     late = time.monotonic() - self._saved_at >= seconds
     if collectives.is_multiprocess():
@@ -139,6 +139,8 @@ class Session:
     # Each process has worked them out by itself, perhaps on another kind of machine.
     shared = collectives.broadcast_from_main((run.train_state, run.exemplars, run.stats))
     run = RunState(*shared, run.results)
+    if self.folder is None:
+      return run
     self.networks.save(run.train_state, state=len(run.results))
     self._save(run)
     self._unsaved = None

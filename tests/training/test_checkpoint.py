@@ -21,14 +21,15 @@ from saved_states import (
   largest,
   load,
   numbers_in,
-  progress_of,
+  position_of,
+  run_of,
   save_all,
   truncate,
-  underway_of,
 )
 
 from ssil_jax.errors import DivergedError, WorkdirError
-from ssil_jax.training.checkpoint import Checkpoints, Networks
+from ssil_jax.training.checkpoint import Checkpoints
+from ssil_jax.training.networks import Networks
 
 TESTS = ROOT / "tests"
 
@@ -36,12 +37,12 @@ TESTS = ROOT / "tests"
 CASES = {
   "the beginning": {},
   "between two states": {"results": RESULTS, "stats": STATS},
-  "in a first state": {"underway": underway_of(teacher=False)},
-  "in a later state": {"results": RESULTS, "stats": STATS, "underway": underway_of()},
-  "with no step to be recorded": {"underway": underway_of(window=0)},
+  "in a first state": {"position": position_of(teacher=False)},
+  "in a later state": {"results": RESULTS, "stats": STATS, "position": position_of()},
+  "with no step to be recorded": {"position": position_of(window=0)},
   "after the training": {
     "results": RESULTS,
-    "underway": underway_of(teacher=False, window=0)._replace(phase=2, steps_done=0),
+    "position": position_of(teacher=False, window=0)._replace(phase=2, steps_done=0),
   },
 }
 
@@ -52,21 +53,21 @@ def contents(folder):
 
 @pytest.mark.parametrize("case", CASES)
 def test_what_is_saved_comes_back_to_the_bit(tmp_path, case):
-  progress = progress_of(7, **CASES[case])
-  save_all(tmp_path, progress)
-  assert_same(load(tmp_path, like=progress), progress)
+  run = run_of(7, **CASES[case])
+  save_all(tmp_path, run)
+  assert_same(load(tmp_path, like=run), run)
 
 
 def test_without_a_checkpoint_there_is_the_beginning(tmp_path):
-  beginning = progress_of(0)
+  beginning = run_of(0)
   with Checkpoints(tmp_path, kept=3) as checkpoints:
-    assert checkpoints.latest(otherwise=beginning) is beginning
+    assert checkpoints.latest(default=beginning) is beginning
     assert checkpoints.last is None
 
 
 def test_numbers_count_steps_and_finished_states(tmp_path):
-  trained = progress_of(20, results=RESULTS[:1], underway=underway_of(window=0))
-  finished = progress_of(20, results=RESULTS)
+  trained = run_of(20, results=RESULTS[:1], position=position_of(window=0))
+  finished = run_of(20, results=RESULTS)
   assert (trained.number, finished.number) == (21, 22)
   save_all(tmp_path, trained, finished)
   assert numbers_in(tmp_path / "checkpoints") == [21, 22]
@@ -75,56 +76,56 @@ def test_numbers_count_steps_and_finished_states(tmp_path):
 
 def test_what_changes_after_saving_is_not_saved(tmp_path):
   for attempt in range(5):
-    underway = underway_of(teacher=False)
-    progress = progress_of(attempt, results=RESULTS, stats=STATS, underway=underway)
-    progress.train_state.params["large"] = np.ones((1 << 18,), np.float32)
+    position = position_of(teacher=False)
+    run = run_of(attempt, results=RESULTS, stats=STATS, position=position)
+    run.train_state.params["large"] = np.ones((1 << 18,), np.float32)
     # Copies, to be compared with later.
-    wanted = jax.tree.map(lambda x: x.copy() if hasattr(x, "copy") else x, progress)
+    wanted = jax.tree.map(lambda x: x.copy() if hasattr(x, "copy") else x, run)
     with Checkpoints(tmp_path / str(attempt), kept=1) as checkpoints:
-      checkpoints.save(progress)
+      checkpoints.save(run)
       # While it is being written in the background.
-      for leaf in jax.tree.leaves(progress):
+      for leaf in jax.tree.leaves(run):
         if isinstance(leaf, np.ndarray) and leaf.flags.writeable:
           leaf.fill(0)
-      progress.results.append({"state": 3})
+      run.results.append({"state": 3})
     with Checkpoints(tmp_path / str(attempt), kept=1) as checkpoints:
-      like = wanted._replace(results=[], underway=None)
-      assert_same(checkpoints.latest(otherwise=like), wanted)
+      like = wanted._replace(results=[], position=None)
+      assert_same(checkpoints.latest(default=like), wanted)
 
 
 @pytest.mark.parametrize("kept", [1, 2, 3])
 def test_the_last_ones_are_kept(tmp_path, kept):
-  save_all(tmp_path, *map(progress_of, (1, 2, 5, 6, 9)), kept=kept)
+  save_all(tmp_path, *map(run_of, (1, 2, 5, 6, 9)), kept=kept)
   assert numbers_in(tmp_path / "checkpoints") == [1, 2, 5, 6, 9][-kept:]
 
 
 def test_the_same_run_is_saved_once(tmp_path):
-  save_all(tmp_path, progress_of(4))
+  save_all(tmp_path, run_of(4))
   before = contents(tmp_path)
   with Checkpoints(tmp_path, kept=3) as checkpoints:
-    checkpoints.latest(otherwise=progress_of(0))
-    checkpoints.save(progress_of(4))
+    checkpoints.latest(default=run_of(0))
+    checkpoints.save(run_of(4))
     checkpoints.wait()
-    checkpoints.save(progress_of(5))
-    checkpoints.save(progress_of(5))
+    checkpoints.save(run_of(5))
+    checkpoints.save(run_of(5))
   assert numbers_in(tmp_path / "checkpoints") == [4, 5]
   assert before.items() <= contents(tmp_path).items()
 
 
 def test_the_last_one_is_named_once_it_is_whole(tmp_path):
   with Checkpoints(tmp_path, kept=3) as checkpoints:
-    checkpoints.save(progress_of(4))
+    checkpoints.save(run_of(4))
     assert checkpoints.last is None  # for all that is known
     checkpoints.wait()
     assert checkpoints.last == tmp_path / "checkpoints" / "4"
-    checkpoints.save(progress_of(6))
+    checkpoints.save(run_of(6))
     assert checkpoints.last == tmp_path / "checkpoints" / "4"
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("part", ["params", "batch_stats"])
 def test_what_is_not_finite_is_not_saved(tmp_path, value, part):
-  good, bad = progress_of(3), progress_of(4)
+  good, bad = run_of(3), run_of(4)
   jax.tree.leaves(getattr(bad.train_state, part))[0].flat[1] = value
   with Checkpoints(tmp_path, kept=3) as checkpoints:
     checkpoints.save(good)
@@ -141,15 +142,15 @@ def test_orbax_does_not_ask_when_all_processes_stop(tmp_path, monkeypatch):
     for name in ("reached_preemption_sync_point", "reached_preemption"):
       if hasattr(module, name):
         monkeypatch.setattr(module, name, asked.append)
-  save_all(tmp_path, progress_of(4), progress_of(5))
+  save_all(tmp_path, run_of(4), run_of(5))
   assert numbers_in(tmp_path / "checkpoints") == [4, 5]
   assert asked == []
 
 
 # Damage ----------------------------------------------------------------------------------
 
-OLDER = progress_of(11, results=RESULTS[:1], stats=STATS)
-NEWER = progress_of(13, results=RESULTS[:1], stats=STATS, underway=underway_of())
+OLDER = run_of(11, results=RESULTS[:1], stats=STATS)
+NEWER = run_of(13, results=RESULTS[:1], stats=STATS, position=position_of())
 
 
 @pytest.fixture(scope="module")
@@ -184,7 +185,7 @@ def lose_a_piece(newest):
 
 def another_shape(newest):
   shutil.rmtree(newest)
-  other = progress_of(13, results=RESULTS[:1], stats=STATS)
+  other = run_of(13, results=RESULTS[:1], stats=STATS)
   other.train_state.params["head"]["kernel"] = np.zeros((20, 16), np.float32)
   with Checkpoints(newest.parent.parent, kept=3) as checkpoints:
     checkpoints.save(other)
@@ -192,7 +193,7 @@ def another_shape(newest):
 
 def another_type(newest):
   shutil.rmtree(newest)
-  other = progress_of(13, results=RESULTS[:1], stats=STATS)
+  other = run_of(13, results=RESULTS[:1], stats=STATS)
   other.train_state.params["head"]["kernel"] = np.zeros((16, 20), np.float16)
   with Checkpoints(newest.parent.parent, kept=3) as checkpoints:
     checkpoints.save(other)
@@ -242,7 +243,7 @@ def test_a_damaged_checkpoint_is_put_aside_for_the_one_before(damaged, damage):
   DAMAGES[damage](newest)
   harmed, warnings = contents(newest), []
   with Checkpoints(folder, kept=3, warn=warnings.append) as checkpoints:
-    assert_same(checkpoints.latest(otherwise=beginning_of(NEWER)), OLDER)
+    assert_same(checkpoints.latest(default=beginning_of(NEWER)), OLDER)
     aside = folder / "damaged" / "14"
     assert checkpoints.damaged == [aside]
     assert checkpoints.last == folder / "checkpoints" / "12"
@@ -268,7 +269,7 @@ def test_a_number_may_be_damaged_twice(damaged):
     assert len(warnings) == 1
     assert (folder / "damaged" / name).is_dir()
     with Checkpoints(folder, kept=3) as checkpoints:
-      checkpoints.latest(otherwise=beginning_of(NEWER))
+      checkpoints.latest(default=beginning_of(NEWER))
       checkpoints.save(NEWER)
 
 
@@ -317,7 +318,7 @@ def test_nothing_is_moved_if_all_are_damaged(damaged):
       WorkdirError, match=r"no checkpoint in .* can be read \(14: .* put a good one back$"
     ),
   ):
-    checkpoints.latest(otherwise=beginning_of(NEWER))
+    checkpoints.latest(default=beginning_of(NEWER))
   assert contents(folder) == before
 
 
@@ -327,9 +328,9 @@ def test_what_was_never_whole_is_no_hindrance(damaged):
   shutil.copytree(newest, half)
   truncate(half)
   assert_same(load(folder, like=NEWER), NEWER)
-  later = progress_of(19, results=RESULTS[:1], stats=STATS)
+  later = run_of(19, results=RESULTS[:1], stats=STATS)
   with Checkpoints(folder, kept=3) as checkpoints:
-    checkpoints.latest(otherwise=beginning_of(NEWER))
+    checkpoints.latest(default=beginning_of(NEWER))
     checkpoints.save(later)
   assert_same(load(folder, like=NEWER), later)
   assert numbers_in(folder / "checkpoints") == [12, 14, 20]
@@ -338,36 +339,27 @@ def test_what_was_never_whole_is_no_hindrance(damaged):
 # What cannot be written ------------------------------------------------------------------
 
 
-def test_a_folder_that_cannot_be_written_is_named(tmp_path):
-  save_all(tmp_path, progress_of(2))
-  with Checkpoints(tmp_path, kept=3) as checkpoints:
-    checkpoints.latest(otherwise=progress_of(0))
-    folder = tmp_path / "checkpoints"
-    shutil.rmtree(folder)
-    folder.write_text("no folder")
-    with pytest.raises(WorkdirError) as error:  # noqa: PT012
-      checkpoints.save(progress_of(3))
-      checkpoints.wait()
-  message = str(error.value)
-  assert message.startswith(f"checkpoint {folder / '3'} cannot be written (")
-  assert f"the last good one is {folder / '2'}" in message
-  assert "\n" not in message
+BREAKS = {
+  "a full disk": "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))",
+  "a folder that is gone": "shutil.rmtree(folder); folder.write_text('no folder')",
+}
 
 
-def test_a_full_disk_is_named_and_leaves_the_checkpoint_before(tmp_path):
-  """No file may grow in a process of its own, which must end soon, and by itself."""
+@pytest.mark.parametrize("what", BREAKS)
+def test_what_cannot_be_written_is_named_and_the_process_ends(tmp_path, what):
   script = f"""
-    import pathlib, resource, sys
+    import pathlib, resource, shutil, sys
     sys.path[:0] = [{str(TESTS)!r}, {str(TESTS.parent)!r}]
     import numpy as np
-    from saved_states import Checkpoints, WorkdirError, progress_of
-    folder = pathlib.Path({str(tmp_path)!r})
-    with Checkpoints(folder, kept=3) as checkpoints:
-      checkpoints.save(progress_of(2))
+    from saved_states import Checkpoints, run_of
+    from ssil_jax.errors import WorkdirError
+    folder = pathlib.Path({str(tmp_path)!r}) / "checkpoints"
+    with Checkpoints(folder.parent, kept=3) as checkpoints:
+      checkpoints.save(run_of(2))
       checkpoints.wait()
-      large = progress_of(3)
+      large = run_of(3)
       large.train_state.params["head"]["kernel"] = np.random.rand(300, 300)
-      resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+      {BREAKS[what]}
       try:
         checkpoints.save(large)
         checkpoints.wait()
@@ -378,15 +370,75 @@ def test_a_full_disk_is_named_and_leaves_the_checkpoint_before(tmp_path):
     [sys.executable, "-c", textwrap.dedent(script)],
     capture_output=True,
     text=True,
-    timeout=60,
+    timeout=200,  # orbax would wait for 300 seconds
     check=False,
     env={**os.environ, "JAX_PLATFORMS": "cpu"},
   )
+  assert done.returncode == 0, done.stderr
   (line,) = done.stdout.splitlines()
   assert line.startswith(f"checkpoint {tmp_path / 'checkpoints' / '3'} cannot be written (")
   assert f"the last good one is {tmp_path / 'checkpoints' / '2'}" in line
-  assert done.returncode == 0, done.stderr
-  assert_same(load(tmp_path, like=progress_of(2)), progress_of(2))
+  if what == "a full disk":
+    assert_same(load(tmp_path, like=run_of(2)), run_of(2))
+
+
+# The format ------------------------------------------------------------------------------
+
+NETWORK_NAMES = [
+  "batch_stats.mean",
+  "opt_state.1.trace.head.kernel",
+  "opt_state.1.trace.stem.kernel",
+  "params.head.kernel",
+  "params.stem.kernel",
+  "step",
+]
+NAMES = [
+  "memory.labels",
+  "memory.ranks",
+  "memory.records",
+  *(f"train_state.{name}" for name in NETWORK_NAMES),
+]
+TEACHER_NAMES = [
+  f"underway.teacher.{name}"
+  for name in ("batch_stats.mean", "params.head.kernel", "params.stem.kernel")
+]
+STATS_NAMES = ["logits", "nested.alpha", "nested.flags", "row"]
+
+
+@pytest.mark.parametrize(
+  ("case", "more"),
+  [
+    ("the beginning", []),
+    ("between two states", [f"stats.{name}" for name in STATS_NAMES]),
+    ("in a first state", ["underway.new_ranks", "underway.window"]),
+    (
+      "in a later state",
+      [
+        *(f"stats.{name}" for name in STATS_NAMES),
+        *("underway.new_ranks", "underway.window"),
+        *TEACHER_NAMES,
+      ],
+    ),
+  ],
+)
+def test_the_names_in_a_checkpoint_are_a_format(tmp_path, case, more):
+  """Runs that were saved by earlier versions must be found again, whatever is renamed."""
+  run = run_of(7, **CASES[case])
+  save_all(tmp_path, run)
+  rest = json.loads(
+    (tmp_path / "checkpoints" / str(run.number) / "rest" / "metadata").read_text()
+  )
+  assert set(rest) == {"origin", "results", "underway", "arrays", "checksum"}
+  assert sorted(rest["arrays"]) == sorted([*NAMES, *more])
+  assert rest["underway"] == (
+    run.position
+    and {
+      "phase": run.position.phase,
+      "steps_done": run.position.steps_done,
+      "num_taught": run.position.num_teacher_classes,
+      "seconds": 1 / 3,
+    }
+  )
 
 
 # Networks --------------------------------------------------------------------------------
@@ -395,28 +447,28 @@ def test_a_full_disk_is_named_and_leaves_the_checkpoint_before(tmp_path):
 def test_networks_of_later_states_are_replaced(tmp_path):
   with Networks(tmp_path) as networks:
     for state in (1, 2, 3):
-      networks.save(progress_of(state).train_state, state=state)
+      networks.save(run_of(state).train_state, state=state)
     # The run was killed before its checkpoint, and comes by state 2 again.
-    networks.save(progress_of(7).train_state, state=2)
+    networks.save(run_of(7).train_state, state=2)
     assert networks.states() == [1, 2]
-    like = progress_of(0).train_state
+    like = run_of(0).train_state
     for state, step in ((1, 1), (2, 7)):
-      wanted = progress_of(step).train_state.replace(opt_state=like.opt_state)
+      wanted = run_of(step).train_state.replace(opt_state=like.opt_state)
       assert_same(networks.load(state, like=like), wanted)
 
 
 def test_a_checkpoint_of_another_run_is_refused_and_stays(tmp_path):
-  progress = progress_of(0, results=RESULTS, stats=STATS)
+  run = run_of(0, results=RESULTS, stats=STATS)
   with Checkpoints(tmp_path, kept=1, origin={"--seed": 0, "classes": 3}) as checkpoints:
-    checkpoints.save(progress)
+    checkpoints.save(run)
   names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
   with (
     Checkpoints(tmp_path, kept=1, origin={"--seed": 1, "classes": 3}) as checkpoints,
     pytest.raises(WorkdirError, match=r"is of another run \(different: --seed\)"),
   ):
-    checkpoints.latest(otherwise=progress)
+    checkpoints.latest(default=run)
   assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == names
   # A flag that one version does not know makes no other run.
   origin = {"--seed": 0, "classes": 3, "--new": 1}
   with Checkpoints(tmp_path, kept=1, origin=origin) as checkpoints:
-    assert_same(checkpoints.latest(otherwise=progress), progress)
+    assert_same(checkpoints.latest(default=run), run)

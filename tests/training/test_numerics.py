@@ -145,6 +145,6 @@ def test_another_environment_of_what_is_there_is_said(plain, tmp_path, monkeypat
     loop.run(config, console)
     line = (
       f"note: what {plain} has was computed in another environment, and numbers may be "
-      "rounded otherwise (NVIDIA_TF32_OVERRIDE: None there, 0 now)"
+      "rounded differently (NVIDIA_TF32_OVERRIDE: None there, 0 now)"
     )
     assert line in console.export_text()

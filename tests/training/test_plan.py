@@ -2,34 +2,36 @@
 
 import numpy as np
 import pytest
+from folders import config_of
 
-from ssil_jax.config import make_config
 from ssil_jax.data.opening import open_dataset
 from ssil_jax.errors import ConfigError, DataError
-from ssil_jax.methods import get_method
-from ssil_jax.training import plan as plan_lib
-from ssil_jax.training.plan import check_shares, make_plan, phase_plans, schedule_rows
+from ssil_jax.training.plan import check_shares, make_plan, schedule_rows
 
 
 def plan_of(method="ssil", **values):
-  values = {"method": method, "batch_size_new": 32, "batch_size_memory": 8, **values}
-  return make_plan(make_config(values, get_method(method)))
+  return make_plan(
+    config_of(**{"method": method, "batch_size_new": 32, "batch_size_memory": 8, **values})
+  )
 
 
 def test_phases_of_ssil_in_numbers():
   # Digits, two new classes a state: 10 exemplars of 2 classes, then 8 of 4, 6 of 6, ...
-  plans = phase_plans(plan_of(memory_size=10, epochs_first=3, epochs=2))
+  states, plans = zip(
+    *plan_of(memory_size=10, epochs_first=3, epochs=2).phases(), strict=True
+  )
+  assert [state.index for state in states] == [1, 2, 3, 4, 5]
   assert [p.num_replayed for p in plans] == [0, 10, 8, 6, 8]
   assert [p.group_sizes for p in plans] == [(32,), *[(32, 8)] * 4]
   assert sum(p.num_new for p in plans) == 1433
-  for p in plans:
+  for state, p in zip(states, plans, strict=True):
     assert p.steps_per_epoch == p.num_new // 32
-    assert p.num_steps == p.steps_per_epoch * (3 if p.state.index == 1 else 2)
+    assert p.num_steps == p.steps_per_epoch * (3 if state.index == 1 else 2)
     assert p.num_images == p.num_steps * sum(p.group_sizes)
 
 
 def test_phases_of_fine_tuning_shuffle_exemplars_in():
-  for p in phase_plans(plan_of("ft", memory_size=100)):
+  for _, p in plan_of("ft", memory_size=100).phases():
     assert p.group_sizes == (32,)
     assert p.steps_per_epoch == (p.num_new + p.num_replayed) // 32
 
@@ -62,15 +64,9 @@ def test_fine_tuning_has_no_share_of_exemplars():
     check_shares(plan, 3)
 
 
-def test_a_state_that_cannot_be_scored_is_named(monkeypatch):
-  whole = open_dataset
-
-  def without_tests(config, **kwargs):
-    dataset = whole(config, **kwargs)
-    return dataset._replace(
-      test=dataset.test.take(np.flatnonzero(dataset.test.labels // 2 != 2))
-    )
-
-  monkeypatch.setattr(plan_lib, "open_dataset", without_tests)
+def test_a_state_that_cannot_be_scored_is_named():
+  config = config_of(batch_size_new=32, batch_size_memory=8)
+  dataset = open_dataset(config)
+  tested = np.flatnonzero(dataset.test.labels // 2 != 2)
   with pytest.raises(DataError, match="state 3 has no test images of its classes"):
-    plan_of()
+    make_plan(config, dataset._replace(test=dataset.test.take(tested)))

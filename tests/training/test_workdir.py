@@ -1,4 +1,4 @@
-"""The work directory: claiming it, config.json, metrics.jsonl, TensorBoard events."""
+"""The work directory: claiming it, its lock, its config.json."""
 
 import contextlib
 import errno
@@ -7,32 +7,38 @@ import os
 import platform
 import shutil
 import signal
-import struct
 import subprocess
 import sys
 
 import pytest
 from folders import ROOT
-from tensorboardX.proto.event_pb2 import Event, SessionLog
+from folders import config_of as config_with
 
 from ssil_jax import config as config_lib
 from ssil_jax import system
 from ssil_jax.data import fingerprint
 from ssil_jax.errors import WorkdirError
 from ssil_jax.training import workdir
-from ssil_jax.training.recorder import Journal
+from ssil_jax.training.workdir import Origin
 
 PARTS = {"classes": 3, "test images": 20, "labels of test images": "0a1b"}
 
 
+SOURCE = "0123abcd"
+
+
 def config_of(path, **values):
-  return config_lib.make_config({"workdir": str(path), **values}, METHODS["ssil"])
+  return config_with(workdir=str(path), **values)
 
 
-def claim(config, *, parts=PARTS, warnings=None):
+def origin_of(config, *, parts=PARTS, source=SOURCE):
+  return Origin(config_lib.to_json(config), source, parts)
+
+
+def claim(config, *, warnings=None, **origin):
   """Claims the directory and leaves it; returns its path."""
   warn = (lambda line: pytest.fail(line)) if warnings is None else warnings.append
-  with workdir.claimed(config, data_parts=parts, warn=warn) as folder:
+  with workdir.claimed(config, origin_of(config, **origin), warn=warn) as folder:
     return folder
 
 
@@ -40,9 +46,9 @@ def finish_a_state(folder):
   (folder / "checkpoints" / "1").mkdir(parents=True)
 
 
-def refusal(config):
+def refusal(config, **origin):
   with pytest.raises(WorkdirError) as error:
-    claim(config)
+    claim(config, **origin)
   return str(error.value)
 
 
@@ -53,6 +59,7 @@ def test_a_new_directory_gets_the_config(tmp_path):
   saved = json.loads((folder / "config.json").read_text())
   assert saved == {
     **config_lib.to_json(config),
+    "method_source": SOURCE,
     "data_fingerprint": fingerprint.fingerprint(PARTS),
     "data": PARTS,
   }
@@ -208,14 +215,44 @@ def test_a_file_is_no_work_directory(tmp_path):
   assert path.read_text() == "mine"
 
 
+# The source of the method ----------------------------------------------------------------
+
+
+def test_a_run_of_a_method_that_has_changed_since_is_refused(tmp_path):
+  claim(config_of(tmp_path))
+  finish_a_state(tmp_path)
+  before = (tmp_path / "config.json").read_bytes()
+  assert refusal(config_of(tmp_path), source="other") == (
+    f"{tmp_path} holds a run of --method=ssil, whose source has changed since: use another "
+    "--workdir, or put the source back"
+  )
+  assert (tmp_path / "config.json").read_bytes() == before
+  claim(config_of(tmp_path))
+
+
+def test_a_run_from_before_sources_were_kept_is_resumed_and_knows_its_own_now(tmp_path):
+  path = claim(config_of(tmp_path)) / "config.json"
+  finish_a_state(tmp_path)
+  new = json.loads(path.read_text())
+  path.write_text(json.dumps({k: v for k, v in new.items() if k != "method_source"}))
+  warnings = []
+  claim(config_of(tmp_path), warnings=warnings)
+  assert warnings == [
+    f"warning: not compared with the run in {tmp_path}: source of --method"
+  ]
+  assert json.loads(path.read_text()) == new
+  claim(config_of(tmp_path))  # without a warning
+  assert "source has changed" in refusal(config_of(tmp_path), source="other")
+
+
 # The lock --------------------------------------------------------------------------------
 
 HOLD = """
 import sys
-sys.path.insert(0, sys.argv[1])
-from ssil_jax import config, workdir
-made = config.make_config({"workdir": sys.argv[2]}, METHODS["ssil"])
-with workdir.claimed(made, data_parts={"classes": 3}):
+sys.path[:0] = sys.argv[1:3]
+from test_workdir import config_of, origin_of, workdir
+config = config_of(sys.argv[3])
+with workdir.claimed(config, origin_of(config)):
   print("claimed", flush=True)
   sys.stdin.read()
 """
@@ -224,12 +261,13 @@ with workdir.claimed(made, data_parts={"classes": 3}):
 @contextlib.contextmanager
 def held(folder):
   """Another process that uses the directory."""
-  root = ROOT
+  paths = [ROOT / "tests" / "training", ROOT / "tests"]
   process = subprocess.Popen(
-    [sys.executable, "-c", HOLD, root, folder],
+    [sys.executable, "-c", HOLD, *paths, folder],
     stdin=subprocess.PIPE,
     stdout=subprocess.PIPE,
     text=True,
+    env={**os.environ, "PYTHONPATH": str(ROOT)},
   )
   with process:
     assert process.stdout.readline() == "claimed\n"
@@ -256,7 +294,7 @@ def test_a_directory_in_use_is_refused_until_its_user_is_gone(tmp_path):
 
 def test_the_lock_is_given_back_whatever_happens(tmp_path):
   config = config_of(tmp_path)
-  with pytest.raises(RuntimeError), workdir.claimed(config, data_parts=PARTS):
+  with pytest.raises(RuntimeError), workdir.claimed(config, origin_of(config)):
     raise RuntimeError
   finish_a_state(tmp_path)
   for _ in range(2):
@@ -266,7 +304,8 @@ def test_the_lock_is_given_back_whatever_happens(tmp_path):
 
 def test_the_lock_tells_its_last_owner_alone(tmp_path):
   (tmp_path / "lock").write_text("process 123456789 on a host with a very long name\n")
-  with workdir.claimed(config_of(tmp_path), data_parts=PARTS):
+  config = config_of(tmp_path)
+  with workdir.claimed(config, origin_of(config)):
     owner = (tmp_path / "lock").read_text()
   assert owner == f"process {os.getpid()} on {platform.node()}\n"
 
@@ -337,169 +376,3 @@ def test_write_json_never_writes_into_the_file_itself(tmp_path):
   other_name.hardlink_to(path)
   system.write_json(path, {"b": 2})
   assert json.loads(other_name.read_text()) == {"a": 1}
-
-
-def record(state, step):
-  return {
-    "state": state,
-    "step": step,
-    "loss": 1.5,
-    "top1": 0.25,
-    "learning_rate": 0.1,
-    "images_per_second": 9.0,
-    "input_wait": 0.125,
-  }
-
-
-def line(step):
-  return json.dumps(record(1, step)) + "\n"
-
-
-def events(folder):
-  """Every TensorBoard event, read as the length-prefixed records that they are."""
-  found = []
-  for path in sorted((folder / "tensorboard").iterdir()):
-    content, start = path.read_bytes(), 0
-    while start < len(content):
-      (length,) = struct.unpack_from("<Q", content, start)
-      found.append(Event.FromString(content[start + 12 : start + 12 + length]))
-      start += 12 + length + 4  # length and its checksum, record, checksum
-  return found
-
-
-def scalars(folder):
-  return [(v.tag, e.step, v.simple_value) for e in events(folder) for v in e.summary.value]
-
-
-def test_metrics_are_appended_line_by_line(tmp_path):
-  records = [record(1, 10), record(1, 20)]
-  with Journal(tmp_path, steps_done=0, steps_recorded=0) as journal:
-    for one in records:
-      journal.train(one)
-      # Readable at once: a run may be watched, or killed.
-      last = (tmp_path / "metrics.jsonl").read_text().splitlines()[-1]
-      assert json.loads(last) == one
-  lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
-  assert [json.loads(line) for line in lines] == records
-
-
-def test_unfinished_states_and_half_lines_are_dropped(tmp_path):
-  path = tmp_path / "metrics.jsonl"
-  # Not as json.dumps writes it, to see that kept lines are not written anew.
-  kept = b'{"state": 1,  "step": 10}\n{"step": 20, "state": 2, "loss": 1e0}\n'
-  path.write_bytes(kept + b'{"state": 3, "step": 30}\n{"state": 2, "ste')
-  with Journal(tmp_path, steps_done=20, steps_recorded=20) as journal:
-    assert path.read_bytes() == kept
-    journal.train(record(3, 25))
-  assert path.read_bytes() == kept + json.dumps(record(3, 25)).encode() + b"\n"
-
-
-def test_a_whole_record_without_its_line_end_is_dropped(tmp_path):
-  path = tmp_path / "metrics.jsonl"
-  path.write_text('{"state": 1, "step": 10}\n{"state": 1, "step": 20}')
-  with Journal(tmp_path, steps_done=10, steps_recorded=10):
-    assert path.read_text() == '{"state": 1, "step": 10}\n'
-
-
-def opened(folder, *, steps_done, steps_recorded=None, warnings=None):
-  """Opens the journal and closes it; returns its lines."""
-  warn = (lambda line: pytest.fail(line)) if warnings is None else warnings.append
-  recorded = steps_done if steps_recorded is None else steps_recorded
-  with Journal(folder, steps_done=steps_done, steps_recorded=recorded, warn=warn):
-    return (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
-
-
-def test_records_after_the_checkpoint_are_dropped(tmp_path):
-  (tmp_path / "metrics.jsonl").write_text("".join(map(line, (10, 20, 30, 40))))
-  assert opened(tmp_path, steps_done=40) == [*map(line, (10, 20, 30, 40))]
-  # The checkpoint has the metrics of steps 31 to 37, and will record them again.
-  kept = opened(tmp_path, steps_done=37, steps_recorded=30)
-  assert kept == [*map(line, (10, 20, 30))]
-  assert opened(tmp_path, steps_done=20) == [*map(line, (10, 20))]
-  assert opened(tmp_path, steps_done=0) == []
-
-
-def test_records_of_a_window_are_dropped(tmp_path):
-  # Recorded with a smaller --log_every, between the checkpoint and a kill.
-  (tmp_path / "metrics.jsonl").write_text("".join(map(line, (10, 12, 14, 16))))
-  assert opened(tmp_path, steps_done=14, steps_recorded=10) == [line(10)]
-
-
-@pytest.mark.parametrize("garbage", [b"\0" * 50 + b"\n", b"{]\n", b"\xff\xfe\n[", b"3\n\n"])
-@pytest.mark.parametrize("kept", [[], [10, 20]])
-def test_lines_after_the_checkpoint_may_be_anything(tmp_path, garbage, kept):
-  # They were not yet on the disk when the power went.
-  path = tmp_path / "metrics.jsonl"
-  before = "".join(map(line, kept)).encode()
-  path.write_bytes(before + garbage + line(30).encode() + b'{"st')
-  opened(tmp_path, steps_done=20 if kept else 0)
-  assert path.read_bytes() == before
-
-
-@pytest.mark.parametrize(
-  ("lines", "message"),
-  [
-    ([line(10), "{]\n", line(20)], "line 2 is no record"),
-    ([line(10), "[]\n", line(20)], "line 2 is no record"),
-    (["\n", line(10), line(20)], "line 1 is no record"),
-    ([line(10), '{"step": "11"}\n', line(20)], "line 2 has no step"),
-    ([line(10), '{"step": true}\n', line(20)], "line 2 has no step"),
-    ([line(10), line(5), line(20)], "line 2 is not in the order of steps"),
-    ([line(10), line(10), line(20)], "line 2 is not in the order of steps"),
-    ([line(10)], "ends with step 10, not 20"),
-    ([line(10), line(15), line(30)], "ends with step 15, not 20"),
-    ([line(10), line(20)[:-5]], "ends with step 10, not 20"),
-  ],
-)
-def test_damaged_and_missing_records_are_named(tmp_path, lines, message):
-  path = tmp_path / "metrics.jsonl"
-  path.write_text("".join(lines))
-  with pytest.raises(WorkdirError) as error:
-    opened(tmp_path, steps_done=23, steps_recorded=20)
-  assert str(error.value) == (
-    f"{path}{' ' if message.startswith('ends') else ': '}{message}: put the file right, or "
-    "delete it and records begin after step 20"
-  )
-  assert path.read_text() == "".join(lines)
-
-
-def test_a_journal_that_is_gone_begins_again_with_a_warning(tmp_path):
-  path, warnings = tmp_path / "metrics.jsonl", []
-  assert opened(tmp_path, steps_done=23, steps_recorded=20, warnings=warnings) == []
-  assert warnings == [f"warning: {path} is gone; it begins again after step 20"]
-  # And goes on so, when it is killed once more.
-  with Journal(tmp_path, steps_done=23, steps_recorded=20) as journal:
-    journal.train(record(2, 30))
-  assert opened(tmp_path, steps_done=25, steps_recorded=20) == []
-  with Journal(tmp_path, steps_done=23, steps_recorded=20) as journal:
-    journal.train(record(2, 30))
-    journal.train(record(2, 40))
-  assert opened(tmp_path, steps_done=30) == [line(30).replace('"state": 1', '"state": 2')]
-
-
-def test_tensorboard_gets_the_scores(tmp_path):
-  with Journal(tmp_path, steps_done=0, steps_recorded=0) as journal:
-    journal.train(record(1, 10))
-    journal.evaluation({"state": 1, "top1": 0.75, "imbalance": None}, step=10)
-  (path,) = (tmp_path / "tensorboard").iterdir()
-  assert "tfevents" in path.name
-  assert path.stat().st_size > 0
-  assert scalars(tmp_path) == [
-    ("train/loss", 10, 1.5),
-    ("train/top1", 10, 0.25),
-    ("train/learning_rate", 10, pytest.approx(0.1)),
-    ("train/images_per_second", 10, 9.0),
-    ("train/input_wait", 10, 0.125),
-    ("test/top1", 10, 0.75),
-  ]
-
-
-def test_tensorboard_hides_only_what_is_trained_again(tmp_path):
-  (tmp_path / "metrics.jsonl").write_text(line(10) + line(20) + line(30))
-  # Killed at step 30 of state 2; state 1 was done, and evaluated, at step 20.
-  with Journal(tmp_path, steps_done=20, steps_recorded=20):
-    pass
-  (start,) = [e for e in events(tmp_path) if e.session_log.status == SessionLog.START]
-  # TensorBoard hides earlier events at this step and after it.
-  hidden = [step for step in (10, 20, 21, 30) if step >= start.step]
-  assert hidden == [21, 30]

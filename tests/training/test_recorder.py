@@ -1,0 +1,414 @@
+"""Records: speed and waiting by a clock that the test moves, and the files."""
+
+import functools
+import json
+import struct
+import types
+
+import jax
+import numpy as np
+import pytest
+from folders import config_of
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+from ssil_jax.errors import DivergedError, WorkdirError
+from ssil_jax.training import recorder as recorder_module
+from ssil_jax.training.plan import make_plan
+from ssil_jax.training.recorder import Recorder, StepMetrics
+from ssil_jax.training.state import NO_STEPS, Position, RunState, TrainState
+
+BATCH_SIZE = 32
+
+
+class Told:
+  """Recorder and display: keeps what it is told."""
+
+  def __init__(self):
+    self.records = []
+
+  def add(self, record):
+    self.records.append(record)
+
+  def update(self, record, **shown):
+    pass
+
+
+@pytest.fixture
+def clock(monkeypatch):
+  """Seconds, in a list of one."""
+  now = [100.0]
+  monkeypatch.setattr(recorder_module.time, "monotonic", lambda: now[0])
+  return now
+
+
+@functools.cache
+def first_phase():
+  """The first state and its phase."""
+  values = {"memory_size": 10, "batch_size_new": BATCH_SIZE, "batch_size_memory": 8}
+  return next(make_plan(config_of(**values)).phases())
+
+
+def metrics_for(recorder, *, log_every, first_step=0, steps_done=0, window=NO_STEPS):
+  train_state = TrainState(np.int32(first_step + steps_done), {}, {}, ())
+  position = Position(0, steps_done, None, 0, None, window, 0.0)
+  run = RunState(train_state, None, {}, [], position)
+  return StepMetrics(
+    *first_phase(), run, log_every=log_every, recorder=recorder, display=recorder
+  )
+
+
+def on_a_device(loss, top1):
+  metrics = {"loss": np.float32(loss), "top1": np.float32(top1)}
+  return jax.tree.map(lambda x: jax.device_put(x[None]), metrics)
+
+
+def records_of(clock, steps, *, log_every):
+  """The records of a phase whose steps take (seconds, of them waiting for input)."""
+  recorder = Told()
+  collected = metrics_for(recorder, log_every=log_every)
+  for seconds, waiting in steps:
+    clock[0] += seconds
+    collected.add(on_a_device(1.0, 0.5), input_seconds=waiting)
+  collected.finish()
+  return recorder.records
+
+
+def test_the_share_of_waiting_is_that_of_the_time(clock):
+  # The first step compiles; after it, a quarter of every second, then three quarters.
+  steps = [(60.0, 0.5), *[(1.0, 0.25)] * 3, *[(2.0, 1.5)] * 4]
+  early, late = records_of(clock, steps, log_every=4)
+  # Read when eight steps were sent: three of one second and four of two.
+  assert early["input_wait"] == pytest.approx((3 * 0.25 + 4 * 1.5) / 11)
+  assert early["images_per_second"] == pytest.approx(7 * BATCH_SIZE / 11)
+  assert late["step"] == 8
+
+
+def test_a_device_that_is_slower_than_its_input_never_waits(clock):
+  for record in records_of(clock, [(1.0, 0.0)] * 6, log_every=2):
+    assert record["input_wait"] == 0
+
+
+def test_a_device_that_only_waits(clock):
+  for record in records_of(clock, [(1.0, 1.0)] * 6, log_every=2):
+    assert record["input_wait"] == 1
+
+
+def test_compiling_counts_only_while_there_is_nothing_else(clock):
+  (record,) = records_of(clock, [(60.0, 3.0)], log_every=2)
+  assert record["input_wait"] == pytest.approx(3 / 60)
+  assert record["images_per_second"] == pytest.approx(BATCH_SIZE / 60)
+
+
+class Loss:
+  """A number on a device that has not come to it yet."""
+
+  def __init__(self):
+    self.done = False
+    self.addressable_shards = [types.SimpleNamespace(data=np.ones(1, np.float32))]
+
+  def is_ready(self):
+    return self.done
+
+  def block_until_ready(self):
+    self.done = True
+    return self
+
+
+# A run that is cut and goes on ------------------------------------------------------------
+
+_TIMES = {"images_per_second": 0, "input_wait": 0}
+
+
+def step_metrics(number):
+  """Of that step of the phase, from 0; no two are alike."""
+  return on_a_device(1 / (number + 1), number / 97)
+
+
+def cut_and_gone_on(cuts, num_steps):
+  """Records of a phase in pieces.
+
+  Args:
+    cuts: [(steps of the phase at which a piece ends, its log_every)].
+    num_steps: of the phase, which ends after the last piece.
+  """
+  recorder, done, window = Told(), 0, NO_STEPS
+  for until, log_every in cuts:
+    piece = metrics_for(
+      recorder, log_every=log_every, first_step=100, steps_done=done, window=window
+    )
+    for number in range(done, until):
+      piece.add(step_metrics(number), input_seconds=0.0)
+    done = until
+    if done < num_steps:
+      window = piece.flush()
+      assert (window.dtype, window.shape[1:]) == (np.float32, (2,))
+    else:
+      piece.finish()
+  return [record | _TIMES for record in recorder.records]
+
+
+@settings(deadline=None, max_examples=60, database=None, derandomize=True)
+@given(
+  log_every=st.integers(1, 5),
+  num_steps=st.integers(1, 14),
+  cuts=st.lists(st.integers(0, 14), max_size=4),
+)
+def test_a_phase_in_pieces_has_the_records_of_a_whole_one(log_every, num_steps, cuts):
+  cuts = [(min(cut, num_steps - 1), log_every) for cut in sorted(cuts)]
+  whole = cut_and_gone_on([(num_steps, log_every)], num_steps)
+  assert cut_and_gone_on([*cuts, (num_steps, log_every)], num_steps) == whole
+  assert [record["step"] - 100 for record in whole] == [
+    *range(log_every, num_steps + 1, log_every),
+    *([num_steps] if num_steps % log_every else []),
+  ]
+
+
+@settings(deadline=None, max_examples=60, database=None, derandomize=True)
+@given(
+  first=st.tuples(st.integers(0, 12), st.integers(1, 6)),
+  second=st.tuples(st.integers(0, 12), st.integers(1, 6)),
+  log_every=st.integers(1, 6),
+  more=st.integers(1, 6),
+)
+def test_every_step_is_in_one_record_though_log_every_changes(
+  first, second, log_every, more
+):
+  pieces = sorted([first, second], key=lambda piece: piece[0])
+  num_steps = pieces[-1][0] + more
+  records = cut_and_gone_on([*pieces, (num_steps, log_every)], num_steps)
+  ends = [record["step"] - 100 for record in records]
+  assert ends == sorted(set(ends))
+  assert ends[-1] == num_steps
+  for begin, end, record in zip([0, *ends], ends, records, strict=False):
+    # As the mean of exactly the steps since the record before.
+    metrics = np.array([[1 / (n + 1), n / 97] for n in range(begin, end)], np.float32)
+    means = np.mean(list(metrics), axis=0)
+    assert (record["loss"], record["top1"]) == tuple(map(float, means))
+  assert max(np.diff([0, *ends])) <= max(log_every, *(size for _, size in pieces))
+
+
+def test_flushing_records_what_fills_a_record_and_keeps_the_rest():
+  recorder = Told()
+  piece = metrics_for(recorder, log_every=3)
+  for number in range(8):
+    piece.add(step_metrics(number), input_seconds=0.0)
+  window = piece.flush()
+  assert [record["step"] for record in recorder.records] == [3, 6]
+  expected = np.array([[1 / 7, 6 / 97], [1 / 8, 7 / 97]], np.float32)
+  np.testing.assert_array_equal(window, expected)
+  # Going on after a checkpoint, the same collector records as if there had been none.
+  piece.add(step_metrics(8), input_seconds=0.0)
+  assert len(piece.flush()) == 0
+  assert recorder.records[-1]["step"] == 9
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("how", ["flush", "finish", "add"])
+@pytest.mark.parametrize("bad", [0, 1, 4, 7])
+def test_a_loss_that_is_not_finite_is_named_with_its_step(value, how, bad):
+  recorder, steps_per_epoch = Told(), first_phase()[1].steps_per_epoch
+  done = 2 * steps_per_epoch - 3  # so that the third step is the first of epoch 3
+  piece = metrics_for(recorder, log_every=4, first_step=1000, steps_done=done)
+  with pytest.raises(DivergedError) as error:  # noqa: PT012
+    for number in range(8 if how == "add" else bad + 1):
+      piece.add(on_a_device(value if number == bad else 1, 0), input_seconds=0.0)
+      if how == "add" and number == 7:
+        piece.add(step_metrics(8), input_seconds=0.0)
+        piece.finish()
+    getattr(piece, how)()
+  epoch = 2 if bad < 3 else 3
+  assert str(error.value) == (
+    f"the loss became {np.float32(value)} in state 1, epoch {epoch}, "
+    f"step {1000 + done + bad + 1}"
+  )
+  # No record has a loss of that kind.
+  assert all(np.isfinite(record["loss"]) for record in recorder.records)
+
+
+def test_a_bad_loss_in_the_window_is_named_with_its_step():
+  window = np.array([[1.0, 0.5], [np.nan, 0.5]], np.float32)
+  piece = metrics_for(Told(), log_every=10, first_step=50, steps_done=7, window=window)
+  with pytest.raises(DivergedError, match="epoch 1, step 57$"):
+    piece.flush()
+
+
+def test_steps_sent_are_not_steps_done(clock):
+  recorder, losses = Told(), [Loss() for _ in range(4)]
+  collected = metrics_for(recorder, log_every=2)
+  for seconds, loss in zip([60.0, 1.0, 0.0, 0.0], losses, strict=True):
+    clock[0] += seconds
+    losses[1].done = True
+    collected.add({"loss": loss, "top1": loss}, input_seconds=0.0)
+  # Three steps were sent in the second after the first, and one of them was done.
+  assert recorder.records[0]["images_per_second"] == pytest.approx(BATCH_SIZE)
+
+
+# Files -----------------------------------------------------------------------------------
+
+
+def record(state, step):
+  return {
+    "state": state,
+    "step": step,
+    "loss": 1.5,
+    "top1": 0.25,
+    "learning_rate": 0.1,
+    "images_per_second": 9.0,
+    "input_wait": 0.125,
+  }
+
+
+def line(step):
+  return json.dumps(record(1, step)) + "\n"
+
+
+def events(folder):
+  """Every TensorBoard event, read as the length-prefixed records that they are."""
+  found = []
+  for path in sorted((folder / "tensorboard").iterdir()):
+    content, start = path.read_bytes(), 0
+    while start < len(content):
+      (length,) = struct.unpack_from("<Q", content, start)
+      found.append(Event.FromString(content[start + 12 : start + 12 + length]))
+      start += 12 + length + 4  # length and its checksum, record, checksum
+  return found
+
+
+def scalars(folder):
+  return [(v.tag, e.step, v.simple_value) for e in events(folder) for v in e.summary.value]
+
+
+def test_metrics_are_appended_line_by_line(tmp_path):
+  records = [record(1, 10), record(1, 20)]
+  with Recorder(tmp_path, steps_done=0, steps_recorded=0) as recorder:
+    for one in records:
+      recorder.add(one)
+      # Readable at once: a run may be watched, or killed.
+      last = (tmp_path / "metrics.jsonl").read_text().splitlines()[-1]
+      assert json.loads(last) == one
+  lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+  assert [json.loads(line) for line in lines] == records
+
+
+def test_unfinished_states_and_half_lines_are_dropped(tmp_path):
+  path = tmp_path / "metrics.jsonl"
+  # Not as json.dumps writes it, to see that kept lines are not written anew.
+  kept = b'{"state": 1,  "step": 10}\n{"step": 20, "state": 2, "loss": 1e0}\n'
+  path.write_bytes(kept + b'{"state": 3, "step": 30}\n{"state": 2, "ste')
+  with Recorder(tmp_path, steps_done=20, steps_recorded=20) as recorder:
+    assert path.read_bytes() == kept
+    recorder.add(record(3, 25))
+  assert path.read_bytes() == kept + json.dumps(record(3, 25)).encode() + b"\n"
+
+
+def test_a_whole_record_without_its_line_end_is_dropped(tmp_path):
+  path = tmp_path / "metrics.jsonl"
+  path.write_text('{"state": 1, "step": 10}\n{"state": 1, "step": 20}')
+  with Recorder(tmp_path, steps_done=10, steps_recorded=10):
+    assert path.read_text() == '{"state": 1, "step": 10}\n'
+
+
+def opened(folder, *, steps_done, steps_recorded=None, warnings=None):
+  """Opens the records and closes it; returns its lines."""
+  warn = (lambda line: pytest.fail(line)) if warnings is None else warnings.append
+  recorded = steps_done if steps_recorded is None else steps_recorded
+  with Recorder(folder, steps_done=steps_done, steps_recorded=recorded, warn=warn):
+    return (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+
+
+def test_records_after_the_checkpoint_are_dropped(tmp_path):
+  (tmp_path / "metrics.jsonl").write_text("".join(map(line, (10, 20, 30, 40))))
+  assert opened(tmp_path, steps_done=40) == [*map(line, (10, 20, 30, 40))]
+  # The checkpoint has the metrics of steps 31 to 37, and will record them again.
+  kept = opened(tmp_path, steps_done=37, steps_recorded=30)
+  assert kept == [*map(line, (10, 20, 30))]
+  assert opened(tmp_path, steps_done=20) == [*map(line, (10, 20))]
+  assert opened(tmp_path, steps_done=0) == []
+
+
+def test_records_of_a_window_are_dropped(tmp_path):
+  # Recorded with a smaller --log_every, between the checkpoint and a kill.
+  (tmp_path / "metrics.jsonl").write_text("".join(map(line, (10, 12, 14, 16))))
+  assert opened(tmp_path, steps_done=14, steps_recorded=10) == [line(10)]
+
+
+@pytest.mark.parametrize("garbage", [b"\0" * 50 + b"\n", b"{]\n", b"\xff\xfe\n[", b"3\n\n"])
+@pytest.mark.parametrize("kept", [[], [10, 20]])
+def test_lines_after_the_checkpoint_may_be_anything(tmp_path, garbage, kept):
+  # They were not yet on the disk when the power went.
+  path = tmp_path / "metrics.jsonl"
+  before = "".join(map(line, kept)).encode()
+  path.write_bytes(before + garbage + line(30).encode() + b'{"st')
+  opened(tmp_path, steps_done=20 if kept else 0)
+  assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+  ("lines", "message"),
+  [
+    ([line(10), "{]\n", line(20)], "line 2 is no record"),
+    ([line(10), "[]\n", line(20)], "line 2 is no record"),
+    (["\n", line(10), line(20)], "line 1 is no record"),
+    ([line(10), '{"step": "11"}\n', line(20)], "line 2 has no step"),
+    ([line(10), '{"step": true}\n', line(20)], "line 2 has no step"),
+    ([line(10), line(5), line(20)], "line 2 is not in the order of steps"),
+    ([line(10), line(10), line(20)], "line 2 is not in the order of steps"),
+    ([line(10)], "ends with step 10, not 20"),
+    ([line(10), line(15), line(30)], "ends with step 15, not 20"),
+    ([line(10), line(20)[:-5]], "ends with step 10, not 20"),
+  ],
+)
+def test_damaged_and_missing_records_are_named(tmp_path, lines, message):
+  path = tmp_path / "metrics.jsonl"
+  path.write_text("".join(lines))
+  with pytest.raises(WorkdirError) as error:
+    opened(tmp_path, steps_done=23, steps_recorded=20)
+  assert str(error.value) == (
+    f"{path}{' ' if message.startswith('ends') else ': '}{message}: put the file right, or "
+    "delete it and records begin after step 20"
+  )
+  assert path.read_text() == "".join(lines)
+
+
+def test_a_file_that_is_gone_begins_again_with_a_warning(tmp_path):
+  path, warnings = tmp_path / "metrics.jsonl", []
+  assert opened(tmp_path, steps_done=23, steps_recorded=20, warnings=warnings) == []
+  assert warnings == [f"warning: {path} is gone; it begins again after step 20"]
+  # And goes on so, when it is killed once more.
+  with Recorder(tmp_path, steps_done=23, steps_recorded=20) as recorder:
+    recorder.add(record(2, 30))
+  assert opened(tmp_path, steps_done=25, steps_recorded=20) == []
+  with Recorder(tmp_path, steps_done=23, steps_recorded=20) as recorder:
+    recorder.add(record(2, 30))
+    recorder.add(record(2, 40))
+  assert opened(tmp_path, steps_done=30) == [line(30).replace('"state": 1', '"state": 2')]
+
+
+def test_tensorboard_gets_the_scores(tmp_path):
+  with Recorder(tmp_path, steps_done=0, steps_recorded=0) as recorder:
+    recorder.add(record(1, 10))
+    recorder.add_scores({"state": 1, "top1": 0.75, "imbalance": None}, step=10)
+  (path,) = (tmp_path / "tensorboard").iterdir()
+  assert "tfevents" in path.name
+  assert path.stat().st_size > 0
+  assert scalars(tmp_path) == [
+    ("train/loss", 10, 1.5),
+    ("train/top1", 10, 0.25),
+    ("train/learning_rate", 10, pytest.approx(0.1)),
+    ("train/images_per_second", 10, 9.0),
+    ("train/input_wait", 10, 0.125),
+    ("test/top1", 10, 0.75),
+  ]
+
+
+def test_tensorboard_hides_only_what_is_trained_again(tmp_path):
+  (tmp_path / "metrics.jsonl").write_text(line(10) + line(20) + line(30))
+  # Killed at step 30 of state 2; state 1 was done, and evaluated, at step 20.
+  with Recorder(tmp_path, steps_done=20, steps_recorded=20):
+    pass
+  (start,) = [e for e in events(tmp_path) if e.session_log.status == SessionLog.START]
+  # TensorBoard hides earlier events at this step and after it.
+  hidden = [step for step in (10, 20, 21, 30) if step >= start.step]
+  assert hidden == [21, 30]
