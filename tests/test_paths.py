@@ -19,16 +19,17 @@ from saved_states import (
   assert_same,
   load,
   numbers_in,
-  progress_of,
+  position_of,
+  run_of,
   save_all,
   truncate,
-  underway_of,
 )
 from small_runs import last_checkpoint, small_config
 from written_runs import Page, write_run
 
 from ssil_jax.commands import compare, prepare
 from ssil_jax.commands import run as run_script
+from ssil_jax.config import workdir_path
 from ssil_jax.data import fingerprint
 from ssil_jax.data.opening import open_dataset
 from ssil_jax.data.sources import labels
@@ -36,8 +37,9 @@ from ssil_jax.distributed.preemption import Interrupted
 from ssil_jax.errors import ConfigError, DataError
 from ssil_jax.progress import ProgressBars
 from ssil_jax.system import write_bytes
-from ssil_jax.training import loop
-from ssil_jax.training.checkpoint import Checkpoints, Networks
+from ssil_jax.training import devices, loop
+from ssil_jax.training.checkpoint import Checkpoints
+from ssil_jax.training.networks import Networks
 
 ASCII = "".join(map(chr, range(32, 127))).replace("/", "")
 assert set(string.printable) - set(string.whitespace) - {"/"} <= set(ASCII)
@@ -75,21 +77,20 @@ def place(request, tmp_path):
 
 def test_checkpoints_come_back(place):
   first, then = (
-    progress_of(step, results=RESULTS, stats=STATS, underway=underway_of())
-    for step in (3, 5)
+    run_of(step, results=RESULTS, stats=STATS, position=position_of()) for step in (3, 5)
   )
   save_all(place, first, then)
   assert_same(load(place, like=then), then)
   half = place / "checkpoints" / "9.orbax-checkpoint-tmp"
   half.mkdir()
   with Checkpoints(place, kept=1) as checkpoints:
-    assert_same(checkpoints.latest(otherwise=progress_of(0, stats=STATS)), then)
-    checkpoints.save(progress_of(8))
+    assert_same(checkpoints.latest(default=run_of(0, stats=STATS)), then)
+    checkpoints.save(run_of(8))
   assert numbers_in(place / "checkpoints") == [8]  # the others and the half one are gone
 
 
 def test_a_damaged_checkpoint_is_put_aside(place):
-  first, then = progress_of(3), progress_of(5)
+  first, then = run_of(3), run_of(5)
   save_all(place, first, then)
   truncate(place / "checkpoints" / "5")
   warnings = []
@@ -99,13 +100,13 @@ def test_a_damaged_checkpoint_is_put_aside(place):
 
 
 def test_networks_come_back(place):
-  states = [progress_of(step).train_state for step in (1, 2, 3)]
+  states = [run_of(step).train_state for step in (1, 2, 3)]
   with Networks(place) as networks:
     for state, train_state in zip((1, 2, 1), states, strict=True):
       networks.save(train_state, state=state)
   with Networks(place, own=False) as networks:
     assert networks.states() == [1]
-    like = progress_of(0).train_state
+    like = run_of(0).train_state
     wanted = states[2].replace(opt_state=like.opt_state)
     assert_same(networks.load(1, like=like), wanted)
 
@@ -119,8 +120,8 @@ def test_a_path_may_be_as_long_as_is_not_refused(tmp_path):
   with pytest.raises(ConfigError, match="bytes, and with those of its files"):
     config_of(workdir=f"{place}/xx")
   place.mkdir(parents=True)
-  save_all(place, progress_of(10**9))
-  assert_same(load(place, like=progress_of(10**9)), progress_of(10**9))
+  save_all(place, run_of(10**9))
+  assert_same(load(place, like=run_of(10**9)), run_of(10**9))
 
 
 # Runs.
@@ -164,7 +165,7 @@ def test_a_run_is_interrupted_repeated_and_lent(tmp_path):
   with pytest.raises(Interrupted):
     run(workdir, Stop(at=14))
   before = last_checkpoint(workdir)
-  assert f"state 1 goes on after step {before.name}\n" in run(workdir)
+  assert f"state 1 is resumed after step {before.name}\n" in run(workdir)
   assert differences(tmp_path / "plain", workdir) == []
   assert f"states 1 to 2 are done already, in {workdir}\n" in run(workdir)
   other = tmp_path / f"other {NAME}"
@@ -181,7 +182,7 @@ def test_a_run_is_interrupted_repeated_and_lent(tmp_path):
 def test_what_is_printed_is_literal(tmp_path, monkeypatch, capsys):
   workdir = tmp_path / NAME
   (tmp_path / "small.cfg").write_text(bad_inputs.SMALL)
-  monkeypatch.setattr(run_script.devices, "prepare_cpu_devices", lambda config: None)
+  monkeypatch.setattr(devices, "prepare_cpu_devices", lambda config: None)
   monkeypatch.chdir(tmp_path)
   command = ["run.py", "--flagfile=small.cfg", "--method=ft", f"--workdir={NAME}"]
   for _ in range(2):
@@ -303,6 +304,6 @@ def test_data_below_what_is_taken_for_a_cloud_are_refused():
 def test_a_dangling_link_is_followed(tmp_path):
   (tmp_path / "link").symlink_to("real")
   (tmp_path / "folder").symlink_to("link")
-  assert loop.config_lib.workdir_path(config_of(workdir=str(tmp_path / "folder"))) == (
+  assert workdir_path(config_of(workdir=str(tmp_path / "folder"))) == (
     pathlib.Path(os.path.realpath(tmp_path)) / "real"
   )
