@@ -17,8 +17,8 @@ import sys
 import tempfile
 import time
 
-_ROOT = pathlib.Path(__file__).resolve().parent.parent
-sys.path += [str(_ROOT), str(_ROOT / "tests")]
+sys.path.append(str(pathlib.Path(__file__).resolve().parent.parent))
+sys.path.append(str(pathlib.Path(__file__).resolve().parent.parent / "tests"))
 
 import numpy as np
 from kills import digests
