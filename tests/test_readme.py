@@ -21,13 +21,18 @@ BLOCKS = [
   for block in re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
 ]
 
-# What the pages say of features that do not exist yet: take each out when it does.
-SKIP_FILES = {"docs/clusters.md"}
 
 # Of docs/bad_inputs.md flags may be wrong; see tests/experiments/test_bad_inputs.py.
 CHECKED = {name: text for name, text in TEXTS.items() if name != "docs/bad_inputs.md"}
-# Flags of the example in examples/, of TFDS' own command and of XLA.
-FOREIGN_FLAGS = {"focal_gamma", "file_format", "xla_gpu_deterministic_ops"}
+# Flags of the example in examples/, of sbatch, gcloud, TFDS' own command and XLA.
+FOREIGN_FLAGS = {
+  "focal_gamma",
+  "nodes",
+  "worker",
+  "command",
+  "file_format",
+  "xla_gpu_deterministic_ops",
+}
 
 
 @pytest.mark.parametrize(("name", "block"), BLOCKS, ids=[name for name, _ in BLOCKS])
@@ -79,8 +84,6 @@ def test_every_link_leads_somewhere():
         continue
       path, _, anchor = link.partition("#")
       target = ((ROOT / name).parent / path).resolve() if path else ROOT / name
-      if str(target.relative_to(ROOT)) in SKIP_FILES:
-        continue
       assert target.is_file(), (name, link)
       assert not anchor or anchor in headings(target.read_text()), (name, link)
 
@@ -90,7 +93,7 @@ def test_every_file_named_exists():
   pattern = rf"\b(?:{'|'.join(folders)})/[\w/]+\.(?:py|sh|md|png)\b"
   for name, text in CHECKED.items():
     missing = {path for path in re.findall(pattern, text) if not (ROOT / path).is_file()}
-    assert not missing - SKIP_FILES, name
+    assert not missing, name
     for flagfile in re.findall(r"\b(\w+\.cfg)\b", text):
       shown = flagfile == "NAME.cfg"
       assert shown or list(ROOT.glob(f"*/**/{flagfile}")), (name, flagfile)

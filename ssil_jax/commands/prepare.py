@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import signal
 import sys
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -133,6 +134,9 @@ def main(argv: Sequence[str]) -> int:
       f"{interrupt}; finished shards are kept: rerun the command to resume", file=sys.stderr
     )
     return interrupt.exit_code
+  except KeyboardInterrupt:  # for the second time
+    print("interrupted", file=sys.stderr)
+    return 128 + signal.SIGINT
   summary = builders.summary(pathlib.Path(builder.data_dir))
   if not written:
     summary = [f"{builder.data_dir} was prepared before", *summary]

@@ -49,7 +49,7 @@ class Interrupts:
     number = signal.Signals(signum)
     if self._requested is not None:
       if number == signal.SIGINT:
-        raise Interrupted(number)
+        raise KeyboardInterrupt  # not `Interrupted`: nothing is to be saved any more
       return  # a scheduler may repeat itself while the checkpoint is written
     self._requested = number
     # Not print: the signal may have come in the middle of another one.
@@ -99,7 +99,7 @@ class SharedInterrupts:
 
   def _handle(self, signum, frame) -> None:
     if self._asked:
-      raise Interrupted(signal.Signals(signum))
+      raise KeyboardInterrupt
     self._asked = True
     os.write(2, f"{self._notice}; Ctrl-C again stops at once\n".encode())
     ask_to_stop()

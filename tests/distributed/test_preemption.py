@@ -58,11 +58,11 @@ def test_sigterm_after_another_signal_changes_nothing(capfd, first):
 
 @pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_after_another_signal_is_obeyed_at_once(first):
-  with pytest.raises(Interrupted, match="stopped by SIGINT") as caught, Interrupts():  # noqa: PT012
+  with pytest.raises(KeyboardInterrupt) as caught, Interrupts():  # noqa: PT012
     send(first)
     send(signal.SIGINT)
     pytest.fail("the second signal was not obeyed")
-  assert caught.value.exit_code == 130
+  assert not isinstance(caught.value, Interrupted)  # for which a run is saved
 
 
 def test_handlers_are_restored_whatever_happens(handlers):
