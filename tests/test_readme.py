@@ -25,7 +25,8 @@ BLOCKS = [
 # Of docs/bad_inputs.md flags may be wrong; see tests/experiments/test_bad_inputs.py.
 CHECKED = {name: text for name, text in TEXTS.items() if name != "docs/bad_inputs.md"}
 # Flags of the example in examples/, of sbatch, gcloud, TFDS' own command and XLA.
-FOREIGN_FLAGS = {
+FOREIGN_FLAGS = {"focal_gamma", "nodes", "worker", "command", "file_format", "gpus"}
+FOREIGN_FLAGS |= {"ntasks", "pty", "xla_gpu_deterministic_ops"}
   "focal_gamma",
   "nodes",
   "worker",
