@@ -22,18 +22,11 @@ BLOCKS = [
 ]
 
 
-# Of docs/bad_inputs.md flags may be wrong; see tests/experiments/test_bad_inputs.py.
+# Of docs/bad_inputs.md flags may be wrong; see tests/commands/test_bad_inputs.py.
 CHECKED = {name: text for name, text in TEXTS.items() if name != "docs/bad_inputs.md"}
 # Flags of the example in examples/, of sbatch, gcloud, TFDS' own command and XLA.
-FOREIGN_FLAGS = {"focal_gamma", "nodes", "worker", "command", "file_format", "gpus"}
-FOREIGN_FLAGS |= {"ntasks", "pty", "xla_gpu_deterministic_ops"}
-  "focal_gamma",
-  "nodes",
-  "worker",
-  "command",
-  "file_format",
-  "xla_gpu_deterministic_ops",
-}
+FOREIGN_FLAGS = {"focal_gamma", "nodes", "ntasks", "gpus", "pty", "worker", "command"}
+FOREIGN_FLAGS |= {"file_format", "xla_gpu_deterministic_ops"}
 
 
 @pytest.mark.parametrize(("name", "block"), BLOCKS, ids=[name for name, _ in BLOCKS])
