@@ -348,32 +348,6 @@ def test_a_piece_is_no_larger_than_needed(name, blocks, box, expected):
 # An index that is not the file's.
 
 
-def with_segment(data, content):
-  """The file with another index."""
-  header = jpeg.read_header(data)
-  name_start = data.index(b"ssil_jax intervals\0")
-  end = header.index_start + 2 * header.num_indexed
-  length = header.index_start - name_start + 2 + len(content)
-  return (
-    data[: name_start - 2]
-    + struct.pack(">H", length)
-    + data[name_start : header.index_start]
-    + content
-    + data[end:]
-  )
-
-
-@pytest.mark.parametrize("count", [1, 5, 7, 12])
-def test_an_index_of_another_count_is_refused(count):
-  data = indexed_file(48, 64, "4:4:4")
-  assert jpeg.read_header(data).num_indexed == 6
-  wrong = with_segment(data, b"\0\1" * count)
-  header = jpeg.read_header(wrong)
-  assert header.num_indexed == count
-  with pytest.raises(ValueError, match=f"index of {count} .* instead of 6"):
-    jpeg.cut(wrong, header, (0, 0, 8, 8))
-
-
 def test_an_index_that_does_not_end_with_the_scan_is_refused():
   data = indexed_file(48, 64, "4:4:4")
   header = jpeg.read_header(data)

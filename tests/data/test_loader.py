@@ -392,30 +392,22 @@ def test_work_begins_with_the_first_batch_and_ends_when_closed():
   assert len(numbers.made) < 1000
 
 
-def test_batches_before_a_failure_are_delivered():
+@pytest.mark.parametrize("on_the_way", [False, True])
+def test_a_failure_reaches_the_caller_after_the_batches_before_it(on_the_way):
   class Failing(Numbers):
     def __getitem__(self, number):
-      if number == 3:
-        raise DataError("number 3")
-      return number
+      return number if on_the_way else to_device(number)
 
-  batches = loader.prefetched(Failing(9), as_they_are)
+  def to_device(number):
+    if number == 3:
+      raise DataError("number 3")
+    return number
+
+  batches = loader.prefetched(Failing(9), to_device)
   assert [next(batches) for _ in range(3)] == [0, 1, 2]
   with pytest.raises(DataError) as info:
     next(batches)
   assert str(info.value) == "number 3"  # one line, as it was raised
-
-
-def test_a_failure_on_the_way_to_the_device_reaches_the_caller():
-  def to_device(number):
-    if number == 2:
-      raise MemoryError("of the device")
-    return number
-
-  batches = loader.prefetched(Numbers(9), to_device)
-  assert [next(batches), next(batches)] == [0, 1]
-  with pytest.raises(MemoryError, match="of the device"):
-    next(batches)
 
 
 def test_processes_make_the_same_batches_and_end(large):

@@ -4,7 +4,6 @@ Only CMYK and what is no JPEG is written anew, and what `--resize` and `--restar
 ask for.
 """
 
-import functools
 import io
 import shutil
 import subprocess
@@ -133,7 +132,7 @@ def _with_restart_markers(stored: Stored, pixels: np.ndarray | None) -> Stored:
   header = jpeg.read_header(stored.data)
   interval = _restart_interval(header)
   done = subprocess.run(
-    [_jpegtran(), "-copy", "none", "-optimize", "-restart", f"{interval}B"],
+    [shutil.which(_JPEGTRAN), "-copy", "none", "-optimize", "-restart", f"{interval}B"],
     input=stored.data,
     capture_output=True,
     close_fds=False,  # lets Python start it without copying this process
@@ -161,11 +160,6 @@ def _with_restart_markers(stored: Stored, pixels: np.ndarray | None) -> Stored:
 def _not_marked(stored: Stored, why: str) -> Stored:
   remarks = [stored.remark] if stored.remark else []
   return stored._replace(remark="; ".join([*remarks, f"{_NOT_MARKED}: {why}"]))
-
-
-@functools.cache
-def _jpegtran() -> str:
-  return shutil.which(_JPEGTRAN)
 
 
 def _restart_interval(header: jpeg.Header) -> int:

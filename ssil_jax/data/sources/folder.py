@@ -91,7 +91,7 @@ def _is_image(file_name: str) -> bool:
 
 def _list_split(folder: pathlib.Path, class_names: tuple[str, ...]) -> tuple[Split, int]:
   """Returns the files and labels, and how many entries were not taken for images."""
-  joined, counts, ends, ignored = [], [], [], 0
+  joined, lengths, counts, ignored = [], [], [], 0
   for name in class_names:
     # Folders and broken links with the name of an image are taken for images, too, so that
     # they are complained of.
@@ -104,18 +104,11 @@ def _list_split(folder: pathlib.Path, class_names: tuple[str, ...]) -> tuple[Spl
       )
     encoded = [os.fsencode(file_name) for file_name in found]
     joined.append(b"".join(encoded))
-    ends.append(np.cumsum([len(file_name) for file_name in encoded]))
+    lengths += map(len, encoded)
     counts.append(len(found))
     ignored += len(listed) - len(found)
   labels = np.repeat(np.arange(len(class_names), dtype=np.int32), counts)
-  starts_of_classes = np.cumsum([0, *map(len, joined)])
-  files = Files(
-    folder,
-    class_names,
-    labels,
-    b"".join(joined),
-    np.concatenate([e + s for e, s in zip(ends, starts_of_classes, strict=False)]),
-  )
+  files = Files(folder, class_names, labels, b"".join(joined), np.cumsum(lengths))
   return Split(EncodedImages(files, np.arange(len(labels))), labels), ignored
 
 

@@ -617,7 +617,7 @@ def test_an_image_that_cannot_be_marked_is_kept(tmp_path, monkeypatch, script, w
   other.write_bytes(image(7))
   program.write_text(f"#!/bin/sh\n{script.format(other=other)}\n")
   program.chmod(0o755)
-  monkeypatch.setattr(recode, "_jpegtran", lambda: str(program))
+  monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
   data = image(3)
   kept = f"kept without restart markers: {why}"
   assert recode.recode_photo(data, restart_markers=True) == (data, kept)

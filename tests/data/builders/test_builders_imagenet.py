@@ -41,20 +41,15 @@ def test_bytes_are_untouched_but_for_some(folder):
   for record in archives.encoded(builder, "train"):
     name = record["file_name"].decode()
     assert (record["image"] == given[name]) == (name not in converted)
+  remarks = {
+    "CMYK, made RGB": f"{GOLDFISH}_20.JPEG",
+    "no JPEG, made one": f"{TENCH}_22.JPEG",
+    "kept, though libjpeg warns of its bytes": f"{TENCH}_23.JPEG",
+  }
   assert report_of(builder)["remarks"] == {
     "train": {
-      "CMYK, made RGB": {
-        "count": 1,
-        "first": [f"ILSVRC2012_img_train.tar: {GOLDFISH}_20.JPEG"],
-      },
-      "no JPEG, made one": {
-        "count": 1,
-        "first": [f"ILSVRC2012_img_train.tar: {TENCH}_22.JPEG"],
-      },
-      "kept, though libjpeg warns of its bytes": {
-        "count": 1,
-        "first": [f"ILSVRC2012_img_train.tar: {TENCH}_23.JPEG"],
-      },
+      remark: {"count": 1, "first": [f"ILSVRC2012_img_train.tar: {name}"]}
+      for remark, name in remarks.items()
     },
     "validation": {},
   }
