@@ -25,9 +25,10 @@ _USAGE = """Makes a TFDS directory (array_record) of the official archives of a 
 
 The archives are those that the data sets are published as:
 
-  imagenet      ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and, for more checks,
-                ILSVRC2012_devkit_t12.tar.gz
-  landmarks_v2  train.csv and images_000.tar to images_499.tar, or these unpacked
+  imagenet      ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and, for more
+                checks, ILSVRC2012_devkit_t12.tar.gz
+  landmarks_v2  train.csv and images_000.tar to images_499.tar, or these
+                unpacked
   cifar100      cifar-100-binary.tar.gz
 
 Every image is decoded once, to find the corrupt ones now. Rerun the command

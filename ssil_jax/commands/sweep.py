@@ -30,13 +30,13 @@ from ssil_jax.training.plan import make_plan
 _USAGE = """Runs several methods with several seeds, one after the other, and compares them.
 
 Examples:
-  python experiments/sweep.py --methods=ft,ssil --seeds=0,1,2 --output=runs/digits \\
-      -- --flagfile=quickstart.cfg
+  python experiments/sweep.py --methods=ft,ssil --seeds=0,1,2 \\
+      --output=runs/digits -- --flagfile=quickstart.cfg
   python experiments/sweep.py --methods=all --output=runs/cifar100 \\
       -- --flagfile=cifar100.cfg --data_dir=DIR
 
-What follows -- goes to run.py; a setting of one of the methods has no effect on the
-others. A run takes the states that one before it has trained alike (run.py
+What follows -- goes to run.py; a setting of one of the methods has no effect on
+the others. A run takes the states that one before it has trained alike (run.py
 --from_workdir). Rerun the command to resume: finished runs are not repeated.
 """
 _HELP = {
