@@ -14,8 +14,8 @@ from ssil_jax.reports.results import load_run
 # Not the docstring, which `python -OO` leaves out.
 _USAGE = """Compares runs: tables on the terminal and a page with figures.
 
-Runs that differ in nothing but the seed are also shown together, with their mean
-and standard deviation.
+Runs that differ in nothing but the seed are also shown together, with their
+mean and standard deviation.
 
 Example:
   python experiments/compare.py --workdir=runs/digits-ft \\
