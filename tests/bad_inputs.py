@@ -239,13 +239,13 @@ def mine(settings: str = "", changes: str = "", before: str = "") -> Arrange:
     "import dataclasses",
     "from ssil_jax import setting",
     "from ssil_jax.methods.ssil import SSIL",
-    settings or f"{_DATACLASS}  gamma: float = setting(2.0, 'exponent', at_least=0)",
+    settings or f"{DATACLASS}  gamma: float = setting(2.0, 'exponent', at_least=0)",
     f"MINE = SSIL._replace(title='mine', settings=Settings, {changes})",
   )
   return text("mine.py", "\n".join(filter(None, lines)))
 
 
-_DATACLASS = "@dataclasses.dataclass(frozen=True, kw_only=True)\nclass Settings:\n"
+DATACLASS = "@dataclasses.dataclass(frozen=True, kw_only=True)\nclass Settings:\n"
 
 
 def edited(folder: pathlib.Path) -> None:
@@ -380,16 +380,16 @@ _MINE = {
   "no such name in it": mine(),
   "a name that is no method": mine(),
   "a setting with the name of a shared one": mine(
-    f"{_DATACLASS}  epochs: int = setting(2, 'mine')"
+    f"{DATACLASS}  epochs: int = setting(2, 'mine')"
   ),
   "a setting with the name of another method's, of another type": mine(
-    f"{_DATACLASS}  lucir_lambda: int = setting(2, 'mine')"
+    f"{DATACLASS}  lucir_lambda: int = setting(2, 'mine')"
   ),
   "settings that are no dataclass": mine("class Settings:\n  gamma = 2.0"),
-  "a setting that is not declared": mine(f"{_DATACLASS}  gamma: float = 2.0"),
+  "a setting that is not declared": mine(f"{DATACLASS}  gamma: float = 2.0"),
   "a setting whose type is a text": mine(before="from __future__ import annotations"),
   "a setting whose default is of another type": mine(
-    f"{_DATACLASS}  gamma: float = setting('2', 'mine')"
+    f"{DATACLASS}  gamma: float = setting('2', 'mine')"
   ),
   "a default of a setting that does not exist": mine(changes="defaults={'epoch': 3}"),
   "a value out of range": mine(),

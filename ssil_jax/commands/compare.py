@@ -14,11 +14,12 @@ from ssil_jax.reports.results import load_run
 # Not the docstring, which `python -OO` leaves out.
 _USAGE = """Compares runs: tables on the terminal and a page with figures.
 
-Runs that differ in nothing but the seed are also shown together, with their mean
-and standard deviation.
+Runs that differ in nothing but the seed are also shown together, with their
+mean and standard deviation.
 
 Example:
-  python experiments/compare.py --workdir=runs/ft --workdir=runs/ssil
+  python experiments/compare.py --workdir=runs/digits-ft \\
+      --workdir=runs/digits-ssil
 """
 _WORKDIR_HELP = "work directory of a run; give the flag once for every run"
 _OUTPUT_HELP = (
@@ -29,14 +30,14 @@ _OUTPUT_HELP = (
 
 
 def help_text() -> str:
-  """Returns all flags."""
+  """All flags."""
   helps = {"workdir": _WORKDIR_HELP, "output": _OUTPUT_HELP}
   flags_help = [command_line.flag_help(name, text) for name, text in helps.items()]
   return "\n".join([_USAGE, "Flags:", *flags_help])
 
 
 def parse(argv: Sequence[str]) -> tuple[list[pathlib.Path], pathlib.Path]:
-  """Returns the work directories and the page from the command line; raises ConfigError."""
+  """The work directories and the page from the command line; raises ConfigError."""
   flag_values = flags.FlagValues()
   flags.DEFINE_multi_string("workdir", [], _WORKDIR_HELP, flag_values=flag_values)
   flags.DEFINE_string("output", "report.html", _OUTPUT_HELP, flag_values=flag_values)

@@ -28,11 +28,12 @@ The archives are those that the data sets are published as:
 
   imagenet      ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and, for more
                 checks, ILSVRC2012_devkit_t12.tar.gz
-  landmarks_v2  train.csv, images_000.tar to images_499.tar, or these unpacked
+  landmarks_v2  train.csv and images_000.tar to images_499.tar, or these
+                unpacked
   cifar100      cifar-100-binary.tar.gz
 
-Every image is decoded once, to find the corrupt ones now. Rerun the command to
-resume a preparation that was interrupted.
+Every image is decoded once, to find the corrupt ones now. Rerun the command
+to resume a preparation that was interrupted.
 """
 _HELP = {
   "archives": "folder with the official archives",
@@ -57,14 +58,14 @@ class Request(NamedTuple):
 
 
 def help_text() -> str:
-  """Returns all flags with their defaults."""
+  """All flags with their defaults."""
   lines = [_USAGE, "Flags:"]
   lines += [command_line.flag_help(name, text) for name, text in _HELP.items()]
   return "\n".join(lines)
 
 
 def parse(argv: Sequence[str]) -> Request:
-  """Reads the command line; raises ConfigError or DataError."""
+  """The command line; raises ConfigError or DataError."""
   flag_values = flags.FlagValues()
   for name in ("archives", "data_dir"):
     flags.DEFINE_string(name, "", _HELP[name], flag_values=flag_values)

@@ -30,13 +30,13 @@ from ssil_jax.training.plan import make_plan
 _USAGE = """Runs several methods with several seeds, one after the other, and compares them.
 
 Examples:
-  python experiments/sweep.py --methods=ft,ssil --seeds=0,1 --output=runs/digits \\
-      -- --flagfile=quickstart.cfg
+  python experiments/sweep.py --methods=ft,ssil --seeds=0,1,2 \\
+      --output=runs/digits -- --flagfile=quickstart.cfg
   python experiments/sweep.py --methods=all --output=runs/cifar100 \\
       -- --flagfile=cifar100.cfg --data_dir=DIR
 
-What follows -- goes to run.py; a setting of one method has no effect on the
-others. A run takes the states that one before it has trained alike (run.py
+What follows -- goes to run.py; a setting of one of the methods has no effect on
+the others. A run takes the states that one before it has trained alike (run.py
 --from_workdir). Rerun the command to resume: finished runs are not repeated.
 """
 _HELP = {
@@ -69,13 +69,13 @@ class Sweep(NamedTuple):
 
 
 def help_text() -> str:
-  """Returns all flags."""
+  """All flags."""
   flags_help = [command_line.flag_help(name, text) for name, text in _HELP.items()]
   return "\n".join([_USAGE, "Flags:", *flags_help])
 
 
 def parse(argv: Sequence[str]) -> Sweep:
-  """Returns the runs that a command line asks for; raises UserError."""
+  """The runs that a command line asks for; raises UserError."""
   argv = list(argv)
   cut = argv.index("--") if "--" in argv else len(argv)
   own, passed_on = argv[:cut], argv[cut + 1 :]
@@ -147,7 +147,7 @@ def _job(
 
 
 def _with_lender(job: Job, earlier: list[Job]) -> Job:
-  """Adds the first of the earlier jobs that trains as many states as possible alike."""
+  """With the first of the earlier ones that trains as many states as possible alike."""
   shared = [reuse.shared_states(job.config, _saved(other.config))[0] for other in earlier]
   if not any(shared):
     return job
@@ -157,7 +157,7 @@ def _with_lender(job: Job, earlier: list[Job]) -> Job:
 
 
 def _saved(config: config_lib.Config) -> dict[str, Any]:
-  """Returns what its config.json will say of how it is trained."""
+  """What its config.json will say of how it is trained."""
   source = {"method_source": source_hash(config.method)}
   return {**config_lib.to_json(config), **source}
 
@@ -176,7 +176,7 @@ def _check_plans(jobs: list[Job]) -> None:
 
 
 def _lenders_first(jobs: list[Job]) -> list[Job]:
-  """Sorts jobs by how many lenders each has to wait for, so that few wait in vain."""
+  """Sorted by how many lenders a job has to wait for, so that few wait in vain."""
   lenders = {job.workdir: job.lender for job in jobs}
 
   def depth(workdir: pathlib.Path) -> int:
@@ -204,7 +204,7 @@ class Runner:
         self._shares.put(cores[number::num_jobs])
 
   def run(self, jobs: list[Job]) -> bool:
-    """Returns whether all went well. On KeyboardInterrupt the runs are interrupted, too."""
+    """Whether all went well. On KeyboardInterrupt the runs are interrupted, too."""
     with concurrent.futures.ThreadPoolExecutor(
       self._num_jobs, initializer=self._take_share
     ) as pool:
@@ -235,7 +235,7 @@ class Runner:
       os.sched_setaffinity(0, self._shares.get())
 
   def _run(self, job: Job) -> bool:
-    """Returns whether the job went well; its output goes to WORKDIR.log."""
+    """Whether the job went well; its output goes to WORKDIR.log."""
     name = job.workdir.name
     # The lender was submitted earlier, so that it has been started.
     if job.lender is not None and not self._finished[job.lender].result():
@@ -287,7 +287,7 @@ def _signals_as_interrupts() -> Iterator[None]:
 
 
 def _python_path() -> str:
-  """Returns PYTHONPATH for a process that finds this package, installed or not."""
+  """For a process that finds this package where it is, installed or not."""
   root = str(pathlib.Path(__file__).resolve().parents[2])
   return os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
 

@@ -6,14 +6,10 @@ import sys
 
 import pytest
 from absl import flags
+from folders import ROOT
 
 from ssil_jax.commands import command_line
 from ssil_jax.errors import ConfigError, UserError
-
-
-@pytest.fixture(autouse=True)
-def _in_an_empty_folder(tmp_path, monkeypatch):
-  monkeypatch.chdir(tmp_path)
 
 
 def test_flags_of_a_file_take_its_place(tmp_path):
@@ -37,6 +33,22 @@ def test_a_file_may_be_named_twice_but_not_by_itself(tmp_path):
   (tmp_path / "b.cfg").write_text("--flagfile=a.cfg\n--flagfile=a.cfg\n--flagfile=./b.cfg")
   with pytest.raises(ConfigError, match=r"--flagfile=./b.cfg in .*b.cfg includes itself"):
     command_line.expand_flagfiles(["--flagfile=a.cfg", "--flagfile=b.cfg"])
+
+
+@pytest.mark.parametrize(
+  ("contents", "what"),
+  [
+    (("--flagfile=b.cfg", "--flagfile=c.cfg", "--flagfile=a.cfg"), "includes itself"),
+    # Each names the next one many times, as a "billion laughs" does.
+    (("--flagfile=b.cfg\n" * 99, "--flagfile=c.cfg\n" * 99, ""), "is file 101"),
+    (("#" * 2**20 + "\n#", "", ""), "larger than 1 MiB"),
+  ],
+)
+def test_flag_files_that_do_not_end(tmp_path, contents, what):
+  for name, content in zip("abc", contents, strict=True):
+    (tmp_path / f"{name}.cfg").write_text(content)
+  with pytest.raises(ConfigError, match=what):
+    command_line.expand_flagfiles(["--flagfile=a.cfg"])
 
 
 def read(*arguments):
@@ -176,8 +188,8 @@ def test_paths_with_colons_are_paths(path):
 # The streams of a process.
 
 EXECUTED = """
-import contextlib, os, sys
-from ssil_jax.commands import command_line
+import contextlib, os, sys, types
+from ssil_jax import commands
 
 def main(argv):
   print("text")
@@ -186,7 +198,8 @@ def main(argv):
     os.write(1, b"of a library")
   return int(argv[2])
 
-command_line.execute(main)
+sys.modules["ssil_jax.commands.probe"] = types.SimpleNamespace(main=main)
+commands.execute("probe")
 """
 
 
@@ -197,7 +210,7 @@ def executed(tmp_path, redirections="", *, exit_code=0, stdout=subprocess.DEVNUL
   command = f'exec "$0" {script} {tmp_path / "file"} {exit_code} {redirections}'
   done = subprocess.run(
     ["/bin/sh", "-c", command, sys.executable],
-    env={"PYTHONPATH": str(command_line.ROOT / "experiments")},
+    env={"PYTHONPATH": str(ROOT)},
     stdout=stdout,
     stderr=subprocess.PIPE,
     text=True,
@@ -215,8 +228,8 @@ def test_closed_streams_swallow_what_is_printed(tmp_path, redirections):
 
 def test_a_stream_that_cannot_be_written_is_named(tmp_path):
   line = (
-    "error: standard output cannot be written ({}): send it elsewhere, and the same "
-    "command continues\n"
+    "error: standard output cannot be written ({}): send it elsewhere, and "
+    "rerun the command to resume\n"
   )
   full = executed(tmp_path, ">/dev/full")
   assert full == (2, line.format("No space left on device"))
@@ -230,14 +243,14 @@ def test_a_stream_that_cannot_be_written_is_named(tmp_path):
 
 def test_help_is_there_without_docstrings():
   code = (
-    "import compare, prepare, run, sweep\n"
-    "for script in (compare, prepare, run, sweep):\n"
-    "  assert script.__doc__ is None or print('docstring')\n"
-    "  print(script.help_text().splitlines()[0])"
+    "from ssil_jax.commands import compare, prepare, run, sweep\n"
+    "for command in (compare, prepare, run, sweep):\n"
+    "  assert command.__doc__ is None or print('docstring')\n"
+    "  print(command.help_text().splitlines()[0])"
   )
   done = subprocess.run(
     [sys.executable, "-OO", "-c", code],
-    env={"PYTHONPATH": str(command_line.ROOT / "experiments")},
+    env={"PYTHONPATH": str(ROOT)},
     capture_output=True,
     text=True,
     check=True,
@@ -259,10 +272,13 @@ def test_errors_drive_no_terminal(capsys):
 
 
 def test_output_in_another_encoding_has_escapes(tmp_path):
-  code = "import command_line; command_line.execute(lambda argv: print('\u5b9e \u00b1'))"
+  code = (
+    "from ssil_jax.commands import command_line\n"
+    "command_line.execute(lambda argv: print('\u5b9e \u00b1'))"
+  )
   done = subprocess.run(
     [sys.executable, "-c", code],
-    env={"PYTHONPATH": str(command_line.ROOT / "experiments"), "PYTHONIOENCODING": "ascii"},
+    env={"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii"},
     capture_output=True,
     check=True,
   )

@@ -12,7 +12,7 @@ from ssil_jax.commands import prepare, run
 from ssil_jax.data import fingerprint, loader
 from ssil_jax.data.opening import open_dataset
 from ssil_jax.sampling import Key, Pool
-from ssil_jax.training.plan import make_plan, phase_plans
+from ssil_jax.training.plan import make_plan
 
 # A step or two on two images and an exemplar; large enough to be streamed.
 TINY = (
@@ -37,11 +37,6 @@ def train(flagfile, data_dir, workdir, *flags):
   lines = (workdir / "metrics.jsonl").read_text().splitlines()
   run_results = json.loads((workdir / "results.json").read_text())
   return run_results, [json.loads(line) for line in lines]
-
-
-@pytest.fixture(autouse=True)
-def _devices_are_there(monkeypatch):
-  monkeypatch.setattr(run.devices, "prepare_cpu_devices", lambda config: None)
 
 
 @pytest.fixture
@@ -104,15 +99,15 @@ def test_cifar100_is_the_image_folder_batch_for_batch(folders, tmp_path):
   assert np.array_equal(one.train.images, other.train.images)
   assert fingerprint.parts(one) == fingerprint.parts(other)
   plan = make_plan(config_of(**shared, dataset="cifar100", data_dir=str(data_dir)))
-  for phase in phase_plans(plan):
+  for state, phase in plan.phases():
     for dataset in (one, other):
       assert dataset.augmentation == one.augmentation
     batches = [
       loader.TrainBatches(
         dataset=dataset,
         pool=Pool(np.arange(7), np.arange(2)),
-        sampling=phase.phase.sampling,
-        key=Key(0, phase.state.index, 0),
+        sampling=phase.sampling,
+        key=Key(0, state.index, 0),
         batch_size_new=2,
         batch_size_memory=1,
         num_devices=1,

@@ -1,8 +1,12 @@
 """Sweeps: which runs a command line means, what is wrong with it, and what is repeated."""
 
+import dataclasses
+import functools
 import json
 import os
 import pathlib
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,24 +22,22 @@ from ssil_jax.system import usable_cores
 # Stands in for run.py: writes down its arguments, and fails where it is told to.
 STAND_IN = """
 import json, os, pathlib, sys
+sys.path.insert(0, {tests!r})
+from written_runs import RESULTS
 flags = dict(a.removeprefix("--").split("=", 1) for a in sys.argv[1:])
 workdir = pathlib.Path(flags["workdir"])
 workdir.mkdir(parents=True, exist_ok=True)
 cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
 with open(workdir.parent / "calls.jsonl", "a") as file:
-  file.write(json.dumps({"flags": flags, "cores": cores}) + "\\n")
+  file.write(json.dumps({{"flags": flags, "cores": cores}}) + "\\n")
 print("output of", workdir.name)
 print("errors of", workdir.name, file=sys.stderr)
 code = int(flags.get("seed")) if workdir.name.startswith("ft") else 0
-# As run.py does, before it trains.
-(workdir / "results.json").write_text('{"states": []}' if code else '{"states": [1]}')
+results = {{**RESULTS, "method_title": workdir.name, "seed": int(flags["seed"])}}
+if not code:
+  (workdir / "results.json").write_text(json.dumps(results))
 sys.exit(code)
 """
-
-
-@pytest.fixture(autouse=True)
-def _in_an_empty_folder(tmp_path, monkeypatch):
-  monkeypatch.chdir(tmp_path)
 
 
 def parse(*arguments):
@@ -63,7 +65,7 @@ def test_runs_take_states_from_the_first_that_has_most_of_them(tmp_path):
   ]
   for job in found.jobs:
     method, seed = job.workdir.name.split("-")
-    config = run.parse(["run.py", *job.arguments])
+    config = run.parse(["run.py", *job.arguments]).config
     assert (config.method, config.seed) == (method, int(seed))
     assert (
       pathlib.Path(config.workdir) == job.workdir == tmp_path / "runs" / job.workdir.name
@@ -99,8 +101,7 @@ def test_what_follows_the_dashes_goes_to_the_runs():
   passed = ["--flagfile=quickstart.cfg", "--width=4"]
   found = parse("--methods=ft,ssil", "--output=runs", "--", *passed)
   for job in found.jobs:
-    assert job.arguments[:2] == passed
-    config = run.parse(["run.py", *job.arguments])
+    config = run.parse(["run.py", *job.arguments]).config
     assert (config.width, config.num_states, config.memory_size) == (4, 5, 10)
 
 
@@ -115,153 +116,105 @@ def test_nothing_is_lent_to_runs_that_keep_their_momentum():
   assert [job.lender for job in found.jobs] == [None] * 3
 
 
-MISTAKES = [
-  ([], "--methods is missing"),
-  (["--methods=ft"], "--output is missing"),
-  (["--methods=", "--output=runs"], "--methods is missing"),
-  (
-    ["--methods=ft,svm", "--output=runs"],
-    "--methods=ft,svm: 'svm' is unknown; choose from: ssil",
-  ),
-  (["--methods=all,ft", "--output=runs"], "--methods=all,ft: 'all' is unknown"),
-  (["--methods=ft,", "--output=runs"], "--methods=ft,: '' is unknown"),
-  (["--methods=ft", "--output=runs", "--seeds=0,x"], "--seeds=0,x must be whole"),
-  (["--methods=ft", "--output=runs", "--seeds=-1"], "--seeds=-1 must be whole"),
-  (["--methods=ft", "--output=runs", "--seeds=1.5"], "--seeds=1.5 must be whole"),
-  (["--methods=ft", "--output=runs", "--seeds="], "--seeds is missing"),
-  (["--methods=ft,il2m,ft", "--output=runs"], "--methods=ft,il2m,ft names a method twice"),
-  (["--methods=ft", "--output=runs", "--seeds=1,01"], "--seeds=1,01 names a seed twice"),
-  (["--methods=ft", "--output=runs", "--", "--seed=1"], "--seed after -- is set by"),
-  (["--methods=ft", "--output=runs", "--", "--workdir", "a"], "--workdir after -- is set"),
-  # What only data and method together rule out.
-  (
-    ["--methods=ft,eeil", "--output=runs", "--", "--flagfile=quickstart.cfg"],
-    "--methods: eeil: state 2 trains on 10 images of new classes",
-  ),
-  (["--methods=ft", "--output=runs", "--seeds=4294967296"], "must be below 2**32"),
-  (["--methods=ft", "--output=runs", "--jobs=0"], "--jobs"),
-  (["--methods=ft", "--output=runs", "--jobs=two"], "--jobs=two"),
-  (["--methods=ft", "--output=runs", "--jobs=999999"], "--jobs=999999, but there are"),
-  (["--methods=ft", "--output=runs", "stray"], "'stray' is not a flag"),
-  (["--methods=ft", "--output=runs", "--width=4"], "Unknown command line flag 'width'"),
-  (["--methods=ft", "--output=runs", "--", "--wide=4"], "Unknown command line flag 'wide'"),
-  (["--methods=ft", "--output=runs", "--", "stray"], "'stray' is not a flag"),
-  (["--methods=ft", "--output=runs", "--", "--num_states=0"], "--num_states=0 must be 1"),
-  (["--methods=ft", "--output=runs", "--", "--flagfile=no.cfg"], "--flagfile=no.cfg was"),
-  (["--methods=ft", "--output=runs", "--", "--dataset=mnist"], "--dataset=mnist is"),
-  # Only the second method cannot be run so.
-  (
-    ["--methods=ft,bic", "--output=runs", "--", "--bic_held_out=1"],
-    "--bic_held_out=1.0 must be between",
-  ),
-  (["--methods=ft", "--output=/dev/null/runs"], "--output cannot be used"),
-]
+def test_each_run_gets_its_own_settings_alone():
+  given = ["--lucir_lambda=5.0", "--il2m_scores=logits", "--milestones=8,16", "--width=4"]
+  found = parse("--methods=lucir,il2m,ft", "--output=runs", "--", *given)
+  own = {"lucir-0": given[:1], "il2m-0": given[1:2], "ft-0": []}
+  for job in found.jobs:
+    passed = set(job.arguments) & {*given}
+    assert passed == {*own[job.workdir.name], *given[2:]}
+    from_command = run.parse(["run.py", *job.arguments]).config
+    assert dataclasses.replace(from_command, from_workdir="") == job.config
 
 
-@pytest.mark.parametrize(("arguments", "message"), MISTAKES)
-def test_each_mistake_is_named_before_any_training(
-  capsys, tmp_path, monkeypatch, arguments, message
-):
-  monkeypatch.setattr(sweep, "Runner", None)
-  assert sweep.main(["sweep.py", *arguments]) == 2
-  error = capsys.readouterr().err
-  assert error.startswith("error: ")
-  assert error.count("\n") == 1
-  assert message in error
+def test_a_mistake_leaves_no_folder(tmp_path, capsys):
+  passed = ["--flagfile=quickstart.cfg"]
+  assert sweep.main(["sweep.py", "--methods=ft,eeil", "--output=runs", "--", *passed]) == 2
+  assert "--methods: eeil: state 2" in capsys.readouterr().err
   assert not (tmp_path / "runs").exists()
-
-
-def test_help_names_every_flag(capsys):
-  assert sweep.main(["sweep.py", "--help"]) == 0
-  text = capsys.readouterr().out
-  for name in ("methods", "seeds", "output", "jobs"):
-    assert f"  --{name}\n" in text
 
 
 # Jobs -----------------------------------------------------------------------------------
 
 
+def use(monkeypatch, path):
+  """Makes the runs of sweeps those of a script."""
+  command = [sys.executable, str(path)]
+  monkeypatch.setattr(sweep, "Runner", functools.partial(sweep.Runner, command=command))
+
+
 @pytest.fixture
-def stand_in(tmp_path, monkeypatch):
-  """Calls of a script that takes run.py's place; () -> what it was called with."""
+def calls(tmp_path, monkeypatch):
+  """Runs a script in run.py's place; () -> what it was called with."""
   script = tmp_path / "stand_in.py"
-  script.write_text(STAND_IN)
-  monkeypatch.setattr(sweep, "_RUN", script)
-  compared = []
-  monkeypatch.setattr(sweep.compare, "main", lambda argv: compared.append(argv) or 0)
-
-  def calls():
-    path = tmp_path / "runs" / "calls.jsonl"
-    return [json.loads(line) for line in open(path)], compared
-
-  return calls
+  script.write_text(STAND_IN.format(tests=str(ROOT / "tests")))
+  use(monkeypatch, script)
+  return lambda: [json.loads(line) for line in open(tmp_path / "runs" / "calls.jsonl")]
 
 
-def test_the_runs_of_a_sweep_and_their_logs(stand_in, tmp_path, capsys):
+def compared(text):
+  """The runs in the table of a comparison."""
+  _, _, table = text.partition("Comparison")
+  return re.findall(r"\b(?:ft|il2m|wa)-\d+\b", table.partition("report:")[0])
+
+
+def test_the_runs_of_a_sweep_and_their_logs(calls, tmp_path, capsys):
   command = ["--methods=ft,il2m,wa", "--seeds=0", "--output=runs", "--", "--width=4"]
   assert sweep.main(["sweep.py", *command]) == 0
-  called, compared = stand_in()
   runs = tmp_path / "runs"
   common = {"width": "4", "seed": "0"}
-  assert [call["flags"] for call in called] == [
-    common | {"method": "ft", "workdir": f"{runs}/ft-0", "from_workdir": ""},
-    common | {"method": "wa", "workdir": f"{runs}/wa-0", "from_workdir": ""},
+  assert [call["flags"] for call in calls()] == [
+    common | {"method": "ft", "workdir": f"{runs}/ft-0"},
+    common | {"method": "wa", "workdir": f"{runs}/wa-0"},
     common
     | {"method": "il2m", "workdir": f"{runs}/il2m-0", "from_workdir": f"{runs}/ft-0"},
   ]
-  (argv,) = compared
-  assert argv[1:] == [
-    *(f"--workdir={runs}/{name}-0" for name in ("ft", "wa", "il2m")),
-    f"--output={runs}",
-  ]
+  assert (runs / "report.html").is_file()
   log = (runs / "il2m-0.log").read_text().splitlines()
   assert sorted(log) == ["errors of il2m-0", "output of il2m-0"]
-  assert capsys.readouterr().out.splitlines() == [
+  out = capsys.readouterr().out
+  assert out.splitlines()[:6] == [
     line for name in ("ft-0", "wa-0", "il2m-0") for line in (f"{name} ...", f"{name} done")
   ]
+  assert compared(out) == ["ft-0", "wa-0", "il2m-0"]
   # Logs grow: the story of an interrupted run stays.
   assert sweep.main(["sweep.py", *command]) == 0
   assert len((runs / "il2m-0.log").read_text().splitlines()) == 4
 
 
 def test_a_run_that_fails_is_named_with_its_log_and_stops_those_that_need_it(
-  stand_in, tmp_path, capsys
+  calls, tmp_path, capsys
 ):
   command = ["--methods=ft,il2m", "--seeds=0,3", "--output=runs"]
   assert sweep.main(["sweep.py", *command]) == 1
-  called, compared = stand_in()
-  assert [call["flags"]["workdir"].split("/")[-1] for call in called] == [
-    "ft-0",
-    "ft-3",
-    "il2m-0",
-  ]
-  # What is finished is compared all the same.
-  ((_, *workdirs, _),) = compared
-  assert [workdir.split("/")[-1] for workdir in workdirs] == ["ft-0", "il2m-0"]
+  called = [pathlib.Path(call["flags"]["workdir"]).name for call in calls()]
+  assert called == ["ft-0", "ft-3", "il2m-0"]
   out, error = capsys.readouterr()
+  # What is finished is compared all the same.
+  assert compared(out) == ["ft-0", "il2m-0"]
   assert "il2m-3 needs ft-3, and is not run" in out.splitlines()
   log = tmp_path / "runs" / "ft-3.log"
   assert f"ft-3 failed with exit code 3, see {log}" in out.splitlines()
-  assert error == "error: not all runs are done; the same command continues\n"
+  assert error == "error: not all runs are done; rerun the command to resume\n"
 
 
-def test_the_others_go_on_when_one_of_them_fails(stand_in, capsys):
+def test_the_others_go_on_when_one_of_them_fails(calls, capsys):
   command = ["--methods=il2m,ft,wa", "--seeds=3", "--output=runs"]
   assert sweep.main(["sweep.py", *command]) == 1
-  called, compared = stand_in()
-  assert sorted(call["flags"]["method"] for call in called) == ["ft", "il2m", "wa"]
-  assert len(compared) == 1
-  assert "ft-3 failed with exit code 3" in capsys.readouterr().out
+  assert sorted(call["flags"]["method"] for call in calls()) == ["ft", "il2m", "wa"]
+  out = capsys.readouterr().out
+  assert "ft-3 failed with exit code 3" in out
+  assert sorted(compared(out)) == ["il2m-3", "wa-3"]
 
 
 @pytest.mark.skipif(
   usable_cores() < 2 or not hasattr(os, "sched_getaffinity"), reason="needs two cores"
 )
-def test_jobs_at_a_time_share_the_cores(stand_in):
+def test_jobs_at_a_time_share_the_cores(calls):
   mine = os.sched_getaffinity(0)
   command = ["--methods=il2m,wa,icarl", "--seeds=0,1", "--output=runs", "--jobs=2"]
   assert sweep.main(["sweep.py", *command]) == 0
-  called, _ = stand_in()
+  called = calls()
   assert len(called) == 6
   shares = {tuple(call["cores"]) for call in called}
   # Which thread is given a job is a matter of luck.
@@ -274,10 +227,11 @@ def test_jobs_at_a_time_share_the_cores(stand_in):
 def sweep_with(script, methods):
   """A process of a sweep whose runs are runs of a script beside it."""
   code = (
-    "import pathlib, sys\n"
-    f"sys.path.insert(0, {str(pathlib.Path(sweep.__file__).parent)!r})\n"
-    "import sweep\n"
-    f"sweep._RUN = pathlib.Path({str(script)!r})\n"
+    "import functools, sys\n"
+    f"sys.path.insert(0, {str(ROOT)!r})\n"
+    "from ssil_jax.commands import sweep\n"
+    f"command = [sys.executable, {str(script)!r}]\n"
+    "sweep.Runner = functools.partial(sweep.Runner, command=command)\n"
     f"sys.exit(sweep.main(['sweep.py', '--methods={methods}', '--output=runs']))\n"
   )
   return subprocess.Popen(
@@ -306,7 +260,7 @@ def test_an_interrupted_sweep_interrupts_its_runs(tmp_path, number):
   assert process.returncode == 130
   assert error.splitlines() == [
     "the runs stop after their step; Ctrl-C again kills them",
-    "interrupted: the same command continues",
+    "interrupted: rerun the command to resume",
   ]
   assert (tmp_path / "interrupted").exists()
 
@@ -335,7 +289,7 @@ def test_nothing_is_started_after_an_interrupt(tmp_path):
 # run.py with a network that compiles in a fraction of the time.
 QUICK_RUN = """
 import sys
-sys.path[:0] = [{experiments!r}, {tests!r}, {root!r}]
+sys.path[:0] = [{tests!r}, {root!r}]
 import jax
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_disable_most_optimizations", True)
@@ -347,27 +301,24 @@ sys.exit(code)
 """
 
 
-def test_the_script_runs_from_anywhere_and_starts_run_py(tmp_path):
-  assert pathlib.Path(sweep.__file__).resolve().parent / "run.py" == sweep._RUN
-  done = subprocess.run(
-    [sys.executable, sweep.__file__, "--methods=none", "--output=runs"],
-    cwd=tmp_path,
-    capture_output=True,
-    text=True,
-    check=False,
-  )
-  assert done.returncode == 2
-  assert done.stderr.startswith("error: --methods=none: 'none' is unknown")
+def test_the_default_command_is_run_py_of_this_package(tmp_path):
+  command = ["--methods=ft", "--output=runs", "--", "--flagfile=quickstart.cfg"]
+  (job,) = parse(*command).jobs
+  # It refuses the first argument that is not its own.
+  broken = job._replace(arguments=["--width=0", *job.arguments[:1]])
+  job.workdir.parent.mkdir()
+  assert not sweep.Runner(1).run([broken])
+  log = pathlib.Path(f"{job.workdir}.log").read_text()
+  assert log == "error: --width=0 must be 1 or more\n"
 
 
-def test_a_sweep_of_two_methods_trains_once_and_repeats_nothing(
+def test_a_sweep_with_a_method_of_ones_own_trains_once_and_repeats_nothing(
   tmp_path, monkeypatch, capsys
 ):
-  tests = ROOT / "tests"
   script = tmp_path / "quick_run.py"
-  places = {"experiments": str(sweep._RUN.parent), "tests": str(tests)}
-  script.write_text(QUICK_RUN.format(**places, root=str(tests.parent)))
-  monkeypatch.setattr(sweep, "_RUN", script)
+  script.write_text(QUICK_RUN.format(tests=str(ROOT / "tests"), root=str(ROOT)))
+  use(monkeypatch, script)
+  shutil.copy(ROOT / "examples" / "focal_ssil.py", tmp_path)
   flags = {
     "num_classes": 2,
     "num_states": 2,
@@ -378,30 +329,36 @@ def test_a_sweep_of_two_methods_trains_once_and_repeats_nothing(
     "width": 1,
     "num_devices": 1,
     "log_every": 1,
+    "focal_gamma": 1,
   }
   passed_on = [f"--{name}={value}" for name, value in flags.items()]
-  name = " [2024] *? $ % :smile: é ~ "  # which must make no difference
-  command = ["sweep.py", "--methods=ft,il2m", f"--output={name}", "--", *passed_on]
+  output = " [2024] *? $ % :smile: é ~ "  # which must make no difference
+  methods = "--methods=ssil,il2m,focal_ssil:FOCAL"
+  command = ["sweep.py", methods, f"--output={output}", "--", *passed_on]
 
   code = sweep.main(command)
-  runs = tmp_path / name
+  runs = tmp_path / output
   assert code == 0, [path.read_text() for path in runs.glob("*.log")]
   assert (runs / "report.html").is_file()
-  table = capsys.readouterr().out
-  assert "IL2M" in table
-  ft, il2m = (
-    json.loads((runs / name / "results.json").read_text()) for name in ("ft-0", "il2m-0")
-  )
-  assert [row["from_workdir"] for row in ft["states"]] == [None, None]
-  assert [row["from_workdir"] for row in il2m["states"]] == [str(runs / "ft-0")] * 2
+  assert "SS-IL, focal" in capsys.readouterr().out
+  names = ("ssil-0", "il2m-0", "focal_ssil-FOCAL-0")
+  results = {n: json.loads((runs / n / "results.json").read_text()) for n in names}
+  configs = {n: json.loads((runs / n / "config.json").read_text()) for n in names}
+  taken = {n: [row["from_workdir"] for row in results[n]["states"]] for n in names}
+  assert taken["il2m-0"] == [str(runs / "ssil-0"), None]
+  # Its first state has another loss.
+  assert taken["ssil-0"] == taken["focal_ssil-FOCAL-0"] == [None, None]
+  titles = [results[name]["method_title"] for name in names]
+  assert titles == ["SS-IL", "IL2M", "SS-IL, focal"]
+  assert [configs[n].get("focal_gamma") for n in names] == [None, None, 1.0]
   written = ("results.json", "metrics.jsonl", "config.json")
   before = {path: path.read_bytes() for name in written for path in runs.glob(f"*/{name}")}
-  assert len(before) == 6
+  assert len(before) == 9
   networks = {path: path.stat().st_mtime_ns for path in runs.glob("*/networks/*")}
-  assert len(networks) == 4
+  assert len(networks) == 6
 
   assert sweep.main(command) == 0
   assert {path: path.read_bytes() for path in before} == before
   assert {path: path.stat().st_mtime_ns for path in runs.glob("*/networks/*")} == networks
-  for name in ("ft-0", "il2m-0"):
+  for name in names:
     assert "states 1 to 2 are done already" in (runs / f"{name}.log").read_text()

@@ -44,21 +44,28 @@ MODULES = {
   "yaml",
 }
 FUNCTIONS = {"eval", "exec", "compile", "__import__"}
-METHODS = {"system", "popen", "extractall", "extract", "unpack_archive", "import_module"}
+METHODS = {"system", "popen", "extractall", "unpack_archive", "import_module"}
+ARCHIVES = {"tarfile", "zipfile"}  # whose `extract` writes; others' takes features
+# These import what the command line names, and no file does.
+NAMED_BY_THE_USER = ("commands/__init__.py", "methods/registry.py", "methods/source.py")
 
 
 def dangers(source):
   """What in Python source could run what a file holds."""
+  imported = set()
   for node in ast.walk(ast.parse(source)):
     if isinstance(node, ast.Import | ast.ImportFrom):
       names = [getattr(node, "module", None) or "", *(alias.name for alias in node.names)]
-      yield from MODULES & {name.split(".")[0] for name in names}
+      imported |= {name.split(".")[0] for name in names}
+  yield from MODULES & imported
+  methods = METHODS | ({"extract"} if ARCHIVES & imported else set())
+  for node in ast.walk(ast.parse(source)):
     if not isinstance(node, ast.Call):
       continue
     called = node.func
     if isinstance(called, ast.Name) and called.id in FUNCTIONS:
       yield called.id
-    if isinstance(called, ast.Attribute) and called.attr in METHODS:
+    if isinstance(called, ast.Attribute) and called.attr in methods:
       yield called.attr
     for keyword in node.keywords:
       value = getattr(keyword.value, "value", None)
@@ -68,7 +75,8 @@ def dangers(source):
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_nothing_is_run_that_was_read(path):
-  assert not list(dangers(path.read_text(encoding="utf-8")))
+  known = {"import_module"} if str(path).endswith(NAMED_BY_THE_USER) else set()
+  assert set(dangers(path.read_text(encoding="utf-8"))) <= known
 
 
 @pytest.mark.parametrize(
@@ -82,6 +90,7 @@ def test_nothing_is_run_that_was_read(path):
     "np.load(path, allow_pickle=True)",
     "np.load(path, allow_pickle=flag)",
     "tar.extractall(folder)",
+    "import tarfile\ntar.extract(name)",
     "subprocess.run(line, shell=True)",
     "os.system(line)",
     "importlib.import_module(name)",
@@ -164,7 +173,6 @@ def contents(folder):
 
 def outcome(monkeypatch, capfd, folder, command):
   monkeypatch.chdir(folder)
-  monkeypatch.setattr(run.devices, "prepare_cpu_devices", lambda config: None)
   code = run.main(command.split())
   return code, capfd.readouterr().err
 
