@@ -171,7 +171,7 @@ def test_a_run_interrupted_anywhere_goes_on_as_if_nothing_had_been(
     done = len(json.loads((folder / "results.json").read_text())["states"])
     assert number == count(interrupted, "train") + done
     saved = [int(path.name) for path in (folder / "checkpoints").iterdir()]
-    assert len(saved) == done + 1
+    assert len(saved) <= done + 1
     resumed = run(folder, method=method)
     assert differences(workdir, folder) == [], stop_at
     # No step is lost, and none is trained twice.
