@@ -124,18 +124,19 @@ def watched_run(config, *, ask=lambda: None, bad_step=None, console=None):
   Returns:
     The contents of results.json, or what ended the run, and its calls, one by one.
   """
-  calls, console = [], console or Console(quiet=True)
+  calls, console, is_open = [], console or Console(quiet=True), []
 
   def check_interrupt():
-    calls.append(Call("ask"))
-    ask()
+    if is_open:  # else the data are being opened
+      calls.append(Call("ask"))
+      ask()
 
   try:
     with (
       numerics.standard(config, warn=lambda line: None),
       open_session(config, console, check_interrupt) as (session, state),
     ):
-      calls.clear()  # what was asked while the data were opened
+      is_open.append(True)
       key = dataclasses.replace(config, **_FREE), resnet.BasicBlock
       shared = _MADE.setdefault(key, session.devices)
       session.devices = WatchedDevices(shared, calls, bad_step)

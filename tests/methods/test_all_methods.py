@@ -13,17 +13,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from finished_states import config_of
 from quick import quick_network
-from small_runs import last_checkpoint, records, run, small_config
+from rich.console import Console
+from small_runs import (
+  last_checkpoint,
+  records,
+  run,
+  small_config,
+  untimed,
+  untimed_records,
+)
 
 from ssil_jax import metrics
-from ssil_jax.config import make_config
 from ssil_jax.methods import METHODS
 from ssil_jax.methods.base import Examples, PhaseContext, SeenClasses, Sizes
 from ssil_jax.methods.ft import softmax_loss
-from ssil_jax.resnet import Outputs
-from ssil_jax.training import checkpoint, devices, incremental, loop, step
-from ssil_jax.training.plan import phase_plans
+from ssil_jax.resnet import Outputs, ResNet18
+from ssil_jax.schedule import IncrementalState, state_of_class
+from ssil_jax.training import loop, step
+from ssil_jax.training.checkpoint import Checkpoints
+from ssil_jax.training.session import open_session
+from ssil_jax.training.state import RunState
 
 # One schedule for all methods, so that their first states can be compared.
 SETTINGS = {
@@ -31,7 +42,6 @@ SETTINGS = {
   "num_states": 2,
   "memory_size": 16,
   "batch_size_test": 64,
-  "eeil_epochs": 1,
   "milestones_first": (),
   "milestones": (),
   "learning_rate": 1e-3,
@@ -39,10 +49,14 @@ SETTINGS = {
   "learning_rate_drop": 0.1,
   "num_devices": 2,
 }
-# Programs that look at images for a method: one for each measure and split. Herding has
-# one, too, which it shares with iCaRL's.
-SURVEYS = {"il2m": 2, "icarl": 1, "eeil": 1, "bic": 1, "wa": 1, "lucir": 1, "der": 1}
-PLAIN = [name for name, method in METHODS.items() if method.plain_first_state]
+# Programs that extract for a method: one for each function and split. Herding has one,
+# too, which it shares with iCaRL's.
+EXTRACTIONS = {"il2m": 2, "icarl": 1, "eeil": 1, "bic": 1, "wa": 1, "lucir": 1, "der": 1}
+PLAIN = [name for name, method in METHODS.items() if method.steps_like_softmax_first]
+
+
+def settings_of(name):
+  return {**SETTINGS, "method": name, **({"eeil_epochs": 1} if name == "eeil" else {})}
 
 
 @contextlib.contextmanager
@@ -66,13 +80,11 @@ def logged_compiles(compiled):
 
 
 class TrainedPhase(NamedTuple):
-  """A call of train_phase; host copies, of all devices."""
+  """A phase, as it began and as it ended."""
 
-  state: int
-  context: PhaseContext
-  given_afterwards: PhaseContext
-  before: step.TrainState
-  after: step.TrainState
+  state: IncrementalState
+  before: RunState
+  after: RunState
 
 
 class Watched(NamedTuple):
@@ -81,12 +93,10 @@ class Watched(NamedTuple):
   name: str
   workdir: Any
   results: dict
-  model: step.Model
   plan: Any
-  progress: list  # before the first state, and after each
-  phases: list
+  runs: list[RunState]  # before the first state, and after each
+  phases: list[TrainedPhase]
   compiled: collections.Counter  # by XLA's name
-  traced: collections.Counter  # by step and shapes
 
   @property
   def method(self):
@@ -94,55 +104,29 @@ class Watched(NamedTuple):
 
 
 def watch(name, workdir):
-  """Runs a method and keeps what passes between the loop and the devices."""
-  compiled, traced = collections.Counter(), collections.Counter()
-  progress, phases, models, plans = [], [], [], []
-
-  def kept(function, results):
-    def wrapped(*args, **kwargs):
-      results.append(function(*args, **kwargs))
-      return results[-1]
-
-    return wrapped
-
-  def traced_as(kind, function):
-    def wrapped(state, batch, context, *rest, **fixed):
-      images = rest[-1]
-      traced[kind, batch.inputs.shape, images.shape, fixed.get("measure")] += 1
-      return function(state, batch, context, *rest, **fixed)
-
-    return wrapped
-
-  def map_train_step(model, mesh, function=devices.map_train_step):
-    models.append(model)
-    return function(model, mesh)
-
-  def train_phase(plan, trainer, state, context, phase, *args, **kwargs):
-    at_first = jax.device_get((context, state))
-    after = inner_train_phase(plan, trainer, state, context, phase, *args, **kwargs)
-    before, after_on_host = at_first[1], jax.device_get(after)
-    phases.append(
-      TrainedPhase(
-        phase.state.index, at_first[0], jax.device_get(context), before, after_on_host
-      )
-    )
-    return after
-
-  inner_train_phase = incremental.train_phase
-  with quick_network() as patch:
-    for kind in ("train", "eval", "extract"):
-      function = getattr(step, f"{kind}_step")
-      patch.setattr(step, f"{kind}_step", traced_as(kind, function))
-    patch.setattr(devices, "map_train_step", map_train_step)
-    patch.setattr(incremental, "train_phase", train_phase)
-    patch.setattr(loop, "make_plan", kept(loop.make_plan, plans))
-    patch.setattr(loop, "start", kept(loop.start, progress))
-    patch.setattr(incremental, "finish_state", kept(incremental.finish_state, progress))
-    with logged_compiles(compiled):
-      results = run(workdir, method=name, **SETTINGS)
-  return Watched(
-    name, workdir, results, models[0], plans[0], progress, phases, compiled, traced
-  )
+  """A whole run, phase by phase."""
+  compiled, phases = collections.Counter(), []
+  console = Console(quiet=True)
+  with (
+    quick_network(),
+    logged_compiles(compiled),
+    open_session(small_config(workdir, **settings_of(name)), console, lambda: None) as (
+      session,
+      beginning,
+    ),
+  ):
+    runs = [beginning]
+    for state in session.plan.states:
+      now = loop.begin_state(session, state, runs[-1])
+      for phase in state.phases:
+        if phase.number:
+          now = loop.begin_phase(session, state, phase, now)
+        after = loop.train_phase(session, state, phase, now)
+        phases.append(TrainedPhase(state, now, after))
+        now = after
+      runs.append(session.commit(loop.finish_state(session, state, now)))
+    results = session.results(runs[-1])
+  return Watched(name, workdir, results, session.plan, runs, phases, compiled)
 
 
 @pytest.fixture(scope="module")
@@ -169,11 +153,6 @@ def assert_same(tree, other):
   jax.tree.map(np.testing.assert_array_equal, tree, other)
 
 
-def on_device(tree, index):
-  """One device's copy."""
-  return jax.tree.map(lambda x: np.asarray(x)[index], tree)
-
-
 def test_the_run_ends_with_finite_losses_and_the_contract_of_its_results(watched):
   results, plan = watched.results, watched.plan
   assert json.loads((watched.workdir / "results.json").read_text()) == results
@@ -195,57 +174,55 @@ def test_the_run_ends_with_finite_losses_and_the_contract_of_its_results(watched
   assert results["average"] == metrics.average(rows)
   lines = records(watched.workdir)
   assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
-  assert len(lines) == sum(p.num_steps for p in phase_plans(plan))
+  assert len(lines) == sum(phase.num_steps for _, phase in plan.phases())
   assert all(np.isfinite(line["loss"]) for line in lines)
 
 
 def test_each_program_is_compiled_once(watched):
-  shapes = {p.group_sizes for p in phase_plans(watched.plan)}
-  train = {key[1]: n for key, n in watched.traced.items() if key[0] == "train"}
-  assert train == {(sum(sizes) // 2,): 1 for sizes in shapes}
-  count = collections.Counter(key[0] for key in watched.traced)
-  num_surveys = SURVEYS.get(watched.name, 0)
-  assert (count["eval"], count["extract"]) == (1, num_surveys)
-  assert set(watched.traced.values()) == {1}
-  assert watched.compiled.total() == len(shapes) + 1 + num_surveys + 1, watched.compiled
+  # One for each size of a batch, the evaluation, the extractions, the initial state.
+  shapes = {phase.group_sizes for _, phase in watched.plan.phases()}
+  expected = len(shapes) + 1 + EXTRACTIONS.get(watched.name, 0) + 1
+  assert watched.compiled.total() == expected, watched.compiled
 
 
 def test_training_keeps_the_kind_of_its_state(watched):
-  for phase in watched.phases:
-    assert_same_kind(phase.before, phase.after)
-    # The devices agree on the network.
-    assert_same(on_device(phase.after, 0), on_device(phase.after, 1))
-    changed = jax.tree.map(np.array_equal, phase.before.params, phase.after.params)
+  for _, before, after in watched.phases:
+    assert_same_kind(before.train_state, after.train_state)
+    changed = jax.tree.map(
+      np.array_equal, before.train_state.params, after.train_state.params
+    )
     assert not all(jax.tree.leaves(changed))
+    # What a phase is given it leaves as it is.
+    assert_same(after.position.teacher, before.position.teacher)
+    assert_same(after.stats, before.stats)
+    assert_same(after.exemplars, before.exemplars)
 
 
 def test_statistics_keep_their_kind_and_are_in_the_checkpoint(watched):
-  start, *later = watched.progress
-  for progress in later:
-    assert_same_kind(progress.stats, start.stats)
-    assert_same_kind(progress.train_state, start.train_state)
-  with checkpoint.Checkpoints(watched.workdir, kept=3) as checkpoints:
-    saved = checkpoints.latest(otherwise=start)
-  assert_same(saved.stats, later[-1].stats)
-  assert_same(saved.train_state, later[-1].train_state)
-  assert_same(saved.memory, later[-1].memory)
+  start, *later = watched.runs
+  for run_after in later:
+    assert_same_kind(run_after.stats, start.stats)
+    assert_same_kind(run_after.train_state, start.train_state)
+  with Checkpoints(watched.workdir, kept=3) as checkpoints:
+    saved = checkpoints.latest(default=start)
+  assert_same(saved[:3], later[-1][:3])
   assert saved.results == watched.results["states"]
 
 
 def test_classes_not_seen_yet_are_never_predicted(watched):
   rng = np.random.default_rng(0)
-  width = watched.progress[0].train_state.params["head"]["kernel"].shape[0]
+  width = watched.runs[0].train_state.params["head"]["kernel"].shape[0]
   logits = rng.standard_normal((64, 4)).astype(np.float32)
   logits[:, 2:] = 1e30
   outputs = Outputs(
     features=jnp.asarray(rng.standard_normal((64, width)), jnp.float32),
     logits=jnp.asarray(logits),
   )
-  stats = watched.progress[1].stats
+  stats = watched.runs[1].stats
   for num_old in (0, 1):
     classes = SeenClasses(*map(jnp.int32, (num_old, 2, 0)))
     scores = watched.method.predict(
-      outputs, PhaseContext(classes, None, stats), watched.model.config
+      outputs, PhaseContext(classes, None, stats), watched.plan.config
     )
     assert scores.shape == (64, 4)
     assert not np.isnan(scores).any()
@@ -254,74 +231,69 @@ def test_classes_not_seen_yet_are_never_predicted(watched):
 
 
 def test_the_teacher_is_the_network_as_it_was(watched):
-  expected = []
-  for state in watched.plan.states:
-    former = watched.progress[state.index - 1].train_state
-    expected.append((state.index, former, state.num_old))
-    if watched.name == "eeil" and state.index == 2:
-      first_phase = watched.phases[len(expected) - 1].after
-      expected.append((state.index, on_device(first_phase, 0), state.num_seen))
-  assert [phase.state for phase in watched.phases] == [state for state, _, _ in expected]
-  for phase, (_, former, num_teacher_classes) in zip(watched.phases, expected, strict=True):
-    for device in (0, 1):
-      context = on_device(phase.context, device)
-      if not watched.method.has_teacher:
-        assert context.teacher is None
-        assert context.classes.num_teacher_classes == 0
-        continue
-      assert context.classes.num_teacher_classes == num_teacher_classes
-      assert_same(
-        context.teacher, {"params": former.params, "batch_stats": former.batch_stats}
-      )
-
-
-def test_what_is_given_is_untouched_by_training(watched):
-  for phase in watched.phases:
-    assert_same(phase.given_afterwards, phase.context)
+  for number, (state, before, _) in enumerate(watched.phases):
+    position = before.position
+    if not watched.method.has_teacher:
+      assert (position.teacher, position.num_teacher_classes) == (None, 0)
+      continue
+    is_balanced = watched.name == "eeil" and position.phase == 1
+    former = (
+      watched.phases[number - 1].after if is_balanced else watched.runs[state.index - 1]
+    )
+    num_classes = state.num_seen if is_balanced else state.num_old
+    assert position.num_teacher_classes == num_classes
+    classes = loop.phase_context(state, before).classes
+    assert classes == (state.num_old, state.num_seen, num_classes)
+    network = former.train_state
+    assert_same(
+      position.teacher, {"params": network.params, "batch_stats": network.batch_stats}
+    )
 
 
 def test_a_phase_starts_where_the_one_before_ended_without_its_momentum(watched):
-  former, start = watched.progress[0].train_state, watched.progress[0].train_state
+  start = watched.runs[0].train_state
+  former = start
   for phase, following in itertools.zip_longest(watched.phases, watched.phases[1:]):
-    before = on_device(phase.before, 0)
-    assert_same(before, former.replace(opt_state=start.opt_state))
+    assert_same(phase.before.train_state, former.replace(opt_state=start.opt_state))
     ended_state = following is None or following.state != phase.state
-    # What follows training, as weight aligning, is in the state's progress.
-    former = (
-      watched.progress[phase.state].train_state
-      if ended_state
-      else on_device(phase.after, 0)
-    )
+    # What follows training, as weight aligning, is in the run after the state.
+    former = (watched.runs[phase.state.index] if ended_state else phase.after).train_state
 
 
 @pytest.mark.parametrize("name", [n for n in METHODS if METHODS[n].has_teacher])
 def test_no_gradient_reaches_the_teacher(every_run, name):
   watched = every_run(name)
-  model, dataset = watched.model, watched.plan.dataset
+  config, dataset = watched.plan.config, watched.plan.dataset
   phase = watched.phases[-1]
-  context = on_device(phase.context, 0)
-  state = on_device(phase.after, 0)
+  context = loop.phase_context(phase.state, phase.after)
+  state = phase.after.train_state
+  network = ResNet18(
+    num_classes=4,
+    cosine_head=watched.method.cosine_head,
+    width=config.width,
+    small_images=True,
+  )
   # As many of each of the four classes, in a batch of 16.
   chosen = np.concatenate([np.flatnonzero(dataset.train.labels == c)[:4] for c in range(4)])
   pixels = jnp.asarray(dataset.train.images[chosen] / 255, jnp.float32)
 
   def loss(teacher, params):
-    outputs = model.network.apply(
-      {"params": params, "batch_stats": state.batch_stats}, pixels, train=False
-    )
     now = context._replace(teacher=teacher)
     examples = Examples(
       labels=jnp.asarray(dataset.train.labels[chosen]),
       positions=jnp.arange(16),
       records=jnp.asarray(chosen),
-      outputs=outputs,
-      teacher=step._look_with_teacher(pixels, now, model),
+      outputs=network.apply(
+        {"params": params, "batch_stats": state.batch_stats}, pixels, train=False
+      ),
+      teacher=step._teacher_outputs(pixels, now, model),
       context=now,
       class_counts=jnp.full(4, 4.0),
-      state_of_class=np.asarray(model.state_of_class, np.int32),
+      state_of_class=state_of_class(watched.plan.states),
     )
-    return jnp.mean(model.method.loss(examples, model.config))
+    return jnp.mean(watched.method.loss(examples, config))
 
+  model = step.Model(network, watched.method, None, None, None, config, ())
   other = jax.tree.map(lambda x: np.flip(x), context.teacher)
   with quick_network():
     value, (by_teacher, by_params) = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(
@@ -341,18 +313,12 @@ def first_losses(watched):
 @pytest.mark.parametrize("name", [n for n in METHODS if n != "joint_full"])
 def test_plain_methods_and_no_others_share_the_first_state(every_run, name):
   ft, other = every_run("ft"), every_run(name)
-  assert len(first_losses(ft)) == phase_plans(ft.plan)[0].num_steps > 4
+  assert len(first_losses(ft)) == ft.plan.states[0].phases[0].num_steps > 4
   # er_ace's differs only where a class is missing in a batch, as none is here.
   alike = name in PLAIN or name == "er_ace"
   assert (first_losses(other) == first_losses(ft)) == alike
-  networks = [watched.phases[0].after for watched in (ft, other)]
   if alike:
-    assert_same(*networks)
-
-
-def test_the_plain_methods():
-  assert not {"wa", "lucir", "er_ace"} & {*PLAIN}
-  assert {"ssil", "ft", "icarl", "eeil", "bic", "der"} <= {*PLAIN}
+    assert_same(*(w.phases[0].after.train_state for w in (ft, other)))
 
 
 @pytest.mark.parametrize("name", PLAIN)
@@ -361,7 +327,7 @@ def test_the_first_state_of_a_plain_method_is_a_softmax_over_all_its_classes(nam
   # where a state has more classes than a batch has samples.
   method, rng = METHODS[name], np.random.default_rng(0)
   values = {"batch_size_new": 8, "batch_size_memory": 4, "num_states": 2}
-  config = make_config(values, method)
+  config = config_of(name, **values)
   labels = jnp.asarray([0, 1, 2, 4, 4, 2, 1, 0])
   outputs, teacher = (
     Outputs(
@@ -402,20 +368,13 @@ def test_statistics_survive_an_interruption(every_run, tmp_path, name):
   shutil.copytree(finished.workdir, copy)
   shutil.rmtree(last_checkpoint(copy))
   with quick_network():
-    resumed = run(copy, method=name, **SETTINGS)
-  untimed = {"states": []}  # compared below
-  assert resumed | untimed == finished.results | untimed
-  for ours, theirs in zip(resumed["states"], finished.results["states"], strict=True):
-    assert ours | {"train_seconds": 0} == theirs | {"train_seconds": 0}
-  speed = {"images_per_second": 0, "input_wait": 0}
-  assert [line | speed for line in records(copy)] == [
-    line | speed for line in records(finished.workdir)
-  ]
-  with checkpoint.Checkpoints(copy, kept=3) as checkpoints:
-    saved = checkpoints.latest(otherwise=finished.progress[0])
-  assert_same(saved.stats, finished.progress[-1].stats)
+    resumed = run(copy, **settings_of(name))
+  assert untimed(resumed) == untimed(finished.results)
+  assert untimed_records(copy) == untimed_records(finished.workdir)
+  with Checkpoints(copy, kept=3) as checkpoints:
+    assert_same(checkpoints.latest(default=finished.runs[0]).stats, finished.runs[-1].stats)
 
 
 def test_every_method_of_the_table_exists():
-  assert {*SURVEYS} <= {*METHODS}
-  assert small_config("unused", method="joint_full", **SETTINGS).num_states == 1
+  assert {*EXTRACTIONS} <= {*METHODS}
+  assert small_config("unused", **settings_of("joint_full")).num_states == 1

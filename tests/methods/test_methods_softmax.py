@@ -206,8 +206,7 @@ def test_the_temperature_is_the_configs(name):
 
 def test_the_default_temperature_is_two():
   for name in DISTILLING:
-    assert config_of(name).temperature == 2.0
-    assert "temperature" in METHODS[name].settings
+    assert config_of(name).method_settings.temperature == 2.0
 
 
 @pytest.mark.parametrize("classes", [(4, 8, 8), (8, 10, 10)])

@@ -5,7 +5,6 @@ batches of a phase are drawn; in place of a network, each image has its own rand
 """
 
 import json
-import types
 from typing import NamedTuple
 
 import jax
@@ -14,26 +13,29 @@ import numpy as np
 import pytest
 from finished_states import outputs_of
 from folders import BLUE, GREEN, RED, save
+from folders import config_of as config_with
 from quick import quick_network
-from rich.console import Console
-from small_runs import small_config
+from small_runs import run
 
-from ssil_jax import memory
-from ssil_jax.config import make_config
+from ssil_jax import metrics
+from ssil_jax.config import fields_of
 from ssil_jax.data.dataset import Dataset, Split
 from ssil_jax.data.images.augment import Augmentation
 from ssil_jax.errors import ConfigError, DataError
 from ssil_jax.methods import METHODS
-from ssil_jax.methods.base import Sizes
-from ssil_jax.training import devices, incremental, loop, step, trainer
+from ssil_jax.schedule import IncrementalState, Phase, state_of_class
+from ssil_jax.training import loop
 from ssil_jax.training import plan as plan_lib
-from ssil_jax.training.checkpoint import Progress
-from ssil_jax.training.plan import PhasePlan, make_plan, phase_plans, schedule_rows
+from ssil_jax.training.devices import Devices, choose_devices
+from ssil_jax.training.plan import make_plan, schedule_rows
+from ssil_jax.training.session import Session
+from ssil_jax.training.state import TrainState
 
 # Images of each class, for three states of five. With 40 exemplars, the share of a class is
 # 8 in the second state and 4 in the third; with 20 it is 4 and 2; with 15, 3 and 1.
 SIZES = (1, 2, 7, 8, 9, 1, 2, 3, 4, 5, 1, 2, 3, 5, 20)
 FEATURES = 6
+OWN = {"eeil_epochs": 12, "bic_held_out": 0.3}
 
 
 def dataset_of(sizes):
@@ -65,91 +67,97 @@ def plan_of(name, sizes=SIZES, **changes):
     "batch_size_memory": 8,
     "epochs_first": 12,
     "epochs": 12,
-    "eeil_epochs": 12,
-    "bic_held_out": 0.3,
     "batch_size_test": 64,
     "num_devices": 1,
     **changes,
   }
-  method = METHODS[name]
-  return make_plan(make_config(values, method), dataset_of(sizes))
+  own = {field.name for field in fields_of(METHODS[name].settings)}
+  values |= {k: v for k, v in OWN.items() if k in own}
+  return make_plan(config_with(**values), dataset_of(sizes))
 
 
 class Drawn(NamedTuple):
   """What a phase was trained on."""
 
-  phase: PhasePlan
+  state: IncrementalState
+  phase: Phase
   batches: list[np.ndarray]  # records
-  new: range  # classes
+
+  @property
+  def new(self):
+    return range(self.state.num_old, self.state.num_seen)
 
 
-def walk(plan, patch):
-  """Goes through all states; returns a `Drawn` for each phase."""
-  num_classes, drawn = len(plan.dataset.class_names), []
-  outputs = {
-    split.labels.tobytes(): np.random.default_rng(n).random(
-      (len(split.labels), FEATURES + num_classes), np.float32
-    )
-    for n, split in enumerate((plan.dataset.train, plan.dataset.test))
-  }
+class OutputsOnly(Devices):
+  """One device that trains nothing; each image has its own random outputs."""
 
-  def survey(plan, trainer, train_state, given, records, measure, *, test=False):
-    split = plan.dataset.test if test else plan.dataset.train
-    rows = outputs[split.labels.tobytes()][records]
-    assert len(rows)
-    return jax.device_get(
-      measure(
-        outputs_of(features=rows[:, :FEATURES], logits=rows[:, FEATURES:]),
-        jnp.asarray(split.labels[records]),
-        given,
-        plan.config,
+  def __init__(self, plan):
+    super().__init__(choose_devices(plan.config), model=None)
+    self.plan = plan
+    self.batches = []
+    num_classes = len(plan.dataset.class_names)
+    self.outputs = {
+      split: np.random.default_rng(n).random(
+        (len(getattr(plan.dataset, split).labels), FEATURES + num_classes), np.float32
       )
+      for n, split in enumerate(("train", "test"))
+    }
+
+  def _outputs(self, batch, split):
+    rows = self.outputs[split][np.asarray(batch.records)[0]]
+    return outputs_of(features=rows[:, :FEATURES], logits=rows[:, FEATURES:])
+
+  def train_step(self, train_state, batch, context, learning_rate):
+    self.batches.append(np.asarray(batch.records)[0])
+    return train_state, {"loss": learning_rate, "top1": learning_rate}
+
+  def extract_step(self, train_state, batch, context, output_fn, split):
+    context = jax.tree.map(lambda x: x[0], context)
+    outputs = self._outputs(batch, split)
+    found = output_fn(outputs, batch.labels[0], context, self.plan.config)
+    return jax.tree.map(lambda x: x[None], found)
+
+  def eval_step(self, train_state, batch, context):
+    outputs, context = self._outputs(batch, "test"), jax.tree.map(lambda x: x[0], context)
+    counts = metrics.count(
+      self.plan.method.predict(outputs, context, self.plan.config),
+      outputs.logits,
+      batch.labels[0],
+      batch.positions[0] >= 0,
+      num_old=context.classes.num_old,
+      num_seen=context.classes.num_seen,
+      state_of_class=jnp.asarray(state_of_class(self.plan.states)),
+      num_states=len(self.plan.states),
     )
+    return jax.tree.map(lambda x: x[None], counts)
 
-  def train_phase(plan, held, train_state, given, phase, pool, *, phase_index, **kwargs):
-    batches = trainer.train_batches(plan, held, phase, pool, phase_index=phase_index)
-    new = range(phase.state.num_old, phase.state.num_seen)
-    drawn.append(Drawn(phase, [b.records[0] for b in batches], new))
-    return train_state
 
-  patch.setattr(incremental, "survey", survey)
-  patch.setattr(incremental, "train_phase", train_phase)
-  patch.setattr(incremental, "evaluate", lambda *args: {})
-  patch.setattr(devices, "replicate", lambda tree, mesh: tree)
-  patch.setattr(devices, "fetch", lambda tree: tree)
-  head = {"kernel": np.ones((FEATURES, num_classes), np.float32)}
-  initial = step.TrainState(np.int32(0), {"head": head}, {}, ())
-  held = types.SimpleNamespace(mesh=devices.choose_devices(plan.config), initial=initial)
-  keeper = types.SimpleNamespace(visit=lambda progress: None)
-  sizes = Sizes(
-    num_classes=num_classes,
-    num_features=FEATURES,
-    num_records=len(plan.dataset.train.labels),
-    memory_size=plan.config.memory_size,
-  )
-  progress = Progress(initial, memory.empty(), plan.method.init_stats(sizes), [])
-  phases = phase_plans(plan)
+def walk(plan):
+  """Goes through all states; returns a `Drawn` for each phase."""
+  devices, drawn = OutputsOnly(plan), []
+  head = {"kernel": np.ones((FEATURES, len(plan.dataset.class_names)), np.float32)}
+  initial = TrainState(np.int32(0), {"head": head}, {}, ())
+  session = Session(plan=plan, devices=devices, initial=initial)
+  run = session.start()
   for state in plan.states:
-    trained = incremental.train_state(
-      plan,
-      held,
-      progress,
-      state,
-      [p for p in phases if p.state is state],
-      make_meter=lambda *args, **kwargs: None,
-      keeper=keeper,
-    )
-    progress = incremental.finish_state(plan, held, progress, state, trained)
-    for stat in jax.tree.leaves(progress.stats):
+    run = loop.begin_state(session, state, run)
+    for phase in state.phases:
+      if phase.number:
+        run = loop.begin_phase(session, state, phase, run)
+      run = loop.train_phase(session, state, phase, run)
+      drawn.append(Drawn(state, phase, devices.batches.copy()))
+      devices.batches.clear()
+    run = loop.finish_state(session, state, run)
+    for stat in jax.tree.leaves(run.stats):
       assert np.isfinite(stat).all()
-    for statistic in progress.results[-1]["statistics"].values():
+    for statistic in run.results[-1]["statistics"].values():
       assert np.isfinite(statistic)
   return drawn
 
 
 @pytest.mark.parametrize("memory_size", [15, 20, 40])
 @pytest.mark.parametrize("name", METHODS)
-def test_the_schedule_is_what_is_trained_on(name, memory_size, monkeypatch):
+def test_the_schedule_is_what_is_trained_on(name, memory_size):
   try:
     plan, refusal = plan_of(name, memory_size=memory_size), ""
   except ConfigError as error:
@@ -159,9 +167,10 @@ def test_the_schedule_is_what_is_trained_on(name, memory_size, monkeypatch):
     assert refusal.startswith("state 3 has one exemplar of each old class")
     return
   labels, rows = plan.dataset.train.labels, schedule_rows(plan)
-  drawn = walk(plan, monkeypatch)
-  for row, (phase, batches, new) in zip(rows, drawn, strict=True):
-    assert row["state"] == phase.state.index
+  drawn = walk(plan)
+  for row, trained in zip(rows, drawn, strict=True):
+    (state, phase, batches), new = trained, trained.new
+    assert row["state"] == state.index
     assert row["classes"] == f"{new.start} + {len(new)}"
     classes = labels[np.unique(batches)]
     assert (
@@ -177,12 +186,12 @@ def test_the_schedule_is_what_is_trained_on(name, memory_size, monkeypatch):
       if len(sizes) > 1:
         assert (labels[batch[: sizes[0]]] >= new.start).all()
         assert (labels[batch[sizes[0] :]] < new.start).all()
-    assert row["epochs"] == phase.phase.epochs
+    assert row["epochs"] == phase.epochs
     assert len(batches) % row["epochs"] == 0
     drops = [] if row["drops"] == "-" else [int(e) for e in row["drops"].split(", ")]
     for epoch in range(row["epochs"]):
       rate = row["rate"] * plan.config.learning_rate_drop ** sum(e <= epoch for e in drops)
-      assert phase.phase.learning_rate_at(epoch) == pytest.approx(rate, rel=1e-3)
+      assert phase.learning_rate_at(epoch) == pytest.approx(rate, rel=1e-3)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -200,14 +209,14 @@ def test_a_class_in_no_batch_is_named(name, monkeypatch):
   for seed in range(6):
     changes = {"epochs_first": 1, "epochs": 1, "seed": seed, "batch_size_new": 15}
     with monkeypatch.context() as patch:
-      patch.setattr(plan_lib, "_check_new_classes", lambda plan, phase: None)
+      patch.setattr(plan_lib, "_check_new_classes", lambda plan, state: None)
       plan = plan_of(name, **changes)
-      drawn = walk(plan, patch)
+    labels = plan.dataset.train.labels
     missing = [
-      (phase.state.index, c)
-      for phase, batches, new in drawn
-      if phase.phase is phase.state.phases[0]
-      for c in sorted(set(new) - set(plan.dataset.train.labels[np.ravel(batches)]))
+      (trained.state.index, c)
+      for trained in walk(plan)
+      if trained.phase.number == 0
+      for c in sorted(set(trained.new) - set(labels[np.ravel(trained.batches)]))
     ]
     if not missing:
       plan_of(name, **changes)
@@ -231,27 +240,26 @@ def test_bic_trains_on_a_class_with_one_image(tmp_path):
     for i in range(1 if name == "blue" else 6):
       save(tmp_path / "images/train" / name / f"{i}.png", color)
     save(tmp_path / "images/test" / name / "0.png", color)
-  config = small_config(
-    tmp_path / "run",
-    dataset="image_folder",
-    data_dir=str(tmp_path / "images"),
-    class_order_seed=7,
-    method="bic",
-    num_classes=4,
-    num_states=2,
-    memory_size=8,
-    batch_size_new=4,
-    batch_size_memory=4,
-    epochs_first=20,
-    epochs=30,
-    milestones_first=(),
-    milestones=(),
-    learning_rate=0.02,
-    augment="none",
-    num_devices=1,
-  )
+  values = {
+    "dataset": "image_folder",
+    "data_dir": str(tmp_path / "images"),
+    "class_order_seed": 7,
+    "method": "bic",
+    "num_classes": 4,
+    "num_states": 2,
+    "memory_size": 8,
+    "batch_size_new": 4,
+    "batch_size_memory": 4,
+    "epochs_first": 20,
+    "epochs": 30,
+    "milestones_first": (),
+    "milestones": (),
+    "learning_rate": 0.02,
+    "augment": "none",
+    "num_devices": 1,
+  }
   with quick_network():
-    states = loop.run(config, Console(quiet=True))["states"]
+    states = run(tmp_path / "run", **values)["states"]
   rows = json.loads((tmp_path / "run/schedule.json").read_text())
   # One of the four exemplars of each old class is held out, and one yellow image.
   assert [row["images"] for row in rows] == ["0 + 12", "6 + 6"]

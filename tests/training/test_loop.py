@@ -9,11 +9,15 @@ import jax
 import numpy as np
 import pytest
 from quick import quick_network
-from small_runs import last_checkpoint, records, run, small_config
+from small_runs import last_checkpoint, records, run, small_config, untimed, untimed_records
 
 from ssil_jax import memory, metrics
 from ssil_jax.errors import ConfigError, DivergedError, WorkdirError
-from ssil_jax.training import checkpoint, incremental, loop
+from ssil_jax.training import loop
+from ssil_jax.training.checkpoint import Checkpoints
+from ssil_jax.training.devices import choose_devices
+from ssil_jax.training.plan import make_plan
+from ssil_jax.training.session import make_session
 
 
 @pytest.fixture
@@ -66,7 +70,7 @@ def test_results_keep_their_contract(finished):
 
 def test_every_test_image_is_counted_once(finished):
   _, results, _ = finished
-  plan = loop.make_plan(small_config("unused"))
+  plan = make_plan(small_config("unused"))
   for state in results["states"]:
     of_seen = int((plan.dataset.test.labels < state["num_seen"]).sum())
     assert np.sum(state["confusion"]) == of_seen
@@ -95,17 +99,13 @@ def test_resumes_after_the_last_saved_state(finished, tmp_path):
   copy = tmp_path / "copy"
   shutil.copytree(workdir, copy)
   shutil.rmtree(last_checkpoint(copy))
-  resumed = run(copy)
-  strip = [dict(state, train_seconds=0) for state in results["states"]]
-  assert [dict(state, train_seconds=0) for state in resumed["states"]] == strip
-  speed = {"images_per_second": 0, "input_wait": 0}
-  assert [row | speed for row in records(copy)] == [row | speed for row in records(workdir)]
+  assert untimed(run(copy)) == untimed(results)
+  assert untimed_records(copy) == untimed_records(workdir)
 
 
-@pytest.mark.parametrize("num_devices", [1, 2])
-def test_any_number_of_devices_trains_the_same(finished, tmp_path, num_devices):
+def test_one_device_trains_as_four_do(finished, tmp_path):
   workdir, _, _ = finished
-  results = run(tmp_path / "other", num_devices=num_devices)
+  results = run(tmp_path / "other", num_devices=1)
   ours, theirs = (
     np.array([row["loss"] for row in records(path)])
     for path in (workdir, tmp_path / "other")
@@ -117,22 +117,22 @@ def test_any_number_of_devices_trains_the_same(finished, tmp_path, num_devices):
     assert np.sum(other["confusion"]) == np.sum(state["confusion"])
 
 
-def test_checkpoint_holds_the_exemplars_of_the_ring_buffer(finished):
+def test_the_checkpoint_holds_the_exemplars_of_the_ring_buffer(finished):
   workdir, results, _ = finished
   config = small_config(workdir)
-  plan = loop.make_plan(config)
-  trainer = loop.make_trainer(plan, loop.devices.choose_devices(config))
-  with checkpoint.Checkpoints(workdir, kept=3) as checkpoints:
-    progress = checkpoints.latest(otherwise=loop.start(plan, trainer))
-  assert progress.results == results["states"]
-  assert int(progress.train_state.step) == len(records(workdir))
+  plan = make_plan(config)
+  session = make_session(plan, choose_devices(config))
+  with Checkpoints(workdir, kept=3) as checkpoints:
+    saved = checkpoints.latest(default=session.start())
+  assert saved.results == results["states"]
+  assert int(saved.train_state.step) == len(records(workdir))
   expected = memory.empty()
   for state in plan.states:
     pool = plan.pool(state, expected)
-    expected = incremental.update_memory(plan, state, pool, expected, look=None)
-  for got, want in zip(progress.memory, expected, strict=True):
+    expected = loop.select_exemplars(plan, state, pool, expected, extract=None)
+  for got, want in zip(saved.exemplars, expected, strict=True):
     np.testing.assert_array_equal(got, want)
-  np.testing.assert_array_equal(np.bincount(progress.memory.labels), [3] * 6)
+  np.testing.assert_array_equal(np.bincount(saved.exemplars.labels), [3] * 6)
 
 
 @pytest.mark.usefixtures("quickly")

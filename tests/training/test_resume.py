@@ -1,14 +1,11 @@
 """A run that is interrupted anywhere goes on to what it would have been, to the bit."""
 
-import collections
-import contextlib
-import dataclasses
 import io
+import itertools
 import json
 import shutil
 import signal
 import time
-from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -16,11 +13,11 @@ from folders import folder_of, noise, save
 from kills import differences
 from quick import quick_network
 from rich.console import Console
-from small_runs import last_checkpoint, records, small_config
+from small_runs import count, last_checkpoint, records, small_config, watched_run
 
 from ssil_jax.distributed.preemption import Interrupted
 from ssil_jax.errors import ConfigError, DivergedError, WorkdirError
-from ssil_jax.training import devices, incremental, loop, trainer
+from ssil_jax.training import loop
 
 SETTINGS = {
   "num_classes": 4,
@@ -29,119 +26,48 @@ SETTINGS = {
   "batch_size_new": 16,
   "batch_size_memory": 8,
   "batch_size_test": 64,
-  "eeil_epochs": 4,
   # So large that a step which is left out or repeated shows, and so does momentum.
   "learning_rate": 1e-2,
   "num_devices": 2,
   "log_every": 3,
   "checkpoint_minutes": 0.0,
 }
-# What the programs on the devices do not depend on.
-FREE = {
-  "workdir": "",
-  "from_workdir": "",
-  "log_every": 1,
-  "checkpoint_minutes": 0.0,
-  "memory_size": 16,
-  "reset_momentum": True,
-}
-BATCHES = []  # of every training step, in all runs
-BAD_STEP = []  # the step of a run whose loss is made NaN, if any
 METHODS = ["ssil", "eeil", "bic", "der"]
-
-
-class Place(NamedTuple):
-  """Where a run is when it asks whether to stop."""
-
-  kind: str  # train_phase, evaluate, survey or trained
-  number: int  # of the calls of that kind, from 0
 
 
 @pytest.fixture(autouse=True, scope="module")
 def _quickly():
-  """Compiles each program once for all runs that share it."""
-  made = {}
-
-  def make_trainer(plan, mesh, *, check_interrupt):
-    key = dataclasses.replace(plan.config, **FREE), mesh
-    if key not in made:
-      made[key] = trainer.make_trainer(plan, mesh)
-    found = made[key]
-
-    def train_step(train_state, batch, *rest):
-      BATCHES.append(in_order(batch))
-      train_state, step_metrics = found.train_step(train_state, batch, *rest)
-      if BAD_STEP and int(np.asarray(train_state.step)[0]) == BAD_STEP[0]:
-        nan = step_metrics["loss"] * devices.replicate(np.float32(np.nan), mesh)
-        step_metrics = {**step_metrics, "loss": nan}
-      return train_state, step_metrics
-
-    return found._replace(check_interrupt=check_interrupt, train_step=train_step)
-
-  with quick_network() as patch:
-    patch.setattr(loop, "make_trainer", make_trainer)
+  with quick_network():
     yield
 
 
-def in_order(batch):
-  """The records of a batch, in the order of positions, whatever the devices."""
-  positions, numbers = np.asarray(batch.positions), np.asarray(batch.records)
-  return numbers.ravel()[np.argsort(positions, axis=None)].tolist()
+def config_of(workdir, **changes):
+  own = {"eeil_epochs": 4} if changes.get("method") == "eeil" else {}
+  return small_config(workdir, **SETTINGS | own | changes)
 
 
-class Asked:
-  """Notes where it is asked whether to stop, and says yes when it is told to."""
+def run(workdir, *, stop_at=None, error=None, **changes):
+  """Runs until so many questions were answered with no; returns its calls.
 
-  def __init__(self, stop_at=None):
-    self.stop_at = stop_at
-    self.places: list[Place] = []
-    self._of_kind = collections.Counter()
-    self._now = None
+  Args:
+    workdir: of the run.
+    stop_at: how many; None to run to the end.
+    error: what then ends it, by default what a signal does.
+    **changes: flags.
+  """
+  questions = itertools.count()
 
-  def __call__(self):
-    if not self._now and not self._of_kind["train_phase"]:
-      return  # while the data are opened
-    # The loop itself asks once when a state is trained.
-    between = Place("trained", self._of_kind["train_phase"])
-    self.places.append(Place(*self._now) if self._now else between)
-    if self.stop_at is not None and len(self.places) > self.stop_at:
-      raise Interrupted(signal.SIGTERM)
+  def ask():
+    if next(questions) == stop_at:
+      raise error or Interrupted(signal.SIGTERM)
 
-  @contextlib.contextmanager
-  def watching(self):
-    """Tells apart who asks."""
-    with pytest.MonkeyPatch.context() as patch:
-      for kind in ("train_phase", "evaluate", "survey"):
-        watched = self._watched(kind, getattr(incremental, kind))
-        patch.setattr(incremental, kind, watched)
-      yield
-
-  def _watched(self, kind, function):
-    def watched(*args, **kwargs):
-      before, self._now = self._now, (kind, self._of_kind[kind])
-      self._of_kind[kind] += 1
-      try:
-        return function(*args, **kwargs)
-      finally:
-        self._now = before
-
-    return watched
-
-  def count(self, kind):
-    return sum(place.kind == kind for place in self.places)
-
-
-def run(workdir, *, stop_at=None, **changes):
-  """Runs until so many questions were answered with no; returns what was asked."""
-  asked = Asked(stop_at)
-  config = small_config(workdir, **SETTINGS | changes)
-  with asked.watching():
-    if stop_at is None:
-      loop.run(config, Console(quiet=True), check_interrupt=asked)
-    else:
-      with pytest.raises(Interrupted):
-        loop.run(config, Console(quiet=True), check_interrupt=asked)
-  return asked
+  ended, calls = watched_run(config_of(workdir, **changes), ask=ask)
+  if stop_at is None:
+    if isinstance(ended, BaseException):
+      raise ended
+  else:
+    assert isinstance(ended, type(error) if error else Interrupted), ended
+  return calls
 
 
 class PowerCutError(Exception):
@@ -150,15 +76,7 @@ class PowerCutError(Exception):
 
 def cut_off(workdir, *, stop_at, **changes):
   """Runs for so many questions; what is not saved by then is lost."""
-  questions = iter(range(stop_at))
-
-  def cut():
-    if next(questions, None) is None:
-      raise PowerCutError
-
-  config = small_config(workdir, **SETTINGS | changes)
-  with pytest.raises(PowerCutError):
-    loop.run(config, Console(quiet=True), check_interrupt=cut)
+  run(workdir, stop_at=stop_at, error=PowerCutError(), **changes)
   # The writer is a thread, which lives on as it would not in a process that was killed.
   while any("tmp" in path.name for path in workdir.glob("checkpoints/*")):
     time.sleep(0.01)
@@ -166,110 +84,129 @@ def cut_off(workdir, *, stop_at, **changes):
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-  """(flags) -> a whole run with them: its directory, and where it asked."""
+  """(flags) -> a whole run with them: its directory, and its calls."""
   made = {}
 
   def of(**changes):
     key = tuple(sorted(changes.items()))
     if key not in made:
       workdir = tmp_path_factory.mktemp("undisturbed") / "run"
-      made[key] = workdir, run(workdir, **changes).places
+      made[key] = workdir, run(workdir, **changes)
     return made[key]
 
   return of
 
 
-def stretches(places):
-  """Place -> the first and the last of its questions."""
-  found = {}
-  for index, place in enumerate(places):
-    first, _ = found.get(place, (index, None))
-    found[place] = first, index
+def stretches(calls):
+  """What a run does, in order: (kind, its first and last question, counted from 0).
+
+  Kinds are those of calls; "trained" is a question at the end of a phase, after which the
+  next stretch asks for itself.
+  """
+  asked = [n for n, call in enumerate(calls) if call.kind == "ask"]
+  found = []
+  for question, place in enumerate(asked):
+    following = calls[place + 1].kind if place + 1 < len(calls) else "ask"
+    kind = "trained" if following == "ask" else following
+    if found and found[-1][0] == kind:
+      found[-1] = kind, found[-1][1], question
+    else:
+      found.append((kind, question, question))
   return found
 
 
+def middle(calls, kind, number):
+  """The question in the middle of a stretch of that kind, counted from 0."""
+  first, last = [(a, b) for k, a, b in stretches(calls) if k == kind][number]
+  return (first + last + 1) // 2
+
+
+def kinds_of(calls):
+  return [kind for kind, _, _ in stretches(calls)]
+
+
 def test_the_runs_have_what_is_to_be_interrupted(undisturbed):
-  kinds = {}
   for method in METHODS:
-    workdir, places = undisturbed(method=method)
-    kinds[method] = collections.Counter(place.kind for place in stretches(places))
-    rows = records(workdir)
+    rows = records(undisturbed(method=method)[0])
     assert {row["state"] for row in rows} == {1, 2}
     assert all(np.isfinite(row["loss"]) for row in rows)
-  # Two phases in EEIL's second state, with a survey before the second, for its exemplars.
-  assert kinds == {
-    "ssil": {"train_phase": 2, "evaluate": 2, "trained": 2},
-    "eeil": {"train_phase": 3, "evaluate": 2, "survey": 3, "trained": 2},
-    "bic": {"train_phase": 2, "evaluate": 2, "survey": 1, "trained": 2},
-    "der": {"train_phase": 2, "evaluate": 2, "survey": 2, "trained": 2},
+  plain = ["train", "trained", "eval"]
+  extracting = ["train", "trained", "extract", "eval"]
+  assert {method: kinds_of(undisturbed(method=method)[1]) for method in METHODS} == {
+    "ssil": plain + plain,
+    # Two phases in its second state, with exemplars chosen before the second of them.
+    "eeil": extracting + ["train", "trained", "extract"] + extracting,
+    "bic": plain + extracting,
+    "der": extracting + extracting,
   }
 
 
 def test_opening_the_data_can_be_interrupted(tmp_path):
-  config = small_config(tmp_path / "run", **SETTINGS)
-
   def stop():
     raise Interrupted(signal.SIGINT)
 
   with pytest.raises(Interrupted):
-    loop.run(config, Console(quiet=True), check_interrupt=stop)
+    loop.run(config_of(tmp_path / "run"), Console(quiet=True), check_interrupt=stop)
   assert not (tmp_path / "run").exists()
 
 
-def one_of_each(places, *, first=True):
-  """Questions: the first of each stretch, and one in its middle."""
+def one_of_each(calls, *, first=True):
+  """Questions: one in the middle of each stretch, and the first of it."""
   chosen = set()
-  for start, end in stretches(places).values():
+  for _, start, end in stretches(calls):
     chosen |= {start, (start + end + 1) // 2} if first else {(start + end + 1) // 2}
   return sorted(chosen)
-
-
-def steps_trained(*runs):
-  """By runs of which all but the last were interrupted."""
-  *interrupted, last = runs
-  # Who asks before a step and is told to stop does not train it.
-  stopped = sum(asked.places[-1].kind == "train_phase" for asked in interrupted)
-  asked_before = sum(asked.count("train_phase") for asked in (*interrupted, last))
-  return asked_before - stopped
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_run_interrupted_anywhere_goes_on_as_if_nothing_had_been(
   undisturbed, tmp_path, method
 ):
-  workdir, places = undisturbed(method=method)
-  num_steps = sum(place.kind == "train_phase" for place in places)
-  for stop_at in one_of_each(places, first=method == "eeil"):
+  workdir, calls = undisturbed(method=method)
+  for stop_at in one_of_each(calls, first=method == "eeil"):
     folder = tmp_path / str(stop_at)
     interrupted = run(folder, method=method, stop_at=stop_at)
-    assert interrupted.places == places[: stop_at + 1]
+    # In whatever it was, it has saved once, after the finished states.
+    number = int(last_checkpoint(folder).name)
+    done = len(json.loads((folder / "results.json").read_text())["states"])
+    assert number == count(interrupted, "train") + done
+    saved = [int(path.name) for path in (folder / "checkpoints").iterdir()]
+    assert len(saved) <= done + 1
     resumed = run(folder, method=method)
-    assert differences(workdir, folder) == [], places[stop_at]
+    assert differences(workdir, folder) == [], stop_at
     # No step is lost, and none is trained twice.
-    assert steps_trained(interrupted, resumed) == num_steps, places[stop_at]
+    assert count(interrupted + resumed, "train") == count(calls, "train"), stop_at
 
 
-@pytest.mark.parametrize("method", ["eeil"])
-def test_a_run_may_be_interrupted_again_and_again(undisturbed, tmp_path, method):
-  workdir, places = undisturbed(method=method)
-  runs = []
+@pytest.mark.parametrize("kind", ["train", "trained", "extract", "eval"])
+def test_a_second_ctrl_c_saves_nothing_and_harms_nothing(undisturbed, tmp_path, kind):
+  workdir, calls = undisturbed(method="eeil")
+  stop_at = middle(calls, kind, 1)
+  run(tmp_path, method="eeil", stop_at=stop_at, error=KeyboardInterrupt())
+  states = json.loads((tmp_path / "results.json").read_text())["states"]
+  assert len(list((tmp_path / "checkpoints").iterdir())) == len(states)
+  if kind in ("train", "eval"):
+    run(tmp_path, method="eeil")
+    assert differences(workdir, tmp_path) == []
+
+
+def test_a_run_may_be_interrupted_again_and_again(undisturbed, tmp_path):
+  workdir, calls = undisturbed(method="eeil")
   # At the first question, then after one, after two: an evaluation begins anew each time.
-  for stop_at in range(7):
-    runs.append(run(tmp_path, method=method, stop_at=stop_at))
-  runs.append(run(tmp_path, method=method))
+  runs = [run(tmp_path, method="eeil", stop_at=stop_at) for stop_at in range(7)]
+  runs.append(run(tmp_path, method="eeil"))
   assert differences(workdir, tmp_path) == []
-  num_steps = sum(place.kind == "train_phase" for place in places)
-  assert steps_trained(*runs) == num_steps
+  assert count(sum(runs, []), "train") == count(calls, "train")
 
 
 def test_a_run_that_is_cut_off_goes_on_from_what_was_saved(undisturbed, tmp_path):
-  workdir, places = undisturbed(method="eeil")
+  workdir, calls = undisturbed(method="eeil")
   always = {"method": "eeil", "checkpoint_minutes": 1e-9}
-  for stop_at in one_of_each(places, first=False)[2::3]:
+  for stop_at in one_of_each(calls, first=False)[2::3]:
     folder = tmp_path / str(stop_at)
     cut_off(folder, stop_at=stop_at, **always)
     run(folder, **always)
-    assert differences(workdir, folder) == [], places[stop_at]
+    assert differences(workdir, folder) == [], stop_at
 
 
 @pytest.mark.parametrize(
@@ -280,9 +217,8 @@ def test_a_run_that_is_cut_off_goes_on_from_what_was_saved(undisturbed, tmp_path
 def test_other_runs_go_on_in_the_middle_of_their_second_state(
   undisturbed, tmp_path, changes
 ):
-  workdir, places = undisturbed(**changes)
-  (first, last) = stretches(places)[Place("train_phase", 1)]
-  run(tmp_path, stop_at=(first + last) // 2, **changes)
+  workdir, calls = undisturbed(**changes)
+  run(tmp_path, stop_at=middle(calls, "train", 1), **changes)
   run(tmp_path, **changes)
   assert differences(workdir, tmp_path) == []
 
@@ -293,19 +229,18 @@ def test_states_of_another_run_are_taken_once(undisturbed, tmp_path, method):
   taken = {"method": method, "from_workdir": str(source)}
   if method == "ssil":
     taken["memory_size"] = 24  # only the first state is alike
-  workdir, places = undisturbed(**taken)
-  for stop_at in one_of_each(places, first=False):
+  workdir, calls = undisturbed(**taken)
+  for stop_at in one_of_each(calls, first=False):
     folder = tmp_path / str(stop_at)
     run(folder, stop_at=stop_at, **taken)
     run(folder, **taken)
-    assert differences(workdir, folder) == [], places[stop_at]
+    assert differences(workdir, folder) == []
 
 
 def test_a_state_that_was_begun_here_is_finished_here(undisturbed, tmp_path):
-  workdir, places = undisturbed(method="ssil")
+  workdir, calls = undisturbed(method="ssil")
   source, _ = undisturbed(method="ft")
-  first, last = stretches(places)[Place("train_phase", 0)]
-  run(tmp_path, method="ssil", stop_at=(first + last) // 2)
+  run(tmp_path, method="ssil", stop_at=middle(calls, "train", 0))
   # Only now it is told of a run that has this state.
   run(tmp_path, method="ssil", from_workdir=str(source))
   assert differences(workdir, tmp_path) == []
@@ -320,12 +255,10 @@ def test_streamed_images_go_on_with_the_same_crops(undisturbed, tmp_path):
     "image_size": 80,
     "learning_rate": 1e-3,
   }
-  workdir, places = undisturbed(**streamed)
-  assert set(stretches(places)) >= {Place("train_phase", 0), Place("train_phase", 1)}
+  workdir, calls = undisturbed(**streamed)
   for number in (0, 1):
-    first, last = stretches(places)[Place("train_phase", number)]
     folder = tmp_path / str(number)
-    run(folder, stop_at=(first + last + 1) // 2, **streamed)
+    run(folder, stop_at=middle(calls, "train", number), **streamed)
     run(folder, **streamed)
     assert differences(workdir, folder) == []
 
@@ -338,9 +271,9 @@ def test_photos_replaced_under_the_same_names_are_not_gone_on_with(undisturbed, 
     "data_dir": str(root),
     "image_size": 80,
   }
-  workdir, places = undisturbed(**streamed)
+  workdir, calls = undisturbed(**streamed)
   interrupted = tmp_path / "interrupted"
-  run(interrupted, stop_at=len(places) // 2, **streamed)
+  run(interrupted, stop_at=middle(calls, "train", 1), **streamed)
   before = {path: path.read_bytes() for path in tmp_path.rglob("*.json")}
   for number, path in enumerate(sorted(root.rglob("*.png"))):
     size = path.stat().st_size
@@ -360,30 +293,27 @@ def test_photos_replaced_under_the_same_names_are_not_gone_on_with(undisturbed, 
   assert {path: path.read_bytes() for path in before} == before
 
 
-@pytest.mark.parametrize("num_devices", [1])
-def test_a_run_goes_on_with_another_number_of_devices(undisturbed, tmp_path, num_devices):
+def test_a_run_goes_on_with_another_number_of_devices(undisturbed, tmp_path):
   # So small a rate that a rounding error does not grow into another run.
   slow = {"method": "ssil", "learning_rate": 1e-5, "log_every": 1}
-  del BATCHES[:]
-  whole = tmp_path / "whole"
-  places = run(whole, **slow).places
-  expected = BATCHES.copy()
-  first, last = stretches(places)[Place("train_phase", 1)]
-  folder = tmp_path / "other"
-  del BATCHES[:]
-  run(folder, stop_at=(first + last) // 2, **slow)
-  run(folder, **slow, num_devices=num_devices)
-  assert expected == BATCHES
-  ours, theirs = ([row["loss"] for row in records(path)] for path in (folder, whole))
+  workdir, calls = undisturbed(**slow)
+  interrupted = run(tmp_path, stop_at=middle(calls, "train", 1), **slow)
+  resumed = run(tmp_path, **slow, num_devices=1)
+  batches, expected = (
+    [call.records.tolist() for call in which if call.kind == "train"]
+    for which in (interrupted + resumed, calls)
+  )
+  assert batches == expected
+  ours, theirs = ([row["loss"] for row in records(path)] for path in (tmp_path, workdir))
   assert len(ours) == len(theirs) == len(expected)
   np.testing.assert_allclose(ours, theirs, rtol=1e-4)
-  results = json.loads((folder / "results.json").read_text())
-  assert results["environment"]["num_devices"] == num_devices
+  results = json.loads((tmp_path / "results.json").read_text())
+  assert results["environment"]["num_devices"] == 1
 
 
 def test_a_run_goes_on_with_another_log_every(undisturbed, tmp_path):
-  workdir, places = undisturbed(method="ssil")
-  first, last = stretches(places)[Place("train_phase", 1)]
+  workdir, calls = undisturbed(method="ssil")
+  _, first, _ = [stretch for stretch in stretches(calls) if stretch[0] == "train"][1]
   run(tmp_path, method="ssil", stop_at=first + 5, log_every=100)
   # Killed after the records of those five steps were written one by one.
   cut_off(tmp_path, method="ssil", log_every=1, stop_at=5)
@@ -393,25 +323,22 @@ def test_a_run_goes_on_with_another_log_every(undisturbed, tmp_path):
   assert found == []
   steps = [row["step"] for row in records(tmp_path)]
   assert steps == sorted(set(steps))
-  assert steps[-1] == sum(place.kind == "train_phase" for place in places)
+  assert steps[-1] == count(calls, "train")
 
 
 @pytest.mark.parametrize("minutes", [0.0, 1e-9])
 def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(
   undisturbed, tmp_path, minutes
 ):
-  workdir, places = undisturbed(method="ssil")
-  of_first = sum(place == Place("train_phase", 0) for place in places)
+  workdir, calls = undisturbed(method="ssil")
+  of_first = [call.kind for call in calls].index("eval")
+  of_first = count(calls[:of_first], "train")
   flags = {"method": "ssil", "checkpoint_minutes": minutes}
-  BAD_STEP.append(of_first + 7)
-  try:
-    with pytest.raises(DivergedError) as error:
-      run(tmp_path, **flags)
-  finally:
-    BAD_STEP.clear()
-  assert error.value.exit_code == 3
+  error, _ = watched_run(config_of(tmp_path, **flags), bad_step=of_first + 7)
+  assert isinstance(error, DivergedError)
+  assert error.exit_code == 3
   good = last_checkpoint(tmp_path)
-  assert str(error.value) == (
+  assert str(error) == (
     f"the loss became nan in state 2, epoch 1, step {of_first + 7}; the last good "
     f"checkpoint is {good}: lower --learning_rate, with another --workdir"
   )
@@ -423,17 +350,15 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(
 
 
 def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(undisturbed, tmp_path):
-  workdir, places = undisturbed(method="eeil")
-  first, _ = stretches(places)[Place("train_phase", 2)]
-  run(tmp_path, method="eeil", stop_at=first - 12)
+  workdir, calls = undisturbed(method="eeil")
+  run(tmp_path, method="eeil", stop_at=middle(calls, "train", 1))
   before = last_checkpoint(tmp_path)
   run(tmp_path, method="eeil", stop_at=9)
   newest = last_checkpoint(tmp_path)
   assert int(newest.name) > int(before.name)
   shutil.rmtree(newest / "arrays")
-  config = small_config(tmp_path, **SETTINGS | {"method": "eeil"})
   console = Console(record=True, file=io.StringIO(), width=400)
-  loop.run(config, console)
+  watched_run(config_of(tmp_path, method="eeil"), console=console)
   text = console.export_text()
   assert f"warning: checkpoint {newest.name} is damaged" in text
   assert (tmp_path / "damaged" / newest.name).is_dir()

@@ -3,18 +3,31 @@
 import json
 import shutil
 
-import numpy as np
-import orbax.checkpoint as ocp
 import pytest
+from folders import config_of as config_with
+from kills import digests
 from quick import quick_network
 from rich.console import Console
-from small_runs import last_checkpoint, records, run, small_config
+from small_runs import (
+  count,
+  last_checkpoint,
+  records,
+  run,
+  small_config,
+  untimed,
+  untimed_records,
+  watched_run,
+)
 
-from ssil_jax.config import make_config, to_json
+from ssil_jax.config import to_json
 from ssil_jax.errors import ConfigError, DataError, UserError, WorkdirError
 from ssil_jax.methods import METHODS
 from ssil_jax.methods.base import one_phase
-from ssil_jax.training import incremental, loop, reuse
+from ssil_jax.methods.ft import softmax_loss
+from ssil_jax.methods.source import source_hash
+from ssil_jax.training import loop, reuse, session
+from ssil_jax.training.plan import make_plan
+from ssil_jax.training.workdir import saved_origin
 
 SETTINGS = {"num_classes": 4, "num_states": 2, "memory_size": 16, "num_devices": 2}
 # The losses that follow another first state should differ visibly.
@@ -31,6 +44,20 @@ def small_run(workdir, **changes):
   return run(workdir, **SETTINGS | RATE | changes)
 
 
+def taking_run(workdir, source, *, trained, **changes):
+  """The results of a run that trains so many states alone; the others it takes."""
+  config = small_config(
+    workdir, **SETTINGS | RATE | changes, from_workdir=str(source or "")
+  )
+  results, calls = watched_run(config)
+  rows = [row for row in records(workdir) if row["state"] > 2 - trained]
+  assert count(calls, "train") == (len(rows) if trained else 0)
+  assert [row["from_workdir"] for row in results["states"]] == (
+    [str(source) if t < 2 - trained else None for t in range(2)]
+  )
+  return results
+
+
 @pytest.fixture(scope="module")
 def ft(tmp_path_factory):
   """A finished run of FT: its directory and results."""
@@ -38,154 +65,100 @@ def ft(tmp_path_factory):
   return workdir, small_run(workdir, method="ft")
 
 
-def untimed(results):
-  """Without what depends on the time and on where a state was trained."""
-  states = [row | {"train_seconds": 0, "from_workdir": None} for row in results["states"]]
-  return results | {"states": states}
+@pytest.fixture
+def copied(ft, tmp_path):
+  """A copy of that run, to be changed."""
+  return shutil.copytree(ft[0], tmp_path / "ft")
 
 
-def steps(workdir):
-  speed = {"images_per_second": 0, "input_wait": 0}
-  return [row | speed for row in records(workdir)]
-
-
-def arrays_of(workdir):
-  """The arrays of the last checkpoint."""
-  with ocp.CheckpointManager(workdir / "checkpoints") as manager:
-    items = {"arrays": ocp.args.StandardRestore()}
-    return manager.restore(manager.latest_step(), args=ocp.args.Composite(**items)).arrays
-
-
-def test_il2m_takes_all_states_of_ft_and_trains_nothing(ft, tmp_path, monkeypatch):
+def test_il2m_takes_all_states_of_ft_and_trains_nothing(ft, tmp_path):
   workdir, of_ft = ft
   alone = small_run(tmp_path / "alone", method="il2m")
   files = {p: p.read_bytes() for p in sorted(workdir.rglob("*")) if p.is_file()}
-
-  def no_training(*args, **kwargs):
-    raise AssertionError("a state is trained")
-
-  monkeypatch.setattr(incremental, "train_state", no_training)
-  monkeypatch.setattr(incremental, "train_phase", no_training)
-  taken = small_run(tmp_path / "taken", method="il2m", from_workdir=str(workdir))
+  taken = taking_run(tmp_path / "taken", workdir, method="il2m", trained=0)
   assert untimed(taken) == untimed(alone)
   assert taken["method"] == "il2m"
-  assert [row["from_workdir"] for row in taken["states"]] == [str(workdir)] * 2
   assert [row["train_seconds"] for row in taken["states"]] == [
     row["train_seconds"] for row in of_ft["states"]
   ]
   assert [row["from_workdir"] for row in alone["states"]] == [None, None]
   assert records(tmp_path / "taken") == records(workdir)
-  assert steps(tmp_path / "taken") == steps(tmp_path / "alone")
+  assert untimed_records(tmp_path / "taken") == untimed_records(tmp_path / "alone")
   # IL2M does something of its own, and the other run is left as it was.
   assert [row["statistics"] for row in taken["states"]][1]["rectification"] != 1
   assert {p: p.read_bytes() for p in sorted(workdir.rglob("*")) if p.is_file()} == files
-
-
-def test_a_run_can_go_on_from_a_run_that_took_its_states(ft, tmp_path, monkeypatch):
-  workdir, _ = ft
-  first = tmp_path / "first"
-  taken = small_run(first, method="il2m", from_workdir=str(workdir))
-  monkeypatch.setattr(incremental, "train_phase", None)
-  again = small_run(
-    tmp_path / "again", method="il2m", il2m_scores="logits", from_workdir=str(first)
-  )
+  # What was taken can be taken again, and an unfinished run goes on.
+  settings = {"method": "il2m", "il2m_scores": "logits", "trained": 0}
+  again = taking_run(tmp_path / "again", tmp_path / "taken", **settings)
   assert [row["score_new"] for row in again["states"]] == [
     row["score_new"] for row in taken["states"]
   ]
+  lines = records(tmp_path / "taken")
+  shutil.rmtree(last_checkpoint(tmp_path / "taken"))
+  resumed = taking_run(tmp_path / "taken", workdir, method="il2m", trained=0)
+  assert resumed == taken
+  assert records(tmp_path / "taken") == lines
+  # Finished, it needs the other no more.
+  assert small_run(tmp_path / "taken", method="il2m") == taken
 
 
-def test_states_whose_end_was_aligned_are_not_aligned_anew(tmp_path, monkeypatch):
+def test_states_whose_end_was_aligned_are_not_aligned_anew(tmp_path):
   alone = small_run(tmp_path / "alone", method="wa")
-  monkeypatch.setattr(incremental, "train_phase", None)
-  taken = small_run(tmp_path / "taken", method="wa", from_workdir=str(tmp_path / "alone"))
+  taken = taking_run(tmp_path / "taken", tmp_path / "alone", method="wa", trained=0)
   assert untimed(taken) == untimed(alone)
-  kernels = [
-    arrays_of(tmp_path / name)["train_state.params.head.kernel"]
-    for name in ("alone", "taken")
-  ]
-  np.testing.assert_array_equal(*kernels)
+  ours, theirs = (digests(tmp_path / name) for name in ("taken", "alone"))
+  name = "last checkpoint: train_state.params.head.kernel"
+  assert ours[name] == theirs[name]
 
 
-def test_ssil_takes_the_first_state_alone(ft, tmp_path, monkeypatch):
+def test_ssil_takes_the_first_state_alone(ft, tmp_path):
   workdir, _ = ft
   changes = {"method": "ssil", "memory_size": 24, "batch_size_memory": 16}
-  alone = run(tmp_path / "alone", **SETTINGS | RATE | changes)
-  trained = []
-  inner = incremental.train_state
-
-  def train_state(plan, trainer, progress, state, *args, **kwargs):
-    trained.append(state.index)
-    return inner(plan, trainer, progress, state, *args, **kwargs)
-
-  monkeypatch.setattr(incremental, "train_state", train_state)
-  taken = run(tmp_path / "taken", **SETTINGS | RATE | changes, from_workdir=str(workdir))
-  assert trained == [2]
+  alone = small_run(tmp_path / "alone", **changes)
+  taken = taking_run(tmp_path / "taken", workdir, **changes, trained=1)
   assert untimed(taken) == untimed(alone)
-  assert [row["from_workdir"] for row in taken["states"]] == [str(workdir), None]
-  assert steps(tmp_path / "taken") == steps(tmp_path / "alone")
+  assert untimed_records(tmp_path / "taken") == untimed_records(tmp_path / "alone")
   first_of_ft = [row for row in records(workdir) if row["state"] == 1]
   assert [row for row in records(tmp_path / "taken") if row["state"] == 1] == first_of_ft
 
 
-def test_an_interrupted_run_goes_on_with_or_without_the_other(ft, tmp_path, monkeypatch):
-  workdir, _ = ft
-  taken = tmp_path / "taken"
-  results = small_run(taken, method="il2m", from_workdir=str(workdir))
-  lines = records(taken)
-  shutil.rmtree(last_checkpoint(taken))
-  monkeypatch.setattr(incremental, "train_phase", None)
-  assert small_run(taken, method="il2m", from_workdir=str(workdir)) == results
-  assert records(taken) == lines
-  # Finished, it needs the other no more.
-  assert small_run(taken, method="il2m") == results
+def lender_of(source, *, more=None, warnings=None):
+  """The lender of a run of IL2M, whose data have some `more` parts."""
+  values = {"method": "il2m", "from_workdir": str(source), **SETTINGS, **RATE}
+  plan = make_plan(small_config("unused", **values))
+  origin = saved_origin(json.loads((source / "config.json").read_text()))
+  origin = origin._replace(data={**origin.data, **(more or {})})
+  warn = pytest.fail if warnings is None else warnings.append
+  return reuse.open_lender(plan, origin, warn=warn)
 
 
-def test_an_unfinished_run_lends_what_it_has(ft, tmp_path):
-  workdir, _ = ft
-  part = tmp_path / "part"
-  shutil.copytree(workdir, part)
-  shutil.rmtree(part / "networks" / "2")
-  plan = loop.make_plan(
-    small_config("unused", method="il2m", from_workdir=str(part), **SETTINGS, **RATE)
-  )
-  parts = json.loads((part / "config.json").read_text())["data"]
-  assert reuse.open_source(plan, data_parts=parts).num_states == 1
-  # A state is lent once its results are there, too.
-  whole = tmp_path / "whole"
-  shutil.copytree(workdir, whole)
-  results = json.loads((whole / "results.json").read_text())
-  results["states"].pop()
-  (whole / "results.json").write_text(json.dumps(results))
-  plan = plan._replace(
-    config=small_config(
-      "unused", method="il2m", from_workdir=str(whole), **SETTINGS, **RATE
-    )
-  )
-  assert reuse.open_source(plan, data_parts=parts).num_states == 1
+def test_an_unfinished_run_lends_what_it_has(ft, copied):
+  assert lender_of(ft[0]).num_states == 2
+  results = json.loads((copied / "results.json").read_text())
+  # A state is lent once its results are there, and its network.
+  edit_json("results.json", states=results["states"][:1])(copied)
+  assert lender_of(copied).num_states == 1
+  edit_json("results.json", states=results["states"])(copied)
+  assert lender_of(copied).num_states == 2
+  shutil.rmtree(copied / "networks" / "2")
+  assert lender_of(copied).num_states == 1
 
 
-def test_what_cannot_be_compared_is_said(ft):
-  workdir, _ = ft
-  plan = loop.make_plan(
-    small_config("unused", method="il2m", from_workdir=str(workdir), **SETTINGS, **RATE)
-  )
-  parts = json.loads((workdir / "config.json").read_text())["data"]
-  warnings = []
-  parts["contents of test images"] = "0a"
-  source = reuse.open_source(plan, data_parts=parts, warn=warnings.append)
-  assert source.num_states == 2
+def test_what_cannot_be_compared_is_said(copied):
+  warnings, more = [], {"contents of test images": "0a"}
+  assert lender_of(copied, more=more, warnings=warnings).num_states == 2
+  edit_json("config.json", method_source=None)(copied)
+  assert lender_of(copied, warnings=warnings).num_states == 2
   assert warnings == [
-    f"warning: not compared with the run in {workdir}: contents of test images"
+    f"warning: not compared with the run in {copied}: {what}"
+    for what in ("contents of test images", "source of --method")
   ]
 
 
-def test_a_killed_run_may_end_in_half_a_line(ft, tmp_path):
-  source = tmp_path / "ft"
-  shutil.copytree(ft[0], source)
-  with open(source / "metrics.jsonl", "a") as file:
+def test_a_killed_run_may_end_in_half_a_line(ft, copied, tmp_path):
+  with open(copied / "metrics.jsonl", "a") as file:
     file.write('{"state": 2, "st')
-  taken = small_run(tmp_path / "run", method="il2m", from_workdir=str(source))
-  assert [row["from_workdir"] for row in taken["states"]] == [str(source)] * 2
+  taking_run(tmp_path / "run", copied, method="il2m", trained=0)
   assert records(tmp_path / "run") == records(ft[0])
 
 
@@ -242,6 +215,12 @@ def no_loss(folder):
     (None, {"method": "wa"}, ConfigError, "--method: 'ft' there, 'wa' now$"),
     (None, {"reset_momentum": False}, ConfigError, "leave --reset_momentum on"),
     (edit_json("config.json", method="svm"), {}, ConfigError, "--method: 'svm' there"),
+    (
+      edit_json("config.json", method_source="other"),
+      {},
+      ConfigError,
+      "source of --method=ft: changed since$",
+    ),
     (edit_json("config.json", data=None), {}, ConfigError, "earlier version"),
     (
       lambda folder: shutil.rmtree(folder / "networks"),
@@ -270,15 +249,13 @@ def no_loss(folder):
   ],
 )
 def test_what_cannot_be_taken_is_named_before_anything_is_written(
-  ft, tmp_path, monkeypatch, change_folder, flags, error, message
+  copied, tmp_path, monkeypatch, change_folder, flags, error, message
 ):
-  source = tmp_path / "ft"
-  shutil.copytree(ft[0], source)
   if change_folder:
-    change_folder(source)
-  monkeypatch.setattr(loop, "make_trainer", None)  # nothing gets that far
+    change_folder(copied)
+  monkeypatch.setattr(session, "make_session", None)  # nothing gets that far
   values = {"method": "ssil", **SETTINGS, **RATE, **flags}
-  config = small_config(tmp_path / "run", from_workdir=str(source), **values)
+  config = small_config(tmp_path / "run", from_workdir=str(copied), **values)
   with pytest.raises(error, match=message) as caught:
     loop.run(config, Console(quiet=True))
   assert not (tmp_path / "run").exists()
@@ -306,17 +283,15 @@ def test_what_cannot_be_taken_is_named_before_anything_is_written(
   ],
   ids=["no_metrics", "other_metrics", "wrong_type", "fields_missing"],
 )
-def test_a_damaged_source_ends_in_a_user_error_or_in_a_run(
-  ft, tmp_path, monkeypatch, damage
-):
-  source = tmp_path / "ft"
-  shutil.copytree(ft[0], source)
-  damage(source)
-  monkeypatch.setattr(incremental, "train_phase", None)
-  try:
-    small_run(tmp_path / "run", method="il2m", from_workdir=str(source))
-  except UserError:
+def test_a_damaged_source_ends_in_a_user_error_or_in_a_run(copied, tmp_path, damage):
+  damage(copied)
+  values = {"method": "il2m", **SETTINGS, **RATE, "from_workdir": str(copied)}
+  ended, calls = watched_run(small_config(tmp_path / "run", **values))
+  assert count(calls, "train") == 0
+  if isinstance(ended, UserError):
     assert not (tmp_path / "run").exists()
+  else:
+    assert len(ended["states"]) == 2
 
 
 # shared_states ---------------------------------------------------------------------------
@@ -326,6 +301,7 @@ TABLE = [
   ("ft", {}, "il2m", {}, 5),
   ("il2m", {}, "ft", {}, 5),
   ("il2m", {"il2m_scores": "logits"}, "il2m", {}, 5),
+  ("il2m", {}, "il2m", {"il2m_scores": "logits"}, 5),
   ("ft", {}, "ft", {}, 5),
   ("ssil", {}, "ssil", {}, 5),
   # What only later states feel.
@@ -394,8 +370,7 @@ TABLE = [
 
 
 def config_of(method, flags):
-  found = METHODS[method]
-  return make_config({"method": method, **flags}, found)
+  return config_with(method=method, **flags)
 
 
 @pytest.mark.parametrize(("there", "flags_there", "now", "flags_now", "expected"), TABLE)
@@ -425,7 +400,6 @@ def test_what_does_not_change_training_may_differ():
     "from_workdir": "c",
     "checkpoint_minutes": 1.5,
     "checkpoints_kept": 1,
-    "il2m_scores": "logits",
   }
   saved = to_json(config_of("ft", free))
   assert reuse.shared_states(config_of("il2m", {}), saved) == (5, [])
@@ -434,19 +408,82 @@ def test_what_does_not_change_training_may_differ():
 def test_a_method_that_trains_as_another_has_its_loss_and_its_phases():
   borrowers = {name: m.trains_as for name, m in METHODS.items() if m.trains_as}
   assert borrowers == {"il2m": "ft"}
-  for name, lender in borrowers.items():
-    method, other = METHODS[name], METHODS[lender]
-    fields = ("loss", "phases", "defaults", "fixed", "has_teacher", "cosine_head")
-    for field in (*fields, "project", "align", "plain_first_state"):
-      assert getattr(method, field) == getattr(other, field), field
+  assert METHODS["il2m"].training == METHODS["ft"].training
+  assert METHODS["il2m"].defaults == METHODS["ft"].defaults
 
 
-def test_plain_methods_train_their_first_state_in_one_phase():
-  for name, method in METHODS.items():
-    if method.plain_first_state:
-      config = config_of(name, {})
-      (phase,) = method.phases(config, 1)
-      plain = one_phase(config, 1, phase.sampling)
-      assert (phase,) == plain
-      assert not method.cosine_head
-      assert method.align is None
+def test_methods_whose_first_state_is_plain():
+  plain = {name for name, method in METHODS.items() if method.steps_like_softmax_first}
+  assert plain == {*METHODS} - {"er_ace", "wa", "lucir"}
+  for name in plain:
+    config = config_of(name, {})
+    (phase,) = METHODS[name].phases(config, 1)
+    # BiC's own way to draw, and others, are the shuffled one where nothing is old.
+    assert (phase,) == one_phase(config, 1, phase.sampling)
+
+
+# A method of one's own --------------------------------------------------------------------
+
+
+def halved(examples, config):
+  return softmax_loss(examples, config) / 2
+
+
+@pytest.fixture
+def shared_with(monkeypatch):
+  """(name of a method, fields that are replaced) -> the states shared with FT and it."""
+
+  def states(name, **fields):
+    monkeypatch.setitem(METHODS, "mine", METHODS[name]._replace(**fields))
+    # Comparable as far as the settings go.
+    config = config_of("mine", {"epochs": 25})
+    found = []
+    for other in ("ft", name):
+      there = config_of(other, {"epochs": 25})
+      there_and_now = reuse.shared_states(config, to_json(there))
+      assert (
+        there_and_now[0]
+        == reuse.shared_states(
+          there, {**to_json(config), "method_source": source_hash("mine")}
+        )[0]
+      )
+      found.append(there_and_now[0])
+    return tuple(found)
+
+  return states
+
+
+@pytest.mark.parametrize(
+  ("name", "fields", "with_ft_and_it"),
+  [
+    ("ssil", {"title": "the same"}, (1, 1)),
+    ("ssil", {"loss": halved}, (0, 0)),
+    ("ssil", {"project": lambda params, before, context: params}, (0, 0)),
+    ("ssil", {"align": lambda params, num_old, num_seen: params}, (0, 0)),
+    ("ssil", {"cosine_head": True}, (0, 0)),
+    ("ssil", {"phases": METHODS["icarl"].phases}, (1, 1)),
+    (
+      "ssil",
+      {"phases": METHODS["eeil"].phases, "settings": METHODS["eeil"].settings},
+      (1, 1),
+    ),
+    ("il2m", {"title": "the same"}, (5, 5)),
+    ("il2m", {"predict": METHODS["ft"].predict}, (5, 5)),
+    ("il2m", {"loss": halved}, (0, 0)),
+    ("il2m", {"loss": METHODS["ssil"].loss}, (1, 1)),
+    ("il2m", {"phases": METHODS["ssil"].phases}, (1, 1)),
+    ("il2m", {"has_teacher": True}, (1, 1)),
+  ],
+)
+def test_what_a_method_made_of_another_shares_with_it(
+  shared_with, name, fields, with_ft_and_it
+):
+  assert shared_with(name, **fields) == with_ft_and_it
+
+
+def test_a_method_whose_source_has_changed_lends_nothing():
+  saved = to_json(config_of("ft", {}))
+  for source, shared in ((source_hash("ft"), 5), (None, 5), ("other", 0)):
+    found = reuse.shared_states(config_of("il2m", {}), {**saved, "method_source": source})
+    assert found[0] == shared
+  assert found[1] == ["source of --method=ft: changed since"]
