@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from rich.filesize import decimal as as_bytes
 
+import ssil_jax
 from ssil_jax import config as config_lib
 from ssil_jax.config import Config
 from ssil_jax.data import fingerprint
@@ -32,6 +33,7 @@ class Origin(NamedTuple):
     """Returns the contents of config.json."""
     return {
       **self.settings,
+      "version": ssil_jax.__version__,
       "method_source": self.method_source,
       "data_fingerprint": fingerprint.fingerprint(self.data),
       "data": self.data,

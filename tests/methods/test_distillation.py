@@ -59,7 +59,7 @@ def batch(seed=0, *, size=4, scale=3.0):
 
 @functools.partial(jax.jit, static_argnums=(0, 4))
 def gradients(loss, logits, teacher, num_teacher_classes, temperature):
-  """By the logits and by the teacher's, [B, C]; compiled once for all numbers of classes."""
+  """By the logits and by the teacher's, [B, C]; compiled once for all teachers."""
   total = lambda x, y: jnp.sum(loss(x, y, num_teacher_classes, temperature))  # noqa: E731
   return jax.grad(total, (0, 1))(logits, teacher)
 
