@@ -125,7 +125,7 @@ def test_a_truncated_archive_is_found_wherever_it_ends(folder, name):
 
 def test_an_inner_tar_that_is_cut_off(folder):
   inner, reasons = archives.tar_of(archives.imagenet_train()[TENCH]), []
-  for kept in (0, 600, 2000, 2200, len(inner) - 10240):
+  for kept in (0, 600, 2000, 2800, len(inner) - 10240):
     outer = archives.tar_of({f"{TENCH}.tar": inner[:kept], "z.tar": inner})
     (folder / "ILSVRC2012_img_train.tar").write_bytes(outer)
     with pytest.raises(DataError, match=f"train.tar: {TENCH}.tar is cut off") as error:
