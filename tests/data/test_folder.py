@@ -246,3 +246,13 @@ def test_only_the_files_asked_for_are_checked(tmp_path):
     EncodedImages(store, np.array([0, 1, 2])).check_headers()
   with pytest.raises(DataError, match=f"cannot read image {tmp_path / '2'}"):
     EncodedImages(store, np.array([0, 2, 1])).check_headers()
+
+
+def test_stamps_tell_names_apart_and_files_that_are_not_there(tmp_path):
+  (tmp_path / "0").write_bytes(b"text")
+  (tmp_path / "1").hardlink_to(tmp_path / "0")  # the same size and times
+  store = store_of({tmp_path.name: ["0", "1", "2"]}, tmp_path.parent)
+  one, other, missing = store.stamps(np.arange(3)).tolist()
+  assert one != other
+  assert 0 not in (one, other)
+  assert missing == 0

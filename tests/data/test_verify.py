@@ -445,3 +445,11 @@ def test_the_memory_of_many_images_is_small(tmp_path, cache_home, capsys):
   assert out == ""
   assert "decoding every image, once: 1,000 of 1,000 images" in err
   assert err.count("once") == 2  # at the first pass's begin and end
+
+
+def test_images_without_a_stamp_are_not_remembered(tmp_path):
+  store = Memorized(tmp_path, 3)
+  store.stamps = lambda numbers: np.zeros(len(numbers), np.uint64)
+  for count in (3, 6):
+    verify.verify(store.all())
+    assert len(store.read_numbers) == count

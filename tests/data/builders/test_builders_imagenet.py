@@ -124,12 +124,15 @@ def test_a_truncated_archive_is_found_wherever_it_ends(folder, name):
 
 
 def test_an_inner_tar_that_is_cut_off(folder):
-  inner = archives.tar_of(archives.imagenet_train()[TENCH])
-  for kept in (0, 600, 2000, len(inner) - 10240):
-    outer = archives.tar_of({f"{TENCH}.tar": inner[:kept]})
+  inner, reasons = archives.tar_of(archives.imagenet_train()[TENCH]), []
+  for kept in (0, 600, 2048, 2800, len(inner) - 10240):
+    outer = archives.tar_of({f"{TENCH}.tar": inner[:kept], "z.tar": inner})
     (folder / "ILSVRC2012_img_train.tar").write_bytes(outer)
-    with pytest.raises(DataError, match=f"train.tar: {TENCH}.tar is cut off or damaged"):
+    with pytest.raises(DataError, match=f"train.tar: {TENCH}.tar is cut off") as error:
       prepare(folder)
+    reasons.append(str(error.value))
+  assert "no end of the tar at byte 2048" in reasons[2]
+  assert "ends behind the end of the file" in reasons[3]
 
 
 def test_a_training_tar_without_class_tars(folder):
