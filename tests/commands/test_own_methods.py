@@ -1,10 +1,11 @@
 """Methods in files of one's own: they run, resume, and are never taken for edited ones."""
 
+import importlib
 import json
 import shutil
 import sys
 
-import bad_inputs
+import arranging
 import pytest
 from folders import ROOT
 from quick import quick_network
@@ -35,7 +36,7 @@ def outcome(capsys, *flags):
 
 
 def test_the_example_runs_and_is_resumed_as_long_as_its_code_is_the_same(tmp_path, capsys):
-  (tmp_path / "small.cfg").write_text(bad_inputs.SMALL)
+  (tmp_path / "small.cfg").write_text(arranging.SMALL)
   focal(tmp_path)
   code, out, _ = outcome(capsys, "--focal_gamma=1", "--lucir_lambda=5")
   assert code == 0
@@ -79,8 +80,8 @@ def test_the_example_runs_and_is_resumed_as_long_as_its_code_is_the_same(tmp_pat
 
 
 def test_the_example_lends_nothing_to_ssil_and_takes_nothing_from_it(tmp_path, capsys):
-  (tmp_path / "small.cfg").write_text(bad_inputs.SMALL)
-  bad_inputs.FINISHED(tmp_path)  # by ft, whose first state is that of ssil
+  (tmp_path / "small.cfg").write_text(arranging.SMALL)
+  arranging.FINISHED(tmp_path)  # by ft, whose first state is that of ssil
   focal(tmp_path)
   code, _, error = outcome(capsys, "--workdir=new", "--from_workdir=run")
   assert code == 2
@@ -158,19 +159,17 @@ def test_the_modules_that_it_imports_count_and_others_do_not(hash_of, tmp_path):
   assert hash_of(helpers=HELPERS + "# of x\n") == before
 
 
-def test_a_file_here_hides_no_library(tmp_path):
-  (tmp_path / "json.py").write_text("raise ImportError('hidden')\n")
+def test_a_file_here_hides_no_library(tmp_path, monkeypatch):
+  monkeypatch.delitem(sys.modules, "colorsys", raising=False)
+  (tmp_path / "colorsys.py").write_text("mine = True\n")
   shutil.copy(ROOT / "examples" / "focal_ssil.py", tmp_path)
-  sys.modules.pop("json.tool", None)
   assert get_method("focal_ssil:FOCAL").title == "SS-IL, focal"
-  import json.tool as found
-
-  assert str(tmp_path) not in found.__file__
+  assert not hasattr(importlib.import_module("colorsys"), "mine")
 
 
 def test_a_setting_may_have_the_name_and_type_of_another_methods(tmp_path):
   setting = "  lucir_lambda: float = setting(3.0, 'mine')"
-  bad_inputs.mine(f"{bad_inputs.DATACLASS}{setting}")(tmp_path)
+  arranging.mine(f"{arranging.DATACLASS}{setting}")(tmp_path)
   request = run.parse(["run.py", "--method=mine:MINE", "--lucir_lambda=5"])
   assert request.config.method_settings.lucir_lambda == 5.0
   assert request.ignored == ()

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 
-import bad_inputs
+import arranging
 import pytest
 from folders import ROOT
 from small_runs import records
@@ -97,10 +97,10 @@ def test_an_ignored_setting_is_checked_all_the_same(capsys):
 
 
 def test_a_run_goes_on_with_a_setting_of_another_method(tmp_path, capsys):
-  (tmp_path / "small.cfg").write_text(bad_inputs.SMALL)
-  bad_inputs.FINISHED(tmp_path)
+  (tmp_path / "small.cfg").write_text(arranging.SMALL)
+  arranging.FINISHED(tmp_path)
   capsys.readouterr()
-  assert run.main([*bad_inputs.SAME.split(), "--lucir_lambda=5"]) == 0
+  assert run.main([*arranging.SAME.split(), "--lucir_lambda=5"]) == 0
   lines = capsys.readouterr().out.splitlines()
   assert lines[0] == "no effect on --method=ft: --lucir_lambda (lucir)"
   assert any("states 1 to 2 are done already" in line for line in lines)
@@ -110,9 +110,9 @@ def test_a_run_goes_on_with_a_setting_of_another_method(tmp_path, capsys):
 
 @pytest.mark.parametrize("scores", ["softmax", "logits"])
 def test_il2m_takes_all_of_ft_whichever_scores_it_rectifies(tmp_path, scores):
-  (tmp_path / "small.cfg").write_text(bad_inputs.SMALL)
-  bad_inputs.FINISHED(tmp_path)
-  command = [*bad_inputs.BORROWING.split(), "--method=il2m", f"--il2m_scores={scores}"]
+  (tmp_path / "small.cfg").write_text(arranging.SMALL)
+  arranging.FINISHED(tmp_path)
+  command = [*arranging.BORROWING.split(), "--method=il2m", f"--il2m_scores={scores}"]
   assert run.main(command) == 0
   results = json.loads((tmp_path / "new" / "results.json").read_text())
   taken = [state["from_workdir"] for state in results["states"]]

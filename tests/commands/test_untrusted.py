@@ -19,7 +19,7 @@ import sys
 import zlib
 
 import archives
-import bad_inputs
+import arranging
 import msgpack
 import numpy as np
 import pytest
@@ -160,8 +160,8 @@ def more_files(checkpoint, bomb):
 
 def hostile_run(folder, part, change, bomb):
   """A finished run, with all its checkpoints or networks changed."""
-  (folder / "small.cfg").write_text(bad_inputs.SMALL)
-  workdir = shutil.copytree(bad_inputs.finished_run(), folder / "run")
+  (folder / "small.cfg").write_text(arranging.SMALL)
+  workdir = shutil.copytree(arranging.finished_run(), folder / "run")
   for checkpoint in (workdir / part).iterdir():
     change(checkpoint, bomb)
   return workdir
@@ -183,7 +183,7 @@ def outcome(monkeypatch, capfd, folder, command):
 def test_a_checkpoint_runs_no_code(change, tmp_path, place, monkeypatch, capfd):
   workdir = hostile_run(tmp_path, "checkpoints", change, pickle.dumps(Bomb(place)))
   before = contents(workdir / "checkpoints")
-  code, errors = outcome(monkeypatch, capfd, tmp_path, bad_inputs.SAME)
+  code, errors = outcome(monkeypatch, capfd, tmp_path, arranging.SAME)
   assert not place.exists()
   assert code in (0, 2)
   if code:
@@ -199,7 +199,7 @@ def test_the_network_of_another_run_runs_no_code(
 ):
   workdir = hostile_run(tmp_path, "networks", change, pickle.dumps(Bomb(place)))
   before = contents(workdir)
-  code, errors = outcome(monkeypatch, capfd, tmp_path, bad_inputs.BORROWING)
+  code, errors = outcome(monkeypatch, capfd, tmp_path, arranging.BORROWING)
   assert not place.exists()
   assert contents(workdir) == before
   assert code in (0, 2)
@@ -208,11 +208,11 @@ def test_the_network_of_another_run_runs_no_code(
 
 def test_a_damaged_network_prints_one_line(tmp_path):
   # Pytest would keep what tensorstore's threads print to itself.
-  (tmp_path / "small.cfg").write_text(bad_inputs.SMALL)
-  workdir = shutil.copytree(bad_inputs.finished_run(), tmp_path / "run")
+  (tmp_path / "small.cfg").write_text(arranging.SMALL)
+  workdir = shutil.copytree(arranging.finished_run(), tmp_path / "run")
   for path in (workdir / "networks" / "1").rglob("manifest.ocdbt"):
     path.write_bytes(b"x")
-  script, *flags = bad_inputs.BORROWING.split()
+  script, *flags = arranging.BORROWING.split()
   done = subprocess.run(
     [sys.executable, ROOT / "experiments" / script, *flags],
     cwd=tmp_path,
@@ -226,7 +226,7 @@ def test_a_damaged_network_prints_one_line(tmp_path):
 
 
 def test_a_report_does_not_follow_a_link_in_a_work_directory(tmp_path):
-  workdir = shutil.copytree(bad_inputs.finished_run(), tmp_path / "run")
+  workdir = shutil.copytree(arranging.finished_run(), tmp_path / "run")
   precious = tmp_path / "precious"
   precious.write_text("mine")
   links = [workdir / "report.html", workdir / "figures" / "accuracy.png"]
