@@ -1,4 +1,4 @@
-"""What a method is context, made of random or chosen arrays instead of a network's."""
+"""What a method is given, made of random or chosen arrays instead of a network's."""
 
 import jax
 import jax.numpy as jnp
@@ -17,13 +17,13 @@ def config_of(name, **values):
   return make_config({"method": name, **values}, method)
 
 
-def given_of(num_old, num_seen, *, num_teacher_classes=0, stats=None):
+def context_of(num_old, num_seen, *, num_teacher_classes=0, stats=None):
   classes = SeenClasses(*(jnp.int32(n) for n in (num_old, num_seen, num_teacher_classes)))
   return PhaseContext(classes, None, {} if stats is None else stats)
 
 
 def outputs_of(*, logits=None, features=None, scale=1.0):
-  """Those that are not context are zeros."""
+  """Those that are not given are zeros."""
   size = len(logits if features is None else features)
   return Outputs(
     features=jnp.asarray(np.zeros((size, 1)) if features is None else features, "float32"),
@@ -74,7 +74,7 @@ def memory_of(records_of_class):
   )
 
 
-def moment_of(
+def finished_of(
   config,
   *,
   num_old,
@@ -90,13 +90,13 @@ def moment_of(
 ):
   """A FinishedState whose extract reads `train` and `test`, the Outputs of all records."""
   labels, test_labels = (np.asarray(x, np.int32) for x in (labels, test_labels))
-  context = given_of(num_old, num_seen, stats=stats)
+  context = context_of(num_old, num_seen, stats=stats)
 
-  def extract(records, measure, *, test=False):
+  def extract(records, output_fn, *, test=False):
     outputs, own = (of_test, test_labels) if test else (train, labels)
     rows = Outputs(outputs.features[records], outputs.logits[records], outputs.scale)
-    measured = measure(rows, jnp.asarray(own[records]), context, config)
-    return jax.tree.map(np.asarray, measured)
+    found = output_fn(rows, jnp.asarray(own[records]), context, config)
+    return jax.tree.map(np.asarray, found)
 
   of_test = test
   return FinishedState(

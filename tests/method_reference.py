@@ -5,7 +5,10 @@ package with these. `scores` and `teacher` are rows, one number per class; `grou
 lists of classes, one for each state.
 """
 
+import math
+
 import numpy as np
+from reference import softmax_cross_entropy
 
 # Distillation and softmax losses.
 
@@ -17,11 +20,6 @@ def log_softmax(scores, classes):
   for j in classes:
     total += np.exp(float(scores[j]) - largest)
   return {c: float(scores[c]) - largest - np.log(total) for c in classes}
-
-
-def cross_entropy(scores, label, classes):
-  """-log p_y, with p the softmax over some classes."""
-  return -log_softmax(scores, classes)[label]
 
 
 def softened(scores, temperature):
@@ -71,77 +69,60 @@ def task_wise_distillation(scores, teacher, groups, num_teacher_classes, tempera
 
 def softmax(scores, label, num_seen):
   """FT, equation 2 of SS-IL."""
-  return cross_entropy(scores, label, range(num_seen))
+  return softmax_cross_entropy(scores, label, range(num_seen))
 
 
 def separated_softmax(scores, label, num_old, num_seen):
   """SS-IL, equation 3: an old sample among P_t, a new one among N_t."""
   if label < num_old:
-    return cross_entropy(scores, label, range(num_old))
-  return cross_entropy(scores, label, range(num_old, num_seen))
+    return softmax_cross_entropy(scores, label, range(num_old))
+  return softmax_cross_entropy(scores, label, range(num_old, num_seen))
 
 
 # Each method's loss: (scores, teacher, label, num_old, num_seen, num_teacher_classes,
 # groups, temperature) -> a number.
 
 
-def _ssil(
-  scores, teacher, label, num_old, num_seen, num_teacher_classes, groups, temperature
-):
+def _ssil(scores, *, label, num_old, num_seen, **_):
   return separated_softmax(scores, label, num_old, num_seen)
 
 
-def _ft(
-  scores, teacher, label, num_old, num_seen, num_teacher_classes, groups, temperature
-):
+def _ft(scores, *, label, num_seen, **_):
   return softmax(scores, label, num_seen)
 
 
-def _ssil_tkd(
-  scores, teacher, label, num_old, num_seen, num_teacher_classes, groups, temperature
-):
-  distilled = task_wise_distillation(
-    scores, teacher, groups, num_teacher_classes, temperature
-  )
-  return separated_softmax(scores, label, num_old, num_seen) + distilled
+def _distilled(scores, distance, given):
+  names = ("teacher", "groups", "num_teacher_classes", "temperature")
+  return distance(scores, *(given[name] for name in names))
 
 
-def _icarl(
-  scores, teacher, label, num_old, num_seen, num_teacher_classes, groups, temperature
-):
-  distilled = task_wise_distillation(
-    scores, teacher, groups, num_teacher_classes, temperature
-  )
-  return softmax(scores, label, num_seen) + distilled
+def _ssil_tkd(scores, **given):
+  return _ssil(scores, **given) + _distilled(scores, task_wise_distillation, given)
 
 
-def _lwf(
-  scores, teacher, label, num_old, num_seen, num_teacher_classes, groups, temperature
-):
+def _icarl(scores, **given):
+  return _ft(scores, **given) + _distilled(scores, task_wise_distillation, given)
+
+
+def _lwf(scores, **given):
   """L_new + L_old, of a sample of a new class."""
-  new = cross_entropy(scores, label, range(num_old, num_seen))
-  old = task_wise_cross_entropy(scores, teacher, groups, num_teacher_classes, temperature)
-  return new + old
+  new = range(given["num_old"], given["num_seen"])
+  distilled = _distilled(scores, task_wise_cross_entropy, given)
+  return softmax_cross_entropy(scores, given["label"], new) + distilled
 
 
-def _eeil(
-  scores, teacher, label, num_old, num_seen, num_teacher_classes, groups, temperature
-):
-  distilled = task_wise_cross_entropy(
-    scores, teacher, groups, num_teacher_classes, temperature
-  )
-  return softmax(scores, label, num_seen) + distilled
+def _eeil(scores, **given):
+  return _ft(scores, **given) + _distilled(scores, task_wise_cross_entropy, given)
 
 
-def _wa(
-  scores, teacher, label, num_old, num_seen, num_teacher_classes, groups, temperature
-):
+def _wa(scores, *, teacher, num_old, num_seen, num_teacher_classes, temperature, **given):
   """(1 - lambda) L_CE + lambda L_KD, lambda = old / seen classes; BiC with its teacher."""
+  plain = softmax(scores, given["label"], num_seen)
   if num_teacher_classes == 0:
-    return softmax(scores, label, num_seen)
+    return plain
   share = num_old / num_seen
   distilled = softened_cross_entropy(scores, teacher, range(num_old), temperature)
-  return (1 - share) * softmax(scores, label, num_seen) + share * distilled
+  return (1 - share) * plain + share * distilled
 
 
 LOSSES = {
@@ -159,14 +140,15 @@ LOSSES = {
 }
 
 
-def numerical_gradient(function, point, step=1e-5):
-  """Central differences of a function of a list of numbers."""
-  gradient = []
-  for j in range(len(point)):
-    up, down = [float(x) for x in point], [float(x) for x in point]
-    up[j] += step
-    down[j] -= step
-    gradient.append((function(up) - function(down)) / (2 * step))
+def numerical_gradient(function, x, *, step=1e-5):
+  """Central differences of a function of one float64 array."""
+  x = np.array(x, np.float64)
+  gradient = np.zeros_like(x)
+  for place in np.ndindex(*x.shape):
+    up, down = x.copy(), x.copy()
+    up[place] += step
+    down[place] -= step
+    gradient[place] = (function(up) - function(down)) / (2 * step)
   return gradient
 
 
@@ -187,15 +169,12 @@ def correction_loss(pair, logits, labels, num_old):
   for scores, label in zip(logits, labels, strict=True):
     num_seen = len(scores)
     scores = corrected(scores, range(num_old, num_seen), alpha, beta)
-    total += cross_entropy(scores, label, range(num_seen))
+    total += softmax_cross_entropy(scores, label, range(num_seen))
   return total / len(labels) + 0.1 * beta**2 / 2
 
 
 def length(vector):
-  total = 0.0
-  for x in vector:
-    total += float(x) ** 2
-  return total**0.5
+  return math.sqrt(sum(float(x) ** 2 for x in vector))
 
 
 def alignment_factor(kernel, num_old, num_seen):
@@ -231,3 +210,182 @@ def herding(features, count):
         best, best_distance = x, distance
     chosen.append(best)
   return chosen
+
+
+# IL2M, iCaRL's classifier, LUCIR, ER-ACE and DER++: `logits`, `scores` and `features` are
+# lists of rows.
+
+
+def normalized(vector):
+  size = length(vector)
+  return [float(v) / size if size > 0 else 0.0 for v in vector]
+
+
+def cosine(a, b):
+  return sum(x * y for x, y in zip(normalized(a), normalized(b), strict=True))
+
+
+def softmax_rows(logits, num_seen):
+  """The probabilities of the classes seen; rows of length num_seen."""
+  rows = []
+  for row in logits:
+    largest = max(float(row[c]) for c in range(num_seen))
+    powers = [math.exp(float(row[c]) - largest) for c in range(num_seen)]
+    rows.append([p / sum(powers) for p in powers])
+  return rows
+
+
+def logit_rows(logits, num_seen):
+  return [[float(row[c]) for c in range(num_seen)] for row in logits]
+
+
+# IL2M. `scores` have a number for each class seen.
+
+
+def mean_own_score(scores, labels, label):
+  """mu(c): the mean score of a class over its own images."""
+  total, images = 0.0, 0
+  for row, own in zip(scores, labels, strict=True):
+    if own == label:
+      total += row[label]
+      images += 1
+  return total / images
+
+
+def mean_top_score(scores):
+  """conf(M): the mean of the best score of each image."""
+  total = 0.0
+  for row in scores:
+    total += max(row)
+  return total / len(scores)
+
+
+def il2m_row(row, num_old, then, conf_then, now, conf_now):
+  """Equation 1; the statistics of class c are then[c], conf_then[c] and now[c]."""
+  best = 0
+  for c in range(len(row)):
+    if row[c] > row[best]:
+      best = c
+  rectified = list(row)
+  if best >= num_old:
+    for c in range(num_old):
+      rectified[c] = row[c] * (then[c] / now[c]) * (conf_now / conf_then[c])
+  return rectified
+
+
+# iCaRL, algorithm 1.
+
+
+def exemplar_mean(features, labels, label):
+  """The mean of a class's normalized features, normalized."""
+  total = [0.0] * len(features[0])
+  exemplars = 0
+  for feature, own in zip(features, labels, strict=True):
+    if own == label:
+      total = [t + f for t, f in zip(total, normalized(feature), strict=True)]
+      exemplars += 1
+  return normalized([t / exemplars for t in total])
+
+
+def squared_distance(a, b):
+  return sum((float(x) - float(y)) ** 2 for x, y in zip(a, b, strict=True))
+
+
+def nearest_mean(feature, means):
+  """argmin_c of |phi(x) - mu_c|."""
+  best = 0
+  for c in range(len(means)):
+    if squared_distance(normalized(feature), means[c]) < squared_distance(
+      normalized(feature), means[best]
+    ):
+      best = c
+  return best
+
+
+# LUCIR.
+
+
+def less_forget(feature, teacher_feature):
+  """Equation 6."""
+  return 1 - cosine(teacher_feature, feature)
+
+
+def margin_ranking(cosines, label, num_old, num_seen, margin, num_negatives):
+  """Equation 8 of one exemplar: the K new classes with the largest cosines."""
+  left = list(range(num_old, num_seen))
+  total = 0.0
+  for _ in range(num_negatives):
+    if left:
+      hardest = left[0]
+      for c in left:
+        if cosines[c] > cosines[hardest]:
+          hardest = c
+      left.remove(hardest)
+      total += max(0.0, margin - float(cosines[label]) + float(cosines[hardest]))
+  return total
+
+
+def lucir(
+  cosines, scale, features, teacher_features, labels, num_old, num_seen, base, margin, k
+):
+  """Equation 9: a mean over the batch, and one over its exemplars."""
+  of_all, of_exemplars, exemplars = 0.0, 0.0, 0
+  for i, label in enumerate(labels):
+    logits = [scale * float(c) for c in cosines[i]]
+    of_all += softmax_cross_entropy(logits, label, range(num_seen))
+    if num_old:
+      weight = base * math.sqrt((num_seen - num_old) / num_old)
+      of_all += weight * less_forget(features[i], teacher_features[i])
+    if label < num_old:
+      of_exemplars += margin_ranking(cosines[i], label, num_old, num_seen, margin, k)
+      exemplars += 1
+  loss = of_all / len(labels)
+  return loss + of_exemplars / exemplars if exemplars else loss
+
+
+# ER-ACE.
+
+
+def er_ace(logits, labels, num_old, num_seen):
+  """L_ce(X_bf; C_old + C_curr) + L_ce(X_in; C_curr), each a mean over its samples."""
+  incoming, replayed, current = [], [], []
+  for i, label in enumerate(labels):
+    if label < num_old:
+      replayed.append(i)
+    else:
+      incoming.append(i)
+      if label not in current:
+        current.append(label)
+  loss = 0.0
+  for i in replayed:
+    loss += softmax_cross_entropy(logits[i], labels[i], range(num_seen)) / len(replayed)
+  for i in incoming:
+    loss += softmax_cross_entropy(logits[i], labels[i], current) / len(incoming)
+  return loss
+
+
+# DER++.
+
+
+def der(new, first, second, num_seen, alpha, beta):
+  """Equation 6, with a mean over classes as the squared distance.
+
+  Args:
+    new: list of (row of logits, label).
+    first: list of (row of logits, stored row, classes known when it was stored).
+    second: list of (row of logits, label).
+    num_seen: classes seen.
+    alpha: weight of the first draw.
+    beta: weight of the second.
+  """
+  loss = 0.0
+  for row, label in new:
+    loss += softmax_cross_entropy(row, label, range(num_seen)) / len(new)
+  for row, stored, known in first:
+    total = 0.0
+    for c in range(known):
+      total += (float(stored[c]) - float(row[c])) ** 2
+    loss += alpha * total / known / len(first)
+  for row, label in second:
+    loss += beta * softmax_cross_entropy(row, label, range(num_seen)) / len(second)
+  return loss

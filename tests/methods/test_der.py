@@ -5,10 +5,9 @@ import functools
 import finished_states
 import jax
 import jax.numpy as jnp
-import method_reference_other as reference
+import method_reference as reference
 import numpy as np
 import pytest
-from reference import softmax_cross_entropy
 
 from ssil_jax.methods import METHODS
 from ssil_jax.methods.base import Sizes
@@ -74,7 +73,7 @@ def batch_loss(logits, labels, positions, records, counted, *, num_old=6, num_se
   examples = finished_states.examples_of(
     Outputs(jnp.zeros((len(logits), 1)), logits),
     np.zeros(len(logits)),
-    finished_states.given_of(num_old, num_seen, stats=jax.tree.map(jnp.asarray, store())),
+    finished_states.context_of(num_old, num_seen, stats=jax.tree.map(jnp.asarray, store())),
     STATE_OF_CLASS,
   )._replace(
     labels=labels,
@@ -105,7 +104,7 @@ def test_loss_and_gradient_equal_the_loops(seed):
   assert value == pytest.approx(loop_loss(logits, labels, records), rel=1e-5)
   np.testing.assert_allclose(
     gradient,
-    reference.numeric_gradient(lambda x: loop_loss(x, labels, records), logits),
+    reference.numerical_gradient(lambda x: loop_loss(x, labels, records), logits),
     rtol=1e-3,
     atol=1e-5,
   )
@@ -178,19 +177,6 @@ def test_two_devices_make_the_loss_of_the_whole_batch():
   assert np.mean(means) == pytest.approx(loop_loss(logits, labels, records), rel=1e-5)
 
 
-def test_first_state_is_the_plain_cross_entropy():
-  rng = np.random.default_rng(5)
-  logits = rng.standard_normal((NUM_NEW, NUM_CLASSES)).astype(np.float32)
-  labels = [0, 2, 1, 1]
-  value, gradient = loss_and_gradient(logits, labels, [27, 1, 2, 3], num_old=0, num_seen=3)
-  entropies = [
-    softmax_cross_entropy(row, label, range(3))
-    for row, label in zip(logits, labels, strict=True)
-  ]
-  assert value == pytest.approx(np.mean(entropies), rel=1e-5)
-  np.testing.assert_array_equal(gradient[:, 3:], 0)
-
-
 # What is stored.
 
 PER_CLASS, MEMORY_SIZE = 7, 13
@@ -207,7 +193,7 @@ def three_states():
   for state, quota in enumerate(QUOTAS):
     num_seen = BOUNDS[state + 1]
     logits = rng.standard_normal((len(LABELS), NUM_CLASSES)).astype(np.float32)
-    finished = finished_states.moment_of(
+    finished = finished_states.finished_of(
       config(),
       num_old=BOUNDS[state],
       num_seen=num_seen,

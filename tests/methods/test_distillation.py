@@ -59,7 +59,7 @@ def batch(seed=0, *, size=4, scale=3.0):
 
 @functools.partial(jax.jit, static_argnums=(0, 4))
 def gradients(loss, logits, teacher, num_teacher_classes, temperature):
-  """By the logits and by the teacher's, [B, C]; compiled once for all teachers."""
+  """By the logits and by the teacher's, [B, C]; compiled once for any number."""
   total = lambda x, y: jnp.sum(loss(x, y, num_teacher_classes, temperature))  # noqa: E731
   return jax.grad(total, (0, 1))(logits, teacher)
 
@@ -99,23 +99,6 @@ def test_without_taught_classes_it_is_zero_with_zero_gradients(loss):
     np.testing.assert_array_equal(loss(logits, teacher, jnp.int32(0), 2.0), 0)
     for gradient in gradients(loss, logits, teacher, 0, 2.0):
       np.testing.assert_array_equal(gradient, 0)
-
-
-@pytest.mark.parametrize("num_teacher_classes", BOUNDARIES)
-@pytest.mark.parametrize("loss", ALL)
-def test_untaught_classes_change_nothing(loss, num_teacher_classes):
-  logits, teacher = batch()
-  values = loss(logits, teacher, num_teacher_classes, 2.0)
-  for size in (-50.0, 50.0):
-    np.testing.assert_array_equal(
-      loss(
-        logits.at[:, num_teacher_classes:].set(size),
-        teacher.at[:, num_teacher_classes:].set(-size),
-        num_teacher_classes,
-        2.0,
-      ),
-      values,
-    )
 
 
 @pytest.mark.parametrize("num_teacher_classes", BOUNDARIES)

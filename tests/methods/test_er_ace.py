@@ -5,7 +5,7 @@ import functools
 import finished_states
 import jax
 import jax.numpy as jnp
-import method_reference_other as reference
+import method_reference as reference
 import numpy as np
 import pytest
 
@@ -41,7 +41,7 @@ def batch_loss(logits, labels, num_old, num_seen, counted):
   examples = finished_states.examples_of(
     Outputs(jnp.zeros((len(logits), 1)), logits),
     np.zeros(len(logits)),
-    finished_states.given_of(num_old, num_seen),
+    finished_states.context_of(num_old, num_seen),
     STATE_OF_CLASS,
   )._replace(labels=labels, class_counts=counts)
   return jnp.mean(ER_ACE.loss(examples, finished_states.config_of("er_ace")))
@@ -62,7 +62,7 @@ def test_loss_and_gradient_equal_the_loops(num_old, num_seen, labels):
   assert value == pytest.approx(expected, rel=1e-5)
   np.testing.assert_allclose(
     gradient,
-    reference.numeric_gradient(
+    reference.numerical_gradient(
       lambda x: reference.er_ace(x, labels, num_old, num_seen), logits
     ),
     rtol=1e-3,

@@ -1,11 +1,9 @@
-"""iCaRL: class means and the nearest one, and the loss."""
+"""iCaRL: class means and the nearest one."""
 
 import finished_states
-import jax
-import method_reference_other as reference
+import method_reference as reference
 import numpy as np
 import pytest
-from reference import softmax_cross_entropy
 
 from ssil_jax.methods import METHODS
 from ssil_jax.methods.base import Sizes
@@ -14,11 +12,11 @@ ICARL = METHODS["icarl"]
 
 
 def class_means(features, records_of_class, *, num_classes, labels):
-  """The method's statistics at the end of a state that has seen the classes context."""
+  """The method's statistics at the end of a state that has seen the classes given."""
   config = finished_states.config_of("icarl")
   features = np.asarray(features, np.float32)
   stats = ICARL.init_stats(Sizes(num_classes, features.shape[1], len(features), 20))
-  finished = finished_states.moment_of(
+  finished = finished_states.finished_of(
     config,
     num_old=0,
     num_seen=len(records_of_class),
@@ -41,7 +39,7 @@ def predict(features, stats, num_seen, *, logits=None):
   outputs = finished_states.outputs_of(
     features=features, logits=np.zeros(size) if logits is None else logits
   )
-  context = finished_states.given_of(0, num_seen, stats=stats)
+  context = finished_states.context_of(0, num_seen, stats=stats)
   return np.asarray(ICARL.predict(outputs, context, finished_states.config_of("icarl")))
 
 
@@ -129,43 +127,3 @@ def test_features_of_zero_are_no_nan():
   assert np.isfinite(scores[:, :2]).all()
   np.testing.assert_array_equal(scores[:, 2], -np.inf)
   assert np.argmax(scores[1]) == 1
-
-
-@pytest.mark.parametrize("temperature", [1.0, 2.0])
-def test_loss_equals_the_loops(temperature):
-  # Classes 0 to 2, 3 and 4, and the new ones 5 and 6; 7 is unseen.
-  states, num_old, num_seen = [range(3), range(3, 5)], 5, 7
-  rng = np.random.default_rng(0)
-  logits, teacher = 2 * rng.standard_normal((2, 10, 8))
-  labels = np.arange(10) % num_seen
-  config = finished_states.config_of("icarl", temperature=temperature)
-  examples = finished_states.examples_of(
-    finished_states.outputs_of(logits=logits),
-    labels,
-    finished_states.given_of(num_old, num_seen, num_teacher_classes=num_old),
-    [0, 0, 0, 1, 1, 2, 2, 3],
-    teacher=finished_states.outputs_of(logits=teacher),
-  )
-  losses = np.asarray(jax.jit(lambda: ICARL.loss(examples, config))())
-  assert losses.dtype == np.float32
-  for i, label in enumerate(labels):
-    expected = softmax_cross_entropy(logits[i], label, range(num_seen))
-    expected += reference.task_wise_kl(logits[i], teacher[i], states, temperature)
-    assert losses[i] == pytest.approx(expected, rel=1e-4)
-
-
-def test_loss_of_the_first_state_is_the_cross_entropy():
-  rng = np.random.default_rng(1)
-  logits, labels = rng.standard_normal((6, 5)), np.arange(6) % 3
-  examples = finished_states.examples_of(
-    finished_states.outputs_of(logits=logits),
-    labels,
-    finished_states.given_of(0, 3),
-    [0, 0, 0, 1, 1],
-    teacher=finished_states.outputs_of(logits=np.zeros((6, 5))),
-  )
-  config = finished_states.config_of("icarl")
-  losses = np.asarray(jax.jit(lambda: ICARL.loss(examples, config))())
-  for i, label in enumerate(labels):
-    expected = softmax_cross_entropy(logits[i], label, range(3))
-    assert losses[i] == pytest.approx(expected, rel=1e-5)

@@ -4,7 +4,7 @@ import types
 
 import finished_states
 import jax.numpy as jnp
-import method_reference_other as reference
+import method_reference as reference
 import numpy as np
 import pytest
 from reference import best_class
@@ -61,7 +61,7 @@ def test_nothing_is_rectified_while_there_is_no_old_class():
 @pytest.mark.parametrize("kind", KINDS)
 def test_scores_are_those_of_the_classes_seen(kind):
   logits = random_logits(TEST_LABELS, seed=0)
-  context = finished_states.given_of(3, 5)
+  context = finished_states.context_of(3, 5)
   config = finished_states.config_of("il2m", il2m_scores=kind)
   values = np.asarray(
     il2m.scores(finished_states.outputs_of(logits=logits), context, config)
@@ -85,13 +85,13 @@ def exemplars(num_seen, each):
   return [[PER_CLASS * c + PER_CLASS - 1 - k for k in range(each)] for c in range(num_seen)]
 
 
-def state_moment(config, state, stats):
+def end_of_state(config, state, stats):
   """The end of state 0, 1 or 2, and its logits of the training and the test records."""
   num_old, num_seen = BOUNDS[state], BOUNDS[state + 1]
   train = random_logits(LABELS, seed=(1, state))
   test = random_logits(TEST_LABELS, seed=(2, state))
   replayed = finished_states.memory_of(exemplars(num_old, KEPT[state - 1] if state else 0))
-  finished = finished_states.moment_of(
+  finished = finished_states.finished_of(
     config,
     num_first=BOUNDS[1],
     num_old=num_old,
@@ -113,7 +113,7 @@ def three_states(kind):
   stats = IL2M.init_stats(Sizes(NUM_CLASSES, 1, len(LABELS), 12))
   then, conf_then, result = {}, {}, []
   for state in range(3):
-    finished, train, test = state_moment(config, state, stats)
+    finished, train, test = end_of_state(config, state, stats)
     before = {name: value.copy() for name, value in stats.items()}
     stats = IL2M.stats(finished, config)
     for name, value in before.items():  # the state before may still be needed
@@ -165,7 +165,7 @@ def test_prediction_equals_the_loops_over_three_states(kind):
   changed = 0
   for finished, config, loops, test, scores in three_states(kind):
     num_old, num_seen = finished.num_old, finished.num_seen
-    context = finished_states.given_of(num_old, num_seen, stats=finished.stats)
+    context = finished_states.context_of(num_old, num_seen, stats=finished.stats)
     predicted = np.asarray(
       IL2M.predict(finished_states.outputs_of(logits=test), context, config)
     )
@@ -222,7 +222,7 @@ def test_figure_7_shows_at_most_50_classes():
   factor = np.full(num_seen, 100, np.float32)
   factor[:50] = 2
   config = finished_states.config_of("il2m")
-  finished = finished_states.moment_of(
+  finished = finished_states.finished_of(
     config,
     num_first=60,
     num_old=num_old,
@@ -248,7 +248,7 @@ def test_two_states_by_hand():
     return finished_states.outputs_of(logits=np.log(rows))
 
   stats = IL2M.init_stats(Sizes(3, 1, 5, 3))
-  first = finished_states.moment_of(
+  first = finished_states.finished_of(
     config,
     num_old=0,
     num_seen=2,
@@ -264,7 +264,7 @@ def test_two_states_by_hand():
   stats = IL2M.stats(first, config)
   np.testing.assert_allclose(stats["then"][:2], [0.8, 0.5], rtol=1e-5)
   np.testing.assert_allclose(stats["conf_then"][:2], 0.6, rtol=1e-5)
-  second = finished_states.moment_of(
+  second = finished_states.finished_of(
     config,
     num_old=2,
     num_seen=3,
@@ -288,7 +288,7 @@ def test_two_states_by_hand():
   np.testing.assert_allclose(stats["then"], [0.8, 0.5, 0.9], rtol=1e-5)
   np.testing.assert_allclose(stats["conf_then"], [0.6, 0.6, 0.9], rtol=1e-5)
   assert stats["exemplar_top1"] == pytest.approx(0.5)  # record 1 is right, 0 is not
-  context = finished_states.given_of(2, 3, stats=stats)
+  context = finished_states.context_of(2, 3, stats=stats)
   predicted = IL2M.predict(
     probabilities([[0.3, 0.2, 0.5], [0.4, 0.3, 0.3], [0.1, 0.1, 0.8]]), context, config
   )

@@ -6,7 +6,7 @@ import math
 import finished_states
 import jax
 import jax.numpy as jnp
-import method_reference_other as reference
+import method_reference as reference
 import numpy as np
 import pytest
 from reference import softmax_cross_entropy
@@ -38,7 +38,7 @@ def batch_loss(config, cosines, scale, features, teacher, labels, num_old, num_s
   examples = finished_states.examples_of(
     Outputs(features, scale * cosines, scale),
     np.zeros(len(cosines)),
-    finished_states.given_of(num_old, num_seen, num_teacher_classes=num_old),
+    finished_states.context_of(num_old, num_seen, num_teacher_classes=num_old),
     STATE_OF_CLASS,
     teacher=Outputs(teacher, jnp.zeros_like(cosines), jnp.ones(())),
   )
@@ -95,7 +95,7 @@ def test_margin_ranking_by_hand(num_negatives, expected):
   values = lucir.margin_ranking(
     jnp.asarray(COSINES),
     jnp.asarray([0, 1, 3]),
-    finished_states.given_of(2, 5).classes,
+    finished_states.context_of(2, 5).classes,
     margin=0.5,
     num_negatives=num_negatives,
   )
@@ -105,7 +105,7 @@ def test_margin_ranking_by_hand(num_negatives, expected):
 @functools.partial(jax.jit, static_argnames="num_negatives")
 def ranking(cosines, labels, num_old, num_seen, *, num_negatives):
   """The sum of the margin losses, and each of them."""
-  classes = finished_states.given_of(num_old, num_seen).classes
+  classes = finished_states.context_of(num_old, num_seen).classes
   values = lucir.margin_ranking(
     cosines, labels, classes, margin=0.4, num_negatives=num_negatives
   )
@@ -180,14 +180,14 @@ def test_gradients_equal_those_of_the_loops():
   )
   close = functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5)
   close(
-    by_cosines, reference.numeric_gradient(lambda x: loops(x, scale, features), cosines)
+    by_cosines, reference.numerical_gradient(lambda x: loops(x, scale, features), cosines)
   )
   close(
     by_scale,
-    reference.numeric_gradient(lambda x: loops(cosines, float(x), features), scale),
+    reference.numerical_gradient(lambda x: loops(cosines, float(x), features), scale),
   )
   close(
-    by_features, reference.numeric_gradient(lambda x: loops(cosines, scale, x), features)
+    by_features, reference.numerical_gradient(lambda x: loops(cosines, scale, x), features)
   )
   np.testing.assert_array_equal(by_cosines[:, num_seen:], 0)
 
@@ -200,7 +200,7 @@ def test_the_less_forget_weight_grows_with_the_root_of_new_over_old():
   examples = finished_states.examples_of(
     outputs,
     [2, 9],
-    finished_states.given_of(2, 10, num_teacher_classes=2),
+    finished_states.context_of(2, 10, num_teacher_classes=2),
     [0, 0, *[1] * 8],
     teacher=teacher,
   )
@@ -231,7 +231,7 @@ def test_two_devices_make_the_mean_of_the_whole_batch():
   # The first device has all but one of the exemplars.
   order = np.argsort(labels, kind="stable")
   config = finished_states.config_of("lucir")
-  context = finished_states.given_of(num_old, num_seen, num_teacher_classes=num_old)
+  context = finished_states.context_of(num_old, num_seen, num_teacher_classes=num_old)
   means = []
   for share in (order[:6], order[6:]):
     examples = finished_states.examples_of(
@@ -281,7 +281,9 @@ def test_old_weights_are_fixed_and_nothing_else_is():
 
   before, after = params(), params()
   for num_old in (0, 3, 6):
-    projected = LUCIR.project(after, before, finished_states.given_of(num_old, num_old + 2))
+    projected = LUCIR.project(
+      after, before, finished_states.context_of(num_old, num_old + 2)
+    )
     assert jax.tree.structure(projected) == jax.tree.structure(after)
     kernel = np.asarray(projected["head"]["kernel"])
     np.testing.assert_array_equal(
