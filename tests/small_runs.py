@@ -5,12 +5,12 @@ import json
 from typing import Any, NamedTuple
 
 import numpy as np
+import pytest
 from rich.console import Console
 
 from ssil_jax import methods, resnet
 from ssil_jax.config import make_config
-from ssil_jax.training import loop, numerics
-from ssil_jax.training.session import open_session
+from ssil_jax.training import loop, numerics, session
 
 # What the programs on the devices do not depend on.
 _FREE = {
@@ -23,6 +23,7 @@ _FREE = {
   "selection": "ring",
 }
 _MADE = {}
+make_session = session.make_session
 
 
 def small_config(workdir, **changes):
@@ -131,16 +132,29 @@ def watched_run(config, *, ask=lambda: None, bad_step=None, console=None):
       calls.append(Call("ask"))
       ask()
 
+  def shared(plan, mesh, check_interrupt):
+    key = dataclasses.replace(config, **_FREE), resnet.BasicBlock
+    if key not in _MADE:
+      made = make_session(plan, mesh)
+      _MADE[key] = made.devices, made.initial
+    devices, initial = _MADE[key]
+    return session.Session(
+      plan=plan,
+      devices=WatchedDevices(devices, calls, bad_step),
+      initial=initial,
+      check_interrupt=check_interrupt,
+    )
+
   try:
     with (
       numerics.standard(config, warn=lambda line: None),
-      open_session(config, console, check_interrupt) as (session, state),
+      pytest.MonkeyPatch.context() as patch,
     ):
-      is_open.append(True)
-      key = dataclasses.replace(config, **_FREE), resnet.BasicBlock
-      shared = _MADE.setdefault(key, session.devices)
-      session.devices = WatchedDevices(shared, calls, bad_step)
-      return session.results(loop.train(session, state)), calls
+      # Compiling, and drawing parameters, would take longer than all the rest.
+      patch.setattr(session, "make_session", shared)
+      with session.open_session(config, console, check_interrupt) as (opened, state):
+        is_open.append(True)
+        return opened.results(loop.train(opened, state)), calls
   except (Exception, KeyboardInterrupt) as error:
     return error, calls
 

@@ -170,11 +170,11 @@ def test_training_and_evaluation_see_the_same_normalized_pixels(normalization, e
     positions=jnp.zeros(1, jnp.int32),
     records=jnp.zeros(1, jnp.int32),
   )
-  given = PhaseContext(SeenClasses(*map(jnp.int32, (0, 3, 0))), None, {})
+  context = PhaseContext(SeenClasses(*map(jnp.int32, (0, 3, 0))), None, {})
 
   def both(state):
-    _, step_metrics = train_step(state, batch, given, 0.1, None, model=model)
-    return step_metrics["loss"], eval_step(state, batch, given, None, model=model)
+    _, step_metrics = train_step(state, batch, context, 0.1, None, model=model)
+    return step_metrics["loss"], eval_step(state, batch, context, None, model=model)
 
   # One device.
   state = jax.tree.map(lambda x: x[None], state)
