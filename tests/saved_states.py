@@ -9,7 +9,7 @@ import pytest
 
 from ssil_jax import memory
 from ssil_jax.training.checkpoint import Checkpoints
-from ssil_jax.training.state import NO_STEPS, Position, RunState, TrainState
+from ssil_jax.training.run_state import NO_STEPS, Position, RunState, TrainState
 from ssil_jax.training.step import make_optimizer
 
 

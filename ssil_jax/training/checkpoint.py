@@ -19,7 +19,7 @@ import orbax.checkpoint as ocp
 from ssil_jax.distributed import collectives
 from ssil_jax.errors import DivergedError, UserError, WorkdirError
 from ssil_jax.memory import Memory
-from ssil_jax.training.state import Position, RunState
+from ssil_jax.training.run_state import Position, RunState
 from ssil_jax.training.storage import open_manager, quiet_threads, reason_of
 
 _NETWORK = ("step", "params", "batch_stats", "opt_state")

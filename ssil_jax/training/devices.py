@@ -27,7 +27,7 @@ from ssil_jax.errors import ConfigError
 from ssil_jax.methods.base import OutputFn
 from ssil_jax.system import usable_cores
 from ssil_jax.training import step as step_lib
-from ssil_jax.training.state import TrainState
+from ssil_jax.training.run_state import TrainState
 
 _THREADS_PER_DEVICE = 2
 _STEPS_AHEAD = 8

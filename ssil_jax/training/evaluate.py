@@ -15,8 +15,8 @@ from ssil_jax.errors import DivergedError
 from ssil_jax.methods.base import Extract, OutputFn, PhaseContext, SeenClasses
 from ssil_jax.schedule import IncrementalState
 from ssil_jax.training.devices import Backpressure, fetch
+from ssil_jax.training.run_state import TrainState
 from ssil_jax.training.session import Session
-from ssil_jax.training.state import TrainState
 
 _EXTRACTIONS_AHEAD = 8
 

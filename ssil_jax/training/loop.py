@@ -26,8 +26,8 @@ from ssil_jax.training import numerics
 from ssil_jax.training.devices import Backpressure, fetch
 from ssil_jax.training.evaluate import evaluate, extractor, prefetched
 from ssil_jax.training.plan import Plan
+from ssil_jax.training.run_state import NO_STEPS, Position, RunState, TrainState
 from ssil_jax.training.session import Session, open_session, printer
-from ssil_jax.training.state import NO_STEPS, Position, RunState, TrainState
 
 _LARGEST_SHOWN = 1e30  # in results.json, whose readers take float32
 

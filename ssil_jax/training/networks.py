@@ -6,7 +6,7 @@ from typing import Any
 import orbax.checkpoint as ocp
 
 from ssil_jax.errors import WorkdirError
-from ssil_jax.training.state import TrainState
+from ssil_jax.training.run_state import TrainState
 from ssil_jax.training.storage import open_manager, quiet_threads, reason_of
 
 

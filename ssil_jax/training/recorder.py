@@ -21,7 +21,7 @@ from ssil_jax.progress import ProgressDisplay
 from ssil_jax.schedule import IncrementalState, Phase
 from ssil_jax.system import write_bytes
 from ssil_jax.training.devices import fetch
-from ssil_jax.training.state import METRICS, RunState
+from ssil_jax.training.run_state import METRICS, RunState
 
 _SECONDS_BETWEEN_FLUSHES = 10.0  # of the TensorBoard events
 

@@ -27,7 +27,7 @@ from ssil_jax.schedule import IncrementalState
 from ssil_jax.training import workdir
 from ssil_jax.training.networks import Networks
 from ssil_jax.training.plan import Plan
-from ssil_jax.training.state import TrainState
+from ssil_jax.training.run_state import TrainState
 
 
 class Lender(NamedTuple):

@@ -41,7 +41,7 @@ from ssil_jax.training.plan import (
 )
 from ssil_jax.training.recorder import Recorder, StepMetrics
 from ssil_jax.training.reuse import Lender, open_lender
-from ssil_jax.training.state import RunState, TrainState
+from ssil_jax.training.run_state import RunState, TrainState
 
 _ASKED_EVERY = 50  # calls
 

@@ -17,7 +17,7 @@ from ssil_jax.data.dataset import Batch
 from ssil_jax.data.images.augment import Augmentation, Normalization, augment, to_float
 from ssil_jax.methods.base import Examples, Method, OutputFn, PhaseContext, mask_unseen
 from ssil_jax.resnet import Outputs, ResNet18
-from ssil_jax.training.state import TrainState
+from ssil_jax.training.run_state import TrainState
 
 AXIS = "batch"
 

@@ -33,8 +33,8 @@ from ssil_jax.resnet import Outputs, ResNet18
 from ssil_jax.schedule import IncrementalState, state_of_class
 from ssil_jax.training import loop, step
 from ssil_jax.training.checkpoint import Checkpoints
+from ssil_jax.training.run_state import RunState
 from ssil_jax.training.session import open_session
-from ssil_jax.training.state import RunState
 
 # One schedule for all methods, so that their first states can be compared.
 SETTINGS = {

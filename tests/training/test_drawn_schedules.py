@@ -28,8 +28,8 @@ from ssil_jax.training import loop
 from ssil_jax.training import plan as plan_lib
 from ssil_jax.training.devices import Devices, choose_devices
 from ssil_jax.training.plan import make_plan, schedule_rows
+from ssil_jax.training.run_state import TrainState
 from ssil_jax.training.session import Session
-from ssil_jax.training.state import TrainState
 
 # Images of each class, for three states of five. With 40 exemplars, the share of a class is
 # 8 in the second state and 4 in the third; with 20 it is 4 and 2; with 15, 3 and 1.

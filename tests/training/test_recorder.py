@@ -17,7 +17,7 @@ from ssil_jax.errors import DivergedError, WorkdirError
 from ssil_jax.training import recorder as recorder_module
 from ssil_jax.training.plan import make_plan
 from ssil_jax.training.recorder import Recorder, StepMetrics
-from ssil_jax.training.state import NO_STEPS, Position, RunState, TrainState
+from ssil_jax.training.run_state import NO_STEPS, Position, RunState, TrainState
 
 BATCH_SIZE = 32
 
