@@ -4,6 +4,8 @@ import hashlib
 import os
 import pathlib
 
+from ssil_jax.system import write_bytes
+
 
 def folder_of(directory: pathlib.Path) -> pathlib.Path:
   """Returns the cache of a folder of data; another one wherever the data lie.
@@ -17,3 +19,11 @@ def folder_of(directory: pathlib.Path) -> pathlib.Path:
     raise OSError(None, "no home folder", "~") from error
   place = hashlib.blake2b(os.fsencode(directory.resolve()), digest_size=8).hexdigest()
   return base / "ssil_jax" / place
+
+
+def write(directory: pathlib.Path, name: str, content: bytes) -> pathlib.Path:
+  """Writes a file of the cache of a folder of data, and returns it; raises OSError."""
+  path = folder_of(directory) / name
+  path.parent.mkdir(parents=True, exist_ok=True)
+  write_bytes(path, content)
+  return path

@@ -19,12 +19,7 @@ _HEAD_BYTES = 1 << 14  # enough for the header of most images
 
 
 class BadImage(DataError):
-  """An image that cannot be read.
-
-  Attributes:
-    name: where it is, for a person.
-    reason: why it cannot be read.
-  """
+  """An image that cannot be read: its name, for a person, and why."""
 
   def __init__(self, name: str, reason: str):
     super().__init__(name, reason)  # so that it can be sent to another process
@@ -56,19 +51,14 @@ class Store(Protocol):
   """Something that holds encoded images under numbers from 0; used by many threads.
 
   It keeps no Python object for each image, so that millions cost megabytes.
-
-  Attributes:
-    has_checksums: whether `read` gives the very bytes that were stored, or raises. What is
-      odd about them then is how the image was published, and is no reason to stop.
-    was_verified: whether every image was decoded before it was stored.
-    content: a hash of all images, where it was noted when they were stored.
-    directory: that holds the images.
   """
 
+  # Whether `read` gives the very bytes that were stored, or raises. What is odd about them
+  # then is how the image was published, and is no reason to stop.
   has_checksums: bool
-  was_verified: bool
-  content: str | None
-  directory: pathlib.Path
+  was_verified: bool  # whether every image was decoded before it was stored
+  content: str | None  # a hash of all images, where it was noted when they were stored
+  directory: pathlib.Path  # that holds the images
 
   def read(self, number: int, num_bytes: int | None = None) -> bytes:
     """Reads an encoded image, or its first bytes at least. Raises BadImage."""
@@ -134,13 +124,7 @@ class EncodedImages:
 
 
 class StoredImage:
-  """An image of a store that was read, and is decoded by `read`.
-
-  Attributes:
-    data: the image file.
-    width: of the upright image in pixels.
-    height: of the upright image in pixels.
-  """
+  """An image of a store, read but not decoded; width and height are upright, in pixels."""
 
   def __init__(self, store: Store, number: int):
     self._store, self._number = store, number
@@ -154,11 +138,7 @@ class StoredImage:
   def read(self, box: Box | None = None) -> np.ndarray:
     """Decodes a box (left, top, right, bottom) of the upright image, or all of it.
 
-    Returns:
-      uint8 [bottom - top, right - left, 3], perhaps a view.
-
-    Raises:
-      BadImage: it cannot be decoded.
+    Returns uint8 [bottom - top, right - left, 3], perhaps a view; raises BadImage.
     """
     try:
       try:

@@ -39,13 +39,10 @@ def open_dataset(
   """Opens the data set with its classes in the order of learning.
 
   If the network's input has up to 64 pixels, images are decoded here and now; else they
-  stay encoded, and are looked at once, with `--verify_data`. Bad images stop the run, or
-  are left out before anything else is done with `--skip_bad_records`. Where neither flag
-  nor data set says how large the input is, the sizes of all training images do.
-
-  Args:
-    config: of the run.
-    check_interrupt: called while images are verified; it may raise KeyboardInterrupt.
+  stay encoded, and are looked at once, with `--verify_data`; `check_interrupt` is called
+  meanwhile. Bad images stop the run, or are left out before anything else is done with
+  `--skip_bad_records`. Where neither flag nor data set says how large the input is, the
+  sizes of all training images do.
 
   Raises:
     ConfigError: the data set is unknown or has too few classes, or flags contradict.
@@ -99,15 +96,7 @@ def _open_encoded(
   leave_out_bad: Callable[..., verify.Readable],
   check_interrupt: Callable[[], None],
 ) -> tuple[int, verify.Readable]:
-  """Returns the size of the network's input, and the images that can be read.
-
-  Args:
-    config: of the run.
-    splits: of encoded images.
-    size: of the input; None for what the images say.
-    leave_out_bad: `verify.leave_out_bad` with what the user wants.
-    check_interrupt: called while images are read.
-  """
+  """Returns the size of the network's input, and the images that can be read."""
   images = {name: split.images for name, split in splits.items()}
   was_verified = all(part.store.was_verified for part in images.values())
   notes: tuple[str, ...] = ()
@@ -146,7 +135,7 @@ def _decode(
   leave_out_bad: Callable[..., verify.Readable],
   check_interrupt: Callable[[], None],
 ) -> verify.Readable:
-  """Decodes the images that can be read; arguments as of `_open_encoded`."""
+  """Decodes the images that can be read."""
   images = {name: split.images for name, split in splits.items()}
   pixels, bad, sizes = {}, {}, {}
   for name, split in splits.items():

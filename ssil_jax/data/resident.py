@@ -20,13 +20,8 @@ def natural_size(sizes: np.ndarray) -> int:
   """Returns the side of the network's input that fits images best, in pixels.
 
   It is the median of their longer sides if that is small, and 224 if it is not: a few odd
-  images among many change nothing.
-
-  Args:
-    sizes: int [n, 2], widths and heights of at least one image; 0 x 0 does not count.
-
-  Raises:
-    DataError: the images are too small for the network.
+  images among many change nothing. Sizes are int [n, 2], widths and heights of at least one
+  image; 0 x 0 does not count. Raises DataError if they are too small for the network.
   """
   median = _median(sizes)
   if median < SMALLEST_IMAGE:
@@ -43,12 +38,7 @@ def read_sizes(
 ) -> np.ndarray:
   """Reads widths and heights from headers, int32 [N, 2]; 0 x 0 of an image without one.
 
-  Args:
-    images: at least one.
-    check_interrupt: called often; it may raise KeyboardInterrupt.
-
-  Raises:
-    DataError: none of them has a header.
+  Calls `check_interrupt` often; raises DataError if no image has a header.
   """
   sizes, all_bad = np.zeros((len(images), 2), np.int32), {}
 
@@ -71,11 +61,8 @@ def describe_sizes(
 ) -> tuple[str, ...]:
   """Returns lines on the images' sizes, with warnings of those far from the others.
 
-  Args:
-    images: of the splits, `train` among them.
-    sizes: int [N, 2], widths and heights, of the splits whose sizes are known; 0 x 0 of an
-      image that cannot be read.
-    size: side of the network's input.
+  Both are by split, `train` among them; sizes are int [N, 2], widths and heights, 0 x 0 of
+  an image that cannot be read. `size` is the side of the network's input.
   """
   of_train = sizes["train"][sizes["train"].all(axis=1)]
   if not len(of_train):
@@ -117,16 +104,11 @@ def central_squares(
   size: int,
   check_interrupt: Callable[[], None] = lambda: None,
 ) -> tuple[np.ndarray, verify.Bad, np.ndarray]:
-  """Decodes images to one size; others are resized by their short side and cut.
+  """Decodes images, or takes uint8 [N, H, W, 3]; resizes by the short side, and cuts.
 
-  Args:
-    images: encoded images, or uint8 [N, H, W, 3].
-    size: S.
-    check_interrupt: called often; it may raise KeyboardInterrupt.
-
-  Returns:
-    uint8 [N, S, S, 3]; the images that cannot be read: their pixels mean nothing; and
-    widths and heights of the images as they were, int32 [N, 2], 0 x 0 of a bad one.
+  Calls `check_interrupt` often. Returns uint8 [N, S, S, 3]; the images that cannot be read,
+  whose pixels mean nothing; and widths and heights of the images as they were,
+  int32 [N, 2], 0 x 0 of a bad one.
   """
   pixels = np.empty((len(images), size, size, 3), np.uint8)
   sizes, all_bad = np.zeros((len(images), 2), np.int32), {}

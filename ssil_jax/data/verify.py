@@ -23,7 +23,7 @@ from ssil_jax.data.dataset import Split
 from ssil_jax.data.encoded import BadImage, EncodedImages
 from ssil_jax.errors import DataError
 from ssil_jax.progress import ProgressBars
-from ssil_jax.system import usable_cores, write_bytes
+from ssil_jax.system import usable_cores
 
 _CHUNK = 64  # images that a thread decodes at a time
 _SECONDS_BETWEEN_SAVES = 60.0
@@ -44,14 +44,9 @@ Bad = dict[int, str]  # record -> why it is bad
 def read_each(
   records: np.ndarray, read: Callable[[int], Any]
 ) -> Iterator[tuple[np.ndarray, Bad]]:
-  """Reads records (int64 [n]) in threads.
+  """Calls `read`, which raises BadImage, for records (int64 [n]) in threads.
 
-  Args:
-    records: which ones.
-    read: reads one of them; raises BadImage.
-
-  Yields:
-    Some of the records when they are finished, and the bad ones among them.
+  Yields some of the records when they are finished, and the bad ones among them.
   """
 
   def read_all(chunk: np.ndarray) -> Bad:
@@ -85,12 +80,9 @@ def verify(
   splits: Mapping[str, EncodedImages],
   check_interrupt: Callable[[], None] = lambda: None,
 ) -> Verification:
-  """Decodes the images of which it is not known yet that they are good.
+  """Decodes the images, by split, of which it is not known yet that they are good.
 
-  Args:
-    splits: their images.
-    check_interrupt: called often; it may raise KeyboardInterrupt. What was found until then
-      is remembered.
+  `check_interrupt` is called often; what was found until it raises is remembered.
   """
   memories = {
     directory: _Memory(directory)
@@ -113,13 +105,13 @@ def verify(
         bad[name] = _decode(images, unknown[name], entries[name], memory, advance)
   problems = [memory.problem for memory in memories.values() if memory.problem]
   return Verification(
-    bad,
-    {
+    bad=bad,
+    images={
       name: dataclasses.replace(images, contents=entries[name]["content"].copy())
       for name, images in splits.items()
     },
-    {name: found["size"].copy() for name, found in entries.items()},
-    tuple(problems[:1]),
+    sizes={name: found["size"].copy() for name, found in entries.items()},
+    notes=tuple(problems[:1]),
   )
 
 
@@ -157,9 +149,6 @@ class _Memory:
   """The `_ENTRY`s of the images of a folder that were decoded and found good.
 
   Those of photos that were replaced since stay, for they cost 24 bytes each.
-
-  Attributes:
-    problem: why they could not be saved, for the user.
   """
 
   def __init__(self, directory: pathlib.Path):
@@ -169,7 +158,7 @@ class _Memory:
     self._entries = np.empty(0, _ENTRY)  # sorted by stamp
     self._new: list[np.ndarray] = []  # more of them
     with contextlib.suppress(OSError):
-      saved = self._path().read_bytes()
+      saved = (cache.folder_of(directory) / _VERIFIED).read_bytes()
       digest, content = saved[:_DIGEST_BYTES], saved[_DIGEST_BYTES:]
       if digest == _digest(content):
         self._entries = np.frombuffer(content, _ENTRY)
@@ -177,8 +166,7 @@ class _Memory:
   def recall(self, stamps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Looks up images by their stamps, uint64 [N].
 
-    Returns:
-      `_ENTRY` [N], and int64 [n], the places of those that are not known.
+    Returns `_ENTRY` [N], and int64 [n], the places of those that are not known.
     """
     entries = np.zeros(len(stamps), _ENTRY)
     entries["stamp"] = stamps
@@ -201,18 +189,13 @@ class _Memory:
     self._entries, self._new = entries[first], []
     content = self._entries.tobytes()
     try:
-      path = self._path()
-      path.parent.mkdir(parents=True, exist_ok=True)
-      write_bytes(path, _digest(content) + content)
+      cache.write(self._directory, _VERIFIED, _digest(content) + content)
     except OSError as error:
       self.problem = (
         "the next run will decode every image again, for this one cannot remember it: "
         f"{error.filename}: {error.strerror} (set XDG_CACHE_HOME to a folder that can be "
         "written)"
       )
-
-  def _path(self) -> pathlib.Path:
-    return cache.folder_of(self._directory) / _VERIFIED
 
 
 def _digest(content: bytes) -> bytes:
@@ -235,17 +218,10 @@ def leave_out_bad(
   class_names: tuple[str, ...],
   skip: bool,
 ) -> Readable:
-  """Leaves out the bad images.
+  """Leaves out the bad images; all mappings are by split.
 
-  Args:
-    splits: by name.
-    bad: of every split.
-    images: of every split that has bad ones, as they are stored.
-    class_names: by label.
-    skip: whether the user wants to go on without them.
-
-  Raises:
-    DataError: there are bad images and `skip` is false, or a class has no others.
+  `images` are those of splits with bad ones, as they are stored; `skip` says whether the
+  user wants to go on without them. Raises DataError if not, or if a class has no others.
   """
   skipped = {name: len(bad[name]) for name in splits}
   lines = [
@@ -258,9 +234,11 @@ def leave_out_bad(
   total = sum(len(split.labels) for split in splits.values())
   shown = "; ".join(lines[:_NAMED])
   if len(lines) > _NAMED:
+    shown += f"; and {len(lines) - _NAMED} more"
     first = next(images[name] for name in splits if skipped[name])
-    path = _write_list(first.store.directory, lines)
-    shown += f"; and {len(lines) - _NAMED} more" + (f", all in {path}" if path else "")
+    with contextlib.suppress(OSError):
+      everything = os.fsencode("".join(f"{line}\n" for line in lines))
+      shown += f", all in {cache.write(first.store.directory, _LIST, everything)}"
   if not skip:
     if len(lines) == 1:
       raise DataError(
@@ -296,14 +274,3 @@ def _check_classes(
       f"without images in {name}: none of its {before[lost[0]]} can be read; fix them, or "
       "remove the class"
     )
-
-
-def _write_list(directory: pathlib.Path, lines: list[str]) -> pathlib.Path | None:
-  """Writes a file with all lines; returns None if there is no place for it."""
-  try:
-    path = cache.folder_of(directory) / _LIST
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(path, os.fsencode("".join(f"{line}\n" for line in lines)))
-  except OSError:
-    return None
-  return path

@@ -25,13 +25,7 @@ _SECONDS_AFTER_SIGTERM = 30
 def in_processes(
   batches: grain.IterDataset, num_processes: int, *, ahead: int
 ) -> grain.IterDataset:
-  """Has other processes make the batches.
-
-  Args:
-    batches: of arrays.
-    num_processes: how many.
-    ahead: batches that each of them makes ahead.
-  """
+  """Has other processes make the batches, of arrays; each of them makes some `ahead`."""
   if not flags.FLAGS.is_parsed():
     flags.FLAGS.mark_as_parsed()  # grain reads its own flags, and absl insists
   options = grain.MultiprocessingOptions(

@@ -10,14 +10,7 @@ from ssil_jax.data.builders.landmarks import LandmarksV2
 from ssil_jax.data.builders.report import summary
 from ssil_jax.errors import ConfigError
 
-__all__ = [
-  "BUILDERS",
-  "ArchiveBuilder",
-  "Options",
-  "check_known",
-  "make_builder",
-  "summary",
-]
+__all__ = ["BUILDERS", "Options", "check_known", "make_builder", "summary"]
 
 # By the name of --dataset: the class and its config.
 BUILDERS: dict[str, tuple[type[ArchiveBuilder], str | None]] = {
@@ -39,12 +32,8 @@ def check_known(dataset: str) -> None:
 def make_builder(dataset: str, data_dir: str | os.PathLike[str]) -> ArchiveBuilder:
   """Returns the builder of a data set, for preparing it or for reading what was prepared.
 
-  Args:
-    dataset: a key of BUILDERS.
-    data_dir: TFDS' data_dir; `builder.data_dir` is the directory of the version in it.
-
-  Raises:
-    ConfigError: the data set is unknown.
+  `data_dir` is that of TFDS; `builder.data_dir` is the directory of the version in it.
+  Raises ConfigError if the data set is not a key of BUILDERS.
   """
   check_known(dataset)
   builder_class, config = BUILDERS[dataset]

@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import io
 import pathlib
 import tarfile
 from typing import Any
@@ -12,13 +11,7 @@ import tensorflow_datasets as tfds
 
 from ssil_jax.data.builders import recode, tars
 from ssil_jax.data.builders.base import ArchiveBuilder
-from ssil_jax.data.builders.found import (
-  Archive,
-  Contents,
-  Deviations,
-  Options,
-  Records,
-)
+from ssil_jax.data.builders.found import Archive, Contents, Deviations, Options, Records
 from ssil_jax.errors import ConfigError, DataError
 from ssil_jax.progress import ProgressBars
 
@@ -73,9 +66,7 @@ class Cifar100(ArchiveBuilder, skip_registration=True):
     except OSError as error:
       raise DataError(f"{archive.path} cannot be read: {error.strerror}") from error
     try:
-      # Whole, for only that checks the checksum of the .gz.
-      content = io.BytesIO(tars.unpack_gzip(packed))
-      with tarfile.open(fileobj=content, mode="r:") as tar:
+      with tars.open_gzip(packed) as tar:
         names = {
           level: _read_names(tar, f"{level}_label_names.txt", count)
           for level, count in _NUM_CLASSES.items()
@@ -93,16 +84,13 @@ class Cifar100(ArchiveBuilder, skip_registration=True):
     class_names = tuple(names["fine"][i] for i in fine)
     splits = {}
     for split, part in images.items():
-      kept = np.flatnonzero(np.isin(part["fine"], fine))
-      for i in np.flatnonzero(~np.isin(part["fine"], fine)):
+      trained = np.isin(part["fine"], fine)
+      kept = np.flatnonzero(trained)
+      for i in np.flatnonzero(~trained):
         deviations.left_out.add("class has no training images", _image_id(split, i))
-      counts = np.bincount(part["fine"], minlength=_NUM_CLASSES["fine"])
-      wrong = np.flatnonzero(counts != _PER_CLASS[split])
-      if len(wrong):
-        deviations.add(
-          f"{archive.name}: class {names['fine'][wrong[0]]} has {counts[wrong[0]]} images "
-          f"in {split} instead of {_PER_CLASS[split]} ({len(wrong)} such classes)"
-        )
+      deviations.compare_counts(
+        archive, names["fine"], part["fine"], _PER_CLASS[split], f" in {split}"
+      )
       if split == "train":
         kept = kept[np.argsort(part["fine"][kept], kind="stable")]
       splits[split] = _as_records(archive, split, part[kept], kept, fine)
@@ -115,13 +103,9 @@ class Cifar100(ArchiveBuilder, skip_registration=True):
 
 @dataclasses.dataclass(frozen=True)
 class _PixelRecords(Records):
-  """Records whose images are in memory, for they cannot be read one by one from a .gz.
+  """Records whose images are in memory, for they cannot be read one by one from a .gz."""
 
-  Attributes:
-    pixels: uint8 [n, 3, 32, 32].
-  """
-
-  pixels: np.ndarray
+  pixels: np.ndarray  # uint8 [n, 3, 32, 32]
 
   def read(self, record: int) -> bytes:
     return self.pixels[record].tobytes()

@@ -4,12 +4,12 @@ import dataclasses
 import hashlib
 import os
 import pathlib
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ssil_jax.data.builders import recode
 from ssil_jax.errors import DataError
 
 NAMES_KEPT = 100  # of the images left out for one reason
@@ -17,21 +17,11 @@ NAMES_KEPT = 100  # of the images left out for one reason
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-  """The flags of `experiments/prepare.py` that change what is written.
+  """The flags of `experiments/prepare.py` that change what is written."""
 
-  Attributes:
-    allow_partial: take what there is, and leave out what cannot be read.
-    resize: pixels of the short side of training images, None for as they are.
-    restart_markers: rewrite training images with restart markers.
-  """
-
-  allow_partial: bool = False
-  resize: int | None = None
-  restart_markers: bool = False
-
-  def check(self) -> None:
-    """Raises ConfigError if they cannot be followed on this machine."""
-    recode.check_recoding(self.resize, self.restart_markers)
+  allow_partial: bool = False  # take what there is, and leave out what cannot be read
+  resize: int | None = None  # short side of training images in pixels, None: as they are
+  restart_markers: bool = False  # rewrite training images with restart markers
 
   def recoding(self, split: str) -> dict[str, Any]:
     """Returns keywords of `recode_photo` for a split: test images stay as they are."""
@@ -42,17 +32,11 @@ class Options:
 
 @dataclasses.dataclass(frozen=True)
 class Archive:
-  """A file that images are read from, or a folder of such files.
-
-  Attributes:
-    path: of the file or folder.
-    name: as it stands in messages and in `prepare.json`.
-    size: bytes of the file, or of the images in the folder.
-  """
+  """A file that images are read from, or a folder of such files."""
 
   path: pathlib.Path
-  name: str
-  size: int
+  name: str  # as it stands in messages and in `prepare.json`
+  size: int  # bytes of the file, or of the images in the folder
 
   @classmethod
   def file(cls, folder: pathlib.Path, name: str) -> "Archive":
@@ -69,25 +53,14 @@ class Archive:
 
 @dataclasses.dataclass(frozen=True)
 class Records:
-  """The images of a split, one entry each in record order; all arrays are [n].
+  """The images of a split, one entry each in record order; all arrays are [n]."""
 
-  Attributes:
-    label: int32, the class.
-    name: bytes, what the image is called in messages: a member of its archive, or a file
-      of its folder.
-    archive: int16, position in `archives`.
-    offset: int64, of the first byte in the archive; -1 if `name` is a file in a folder.
-    size: int64, bytes of the image.
-    columns: the other features by name; bytes for text.
-    archives: what the images are read from.
-  """
-
-  label: np.ndarray
-  name: np.ndarray
-  archive: np.ndarray
-  offset: np.ndarray
-  size: np.ndarray
-  columns: Mapping[str, np.ndarray]
+  label: np.ndarray  # int32, the class
+  name: np.ndarray  # bytes, a member of its archive, or a file of its folder
+  archive: np.ndarray  # int16, position in `archives`
+  offset: np.ndarray  # int64, of the first byte in the archive; -1 in a folder
+  size: np.ndarray  # int64, bytes of the image
+  columns: Mapping[str, np.ndarray]  # the other features by name; bytes for text
   archives: tuple[Archive, ...]
 
   def __len__(self) -> int:
@@ -125,26 +98,24 @@ class Records:
   def digest(self) -> str:
     """Returns 16 hex digits that differ if anything about the records does."""
     state = hashlib.sha256()
-    for array in (self.label, self.name, self.archive, self.offset, self.size):
+    columns = [self.columns[name] for name in sorted(self.columns)]
+    for array in (self.label, self.name, self.archive, self.offset, self.size, *columns):
       state.update(np.ascontiguousarray(array))
-    for name in sorted(self.columns):
-      state.update(np.ascontiguousarray(self.columns[name]))
     return state.hexdigest()[:16]
 
 
-@dataclasses.dataclass
 class Tally:
   """Images that something is said of, by what that is."""
 
-  counts: dict[str, int] = dataclasses.field(default_factory=dict)
-  names: dict[str, list[str]] = dataclasses.field(default_factory=dict)
+  def __init__(self):
+    self.counts: Counter[str] = Counter()
+    self.names: dict[str, list[str]] = {}  # the first ones
 
   def add(self, text: str, name: str) -> None:
-    """Counts an image; only the first names are kept."""
-    self.counts[text] = self.counts.get(text, 0) + 1
-    names = self.names.setdefault(text, [])
-    if len(names) < NAMES_KEPT:
-      names.append(name)
+    """Counts an image."""
+    self.counts[text] += 1
+    if self.counts[text] <= NAMES_KEPT:
+      self.names.setdefault(text, []).append(name)
 
   def to_json(self) -> dict[str, Any]:
     return {
@@ -154,23 +125,35 @@ class Tally:
 
 
 class Deviations:
-  """Collects what is wrong with archives: an error, unless partial data are allowed.
-
-  Attributes:
-    lines: how this is not the official data set.
-    left_out: images of the archives that no split has.
-  """
+  """Collects what is wrong with archives: an error, unless partial data are allowed."""
 
   def __init__(self, options: Options):
     self._allow_partial = options.allow_partial
-    self.lines: list[str] = []
-    self.left_out = Tally()
+    self.lines: list[str] = []  # how this is not the official data set
+    self.left_out = Tally()  # images of the archives that no split has
 
   def add(self, line: str) -> None:
     """Notes a difference from the official data set; raises DataError if it may not be."""
     if not self._allow_partial:
       raise DataError(f"{line}; --allow_partial takes what there is")
     self.lines.append(line)
+
+  def compare_counts(
+    self,
+    archive: Archive,
+    class_names: Sequence[str],
+    labels: np.ndarray,
+    official: int,
+    where: str = "",
+  ) -> None:
+    """Notes classes without the official number of labels [n]; raises as `add` does."""
+    counts = np.bincount(labels, minlength=len(class_names))
+    wrong = np.flatnonzero(counts != official)
+    if len(wrong):
+      self.add(
+        f"{archive.name}: class {class_names[wrong[0]]} has {counts[wrong[0]]} images"
+        f"{where} instead of {official} ({len(wrong)} such classes)"
+      )
 
 
 class Contents(NamedTuple):

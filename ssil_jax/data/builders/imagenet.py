@@ -3,7 +3,6 @@
 import io
 import pathlib
 import re
-import tarfile
 from collections.abc import Mapping
 
 import numpy as np
@@ -13,7 +12,6 @@ import tensorflow_datasets as tfds
 from ssil_jax.data.builders import tars
 from ssil_jax.data.builders.base import ArchiveBuilder
 from ssil_jax.data.builders.found import Archive, Contents, Deviations, Records
-from ssil_jax.data.builders.tars import Table
 from ssil_jax.errors import DataError
 from ssil_jax.progress import ProgressBars
 
@@ -90,9 +88,8 @@ def _shipped(name: str) -> list[str]:
 def _read_devkit(path: pathlib.Path) -> tuple[list[str], dict[str, int]]:
   """Reads each validation image's wnid, and the number of training images of each wnid."""
   try:
-    # Whole, for only that checks the checksum of the .gz; SciPy may crash by damaged bytes.
-    content = io.BytesIO(tars.unpack_gzip(path.read_bytes()))
-    with tarfile.open(fileobj=content, mode="r:") as tar:
+    # It checks the checksum first: SciPy may crash by damaged bytes.
+    with tars.open_gzip(path.read_bytes()) as tar:
       ids = [int(line) for line in tars.read_member(tar, _GROUND_TRUTH).split()]
       synsets = _read_synsets(tars.read_member(tar, _META))
     wnids = {int(synset["ILSVRC2012_ID"]): str(synset["WNID"]) for synset in synsets}
@@ -119,8 +116,8 @@ def _read_synsets(content: bytes) -> np.ndarray:
 
 def _find_train(
   archive: Archive, progress: ProgressBars
-) -> tuple[Table, np.ndarray, tuple[str, ...]]:
-  """Finds the training images by class, their labels int32 [n], and the classes' wnids."""
+) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+  """Finds the training images by class (`tars.as_table`), labels int32 [n], and wnids."""
   inner = sorted(
     member
     for member in tars.members(archive.path, lambda size: None)
@@ -130,12 +127,12 @@ def _find_train(
   if not inner or len(set(class_names)) < len(class_names):
     raise DataError(f"{archive.path} is not a tar of one tar for each class")
   advance = progress.add(f"looking through {archive.name}", sum(m.size for m in inner))
-  tables = [Table.of(tars.members(archive.path, advance, inside=tar)) for tar in inner]
-  counts = [len(table.name) for table in tables]
+  tables = [tars.as_table(tars.members(archive.path, advance, inside=tar)) for tar in inner]
+  counts = [len(table) for table in tables]
   if 0 in counts:
     raise DataError(f"{archive.path}: {inner[counts.index(0)].name} has no images")
   labels = np.repeat(np.arange(len(inner), dtype=np.int32), counts)
-  return Table.join(tables), labels, class_names
+  return np.concatenate(tables), labels, class_names
 
 
 def _check_train(
@@ -168,8 +165,8 @@ def _find_validation(
   truth: list[str],
   deviations: Deviations,
   progress: ProgressBars,
-) -> tuple[Table, np.ndarray]:
-  """Finds the validation images by number, and their labels int32 [n]."""
+) -> tuple[np.ndarray, np.ndarray]:
+  """Finds the validation images by number (`tars.as_table`), and labels int32 [n]."""
   advance = progress.add(f"looking through {archive.name}", archive.size)
   labels = {wnid: label for label, wnid in enumerate(class_names)}
   chosen: dict[int, tars.Member] = {}
@@ -199,30 +196,19 @@ def _find_validation(
   if not chosen:
     raise DataError(f"{archive.path} has no images of the classes in {_TRAIN}")
   numbers = sorted(chosen)
-  counts = np.bincount(
-    [labels[truth[number - 1]] for number in numbers], minlength=len(class_names)
-  )
-  wrong = np.flatnonzero(counts != _VALIDATION_PER_CLASS)
-  if len(wrong):
-    deviations.add(
-      f"{archive.name}: class {class_names[wrong[0]]} has {counts[wrong[0]]} images "
-      f"instead of {_VALIDATION_PER_CLASS} ({len(wrong)} such classes)"
-    )
-  return (
-    Table.of(chosen[number] for number in numbers),
-    np.array([labels[truth[number - 1]] for number in numbers], np.int32),
-  )
+  found = np.array([labels[truth[number - 1]] for number in numbers], np.int32)
+  deviations.compare_counts(archive, class_names, found, _VALIDATION_PER_CLASS)
+  return tars.as_table(chosen[number] for number in numbers), found
 
 
-def _as_records(archive: Archive, table: Table, labels: np.ndarray) -> Records:
+def _as_records(archive: Archive, table: np.ndarray, labels: np.ndarray) -> Records:
+  file_names = [name.rpartition(b"/")[2] for name in table["name"].tolist()]
   return Records(
     label=labels,
-    name=table.name,
+    name=table["name"],
     archive=np.zeros(len(labels), np.int16),
-    offset=table.offset,
-    size=table.size,
-    columns={
-      "file_name": np.array([n.rpartition(b"/")[2] for n in table.name.tolist()], "S")
-    },
+    offset=table["offset"],
+    size=table["size"],
+    columns={"file_name": np.array(file_names, "S")},
     archives=(archive,),
   )

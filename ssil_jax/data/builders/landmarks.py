@@ -14,7 +14,7 @@ import tensorflow_datasets as tfds
 from ssil_jax.data.builders import tars
 from ssil_jax.data.builders.base import ArchiveBuilder
 from ssil_jax.data.builders.found import Archive, Contents, Deviations, Records
-from ssil_jax.data.builders.tars import Member, Table
+from ssil_jax.data.builders.tars import Member
 from ssil_jax.errors import DataError
 from ssil_jax.progress import ProgressBars
 
@@ -39,15 +39,10 @@ _SEED = 2
 
 @dataclasses.dataclass(kw_only=True)
 class LandmarksConfig(tfds.core.BuilderConfig):
-  """A choice of classes.
+  """A choice of classes."""
 
-  Attributes:
-    num_classes: landmarks with most images.
-    test_per_class: images of each that are held out.
-  """
-
-  num_classes: int = 0
-  test_per_class: int = 0
+  num_classes: int = 0  # landmarks with most images
+  test_per_class: int = 0  # images of each that are held out
 
 
 class LandmarksV2(ArchiveBuilder, skip_registration=True):
@@ -61,17 +56,12 @@ class LandmarksV2(ArchiveBuilder, skip_registration=True):
   HOMEPAGE = "https://github.com/cvdfoundation/google-landmark"
   BUILDER_CONFIGS = [
     LandmarksConfig(
-      name="1k",
-      description="The 1,000 landmarks with most images, 50 of each for testing.",
-      num_classes=1000,
-      test_per_class=50,
-    ),
-    LandmarksConfig(
-      name="10k",
-      description="The 10,000 landmarks with most images, 10 of each for testing.",
-      num_classes=10_000,
-      test_per_class=10,
-    ),
+      name=name,
+      description=f"The {count:,} landmarks with most images, {held} of each for testing.",
+      num_classes=count,
+      test_per_class=held,
+    )
+    for name, count, held in (("1k", 1000, 50), ("10k", 10_000, 10))
   ]
 
   def _features(self) -> tfds.features.FeaturesDict:
@@ -141,7 +131,7 @@ class _Images(NamedTuple):
   """Images of the chosen landmarks in the archives, in their order."""
 
   archives: tuple[Archive, ...]
-  table: Table  # [n]
+  table: np.ndarray  # of `tars.as_table`, [n]
   archive: np.ndarray  # int16 [n]
   row: np.ndarray  # int64 [n], in _Listed
 
@@ -216,25 +206,27 @@ def _find_images(
   archives, tables, positions, rows = [], [], [], []
   seen = np.zeros(len(listed.id), bool)
   for archive, table in _sources(folder, progress):
-    ids = np.array([_stem(name) for name in table.name.tolist()], "S")
+    stems = (name.rpartition(b"/")[2] for name in table["name"].tolist())
+    ids = np.array([stem.removesuffix(_SUFFIX.encode()) for stem in stems], "S")
     row = np.minimum(np.searchsorted(listed.id, ids), len(listed.id) - 1)
     known = listed.id[row] == ids
     for name in ids[~known].tolist():
       deviations.left_out.add(_UNKNOWN, name.decode(errors="replace"))
-    table, row = table.take(known), row[known]
+    table, row = table[known], row[known]
     # An image may be there both in its tar and unpacked.
     fresh = np.zeros(len(row), bool)
     fresh[np.unique(row, return_index=True)[1]] = True
     fresh &= ~seen[row]
-    for name in table.name[~fresh].tolist():
+    for name in table["name"][~fresh].tolist():
       deviations.left_out.add(
         "there already", f"{archive.name}: {name.decode(errors='replace')}"
       )
     seen[row] = True
     taken = fresh & (label[row] >= 0)
-    table, row = table.take(taken), row[taken]
+    table, row = table[taken], row[taken]
     if archive.path.is_dir():
-      archive, table = _with_sizes(archive, table, progress)
+      table["size"] = _file_sizes(archive.path, table["name"], progress)
+      archive = dataclasses.replace(archive, size=int(table["size"].sum()))
     positions.append(np.full(len(row), len(archives), np.int16))
     archives.append(archive)
     tables.append(table)
@@ -245,13 +237,16 @@ def _find_images(
       "official archives there"
     )
   return _Images(
-    tuple(archives), Table.join(tables), np.concatenate(positions), np.concatenate(rows)
+    tuple(archives),
+    np.concatenate(tables),
+    np.concatenate(positions),
+    np.concatenate(rows),
   )
 
 
 def _sources(
   folder: pathlib.Path, progress: ProgressBars
-) -> Iterator[tuple[Archive, Table]]:
+) -> Iterator[tuple[Archive, np.ndarray]]:
   """Yields tars, then unpacked folders, and what they have, in the order of names."""
   files = [
     Archive.file(folder, path.relative_to(folder).as_posix())
@@ -264,7 +259,7 @@ def _sources(
     )
   for file in files:
     found = tars.members(file.path, advance)
-    yield file, Table.of(member for member in found if member.name.endswith(_SUFFIX))
+    yield file, tars.as_table(m for m in found if m.name.endswith(_SUFFIX))
   for place in _PLACES:
     root = folder / place
     tops = sorted(path.name for path in root.glob("[0-9a-f]") if path.is_dir())
@@ -272,7 +267,8 @@ def _sources(
       text = f"looking through the folders {tops[0]} to {tops[-1]} of {root}"
       advance = progress.add(text, len(tops))
       names = (name for top in tops for name in _unpacked(root, top, advance))
-      yield Archive(root, f"{place or '.'}/", 0), Table.of(Member(n, -1, 0) for n in names)
+      table = tars.as_table(Member(name, -1, 0) for name in names)
+      yield Archive(root, f"{place or '.'}/", 0), table
 
 
 def _unpacked(
@@ -289,26 +285,16 @@ def _unpacked(
   advance(1)
 
 
-def _with_sizes(
-  archive: Archive, table: Table, progress: ProgressBars
-) -> tuple[Archive, Table]:
-  """Looks up the sizes of the files taken; returns them with the folder's."""
-  advance = progress.add("looking up the sizes of files", len(table.name), "files")
+def _file_sizes(root: pathlib.Path, names: np.ndarray, progress: ProgressBars) -> list[int]:
+  advance = progress.add("looking up the sizes of files", len(names), "files")
   sizes = []
   try:
-    for name in table.name:
-      sizes.append((archive.path / os.fsdecode(name)).stat().st_size)
+    for name in names:
+      sizes.append((root / os.fsdecode(name)).stat().st_size)
       advance(1)
   except OSError as error:
     raise DataError(f"{error.filename} cannot be read: {error.strerror}") from error
-  return (
-    dataclasses.replace(archive, size=sum(sizes)),
-    table._replace(size=np.array(sizes, np.int64)),
-  )
-
-
-def _stem(name: bytes) -> bytes:
-  return name.rpartition(b"/")[2].removesuffix(_SUFFIX.encode())
+  return sizes
 
 
 def _check_all_there(
@@ -359,13 +345,13 @@ def _as_records(
   """Returns the images of the wanted rows, by class and then as in the archives."""
   mine = np.flatnonzero(wanted[images.row])
   mine = mine[np.argsort(label[images.row[mine]], kind="stable")]
-  row, table = images.row[mine], images.table.take(mine)
+  row, table = images.row[mine], images.table[mine]
   return Records(
     label=label[row],
-    name=table.name,
+    name=table["name"],
     archive=images.archive[mine],
-    offset=table.offset,
-    size=table.size,
+    offset=table["offset"],
+    size=table["size"],
     columns={"landmark_id": listed.landmark[row], "id": listed.id[row]},
     archives=images.archives,
   )

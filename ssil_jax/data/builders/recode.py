@@ -14,14 +14,12 @@ import simplejpeg
 from PIL import Image
 
 from ssil_jax.data.images import decode, exif, jpeg
-from ssil_jax.errors import ConfigError
 
 # It may be damage, but mostly it is something odd beside the pixels.
 _WARNED = "kept, though libjpeg warns of its bytes"
-_NOT_MARKED = "kept without restart markers"
 SMALLEST_RESIZE = 64  # pixels; the crops of training are made from what is left
 
-_JPEGTRAN = "jpegtran"
+JPEGTRAN = "jpegtran"
 _JPEGTRAN_WARNED = 2  # its exit status when it has written a file, but libjpeg warned
 _RESTART_PIXELS = 64  # wide, an interval is about this
 
@@ -35,16 +33,6 @@ class Stored(NamedTuple):
 
   data: bytes
   remark: str | None  # what was odd about it, and what was done about it
-
-
-def check_recoding(resize: int | None, restart_markers: bool) -> None:
-  """Raises ConfigError if `recode_photo` cannot do this on this machine."""
-  if resize is not None and resize < SMALLEST_RESIZE:
-    raise ConfigError(f"--resize={resize} must be {SMALLEST_RESIZE} or more")
-  if restart_markers and shutil.which(_JPEGTRAN) is None:
-    raise ConfigError(
-      f"--restart_markers needs the program {_JPEGTRAN}: apt install libjpeg-turbo-progs"
-    )
 
 
 def recode_photo(
@@ -69,7 +57,7 @@ def recode_photo(
   Args:
     data: bytes of the image file.
     resize: pixels that the short side may have, None for any.
-    restart_markers: whether every JPEG gets restart markers and an index of them.
+    restart_markers: whether every JPEG gets them and their index.
 
   Raises:
     CorruptImage: it has no readable header, too many pixels, or does not decode.
@@ -123,43 +111,36 @@ def _resized(pixels: np.ndarray, short_side: int) -> bytes:
 
 
 def _with_restart_markers(stored: Stored, pixels: np.ndarray | None) -> Stored:
-  """Makes the JPEG baseline with restart markers and their index, if it keeps its pixels.
+  """Makes a JPEG baseline with restart markers and their index, if it keeps its pixels.
 
-  Args:
-    stored: a JPEG that decodes.
-    pixels: what it decodes to, if that is known.
+  `pixels` are what it decodes to, if that is known.
   """
   header = jpeg.read_header(stored.data)
   interval = _restart_interval(header)
   done = subprocess.run(
-    [shutil.which(_JPEGTRAN), "-copy", "none", "-optimize", "-restart", f"{interval}B"],
+    [shutil.which(JPEGTRAN), "-copy", "none", "-optimize", "-restart", f"{interval}B"],
     input=stored.data,
     capture_output=True,
     close_fds=False,  # lets Python start it without copying this process
   )
-  if done.returncode not in (0, _JPEGTRAN_WARNED):
-    said = " ".join(done.stderr.decode(errors="replace").split())
-    return _not_marked(stored, f"{_JPEGTRAN} fails ({said[:100]})")
   try:
+    if done.returncode not in (0, _JPEGTRAN_WARNED):
+      said = " ".join(done.stderr.decode(errors="replace").split())
+      raise ValueError(f"{JPEGTRAN} fails ({said[:100]})")
     marked = done.stdout
     if header.orientation != exif.UPRIGHT:
       marked = jpeg.add_orientation(marked, header.orientation)
     marked = jpeg.add_index(marked)
     if pixels is None:
       pixels = decode.read_rgb(stored.data)
-    same = np.array_equal(decode.read_rgb(marked), pixels)
+    if not np.array_equal(decode.read_rgb(marked), pixels):
+      raise ValueError("its pixels would change")
+    if not jpeg.read_header(marked).num_indexed:
+      raise ValueError("they have no room in an index")
   except ValueError as error:  # ImageError is one
-    return _not_marked(stored, str(error))
-  if not same:
-    return _not_marked(stored, "its pixels would change")
-  if not jpeg.read_header(marked).num_indexed:
-    return _not_marked(stored, "they have no room in an index")
+    remarks = filter(None, [stored.remark, f"kept without restart markers: {error}"])
+    return stored._replace(remark="; ".join(remarks))
   return stored._replace(data=marked)
-
-
-def _not_marked(stored: Stored, why: str) -> Stored:
-  remarks = [stored.remark] if stored.remark else []
-  return stored._replace(remark="; ".join([*remarks, f"{_NOT_MARKED}: {why}"]))
 
 
 def _restart_interval(header: jpeg.Header) -> int:

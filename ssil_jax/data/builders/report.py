@@ -24,14 +24,9 @@ def make_report(
   shards: Mapping[str, Sequence[Shard]],
   labels: Mapping[str, np.ndarray],
 ) -> dict[str, Any]:
-  """Returns the content of `prepare.json`.
+  """Returns the content of `prepare.json`; labels are int32 [n].
 
-  Args:
-    options: of the preparation.
-    contents: of the archives.
-    deviations: of the archives; images that cannot be decoded are added.
-    shards: of every split, all of them finished.
-    labels: of every split, int32 [n].
+  All shards are finished. Images that cannot be decoded are added to the deviations.
   """
   left_out, differences = deviations.left_out, list(deviations.lines)
   names = np.array(contents.class_names["label"])

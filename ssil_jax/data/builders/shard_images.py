@@ -2,6 +2,7 @@
 
 import collections
 import concurrent.futures
+import dataclasses
 import hashlib
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -19,27 +20,16 @@ _THREADS = min(usable_cores(), 32)
 _LOOK_AHEAD = 4 * _THREADS  # images in work or waiting for the writer: they fill the memory
 
 
+@dataclasses.dataclass
 class Shard:
-  """A shard to be written.
+  """A shard to be written."""
 
-  Attributes:
-    name: file name.
-    records: of the whole split.
-    span: the records of the shard.
-    report: what became of them; None until the shard is finished.
-  """
-
-  def __init__(
-    self,
-    name: str,
-    records: Records,
-    span: range,
-    recode: Callable[[bytes], recode.Stored],
-    allow_partial: bool,
-  ):
-    self.name, self.records, self.span = name, records, span
-    self.report: ShardReport | None = None
-    self._recode, self._allow_partial = recode, allow_partial
+  name: str  # of its file
+  records: Records  # of the whole split
+  span: range  # those of the shard
+  recode_image: Callable[[bytes], recode.Stored]  # raises CorruptImage
+  allow_partial: bool
+  report: ShardReport | None = None  # what became of them, once the shard is finished
 
   @property
   def num_records(self) -> int:
@@ -57,11 +47,8 @@ class Shard:
   ) -> Iterator[dict[str, Any]]:
     """Reads, checks and recodes the images in threads; yields features in their order.
 
-    Args:
-      advance: called with the number of images that were dealt with.
-
-    Raises:
-      DataError: images are corrupt and may not be left out, or no image is left.
+    `advance` is called with the number of images that were dealt with. Raises DataError if
+    images are corrupt and may not be left out, or no image is left.
     """
     report, content = ShardReport(), hashlib.blake2b(digest_size=16)
     for record, image in zip(self.span, self._recoded(), strict=True):
@@ -75,11 +62,11 @@ class Shard:
       content.update(len(image.data).to_bytes(8, "little") + image.data)
       yield {"image": image.data, **self.records.features(record)}
     corrupt = report.left_out
-    if corrupt and (len(corrupt) == len(self.span) or not self._allow_partial):
+    if corrupt and (len(corrupt) == len(self.span) or not self.allow_partial):
       named = "; ".join(
         f"{self.records.where(note.record)} ({note.reason})" for note in corrupt[:_NAMED]
       )
-      remedy = "" if self._allow_partial else ", or --allow_partial leaves them out"
+      remedy = "" if self.allow_partial else ", or --allow_partial leaves them out"
       raise DataError(
         f"{len(corrupt)} of the {len(self.span)} images for {self.name} cannot be decoded: "
         f"{named}{'; ...' if len(corrupt) > _NAMED else ''}: download the archive "
@@ -100,6 +87,6 @@ class Shard:
 
   def _recode_one(self, record: int) -> recode.Stored | recode.CorruptImage:
     try:
-      return self._recode(self.records.read(record))
+      return self.recode_image(self.records.read(record))
     except recode.CorruptImage as error:
       return error

@@ -6,7 +6,6 @@ They lie in a hidden folder beside the version directory to be:
   finished/SHARD.json what was left out of a finished shard, and what was odd
   SHARD               a finished shard: it has its final name and is on the disk
   unfinished          the shard being written
-  downloads           empty; TFDS insists on such a folder
   lock                locked while a process prepares
 """
 
@@ -16,7 +15,7 @@ import json
 import os
 import pathlib
 import shutil
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from array_record.python import array_record_module
@@ -55,20 +54,17 @@ class WorkFolder:
   """The hidden folder of one preparation; a context manager that holds its lock."""
 
   def __init__(self, version_dir: pathlib.Path):
-    """`version_dir`: the TFDS directory that will be prepared."""
+    """Takes the TFDS directory that will be prepared."""
     self.version_dir = version_dir
     self.path = work_path(version_dir)
+    self.unfinished = self.path / "unfinished"  # the file that a shard is written to
     self._plan = self.path / "plan.json"
     self._finished = self.path / "finished"
     self._lock_path = self.path / "lock"
     self._lock = contextlib.ExitStack()
 
   def __enter__(self) -> "WorkFolder":
-    """Makes or opens the folder.
-
-    Raises:
-      DataError: it cannot be made, or another process prepares the same.
-    """
+    """Makes or opens the folder; raises DataError if it cannot be made, or is in use."""
     try:
       with writing_to(self.path):
         self.path.mkdir(parents=True, exist_ok=True)
@@ -91,11 +87,7 @@ class WorkFolder:
         self.remove()
 
   def check_same(self, plan: Mapping[str, Any]) -> None:
-    """Compares a plan, or parts of it, with that of the shards in the folder.
-
-    Raises:
-      DataError: another was begun here; says what differs.
-    """
+    """Raises DataError if a plan, or parts of one, differ from that of the shards here."""
     if not self._plan.exists():
       return
     try:
@@ -115,8 +107,7 @@ class WorkFolder:
   def begin(self, plan: Mapping[str, Any]) -> None:
     """Writes the plan, after `check_same`, and tidies up what a kill has left.
 
-    Raises:
-      DataError: the folder cannot be written.
+    Raises DataError if the folder cannot be written.
     """
     with writing_to(self.path):
       for folder in (self.path, self._finished):
@@ -124,16 +115,14 @@ class WorkFolder:
           temporary.unlink()
       write_json(self._plan, plan)
       self.unfinished.unlink(missing_ok=True)
-      # A kill while shards were being moved to TFDS' own folder left some of them there.
+      # A kill while the version directory was made left shards there.
       for folder in self.version_dir.parent.glob(f"incomplete.*_{self.version_dir.name}"):
-        self.take_back(folder)
-        shutil.rmtree(folder)
+        self._take_back(folder)
 
   def report(self, shard: str) -> ShardReport | None:
     """Reads what is noted of a finished shard; None if it is not finished.
 
-    Raises:
-      DataError: the note is damaged.
+    Raises DataError if the note is damaged.
     """
     if not (self.path / shard).exists():
       return None
@@ -149,41 +138,41 @@ class WorkFolder:
       raise DataError(f"{path} is damaged: remove {self.path / shard}") from error
 
   def finish(self, shard: str, report: ShardReport) -> None:
-    """Makes the shard just written a finished one.
-
-    Raises:
-      DataError: the folder cannot be written.
-    """
+    """Makes the shard just written a finished one; raises DataError if it cannot."""
     with writing_to(self.path):
       _sync(self.unfinished)
       write_json(self._report_path(shard), dataclasses.asdict(report))
       os.replace(self.unfinished, self.path / shard)
       _sync(self.path)
 
-  @property
-  def unfinished(self) -> pathlib.Path:
-    """The file that a shard is written to."""
-    return self.path / "unfinished"
+  def hand_over(
+    self, names: Iterable[str], describe: Callable[[pathlib.Path], None]
+  ) -> None:
+    """Makes the version directory of the named files, and no other: a kill may leave more.
 
-  @property
-  def downloads(self) -> pathlib.Path:
-    """A folder for TFDS, which makes it without need."""
-    return self.path / "downloads"
-
-  def hand_over(self, directory: pathlib.Path, names: Collection[str]) -> None:
-    """Moves the named files, and no other: a kill may have left more here."""
+    `describe` writes to it what makes a directory one of TFDS.
+    """
+    # A name of which `begin` finds what a kill leaves, and that is no version for TFDS.
+    directory = self.version_dir.with_name(f"incomplete.prepare_{self.version_dir.name}")
     with writing_to(directory):
-      for name in names:
-        os.replace(self.path / name, directory / name)
-      _sync(directory)
+      directory.mkdir()
+      try:
+        for name in names:
+          os.replace(self.path / name, directory / name)
+        describe(directory)
+        _sync(directory)
+        os.rename(directory, self.version_dir)
+      except BaseException:
+        self._take_back(directory)
+        raise
 
-  def take_back(self, directory: pathlib.Path) -> None:
-    """Moves the finished shards of a directory here, if `hand_over` got that far."""
-    with writing_to(self.path):
-      for path in directory.iterdir():
-        here = self.path / path.name
-        if self._report_path(path.name).exists() and not here.exists():
-          os.replace(path, here)
+  def _take_back(self, directory: pathlib.Path) -> None:
+    """Moves finished shards of a directory here, and removes it."""
+    for path in directory.iterdir():
+      here = self.path / path.name
+      if self._report_path(path.name).exists() and not here.exists():
+        os.replace(path, here)
+    shutil.rmtree(directory)
 
   def remove(self) -> None:
     """Removes the folder, when all is handed over."""
@@ -204,19 +193,18 @@ class WorkFolder:
 def write_shard(path: pathlib.Path, examples: Iterable[bytes]) -> None:
   """Replaces an ArrayRecord file by serialized examples, and makes sure that it is whole.
 
-  Raises:
-    DataError: the disk is full, or fails otherwise.
+  Raises DataError if the disk is full, or fails otherwise.
   """
   with writing_to(path.parent):
     path.unlink(missing_ok=True)
   writer = array_record_module.ArrayRecordWriter(os.fspath(path), _WRITER_OPTIONS)
   count = 0
   for example in examples:
-    with _array_record_writing_to(path.parent):
+    with writing_to(path.parent, RuntimeError):  # what ArrayRecord raises
       writer.write(example)
     count += 1
   # Writes happen behind the scenes: most errors only show here.
-  with _array_record_writing_to(path.parent):
+  with writing_to(path.parent, RuntimeError):
     writer.close()
     written = array_record_module.ArrayRecordReader(os.fspath(path)).num_records()
   if written != count:
@@ -224,28 +212,16 @@ def write_shard(path: pathlib.Path, examples: Iterable[bytes]) -> None:
 
 
 @contextlib.contextmanager
-def writing_to(folder: pathlib.Path) -> Iterator[None]:
+def writing_to(folder: pathlib.Path, failure: type[Exception] = OSError) -> Iterator[None]:
   """Turns a failed write into a DataError that names the folder."""
   try:
     yield
-  except OSError as error:
-    raise _not_written(folder, error.strerror or str(error)) from error
-
-
-@contextlib.contextmanager
-def _array_record_writing_to(folder: pathlib.Path) -> Iterator[None]:
-  """Does the same for ArrayRecord, which raises RuntimeError for what is refused."""
-  try:
-    yield
-  except RuntimeError as error:
-    raise _not_written(folder, str(error)) from error
-
-
-def _not_written(folder: pathlib.Path, reason: str) -> DataError:
-  return DataError(
-    f"{folder} cannot be written: {reason}; finished shards are kept: fix this and rerun "
-    "the command to resume"
-  )
+  except failure as error:
+    reason = getattr(error, "strerror", None) or error
+    raise DataError(
+      f"{folder} cannot be written: {reason}; finished shards are kept: fix this and rerun "
+      "the command to resume"
+    ) from error
 
 
 def _sync(path: pathlib.Path) -> None:

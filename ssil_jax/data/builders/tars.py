@@ -11,7 +11,7 @@ import os
 import pathlib
 import tarfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -19,7 +19,7 @@ import numpy as np
 from ssil_jax.errors import DataError
 
 _BLOCK = tarfile.BLOCKSIZE
-# What `unpack_gzip` and tarfile raise for what is damaged.
+# What `open_gzip` and tarfile raise for what is damaged.
 UNPACKING_ERRORS = (OSError, EOFError, tarfile.TarError, zlib.error, ValueError)
 _MOST_UNPACKED = 1 << 30  # bytes; the official .tar.gz hold a sixth of that at most
 
@@ -88,13 +88,14 @@ def members(
     raise DataError(f"{path} cannot be read: {error.strerror}") from error
 
 
-def unpack_gzip(packed: bytes) -> bytes:
-  """Unpacks a .gz; raises one of UNPACKING_ERRORS if it is damaged or vast."""
+def open_gzip(packed: bytes) -> tarfile.TarFile:
+  """Unpacks a .tar.gz; raises one of UNPACKING_ERRORS if it is damaged or vast."""
+  # Whole, for only that checks the checksum of the .gz.
   with gzip.GzipFile(fileobj=io.BytesIO(packed)) as file:
     content = file.read(_MOST_UNPACKED + 1)
   if len(content) > _MOST_UNPACKED:
     raise OSError(f"it unpacks to more than {_MOST_UNPACKED} bytes")
-  return content
+  return tarfile.open(fileobj=io.BytesIO(content), mode="r:")
 
 
 def read_member(tar: tarfile.TarFile, name: str) -> bytes:
@@ -108,33 +109,11 @@ def read_member(tar: tarfile.TarFile, name: str) -> bytes:
   return file.read()
 
 
-class Table(NamedTuple):
-  """Members of one or more tars as arrays [n], which millions of them fit into."""
-
-  name: np.ndarray  # bytes
-  offset: np.ndarray  # int64
-  size: np.ndarray  # int64
-
-  @classmethod
-  def of(cls, found: Iterable[Member]) -> "Table":
-    """Makes a table of the members in the order given."""
-    found = list(found)
-    return cls(
-      name=np.array(
-        [member.name.encode(errors="surrogateescape") for member in found], "S"
-      ),
-      offset=np.array([member.offset for member in found], np.int64),
-      size=np.array([member.size for member in found], np.int64),
-    )
-
-  @classmethod
-  def join(cls, tables: Sequence["Table"]) -> "Table":
-    """Puts one table after another."""
-    return cls(*map(np.concatenate, zip(*tables, strict=True)))
-
-  def take(self, rows: np.ndarray) -> "Table":
-    """Returns the rows of an index array or a mask."""
-    return Table(*(column[rows] for column in self))
+def as_table(found: Iterable[Member]) -> np.ndarray:
+  """Returns a structured array [n], which millions of members fit into; names are bytes."""
+  rows = [(m.name.encode(errors="surrogateescape"), m.offset, m.size) for m in found]
+  longest = max((len(name) for name, _, _ in rows), default=1)
+  return np.array(rows, [("name", f"S{longest}"), ("offset", np.int64), ("size", np.int64)])
 
 
 def _cut_off(where: str, why: str) -> str:

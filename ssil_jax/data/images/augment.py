@@ -40,16 +40,9 @@ def to_float(images: jax.Array, normalization: Normalization | None) -> jax.Arra
 def augment(
   images: jax.Array, key: jax.Array, positions: jax.Array, augmentation: Augmentation
 ) -> jax.Array:
-  """Shifts and flips images at random.
+  """Shifts and flips images, uint8 [B, S, S, 3], at random.
 
-  Args:
-    images: uint8 [B, S, S, 3].
-    key: of the step.
-    positions: int32 [B], of the examples in the global batch.
-    augmentation: what to do.
-
-  Returns:
-    uint8 [B, S, S, 3].
+  The key is that of the step; positions, int32 [B], are those in the global batch.
   """
   pad, size = augmentation.max_shift, images.shape[1]
 

@@ -25,15 +25,9 @@ _THREAD = threading.local()  # a resizer keeps buffers, and serves one thread
 def random_resized_box(width: int, height: int, draws: np.ndarray) -> Box:
   """Chooses a box of random area (8% to 100%) and aspect ratio (3/4 to 4/3).
 
-  Args:
-    width: of the image in pixels.
-    height: of the image in pixels.
-    draws: float64 `DRAWS_SHAPE`, uniform in [0, 1): area, aspect ratio, left, top for each
-      attempt; nothing else decides.
-
-  Returns:
-    The first box that fits; after ten misses, the largest central one of an allowed aspect
-    ratio.
+  Nothing but `draws` decides: float64 `DRAWS_SHAPE`, uniform in [0, 1); area, aspect ratio,
+  left, top for each attempt. Returns the first box that fits an image of these pixels;
+  after ten misses, the largest central one of an allowed aspect ratio.
   """
   for area_draw, aspect_draw, left_draw, top_draw in draws.tolist():
     area = width * height * (_AREA[0] + area_draw * (_AREA[1] - _AREA[0]))
@@ -51,29 +45,15 @@ def random_resized_box(width: int, height: int, draws: np.ndarray) -> Box:
 
 
 def resize(pixels: np.ndarray, size: int) -> np.ndarray:
-  """Resizes an image to the network's input, whatever its aspect ratio.
-
-  Args:
-    pixels: uint8 [H, W, 3].
-    size: S.
-
-  Returns:
-    uint8 [S, S, 3].
-  """
+  """Resizes uint8 [H, W, 3] to the network's input [S, S, 3], whatever its aspect ratio."""
   height, width = pixels.shape[:2]
   return resample(pixels, (0, 0, width, height), size)
 
 
 def central_square(pixels: np.ndarray, size: int, *, short_side: int) -> np.ndarray:
-  """Cuts out the middle of an image after resizing its short side; no randomness.
+  """Cuts uint8 [S, S, 3] out of the middle of uint8 [H, W, 3]; no randomness.
 
-  Args:
-    pixels: uint8 [H, W, 3].
-    size: S.
-    short_side: what the short side becomes before S x S pixels are cut out; S or more.
-
-  Returns:
-    uint8 [S, S, 3].
+  `short_side` is what the short side becomes before the cut; S or more.
   """
   height, width = pixels.shape[:2]
   if height == width == size == short_side:
@@ -92,15 +72,9 @@ def central_square(pixels: np.ndarray, size: int, *, short_side: int) -> np.ndar
 def resample(
   pixels: np.ndarray, box: tuple[float, float, float, float], size: int
 ) -> np.ndarray:
-  """Resizes a box of an image; at its edges, pixels outside it count, too.
+  """Resizes a box of uint8 [H, W, 3] to [S, S, 3]; pixels outside count at its edges.
 
-  Args:
-    pixels: uint8 [H, W, 3].
-    box: left, top, width, height in pixels, fractions allowed, inside the image.
-    size: S.
-
-  Returns:
-    uint8 [S, S, 3].
+  The box is left, top, width, height in pixels, fractions allowed, inside the image.
   """
   if not hasattr(_THREAD, "resizer"):
     _THREAD.resizer = cykooz_resizer.Resizer()

@@ -86,20 +86,12 @@ def size_of(data: bytes) -> tuple[int, int]:
 class EncodedImage:
   """An image file in memory whose header was read; `read` decodes it.
 
-  PNG and WebP are decoded at once: a PNG may have its orientation behind its pixels.
-
-  Attributes:
-    data: the image file.
-    width: of the upright image in pixels.
-    height: of the upright image in pixels.
+  PNG and WebP are decoded at once: a PNG may have its orientation behind its pixels. Width
+  and height are those of the upright image in pixels.
   """
 
   def __init__(self, data: bytes):
-    """Reads the header.
-
-    Raises:
-      ImageError: the image is of another format, absurdly large, or broken already here.
-    """
+    """Reads the header; raises ImageError for another format, absurd size, or damage."""
     self.data = data
     self._header = self._pixels = None
     if data.startswith(jpeg.MAGIC):
@@ -107,22 +99,21 @@ class EncodedImage:
       most = MAX_SCANS + 1
       if not header.one_scan and jpeg.count_scans(data, header, most=most) == most:
         raise ImageError(f"a JPEG of more than the {MAX_SCANS} scans allowed")
-      size = exif.upright_size(header.width, header.height, header.orientation)
-      self.width, self.height = size
+      self.width, self.height = exif.upright_size(
+        header.width, header.height, header.orientation
+      )
     else:
-      self._pixels = _read_other(data)
+      with _open_other(data) as image:
+        stored = _rgb(image)
+        self._pixels = exif.upright(stored, _orientation(image))
       self.height, self.width = self._pixels.shape[:2]
 
   def read(self, box: Box | None = None, *, strict: bool = True) -> np.ndarray:
-    """Decodes the image, or no more of it than a box needs.
+    """Decodes uint8 [H, W, 3], or no more of it than a box needs; perhaps a view.
 
     Args:
       box: left, top, right, bottom in pixels of the upright image; None for all of it.
-      strict: whether to refuse a JPEG of which libjpeg warns. Otherwise only one that is
-        truncated is refused.
-
-    Returns:
-      uint8 [bottom - top, right - left, 3], perhaps a view.
+      strict: whether to refuse a JPEG of which libjpeg warns, and not only a truncated one.
 
     Raises:
       ImageError: the image is truncated or corrupt.
@@ -170,13 +161,6 @@ def _jpeg_header(data: bytes) -> jpeg.Header:
     raise ImageError(str(error)) from error
   _check_size(header.width, header.height)
   return header
-
-
-def _read_other(data: bytes) -> np.ndarray:
-  """Returns the upright pixels of a PNG or WebP."""
-  with _open_other(data) as image:
-    pixels = _rgb(image)
-    return exif.upright(pixels, _orientation(image))
 
 
 def _open_other(data: bytes) -> Image.Image:

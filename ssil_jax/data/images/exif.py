@@ -21,13 +21,10 @@ _Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels
 
 
 def orientation(block: bytes) -> int:
-  """Returns the orientation that an EXIF block asks for.
+  """Returns the orientation, 1 to 8, that an EXIF block asks for.
 
-  Args:
-    block: a TIFF header and what follows it, the bytes after `Exif`, 0, 0.
-
-  Returns:
-    1 to 8; 1, for upright, if the block says nothing that can be understood.
+  The block is a TIFF header and what follows it, the bytes after `Exif`, 0, 0. If it says
+  nothing that can be understood, the orientation is 1, for upright.
   """
   order = {b"II*\0": "<", b"MM\0*": ">"}.get(block[:4])
   if order is None:
@@ -57,14 +54,7 @@ def upright_size(width: int, height: int, value: int) -> tuple[int, int]:
 
 
 def stored_box(box: _Box, width: int, height: int, value: int) -> _Box:
-  """Returns where a box of the upright image lies in the stored one.
-
-  Args:
-    box: left, top, right, bottom in pixels of the upright image.
-    width: of the upright image.
-    height: of the upright image.
-    value: the orientation.
-  """
+  """Returns where a box of the upright image, of this size, lies in the stored one."""
   left, top, right, bottom = box
   if value in _COLUMNS_MIRRORED:
     left, right = width - right, width - left

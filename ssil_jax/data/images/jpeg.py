@@ -60,9 +60,9 @@ def read_header(data: bytes) -> Header:
   """
   if not data.startswith(MAGIC):
     raise ValueError("not a JPEG file")
-  offset, restart_interval, frame = 2, 0, None
+  offset, restart_interval = 2, 0
   index_start = num_indexed = 0
-  orientation = None
+  frame = orientation = None
   try:
     while True:
       if data[offset] != 0xFF:
@@ -118,12 +118,9 @@ def read_header(data: bytes) -> Header:
 
 
 def count_scans(data: bytes, header: Header, *, most: int) -> int:
-  """Counts the scans of the image; what follows its end (EOI) is no part of it.
+  """Counts the scans of a JPEG file, up to `most`.
 
-  Args:
-    data: a JPEG file.
-    header: its header.
-    most: where to stop counting.
+  What follows the end of the image (EOI) is no part of it.
   """
   count, place = 1, header.scan_start
   while count < most and (found := _MARKER.search(data, place)):
@@ -138,16 +135,11 @@ def count_scans(data: bytes, header: Header, *, most: int) -> int:
 
 
 def add_index(data: bytes) -> bytes:
-  """Writes the lengths of a file's restart intervals into its header.
+  """Writes the lengths of a whole file's restart intervals into its header.
 
   It comes back unchanged if `cut` could not use them: the scan is not sequential or not
   interleaved, rows do not start at restart markers, or the lengths do not fit a segment.
-
-  Args:
-    data: a whole JPEG file without an index.
-
-  Raises:
-    ValueError: it has no readable header or no end.
+  Raises ValueError if it has no readable header or no end.
   """
   header = read_header(data)
   if not header.one_scan or not header.restart_interval:
@@ -191,13 +183,8 @@ class Piece(NamedTuple):
 def cut(data: bytes, header: Header, box: tuple[int, int, int, int]) -> Piece:
   """Cuts out the smallest JPEG that holds a box of an image, with the same pixels there.
 
-  Args:
-    data: a JPEG file with an index.
-    header: its header.
-    box: left, top, right, bottom in pixels; not empty, and inside the image.
-
-  Returns:
-    The piece: the box and what lies between it and the next restart markers.
+  The file has an index; the box (left, top, right, bottom in pixels) is not empty, and lies
+  inside the image. The piece ends at the next restart markers.
 
   Raises:
     ValueError: the index is not that of this file.
@@ -219,20 +206,15 @@ def cut(data: bytes, header: Header, box: tuple[int, int, int, int]) -> Piece:
   lengths = np.frombuffer(data, _INDEX_DTYPE, header.num_indexed, header.index_start)
   lengths = lengths.astype(np.int64)
   ends = header.scan_start + np.cumsum(lengths + 2) - 2  # a marker is two bytes long
-  starts = ends - lengths
   if data[ends[-1] : ends[-1] + 2] != b"\xff\xd9":
     raise ValueError("the index of restart intervals does not end where the scan does")
-  rows_chosen, columns_chosen = (
-    slice(first_row, last_row),
-    slice(first_column, last_column),
+  starts, ends, lengths = (
+    array.reshape(rows, columns)[first_row:last_row, first_column:last_column]
+    for array in (ends - lengths, ends, lengths)
   )
   # The intervals of a row lie together, with the markers between them.
   parts = []
-  for start, end in zip(
-    starts.reshape(rows, columns)[rows_chosen, first_column].tolist(),
-    ends.reshape(rows, columns)[rows_chosen, last_column - 1].tolist(),
-    strict=True,
-  ):
+  for start, end in zip(starts[:, 0].tolist(), ends[:, -1].tolist(), strict=True):
     parts += (data[start:end], b"\xff\xd0")
 
   head = bytearray(data[: header.scan_start])
@@ -242,8 +224,7 @@ def cut(data: bytes, header: Header, box: tuple[int, int, int, int]) -> Piece:
   struct.pack_into(">HH", head, header.frame_start + 5, height, width)
   piece = np.frombuffer(bytearray(b"".join([head, *parts])), np.uint8)
   # Markers count from 0 to 7 and round again (T.81, B.2.1); the last one ends the image.
-  chosen = lengths.reshape(rows, columns)[rows_chosen, columns_chosen].ravel()
-  markers = header.scan_start + np.cumsum(chosen + 2) - 1
+  markers = header.scan_start + np.cumsum(lengths + 2) - 1
   piece[markers] = _RST0 + (np.arange(len(markers)) & 7)
   piece[-1] = _EOI
   return Piece(piece.tobytes(), x, y)

@@ -18,11 +18,9 @@ def open_digits(config: Config) -> Source:
   gray = np.round(digits.images * (255 / 16)).astype(np.uint8)  # 0..16 as scanned
   images = np.repeat(gray[..., None], 3, axis=-1)
   labels = digits.target.astype(np.int32)
-  place_in_class = np.zeros(len(labels), np.int64)
+  test = np.zeros(len(labels), bool)
   for digit in range(10):
-    of_digit = labels == digit
-    place_in_class[of_digit] = np.arange(of_digit.sum())
-  test = place_in_class % 5 == 0
+    test[np.flatnonzero(labels == digit)[::5]] = True
   return Source(
     class_names=tuple(str(name) for name in digits.target_names),
     train=Split(images[~test], labels[~test]),

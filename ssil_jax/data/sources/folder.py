@@ -33,21 +33,32 @@ def open_image_folder(config: Config) -> Source:
     raise DataError(f"{error.filename} cannot be listed: {error.strerror}") from error
 
 
-def _open(config: Config) -> Source:
+def data_folder(config: Config, remedy: str) -> pathlib.Path:
+  """Returns the folder that `--data_dir` names; raises DataError if there is none."""
+  if not config.data_dir:
+    raise DataError(f"--dataset={config.dataset} needs --data_dir=DIR: {remedy}")
   root = pathlib.Path(config.data_dir).expanduser()
-  if not config.data_dir or not os.path.isdir(root):
-    raise DataError(
-      f"--data_dir={config.data_dir} is not a folder: {_LAYOUT}"
-      if config.data_dir
-      else f"--dataset=image_folder needs --data_dir=DIR: {_LAYOUT}"
-    )
+  if not os.path.isdir(root):
+    raise DataError(f"--data_dir={config.data_dir} is not a folder: {remedy}")
+  return root
+
+
+def _open(config: Config) -> Source:
+  root = data_folder(config, _LAYOUT)
   train_dir = root / "train"
   test_dir = root / "test" if (root / "test").is_dir() else root / "val"
   for folder in (train_dir, test_dir):
     if not folder.is_dir():
       raise DataError(f"{folder} is missing: {_LAYOUT}")
   class_names = _class_names(train_dir)
-  _check_same_classes(train_dir, class_names, test_dir, _class_names(test_dir))
+  names = {train_dir: class_names, test_dir: _class_names(test_dir)}
+  for here, there in ((train_dir, test_dir), (test_dir, train_dir)):
+    missing = sorted(set(names[here]) - set(names[there]))
+    if missing:
+      raise DataError(
+        f"class {missing[0]} ({len(missing)} in all) is in {here} but not in {there}: "
+        "both need a folder for every class"
+      )
   train, ignored_train = _list_split(train_dir, class_names)
   test, ignored_test = _list_split(test_dir, class_names)
   return Source(
@@ -71,32 +82,18 @@ def _class_names(folder: pathlib.Path) -> tuple[str, ...]:
   return tuple(names)
 
 
-def _check_same_classes(train_dir, train_names, test_dir, test_names) -> None:
-  for here, names, there, others in (
-    (train_dir, train_names, test_dir, test_names),
-    (test_dir, test_names, train_dir, train_names),
-  ):
-    missing = sorted(set(names) - set(others))
-    if missing:
-      raise DataError(
-        f"class {missing[0]} ({len(missing)} in all) is in {here} but not in {there}: "
-        "both need a folder for every class"
-      )
-
-
-def _is_image(file_name: str) -> bool:
-  # macOS leaves hidden ._NAME.png beside NAME.png, which are no images.
-  return file_name.lower().endswith(_SUFFIXES) and not file_name.startswith(".")
-
-
 def _list_split(folder: pathlib.Path, class_names: tuple[str, ...]) -> tuple[Split, int]:
   """Returns the files and labels, and how many entries were not taken for images."""
   joined, lengths, counts, ignored = [], [], [], 0
   for name in class_names:
     # Folders and broken links with the name of an image are taken for images, too, so that
-    # they are complained of.
+    # they are complained of; not what macOS hides beside NAME.png, ._NAME.png.
     listed = os.listdir(folder / name)
-    found = sorted(filter(_is_image, listed))
+    found = sorted(
+      file_name
+      for file_name in listed
+      if file_name.lower().endswith(_SUFFIXES) and not file_name.startswith(".")
+    )
     if not found:
       raise DataError(
         f"{folder / name} has no images ({', '.join(_SUFFIXES)}): add some or "

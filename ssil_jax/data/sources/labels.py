@@ -26,12 +26,9 @@ def save(
   labels: Mapping[str, np.ndarray],
   folder: pathlib.Path | None = None,
 ) -> None:
-  """Writes the labels of a directory.
+  """Writes split -> int32 [n], in record order, of a directory of complete shards.
 
-  Args:
-    directory: with the shards, all of them complete.
-    labels: split -> int32 [n], in record order.
-    folder: to write to; None for the directory itself.
+  They go to `folder`, or to the directory itself.
   """
   folder = folder or directory
   joined = np.concatenate([np.asarray(part, np.int32) for part in labels.values()])
@@ -52,14 +49,7 @@ def save(
 def load(
   directory: pathlib.Path, folder: pathlib.Path | None = None
 ) -> dict[str, np.ndarray] | None:
-  """Reads the labels that `save` wrote.
-
-  Args:
-    directory: with the shards.
-    folder: as for `save`.
-
-  Returns:
-    split -> int32 [n] in record order, or None if they were never written to the end.
+  """Reads split -> int32 [n] as `save` wrote them; None if it never came to the end.
 
   Raises:
     DataError: they are damaged, or belong to other shards than those in `directory`.

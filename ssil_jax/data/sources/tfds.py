@@ -29,19 +29,15 @@ from ssil_jax.data.encoded import BadImage, EncodedImages, hash_names, hash_rows
 from ssil_jax.data.images.augment import IMAGENET_NORMALIZATION
 from ssil_jax.data.resident import natural_size, read_sizes
 from ssil_jax.data.sources import labels
+from ssil_jax.data.sources.folder import data_folder
 from ssil_jax.errors import DataError
 from ssil_jax.paths import data_mistakes
 from ssil_jax.progress import ProgressBars
 from ssil_jax.system import allow_open_files
 
-# What TFDS calls them, with the config if there is one.
-_TFDS_NAMES: Mapping[str, tuple[str, ...]] = {
-  "imagenet": ("imagenet", "imagenet2012"),
-  "landmarks_v2/1k": ("landmarks_v2/1k",),
-  "landmarks_v2/10k": ("landmarks_v2/10k",),
-  "cifar100": ("cifar100",),
-}
-NAMES = tuple(_TFDS_NAMES)
+# As TFDS calls them, with the config if there is one.
+NAMES = ("imagenet", "landmarks_v2/1k", "landmarks_v2/10k", "cifar100")
+_OTHER_NAMES = {"imagenet": ("imagenet2012",)}  # that TFDS has for the same
 _NORMALIZATIONS = {"imagenet": IMAGENET_NORMALIZATION}  # section 6.2
 
 _INFO = "dataset_info.json"
@@ -66,7 +62,7 @@ def open_tfds(config: Config) -> Source:
   Raises:
     DataError: nothing fitting is prepared in `--data_dir`, or it is damaged.
   """
-  directory = _find(config, _TFDS_NAMES[config.dataset])
+  directory = _find(config, (config.dataset, *_OTHER_NAMES.get(config.dataset, ())))
   _check_features(directory)
   try:
     info = tfds.builder_from_directory(directory).info
@@ -121,19 +117,17 @@ def _spread(length: int) -> np.ndarray:
 def _check_features(directory: pathlib.Path) -> None:
   """Raises DataError for features that are not TFDS' own: it would import any module."""
   path = directory / _FEATURES
+
+  def check(value: dict[str, Any]) -> dict[str, Any]:
+    for name in filter(None, map(value.get, _CLASS_KEYS)):
+      if not str(name).startswith(_TFDS_FEATURES) and "." in str(name):
+        raise DataError(f"{path} names {name!r}, which is no feature of TFDS: {_AGAIN}")
+    return value
+
   try:
-    waiting = [json.loads(path.read_text())]
+    json.loads(path.read_text(), object_hook=check)
   except (OSError, ValueError, RecursionError) as error:
     raise DataError(f"{path} cannot be read ({error}): {_AGAIN}") from error
-  while waiting:
-    value = waiting.pop()
-    if isinstance(value, dict):
-      for name in filter(None, map(value.get, _CLASS_KEYS)):
-        if not str(name).startswith(_TFDS_FEATURES) and "." in str(name):
-          raise DataError(f"{path} names {name!r}, which is no feature of TFDS: {_AGAIN}")
-      waiting += value.values()
-    elif isinstance(value, list):
-      waiting += value
 
 
 class Records:
@@ -142,27 +136,23 @@ class Records:
   has_checksums = True  # ArrayRecord has one for every record
 
   def __init__(self, split: tfds.core.SplitInfo, *, prepared: Mapping[str, Any] | None):
-    """Opens every shard.
+    """Opens every shard of a split.
 
-    Args:
-      split: of a TFDS builder.
-      prepared: the contents of prepare.json; None if `experiments/prepare.py`, which
-        decodes every image, did not write it.
-
-    Raises:
-      DataError: a shard is missing, damaged or of another length than TFDS wrote.
+    `prepared` are the contents of prepare.json; None if `experiments/prepare.py`, which
+    decodes every image, did not write it. Raises DataError if a shard is missing, damaged
+    or of another length than TFDS wrote.
     """
     self.was_verified = prepared is not None
-    try:
+    self.content = None
+    with contextlib.suppress(KeyError, TypeError):  # an earlier version has noted none
       self.content = prepared["splits"][split.name]["content"]
-    except (KeyError, TypeError):  # an earlier version has noted none
-      self.content = None
     self._paths = [pathlib.Path(path) for path in split.filepaths]
     self.directory = self._paths[0].parent
     with ThreadPoolExecutor() as threads:
       list(threads.map(_check_shard, self._paths, split.shard_lengths))
     self._source = ArrayRecordDataSource(split.file_instructions)
     self._ends = np.cumsum(split.shard_lengths)
+    self._starts = self._ends - split.shard_lengths
 
   def __len__(self) -> int:
     return len(self._source)
@@ -186,13 +176,12 @@ class Records:
   def some(self) -> list[int]:
     """Returns the first and the last record of every shard, and `_SOME` from all over them:
     enough to tell two data sets apart."""
-    firsts = np.concatenate([[0], self._ends[:-1]])
-    return np.unique(np.concatenate([firsts, self._ends - 1, _spread(len(self))])).tolist()
+    chosen = np.concatenate([self._starts, self._ends - 1, _spread(len(self))])
+    return np.unique(chosen).tolist()
 
   def name(self, number: int) -> str:
     shard = int(np.searchsorted(self._ends, number, side="right"))
-    place = number - (self._ends[shard - 1] if shard else 0)
-    return f"{place} of shard {self._paths[shard]}"
+    return f"{number - self._starts[shard]} of shard {self._paths[shard]}"
 
   def digest(self) -> bytes:
     sizes = self._statuses()[:, 0].tolist()
@@ -205,16 +194,14 @@ class Records:
 
   def stamps(self, numbers: np.ndarray) -> np.ndarray:
     shards = np.searchsorted(self._ends, numbers, side="right")
-    places = numbers - np.concatenate([[0], self._ends[:-1]])[shards]
     names = hash_names(os.fsencode(path.name) for path in self._paths)
     states = hash_rows(np.column_stack([names, self._statuses()])).astype(np.int64)
-    return hash_rows(np.column_stack([states[shards], places]))
+    return hash_rows(np.column_stack([states[shards], numbers - self._starts[shards]]))
 
   def _statuses(self) -> np.ndarray:
     """Returns int64 [shards, 3]: sizes and times of change, in ns."""
-    found = [path.stat() for path in self._paths]
-    rows = [(s.st_size, s.st_mtime_ns, s.st_ctime_ns) for s in found]
-    return np.array(rows, np.int64)
+    found = (path.stat() for path in self._paths)
+    return np.array([(s.st_size, s.st_mtime_ns, s.st_ctime_ns) for s in found], np.int64)
 
   def _feature(self, number: int, name: str) -> Any:
     example = tf_example_generated_pb2.Example.FromString(self._source[number])
@@ -239,17 +226,11 @@ def _check_shard(path: pathlib.Path, length: int) -> None:
 
 def _find(config: Config, names: tuple[str, ...]) -> pathlib.Path:
   """Returns the one version directory of a data set in `--data_dir`, or that itself."""
-  root = pathlib.Path(config.data_dir).expanduser()
   if mistakes := data_mistakes("data_dir", config.data_dir):
     raise DataError("\n".join(mistakes))
-  if not config.data_dir or not os.path.isdir(root):
-    raise DataError(
-      f"--data_dir={config.data_dir} is not a folder: {_prepare(config)}"
-      if config.data_dir
-      else f"--dataset={config.dataset} needs --data_dir=DIR: {_prepare(config)}"
-    )
+  root = data_folder(config, _prepare(config))
   if (root / _INFO).is_file() and _is_version(root.resolve()):
-    directory = root
+    found = [root]
   else:
     found = [
       path.parent
@@ -257,17 +238,17 @@ def _find(config: Config, names: tuple[str, ...]) -> pathlib.Path:
       for path in root.glob(f"{name}/*/{_INFO}")
       if _is_version(path.parent)
     ]
-    if not found:
-      raise DataError(
-        f"--data_dir={config.data_dir} has no {' or '.join(names)} "
-        f"({_what_is_there(root, names)}): {_prepare(config)}"
-      )
-    if len(found) > 1:
-      raise DataError(
-        f"--data_dir={config.data_dir} has {' and '.join(map(str, sorted(found)))}: give "
-        "one of them as --data_dir"
-      )
-    (directory,) = found
+  if not found:
+    raise DataError(
+      f"--data_dir={config.data_dir} has no {' or '.join(names)} "
+      f"({_what_is_there(root, names)}): {_prepare(config)}"
+    )
+  if len(found) > 1:
+    raise DataError(
+      f"--data_dir={config.data_dir} has {' and '.join(map(str, sorted(found)))}: give "
+      "one of them as --data_dir"
+    )
+  (directory,) = found
   info = _read_json(directory / _INFO)
   name = "/".join(filter(None, (info.get("name"), info.get("configName"))))
   if name not in names:
@@ -302,9 +283,7 @@ def _what_is_there(root: pathlib.Path, names: tuple[str, ...]) -> str:
     for path in root.glob(pattern)
     if _is_version(path.parent)
   )
-  if complete:
-    return f"it has {', '.join(complete)}"
-  return "it has no prepared data set"
+  return f"it has {', '.join(complete) or 'no prepared data set'}"
 
 
 def _read_json(path: pathlib.Path) -> dict[str, Any]:
