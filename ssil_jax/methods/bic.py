@@ -124,7 +124,6 @@ def _init_stats(num_classes):
 
 
 def _predict(outputs: Outputs, context, config):
-  del config
   seen = jnp.arange(outputs.logits.shape[-1])[None, :] < context.classes.num_seen
   return jnp.where(seen, correct(outputs.logits, context.stats), -jnp.inf)
 
