@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import io
+import itertools
 import os
 import pathlib
 import re
@@ -11,7 +12,7 @@ import sys
 import sysconfig
 import textwrap
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from absl import flags
 
@@ -103,6 +104,11 @@ def flag_help(name: str, text: str, *, prefix: str = "--", indent: int = 0) -> s
   return textwrap.indent(
     f"{prefix}{name}\n{textwrap.indent(filled, '    ')}", " " * (2 + indent)
   )
+
+
+def help_of_flags(usage: str, helps: Mapping[str, str]) -> str:
+  """Returns the help of a command from the texts on its flags."""
+  return "\n".join([usage, "Flags:", *itertools.starmap(flag_help, helps.items())])
 
 
 def flagfile_names() -> list[str]:
