@@ -107,13 +107,10 @@ def parse(argv: Sequence[str], *, methods: Sequence[str] = ()) -> Request:
       owners.setdefault(field.name, []).append(owner)
   command_line.read_flags(flag_values, [argv[0], *arguments])
   given = {
-    name: value
+    name: _whole_numbers(name, value) if isinstance(value, list) else value
     for name, value in flag_values.flag_values_dict().items()
-    if value is not None and (name in owners or name in _SHARED)
+    if value is not None
   }
-  for milestones in ("milestones_first", "milestones"):
-    if milestones in given:
-      given[milestones] = _whole_numbers(milestones, given[milestones])
   own = {field.name for field in fields_of(method.settings)}
   ignored = tuple(name for name in given if name in owners and name not in own)
   notes = tuple(f"--{name} ({', '.join(owners[name])})" for name in ignored)
@@ -121,9 +118,6 @@ def parse(argv: Sequence[str], *, methods: Sequence[str] = ()) -> Request:
   config = config_lib.make_config(given, method)
   check_dataset_name(config.dataset)
   return Request(config, given, notes)
-
-
-_SHARED = {field.name for field in fields_of(Config)}
 
 
 def _method_name(arguments: Sequence[str]) -> str:
