@@ -181,11 +181,10 @@ def _find_flagfile(name: str, within: tuple[str, ...]) -> str:
   places = [os.path.expanduser(name), str(FLAGFILES / name)]
   path = next(filter(os.path.isfile, places), None)
   if path is None:
-    known = flagfile_names()
     where = f" (in {within[-1]})" if within else ""
     raise ConfigError(
       f"--flagfile={_shortened(name)}{where} was not found, neither here nor in "
-      f"experiments/, which has: {', '.join(known)}"
+      f"experiments/, which has: {', '.join(flagfile_names())}"
     )
   return os.path.realpath(path)
 

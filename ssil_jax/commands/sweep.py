@@ -167,7 +167,10 @@ def _check_plans(jobs: list[Job]) -> None:
 
 
 def _lenders_first(jobs: list[Job]) -> list[Job]:
-  """Returns first those that have no lender, then those that borrow from these, ..."""
+  """Returns those without a lender, then those that borrow from these, and so on.
+
+  So few wait in vain.
+  """
   named = {job.workdir: job for job in jobs}
   lenders = {job.workdir: [job.lender] if job.lender else [] for job in jobs}
   return [named[name] for name in graphlib.TopologicalSorter(lenders).static_order()]
