@@ -25,10 +25,11 @@ from ssil_jax.settings import (
 
 SMALLEST_IMAGE = 8  # side in pixels: the network halves it three times
 
-_data = functools.partial(setting, topic="Data")
+_data = functools.partial(setting, topic="Data", changes="every_state")
 _states = functools.partial(setting, topic="Incremental states and exemplars")
 _training = functools.partial(setting, topic="Training")
-_network = functools.partial(setting, topic="Network and arithmetic")
+_from_first = functools.partial(_training, changes="every_state")
+_network = functools.partial(setting, topic="Network and arithmetic", changes="every_state")
 _running = functools.partial(setting, topic="Running", changes="nothing")
 _processes = functools.partial(setting, topic="Several processes", changes="nothing")
 
@@ -41,7 +42,6 @@ class Config:
     "digits",
     "data set: digits (embedded), image_folder, or one that experiments/prepare.py "
     "makes: imagenet, landmarks_v2/1k, landmarks_v2/10k, cifar100",
-    changes="every_state",
   )
   data_dir: str = _data(
     "",
@@ -85,11 +85,10 @@ class Config:
     "feature follows the class's best",
     choices=("ring", "herding"),
   )
-  batch_size_new: int = _training(
+  batch_size_new: int = _from_first(
     128,
     "new-class samples of a ratio-preserving batch, N_D; the size of any other batch",
     at_least=1,
-    changes="every_state",
   )
   batch_size_memory: int = _training(
     None,
@@ -97,56 +96,39 @@ class Config:
     "that is N_D divided by 8/4/2); der draws as many twice",
     at_least=1,
   )
-  epochs_first: int = _training(
-    100, "epochs of the first state", at_least=1, changes="every_state"
-  )
+  epochs_first: int = _from_first(100, "epochs of the first state", at_least=1)
   epochs: int = _training(
     None, "epochs of every later state (default: the method's)", at_least=1
   )
-  milestones_first: tuple[int, ...] = _training(
+  milestones_first: tuple[int, ...] = _from_first(
     None,
     "epochs of the first state after which the learning rate drops (default: at 40% and "
     "80%, or the method's)",
-    changes="every_state",
   )
   milestones: tuple[int, ...] = _training(
     None, "the same for every later state (default: at 40% and 80%, or the method's)"
   )
-  learning_rate: float = _training(
-    0.1, "learning rate at the start of state 1", above=0, changes="every_state"
-  )
+  learning_rate: float = _from_first(0.1, "learning rate at the start of state 1", above=0)
   learning_rate_by_state: str = _training(
     "inverse",
     "inverse: state t starts with 1/t of the learning rate; constant: with all of it",
     choices=("inverse", "constant"),
   )
-  learning_rate_drop: float = _training(
-    0.1,
-    "factor of the learning rate at every milestone",
-    above=0,
-    at_most=1,
-    changes="every_state",
+  learning_rate_drop: float = _from_first(
+    0.1, "factor of the learning rate at every milestone", above=0, at_most=1
   )
-  momentum: float = _training(
-    0.9, "Nesterov momentum", at_least=0, below=1, changes="every_state"
-  )
+  momentum: float = _from_first(0.9, "Nesterov momentum", at_least=0, below=1)
   reset_momentum: bool = _training(
     True, "start every phase of every state with zero momentum"
   )
-  weight_decay: float = _training(
-    1e-4,
-    "weight decay, added to the gradient of every parameter",
-    at_least=0,
-    changes="every_state",
+  weight_decay: float = _from_first(
+    1e-4, "weight decay, added to the gradient of every parameter", at_least=0
   )
-  width: int = _network(
-    64, "channels of ResNet-18's first stage", at_least=1, changes="every_state"
-  )
+  width: int = _network(64, "channels of ResNet-18's first stage", at_least=1)
   precision: str = _network(
     "float32",
     "what the network computes in: float32 or bfloat16",
     choices=("float32", "bfloat16"),
-    changes="every_state",
   )
   matmul_precision: str = _network(
     "default",
@@ -154,7 +136,6 @@ class Config:
     "default is the fastest of the hardware (TF32 on GPUs, bfloat16 on TPUs), high and "
     "highest are closer to float32 (jax.default_matmul_precision)",
     choices=("default", "high", "highest"),
-    changes="every_state",
   )
   image_size: int = _network(
     0,
@@ -163,20 +144,14 @@ class Config:
     "64). Up to 64, images stay on the device and the network starts with a 3x3 "
     "convolution; above, they are streamed and it starts with 7x7/2 and a max-pool",
     at_least=0,
-    changes="every_state",
   )
   augment: str = _data(
     "auto",
     "training images: none, crop, crop_flip, or auto (crop for digits, else crop_flip)",
     choices=("auto", "none", "crop", "crop_flip"),
-    changes="every_state",
   )
-  seed: int = _training(
-    0,
-    "initial weights, batches, augmentation and exemplars",
-    at_least=0,
-    below=2**32,
-    changes="every_state",
+  seed: int = _from_first(
+    0, "initial weights, batches, augmentation and exemplars", at_least=0, below=2**32
   )
   workdir: str = _running(
     None, "where results, plots and checkpoints go (default: runs/DATASET-METHOD)"
@@ -247,6 +222,7 @@ class Config:
 DEFAULTS: Mapping[str, Any] = {
   field.name: field.default for field in fields_of(Config) if field.default is not None
 }
+_EPOCHS_OF = {"milestones_first": "epochs_first", "milestones": "epochs"}
 
 
 class _Method(Protocol):
@@ -257,14 +233,15 @@ class _Method(Protocol):
   settings: type
 
 
-def milestones_at(epochs: int, *fractions: Fraction) -> tuple[int, ...]:
+def milestones_at(epochs: int, *fractions: Fraction | str) -> tuple[int, ...]:
   """Returns whole epochs, rounded down, at fractions of a state's training; never 0."""
-  return tuple(dict.fromkeys(e for e in (int(epochs * f) for f in fractions) if e > 0))
+  done = (int(epochs * Fraction(fraction)) for fraction in fractions)
+  return tuple(dict.fromkeys(epoch for epoch in done if epoch > 0))
 
 
 def paper_milestones(epochs: int) -> tuple[int, ...]:
   """Returns when the rate drops: after 40, 80 of 100 epochs; 8, 16 of 20; 10, 20 of 25."""
-  return milestones_at(epochs, Fraction(2, 5), Fraction(4, 5))
+  return milestones_at(epochs, "2/5", "4/5")
 
 
 def paper_batch_size_memory(batch_size_new: int, num_states: int) -> int:
@@ -300,7 +277,7 @@ def make_config(values: Mapping[str, Any], method: _Method) -> Config:
       "its Method"
     )
   full.setdefault("workdir", f"runs/{full['dataset']}-{full['method']}".replace(":", "-"))
-  for name, epochs in (("milestones_first", "epochs_first"), ("milestones", "epochs")):
+  for name, epochs in _EPOCHS_OF.items():
     milestones = full.get(name, paper_milestones)
     full[name] = milestones(full[epochs]) if callable(milestones) else milestones
   full.setdefault(
@@ -308,49 +285,39 @@ def make_config(values: Mapping[str, Any], method: _Method) -> Config:
     paper_batch_size_memory(full["batch_size_new"], full["num_states"]),
   )
   config = Config(**full, method_settings=own)
-  _validate(config)
+  if mistakes := list(_mistakes(config)):
+    raise ConfigError("\n".join(mistakes))
   return config
 
 
-def _validate(config: Config) -> None:
-  """Raises ConfigError, a line for each mistake that shows in the values alone."""
-  mistakes = [
-    *limit_mistakes(config),
-    *limit_mistakes(config.method_settings),
-    *_image_size_mistakes(config),
-    *_process_mistakes(config),
-    *address_mistakes("data_dir", config.data_dir),
-    *(
-      run_mistakes("workdir", config.workdir)
-      if config.workdir
-      else ["--workdir= is empty: name a folder, or leave the flag out"]
-    ),
-    *(run_mistakes("from_workdir", config.from_workdir) if config.from_workdir else ()),
-    *_milestone_mistakes(config, "milestones_first", "epochs_first"),
-    *_milestone_mistakes(config, "milestones", "epochs"),
-  ]
-  if config.initial_classes and config.num_states == 1:
-    mistakes.append(
-      "--initial_classes needs --num_states of 2 or more; with one state, leave it at 0"
-    )
-  if mistakes:
-    raise ConfigError("\n".join(mistakes))
-
-
-def _image_size_mistakes(config: Config) -> Iterator[str]:
+def _mistakes(config: Config) -> Iterator[str]:
+  """Yields a line for each mistake that shows in the values alone."""
+  yield from limit_mistakes(config)
+  yield from limit_mistakes(config.method_settings)
   if 0 < config.image_size < SMALLEST_IMAGE:
     yield (
       f"--image_size={config.image_size} is too small: use {SMALLEST_IMAGE} or more, or 0 "
       "for the data set's own"
     )
-
-
-def _process_mistakes(config: Config) -> Iterator[str]:
-  address, count, number = (
-    config.coordinator_address,
-    config.num_processes,
-    config.process_id,
+  yield from _process_mistakes(
+    config.coordinator_address, config.num_processes, config.process_id
   )
+  yield from address_mistakes("data_dir", config.data_dir)
+  if not config.workdir:
+    yield "--workdir= is empty: name a folder, or leave the flag out"
+  for name in ("workdir", "from_workdir"):
+    if given := getattr(config, name):
+      yield from run_mistakes(name, given)
+  for name, epochs_name in _EPOCHS_OF.items():
+    milestones, epochs = getattr(config, name), getattr(config, epochs_name)
+    if list(milestones) != sorted({m for m in milestones if 0 < m < epochs}):
+      shown = ",".join(map(str, milestones))
+      yield f"--{name}={shown} must rise and lie between 0 and --{epochs_name}={epochs}"
+  if config.initial_classes and config.num_states == 1:
+    yield "--initial_classes needs --num_states of 2 or more; with one state, leave it at 0"
+
+
+def _process_mistakes(address: str, count: int, number: int) -> Iterator[str]:
   if not address:
     for name, value, unset in (("num_processes", count, 0), ("process_id", number, -1)):
       if value != unset:
@@ -366,14 +333,6 @@ def _process_mistakes(config: Config) -> Iterator[str]:
       f"--process_id={number} must be from 0 to {count - 1} with --num_processes={count}, "
       "another one for each process"
     )
-
-
-def _milestone_mistakes(config: Config, name: str, epochs_name: str) -> Iterator[str]:
-  milestones, epochs = getattr(config, name), getattr(config, epochs_name)
-  rising = all(a < b for a, b in zip(milestones, milestones[1:], strict=False))
-  if not rising or not all(0 < m < epochs for m in milestones):
-    shown = ",".join(map(str, milestones))
-    yield f"--{name}={shown} must rise and lie between 0 and --{epochs_name}={epochs}"
 
 
 def to_json(config: Config) -> dict[str, Any]:

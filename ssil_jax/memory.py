@@ -67,16 +67,11 @@ def update(
     The memory that the next state replays. A class with fewer records than its quota
     keeps them all.
   """
-  order = np.lexsort((priority, labels))
   new = Memory(records, labels, rank(labels, priority))
-  new = Memory(*(field[order] for field in new))
-  keep_old = memory.ranks < quota(memory_size, num_seen)
-  keep_new = new.ranks < quota(memory_size, num_seen)
-  both = Memory(
-    *(np.concatenate([a[keep_old], b[keep_new]]) for a, b in zip(memory, new, strict=True))
-  )
+  both = Memory(*map(np.concatenate, zip(memory, new, strict=True)))
   by_class = np.lexsort((both.ranks, both.labels))
-  return Memory(*(field[by_class] for field in both))
+  kept = by_class[both.ranks[by_class] < quota(memory_size, num_seen)]
+  return Memory(*(field[kept] for field in both))
 
 
 def rank(labels: np.ndarray, priority: np.ndarray) -> np.ndarray:
@@ -146,22 +141,10 @@ def herding_priority(
   return priority
 
 
-def ring_priority(
-  labels: np.ndarray,
-  random: np.ndarray,
-  features: Callable[[], np.ndarray],
-  *,
-  count: int,
-) -> np.ndarray:
-  """Returns the priority that keeps a random subset of every class (section 6.1)."""
-  del labels, features, count
-  return random
-
-
 # By the name that --selection takes. Each is (labels int [n] of the new records, random
 # float64 [n], features: -> float [n, d] of length 1, count of each class that is kept) ->
-# priority [n] for `update`.
+# priority [n] for `update`. Ring keeps a random subset of every class (section 6.1).
 SELECTIONS: Mapping[str, Callable[..., np.ndarray]] = {
-  "ring": ring_priority,
+  "ring": lambda labels, random, features, *, count: random,
   "herding": herding_priority,
 }

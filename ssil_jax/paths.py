@@ -1,10 +1,11 @@
 """Folders that libraries are given: any name, but for a few that they refuse."""
 
 import glob
+import itertools
 import os
 import pathlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from etils import epath
 
@@ -44,24 +45,24 @@ def address_mistakes(flag: str, given: str) -> list[str]:
 def data_mistakes(flag: str, given: str) -> list[str]:
   """Returns what keeps TFDS from a folder, a line each, with the flag that gave it."""
   path = pathlib.Path(os.path.abspath(os.path.expanduser(given)))
-  return address_mistakes(flag, given) or [
-    _told(flag, given, path, reason) for reason in _cloud_reasons(path)
-  ]
+  return _mistakes(flag, given, path, _cloud_reasons(path))
 
 
 def run_mistakes(flag: str, given: str) -> list[str]:
   """Returns what keeps checkpoints from a work directory, a line each, with the flag."""
   path = real_path(given)
-  return address_mistakes(flag, given) or [
-    _told(flag, given, path, reason)
-    for reason in (*_cloud_reasons(path), *_tensorstore_reasons(path))
-  ]
+  reasons = itertools.chain(_cloud_reasons(path), _tensorstore_reasons(path))
+  return _mistakes(flag, given, path, reasons)
 
 
-def _told(flag: str, given: str, path: pathlib.Path, reason: str) -> str:
+def _mistakes(
+  flag: str, given: str, path: pathlib.Path, reasons: Iterable[str]
+) -> list[str]:
   place = f"--{flag}={given}" + ("" if str(path) == given else f" ({path})")
   shown = place if len(place) <= _LONGEST_SHOWN else f"{place[: _LONGEST_SHOWN - 20]}..."
-  return f"{shown} cannot be used: {reason}; name another folder"
+  return address_mistakes(flag, given) or [
+    f"{shown} cannot be used: {reason}; name another folder" for reason in reasons
+  ]
 
 
 def _cloud_reasons(path: pathlib.Path) -> Iterator[str]:

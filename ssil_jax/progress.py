@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import (
@@ -28,7 +28,20 @@ def duration_text(seconds: float) -> str:
   return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
-class ProgressDisplay:
+class _Shown:
+  """A context manager that shows `_bar` while it lasts."""
+
+  _bar: Progress
+
+  def __enter__(self) -> Self:
+    self._bar.start()
+    return self
+
+  def __exit__(self, *exc_info) -> None:
+    self._bar.stop()
+
+
+class ProgressDisplay(_Shown):
   """Shows state, epoch, loss, images/s and time left of training; a context manager."""
 
   def __init__(self, console: Console, *, num_states: int, num_images: int):
@@ -47,13 +60,6 @@ class ProgressDisplay:
       disable=not console.is_terminal,
     )
     self._task = self._bar.add_task("compiling", total=num_images)
-
-  def __enter__(self) -> "ProgressDisplay":
-    self._bar.start()
-    return self
-
-  def __exit__(self, *exc_info) -> None:
-    self._bar.stop()
 
   def print(self, text: str) -> None:
     """Prints a line that stays, above the bar."""
@@ -74,7 +80,7 @@ class ProgressDisplay:
       self._next_line = time.monotonic() + _SECONDS_BETWEEN_TRAINING_LINES
 
 
-class ProgressBars:
+class ProgressBars(_Shown):
   """Shows the parts of a piece of work; a context manager.
 
   Without a terminal, each part gets a line when it begins, one every 30 seconds, and one
@@ -84,7 +90,7 @@ class ProgressBars:
   def __init__(self, console: Console, check_interrupt: Callable[[], None] = lambda: None):
     """`check_interrupt` is called with every step; it may raise KeyboardInterrupt."""
     self._console, self._check_interrupt = console, check_interrupt
-    self._progress = Progress(
+    self._bar = Progress(
       TextColumn("{task.description}", markup=False),
       BarColumn(bar_width=20),
       TaskProgressColumn(),
@@ -93,13 +99,6 @@ class ProgressBars:
       console=console,
       disable=not console.is_terminal,
     )
-
-  def __enter__(self) -> "ProgressBars":
-    self._progress.start()
-    return self
-
-  def __exit__(self, *exc_info) -> None:
-    self._progress.stop()
 
   def add(self, text: str, total: int, unit: str = "") -> Callable[[int], None]:
     """Adds a bar.
@@ -115,7 +114,7 @@ class ProgressBars:
     """
     on_terminal, start, done = self._console.is_terminal, time.monotonic(), 0
     if on_terminal:
-      task, next_update = self._progress.add_task(text, total=total, unit=unit), 0.0
+      task, next_update = self._bar.add_task(text, total=total, unit=unit), 0.0
     else:
       self._print(text)
       next_update = start + _SECONDS_BETWEEN_LINES
@@ -129,7 +128,7 @@ class ProgressBars:
       if now < next_update and (done < total or was_full):
         return
       if on_terminal:
-        self._progress.update(task, completed=done)
+        self._bar.update(task, completed=done)
         next_update = now + _SECONDS_BETWEEN_UPDATES
       else:
         self._print(f"{text}: {_progress_text(done, total, unit, now - start)}")

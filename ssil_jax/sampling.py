@@ -247,8 +247,6 @@ def device_shares(group_sizes: tuple[int, ...], num_devices: int) -> np.ndarray:
   Returns:
     int32 [num_devices, sum(group_sizes) / num_devices]: positions in the global batch.
   """
-  shares, start = [], 0
-  for size in group_sizes:
-    shares.append(np.arange(start, start + size).reshape(num_devices, -1))
-    start += size
-  return np.concatenate(shares, axis=1).astype(np.int32)
+  ends = np.cumsum(group_sizes)
+  kinds = np.split(np.arange(ends[-1], dtype=np.int32), ends[:-1])
+  return np.concatenate([kind.reshape(num_devices, -1) for kind in kinds], axis=1)

@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import math
 import numbers
+import operator
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -58,6 +59,12 @@ def fields_of(settings: Any) -> tuple[dataclasses.Field, ...]:
   return tuple(f for f in dataclasses.fields(settings) if f.metadata)
 
 
+_LIMITS = {
+  "at_least": operator.ge,
+  "above": operator.gt,
+  "at_most": operator.le,
+  "below": operator.lt,
+}
 _KINDS: Mapping[Any, tuple[type | tuple[type, ...], str]] = {
   str: (str, "text"),
   int: (numbers.Integral, "a whole number"),
@@ -81,27 +88,24 @@ def check_types(
   types = {field.name: field.type for field in fields}
   checked, mistakes = {}, []
   for name, value in values.items():
+    kind, what = _KINDS.get(types.get(name), ((tuple, list), "whole numbers"))
+    items = value if isinstance(value, tuple | list) else ()
+    fits = isinstance(value, kind) and all(isinstance(i, numbers.Integral) for i in items)
     if name not in types:
       close = difflib.get_close_matches(str(name), types, n=1)
       hint = f": did you mean {close[0]!r}?" if close else ""
       mistakes.append(f"there is no setting {name!r}{hint}")
-      continue
-    kind, what = _KINDS.get(types[name], ((tuple, list), "whole numbers"))
-    items = value if isinstance(value, tuple | list) else ()
-    fits = isinstance(value, kind) and all(isinstance(i, numbers.Integral) for i in items)
-    if not fits or (isinstance(value, bool) and types[name] is not bool):
+    elif not fits or (isinstance(value, bool) and types[name] is not bool):
       mistakes.append(f"{name}={value!r} must be {what}")
-      continue
-    if isinstance(value, str) and "\0" in value:
+    elif isinstance(value, str) and "\0" in value:
       mistakes.append(f"{name}={value!r} has a zero byte: write it without")
-      continue
-    if isinstance(value, numbers.Integral) and abs(value) > LARGEST:
+    elif isinstance(value, numbers.Integral) and abs(value) > LARGEST:
       mistakes.append(f"{name} is too large a number: use one up to 2**53")
-      continue
     # So that numbers of NumPy, lists and whole learning rates are equal to saved ones.
-    checked[name] = (
-      types[name](value) if types[name] in _KINDS else tuple(int(item) for item in items)
-    )
+    elif types[name] in _KINDS:
+      checked[name] = types[name](value)
+    else:
+      checked[name] = tuple(map(int, items))
   if mistakes:
     raise ConfigError("\n".join(mistakes))
   return checked
@@ -114,7 +118,10 @@ def limit_mistakes(settings: Any) -> Iterator[str]:
     flag = f"--{field.name}={value}"
     if limits["choices"] and value not in limits["choices"]:
       yield f"{flag} is unknown; choose from: {', '.join(limits['choices'])}"
-    if field.type not in (int, float) or _is_within(value, limits):
+    if field.type not in (int, float) or (
+      math.isfinite(value)
+      and all(limits[n] is None or fits(value, limits[n]) for n, fits in _LIMITS.items())
+    ):
       continue
     low, high = (_shown(limits[name]) for name in ("above", "below"))
     least, most = (_shown(limits[name]) for name in ("at_least", "at_most"))
@@ -129,15 +136,6 @@ def limit_mistakes(settings: Any) -> Iterator[str]:
       yield f"{flag} must be above {low}"
     else:
       yield f"{flag} must be " + (f"below {high}" if high else f"at most {most}")
-
-
-def _is_within(value: float, limits: Mapping[str, Any]) -> bool:
-  return math.isfinite(value) and (
-    (limits["at_least"] is None or value >= limits["at_least"])
-    and (limits["above"] is None or value > limits["above"])
-    and (limits["at_most"] is None or value <= limits["at_most"])
-    and (limits["below"] is None or value < limits["below"])
-  )
 
 
 def _shown(limit: float | None) -> str:

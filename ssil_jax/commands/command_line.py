@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import io
+import itertools
 import os
 import pathlib
 import re
@@ -11,7 +12,7 @@ import sys
 import sysconfig
 import textwrap
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from absl import flags
 
@@ -105,6 +106,11 @@ def flag_help(name: str, text: str, *, prefix: str = "--", indent: int = 0) -> s
   )
 
 
+def help_of_flags(usage: str, helps: Mapping[str, str]) -> str:
+  """Returns the help of a command from the texts on its flags."""
+  return "\n".join([usage, "Flags:", *itertools.starmap(flag_help, helps.items())])
+
+
 def flagfile_names() -> list[str]:
   """Returns the flag files that ship with the package."""
   return sorted(path.name for path in FLAGFILES.glob("*.cfg"))
@@ -175,11 +181,10 @@ def _find_flagfile(name: str, within: tuple[str, ...]) -> str:
   places = [os.path.expanduser(name), str(FLAGFILES / name)]
   path = next(filter(os.path.isfile, places), None)
   if path is None:
-    known = flagfile_names()
     where = f" (in {within[-1]})" if within else ""
     raise ConfigError(
       f"--flagfile={_shortened(name)}{where} was not found, neither here nor in "
-      f"experiments/, which has: {', '.join(known)}"
+      f"experiments/, which has: {', '.join(flagfile_names())}"
     )
   return os.path.realpath(path)
 

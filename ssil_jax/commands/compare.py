@@ -21,26 +21,24 @@ Example:
   python experiments/compare.py --workdir=runs/digits-ft \\
       --workdir=runs/digits-ssil
 """
-_WORKDIR_HELP = "work directory of a run; give the flag once for every run"
-_OUTPUT_HELP = (
-  "where to write the page: a file ending in .html, or a folder that gets report.html; "
-  "figures are also saved as PNG files in the folder figures beside it "
-  "(default: report.html)"
-)
+_HELP = {
+  "workdir": "work directory of a run; give the flag once for every run",
+  "output": "where to write the page: a file ending in .html, or a folder that gets "
+  "report.html; figures are also saved as PNG files in the folder figures beside it "
+  "(default: report.html)",
+}
 
 
 def help_text() -> str:
-  """All flags."""
-  helps = {"workdir": _WORKDIR_HELP, "output": _OUTPUT_HELP}
-  flags_help = [command_line.flag_help(name, text) for name, text in helps.items()]
-  return "\n".join([_USAGE, "Flags:", *flags_help])
+  """Returns all flags."""
+  return command_line.help_of_flags(_USAGE, _HELP)
 
 
 def parse(argv: Sequence[str]) -> tuple[list[pathlib.Path], pathlib.Path]:
   """The work directories and the page from the command line; raises ConfigError."""
   flag_values = flags.FlagValues()
-  flags.DEFINE_multi_string("workdir", [], _WORKDIR_HELP, flag_values=flag_values)
-  flags.DEFINE_string("output", "report.html", _OUTPUT_HELP, flag_values=flag_values)
+  flags.DEFINE_multi_string("workdir", [], _HELP["workdir"], flag_values=flag_values)
+  flags.DEFINE_string("output", "report.html", _HELP["output"], flag_values=flag_values)
   command_line.read_flags(flag_values, argv)
   if not flag_values.workdir:
     raise ConfigError("--workdir is missing: give it once for every run to compare")
@@ -62,15 +60,11 @@ def main(argv: Sequence[str]) -> int:
     return command_line.print_error(error)
   console = Console(emoji=False)  # paths may look like emoji codes
   console.print(tables.comparison_table(runs))
-  over_seeds = tables.over_seeds(runs)
-  if over_seeds:
+  lines = [tables.comparability_note(runs), f"report: {output.resolve()}"]
+  if over_seeds := tables.over_seeds(runs):
     console.print()
     console.print(tables.seed_table(over_seeds))
-  for line in (
-    over_seeds.note if over_seeds else "",
-    tables.comparability_note(runs),
-    f"report: {output.resolve()}",
-  ):
-    if line:
-      console.print(line, markup=False, highlight=False, soft_wrap=True)
+    lines.insert(0, over_seeds.note)
+  for line in filter(None, lines):
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
   return 0

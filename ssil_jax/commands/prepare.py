@@ -58,10 +58,8 @@ class Request(NamedTuple):
 
 
 def help_text() -> str:
-  """All flags with their defaults."""
-  lines = [_USAGE, "Flags:"]
-  lines += [command_line.flag_help(name, text) for name, text in _HELP.items()]
-  return "\n".join(lines)
+  """Returns all flags with their defaults."""
+  return command_line.help_of_flags(_USAGE, _HELP)
 
 
 def parse(argv: Sequence[str]) -> Request:
@@ -88,31 +86,18 @@ def parse(argv: Sequence[str]) -> Request:
     raise ConfigError(
       f"--archives={flag_values.archives} is not a folder: name the one with the archives"
     )
-  return Request(
-    dataset=dataset,
-    archives=archives,
-    data_dir=data_dir,
-    options=builders.Options(
-      allow_partial=flag_values.allow_partial,
-      resize=flag_values.resize,
-      restart_markers=flag_values.restart_markers,
-    ),
+  options = builders.Options(
+    allow_partial=flag_values.allow_partial,
+    resize=flag_values.resize,
+    restart_markers=flag_values.restart_markers,
   )
+  return Request(dataset, archives, data_dir, options)
 
 
 def _path(flag: str, given: str) -> pathlib.Path:
   if not given:
     raise ConfigError(f"--{flag}=DIR is missing: {_HELP[flag]}")
   return pathlib.Path(given).expanduser().absolute()
-
-
-def _make_folder(data_dir: pathlib.Path) -> None:
-  try:
-    data_dir.mkdir(parents=True, exist_ok=True)
-  except OSError as error:
-    raise ConfigError(
-      f"--data_dir={data_dir} cannot be made ({error.strerror}): name another folder"
-    ) from error
 
 
 def main(argv: Sequence[str]) -> int:
@@ -122,7 +107,13 @@ def main(argv: Sequence[str]) -> int:
   console = Console(highlight=False, emoji=False)  # paths may look like emoji codes
   try:
     request = parse(argv)
-    _make_folder(request.data_dir)
+    try:
+      request.data_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+      raise ConfigError(
+        f"--data_dir={request.data_dir} cannot be made ({error.strerror}): name another "
+        "folder"
+      ) from error
     builder = builders.make_builder(request.dataset, request.data_dir)
     with Interrupts(notice="stopping; what is finished is kept") as interrupts:
       written = builder.prepare(

@@ -1,7 +1,6 @@
 """Trains a class-incremental model and reports its accuracy after every state."""
 
 import dataclasses
-import itertools
 import signal
 import sys
 import textwrap
@@ -41,22 +40,17 @@ def help_text() -> str:
   """Returns all flags with their defaults: shared ones by topic, then each method's."""
   names = ", ".join(command_line.flagfile_names())
   lines = [_USAGE, textwrap.fill(f"Flag files: {names}", 78)]
-  by_topic = lambda field: field.metadata["topic"]  # noqa: E731
-  for topic, fields in itertools.groupby(
-    sorted(fields_of(Config), key=lambda f: _topics().index(by_topic(f))), key=by_topic
-  ):
-    lines += ["", f"{topic}:", *map(_field_help, fields)]
+  by_topic: dict[str, list[str]] = {}
+  for field in fields_of(Config):
+    by_topic.setdefault(field.metadata["topic"], []).append(_field_help(field))
+  for topic, helps in by_topic.items():
+    lines += ["", f"{topic}:", *helps]
   lines += ["", "Methods, each with its own settings and the defaults of its paper:"]
   for name, method in METHODS.items():
     defaults = ", ".join(_method_defaults(method))
     lines.append(command_line.flag_help(name, f"{method.title}: {defaults}", prefix=""))
     lines += [_field_help(field, indent=4) for field in fields_of(method.settings)]
   return "\n".join(lines)
-
-
-def _topics() -> list[str]:
-  """Returns the topics in the order in which they appear first."""
-  return list(dict.fromkeys(field.metadata["topic"] for field in fields_of(Config)))
 
 
 def _field_help(field: dataclasses.Field, *, indent: int = 0) -> str:
@@ -113,13 +107,10 @@ def parse(argv: Sequence[str], *, methods: Sequence[str] = ()) -> Request:
       owners.setdefault(field.name, []).append(owner)
   command_line.read_flags(flag_values, [argv[0], *arguments])
   given = {
-    name: value
+    name: _whole_numbers(name, value) if isinstance(value, list) else value
     for name, value in flag_values.flag_values_dict().items()
-    if value is not None and (name in owners or name in _SHARED)
+    if value is not None
   }
-  for milestones in ("milestones_first", "milestones"):
-    if milestones in given:
-      given[milestones] = _whole_numbers(milestones, given[milestones])
   own = {field.name for field in fields_of(method.settings)}
   ignored = tuple(name for name in given if name in owners and name not in own)
   notes = tuple(f"--{name} ({', '.join(owners[name])})" for name in ignored)
@@ -127,9 +118,6 @@ def parse(argv: Sequence[str], *, methods: Sequence[str] = ()) -> Request:
   config = config_lib.make_config(given, method)
   check_dataset_name(config.dataset)
   return Request(config, given, notes)
-
-
-_SHARED = {field.name for field in fields_of(Config)}
 
 
 def _method_name(arguments: Sequence[str]) -> str:

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import contextlib
+import graphlib
 import os
 import pathlib
 import queue
@@ -69,9 +70,8 @@ class Sweep(NamedTuple):
 
 
 def help_text() -> str:
-  """All flags."""
-  flags_help = [command_line.flag_help(name, text) for name, text in _HELP.items()]
-  return "\n".join([_USAGE, "Flags:", *flags_help])
+  """Returns all flags."""
+  return command_line.help_of_flags(_USAGE, _HELP)
 
 
 def parse(argv: Sequence[str]) -> Sweep:
@@ -93,15 +93,25 @@ def parse(argv: Sequence[str]) -> Sweep:
   for name in _SET_HERE:
     if any(argument.lstrip("-").split("=")[0] == name for argument in passed_on):
       raise ConfigError(f"--{name} after -- is set by the sweep itself: leave it out")
-  methods = _methods(flag_values.methods)
-  seeds = _seeds(flag_values.seeds)
+  methods, seeds = _methods(flag_values.methods), _seeds(flag_values.seeds)
+  for what, chosen in (("method", methods), ("seed", seeds)):
+    if len(set(chosen)) < len(chosen):
+      given = ",".join(flag_values[f"{what}s"].value)
+      raise ConfigError(f"--{what}s={given} names a {what} twice")
   if mistakes := run_mistakes("output", flag_values.output):
     raise ConfigError("\n".join(mistakes))
   output = real_path(flag_values.output)
   jobs = []
   for seed in seeds:
-    of_seed = [_job(method, seed, output, passed_on, methods) for method in methods]
-    jobs += [_with_lender(job, of_seed[:place]) for place, job in enumerate(of_seed)]
+    of_seed: list[Job] = []
+    for method in methods:
+      workdir = output / f"{method.replace(':', '-')}-{seed}"
+      chosen = [f"--method={method}", f"--seed={seed}", f"--workdir={workdir}"]
+      request = run.parse(["run.py", *passed_on, *chosen], methods=methods)
+      # Without the settings of other methods, which its process may not know.
+      job = Job(workdir, request.config, run.arguments_of(request.given))
+      of_seed.append(_with_lender(job, of_seed))
+    jobs += of_seed
   _check_plans(jobs)
   return Sweep(output, min(flag_values.jobs, len(jobs)), _lenders_first(jobs))
 
@@ -109,45 +119,27 @@ def parse(argv: Sequence[str]) -> Sweep:
 def _methods(names: list[str]) -> list[str]:
   if names == ["all"]:
     return list(METHODS)
-  shown = f"--methods={','.join(names)}"
   for name in names:
     if ":" in name:
       get_method(name)
     elif name not in METHODS:
       raise ConfigError(
-        f"{shown}: {name!r} is unknown; choose from: {', '.join(METHODS)}; or all"
+        f"--methods={','.join(names)}: {name!r} is unknown; choose from: "
+        f"{', '.join(METHODS)}; or all"
       )
-  if len(set(names)) < len(names):
-    raise ConfigError(f"{shown} names a method twice")
   return names
 
 
 def _seeds(texts: list[str]) -> list[int]:
-  shown = f"--seeds={','.join(texts)}"
   if not all(text.isdecimal() for text in texts):
-    raise ConfigError(f"{shown} must be whole numbers with commas between")
-  seeds = [int(text) for text in texts]
-  if len(set(seeds)) < len(seeds):
-    raise ConfigError(f"{shown} names a seed twice")
-  return seeds
-
-
-def _job(
-  method: str,
-  seed: int,
-  output: pathlib.Path,
-  passed_on: list[str],
-  methods: list[str],
-) -> Job:
-  workdir = output / f"{method.replace(':', '-')}-{seed}"
-  chosen = [f"--method={method}", f"--seed={seed}", f"--workdir={workdir}"]
-  request = run.parse(["run.py", *passed_on, *chosen], methods=methods)
-  # Without the settings of other methods, which its process may not know.
-  return Job(workdir, request.config, run.arguments_of(request.given))
+    raise ConfigError(
+      f"--seeds={','.join(texts)} must be whole numbers with commas between"
+    )
+  return [int(text) for text in texts]
 
 
 def _with_lender(job: Job, earlier: list[Job]) -> Job:
-  """With the first of the earlier ones that trains as many states as possible alike."""
+  """Gives it the first of the earlier ones that trains as many states as possible alike."""
   shared = [reuse.shared_states(job.config, _saved(other.config))[0] for other in earlier]
   if not any(shared):
     return job
@@ -157,9 +149,8 @@ def _with_lender(job: Job, earlier: list[Job]) -> Job:
 
 
 def _saved(config: config_lib.Config) -> dict[str, Any]:
-  """What its config.json will say of how it is trained."""
-  source = {"method_source": source_hash(config.method)}
-  return {**config_lib.to_json(config), **source}
+  """Returns what its config.json will say of how it is trained."""
+  return {**config_lib.to_json(config), "method_source": source_hash(config.method)}
 
 
 def _check_plans(jobs: list[Job]) -> None:
@@ -176,14 +167,13 @@ def _check_plans(jobs: list[Job]) -> None:
 
 
 def _lenders_first(jobs: list[Job]) -> list[Job]:
-  """Sorted by how many lenders a job has to wait for, so that few wait in vain."""
-  lenders = {job.workdir: job.lender for job in jobs}
+  """Returns those without a lender, then those that borrow from these, and so on.
 
-  def depth(workdir: pathlib.Path) -> int:
-    lender = lenders[workdir]
-    return 0 if lender is None else 1 + depth(lender)
-
-  return sorted(jobs, key=lambda job: depth(job.workdir))
+  So few wait in vain.
+  """
+  named = {job.workdir: job for job in jobs}
+  lenders = {job.workdir: [job.lender] if job.lender else [] for job in jobs}
+  return [named[name] for name in graphlib.TopologicalSorter(lenders).static_order()]
 
 
 class Runner:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ssil_jax.config import Config
+from ssil_jax.config import Config, milestones_at
 from ssil_jax.memory import Memory
 from ssil_jax.resnet import Outputs, unit
 from ssil_jax.sampling import Pool, Sampling
@@ -106,7 +106,6 @@ class Distillation:
 
 def mask_unseen(outputs: Outputs, context: PhaseContext, config: Config) -> jax.Array:
   """Returns the logits, float32 [B, C], -inf for classes not seen yet. Equation (1)."""
-  del config
   seen = jnp.arange(outputs.logits.shape[-1])[None, :] < context.classes.num_seen
   return jnp.where(seen, outputs.logits, -jnp.inf)
 
@@ -115,7 +114,6 @@ def normalized_features(
   outputs: Outputs, labels: jax.Array, context: PhaseContext, config: Config
 ) -> jax.Array:
   """Returns features of length 1, float32 [B, d]: an `OutputFn`."""
-  del labels, context, config
   return unit(outputs.features, axis=-1)
 
 
@@ -123,7 +121,6 @@ def all_logits(
   outputs: Outputs, labels: jax.Array, context: PhaseContext, config: Config
 ) -> jax.Array:
   """Returns the logits of all classes, float32 [B, C]: an `OutputFn`."""
-  del labels, context, config
   return outputs.logits
 
 
@@ -140,6 +137,15 @@ def distil(
   )
 
 
+def drops_at(*fractions: str) -> dict[str, Callable[[int], tuple[int, ...]]]:
+  """Returns `defaults` with which every state's rate drops at fractions of its epochs."""
+
+  def milestones(epochs: int) -> tuple[int, ...]:
+    return milestones_at(epochs, *fractions)
+
+  return {"milestones_first": milestones, "milestones": milestones}
+
+
 Loss = Callable[[Examples, Config], jax.Array]
 
 
@@ -154,7 +160,6 @@ def softmax_in_first_state(loss: Loss) -> Loss:
 
 
 def _keep(params: Any, before: Any, context: PhaseContext) -> Any:
-  del before, context
   return params
 
 

@@ -124,19 +124,15 @@ def _init_stats(num_classes):
 
 
 def _predict(outputs: Outputs, context, config):
-  del config
   seen = jnp.arange(outputs.logits.shape[-1])[None, :] < context.classes.num_seen
   return jnp.where(seen, correct(outputs.logits, context.stats), -jnp.inf)
 
 
-def _phases(config, t):
-  sampling = without_held_out(config.method_settings.bic_held_out)
-  return one_phase(config, t, sampling)
-
-
 BIC = Method(
   title="BiC",
-  phases=_phases,
+  phases=lambda config, t: one_phase(
+    config, t, without_held_out(config.method_settings.bic_held_out)
+  ),
   loss=_loss,
   defaults=LARGE_SCALE,
   settings=Settings,
@@ -145,7 +141,6 @@ BIC = Method(
   init_stats=lambda sizes: _init_stats(sizes.num_classes),
   stats=_stats,
   describe=lambda state, config: {
-    "alpha": float(state.stats["alpha"][state.num_seen - 1]),
-    "beta": float(state.stats["beta"][state.num_seen - 1]),
+    name: float(values[state.num_seen - 1]) for name, values in state.stats.items()
   },
 )

@@ -75,7 +75,6 @@ def _loss(examples, config):
 
 def _store(state, config):
   """Stores the logits of new exemplars, and keeps those of old ones as they are."""
-  del config
   records, labels = state.memory.records, state.memory.labels
   is_new = labels >= state.num_old
   row, stored = np.zeros_like(state.stats["row"]), np.zeros_like(state.stats["logits"])

@@ -16,7 +16,6 @@ last state.
 """
 
 import dataclasses
-from fractions import Fraction
 
 from ssil_jax.config import milestones_at
 from ssil_jax.losses import task_wise_cross_entropy
@@ -24,6 +23,7 @@ from ssil_jax.methods.base import (
   Distillation,
   Method,
   distil,
+  drops_at,
   one_phase,
   softmax_in_first_state,
   state_learning_rate,
@@ -55,15 +55,11 @@ def _phases(config, t):
     sampling=BALANCED,
     epochs=epochs,
     learning_rate=state_learning_rate(config, t) / 10,
-    milestones=milestones_at(epochs, Fraction(1, 3), Fraction(2, 3)),
+    milestones=milestones_at(epochs, "1/3", "2/3"),
     drop=config.learning_rate_drop,
     new_teacher=True,
   )
   return (*unbalanced, balanced)
-
-
-def _milestones(epochs):
-  return milestones_at(epochs, *(Fraction(n, 4) for n in (1, 2, 3)))
 
 
 EEIL = Method(
@@ -73,8 +69,7 @@ EEIL = Method(
   defaults={
     "epochs_first": 60,
     "epochs": 40,
-    "milestones_first": _milestones,
-    "milestones": _milestones,
+    **drops_at("1/4", "1/2", "3/4"),
     "learning_rate_by_state": "constant",
     "selection": "herding",
   },

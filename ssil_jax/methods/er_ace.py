@@ -48,7 +48,6 @@ def asymmetric_cross_entropy(logits, labels, classes, class_counts):
 
 
 def _loss(examples, config):
-  del config
   losses, part = asymmetric_cross_entropy(
     examples.outputs.logits,
     examples.labels,

@@ -8,7 +8,6 @@ from ssil_jax.sampling import SHUFFLED
 @softmax_in_first_state
 def softmax_loss(examples, config):
   """Returns the cross-entropy of the softmax over all classes seen, equation (2)."""
-  del config
   return seen_softmax_cross_entropy(
     examples.outputs.logits, examples.labels, examples.context.classes.num_seen
   )

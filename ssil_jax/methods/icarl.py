@@ -11,17 +11,15 @@ for CIFAR adds mirrored exemplars to the means, and some leaves the features as 
 they are.
 """
 
-from fractions import Fraction
-
 import jax.numpy as jnp
 import numpy as np
 
-from ssil_jax.config import milestones_at
 from ssil_jax.losses import task_wise_distillation
 from ssil_jax.methods.base import (
   Distillation,
   Method,
   distil,
+  drops_at,
   normalized_features,
   one_phase,
   softmax_in_first_state,
@@ -38,7 +36,6 @@ def _loss(examples, config):
 
 def _class_means(state, config):
   """Returns the normalized mean of the normalized features of each class's exemplars."""
-  del config
   features = state.extract(state.memory.records, normalized_features)
   means = np.zeros_like(state.stats["means"])
   np.add.at(means, state.memory.labels, features)
@@ -48,17 +45,12 @@ def _class_means(state, config):
 
 def _nearest_mean(outputs, context, config):
   """Minus the squared distance of the normalized feature to each normalized mean."""
-  del config
   # Of vectors of length 1: -|a - b|^2 = 2 a.b - 2. Accelerators would round the product.
   cosines = jnp.matmul(
     unit(outputs.features, axis=-1), context.stats["means"].T, precision="highest"
   )
   seen = jnp.arange(cosines.shape[-1])[None, :] < context.classes.num_seen
   return jnp.where(seen, 2 * cosines - 2, -jnp.inf)
-
-
-def _milestones(epochs):
-  return milestones_at(epochs, *(Fraction(n, 6) for n in (2, 3, 4, 5)))
 
 
 ICARL = Method(
@@ -68,8 +60,7 @@ ICARL = Method(
   defaults={
     "epochs_first": 60,
     "epochs": 60,
-    "milestones_first": _milestones,
-    "milestones": _milestones,
+    **drops_at("1/3", "1/2", "2/3", "5/6"),
     "learning_rate_by_state": "constant",
     "learning_rate_drop": 0.2,
   },

@@ -136,13 +136,9 @@ def _describe(state, config):
 
 
 def _init_stats(sizes):
-  ones = np.ones(sizes.num_classes, np.float32)
-  return {
-    "then": ones,
-    "conf_then": ones.copy(),
-    "factor": ones.copy(),
-    "exemplar_top1": np.zeros((), np.float32),
-  }
+  names = ("then", "conf_then", "factor")
+  of_classes = {name: np.ones(sizes.num_classes, np.float32) for name in names}
+  return {**of_classes, "exemplar_top1": np.zeros((), np.float32)}
 
 
 IL2M = FT._replace(

@@ -15,13 +15,11 @@ Their optional balanced fine-tuning of the classifier is left out. lambda_base i
 """
 
 import dataclasses
-from fractions import Fraction
 
 import jax
 import jax.numpy as jnp
 
-from ssil_jax.config import milestones_at
-from ssil_jax.methods.base import Method, one_phase
+from ssil_jax.methods.base import Method, drops_at, one_phase
 from ssil_jax.methods.ft import softmax_loss
 from ssil_jax.resnet import unit
 from ssil_jax.sampling import SHUFFLED
@@ -99,10 +97,6 @@ def _fix_old_weights(params, before, context):
   return {**params, "head": {**params["head"], "kernel": jnp.where(is_old, fixed, kernel)}}
 
 
-def _milestones(epochs):
-  return milestones_at(epochs, Fraction(1, 3), Fraction(2, 3))
-
-
 LUCIR = Method(
   title="LUCIR",
   phases=lambda config, t: one_phase(config, t, SHUFFLED),
@@ -110,8 +104,7 @@ LUCIR = Method(
   defaults={
     "epochs_first": 90,
     "epochs": 90,
-    "milestones_first": _milestones,
-    "milestones": _milestones,
+    **drops_at("1/3", "2/3"),
     "learning_rate_by_state": "constant",
     "selection": "herding",
   },

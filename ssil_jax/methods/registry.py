@@ -5,7 +5,7 @@ import importlib
 import os
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from ssil_jax.config import Config
 from ssil_jax.errors import ConfigError
@@ -102,45 +102,32 @@ def _from_elsewhere(name: str) -> Method:
       f"{flag}: {attribute} is no Method of {getattr(module, '__file__', module_name)}; "
       f"it has: {', '.join(found) or 'none'}"
     )
-  _check_declared(flag, method)
-  _check_settings(flag, method)
+  if mistakes := [f"{flag}: {mistake}" for mistake in _mistakes(method)]:
+    raise ConfigError("\n".join(mistakes))
   return method
 
 
-def _check_declared(flag: str, method: Method) -> None:
-  """Raises ConfigError for own settings, or defaults of shared ones, that are none."""
-  kinds = {str: str, int: int, float: (int, float), bool: bool, tuple[int, ...]: tuple}
+def _mistakes(method: Method) -> Iterator[str]:
+  """Yields what is wrong with its own settings, and its defaults of shared ones."""
   if not (isinstance(method.settings, type) and dataclasses.is_dataclass(method.settings)):
-    raise ConfigError(f"{flag}: its settings must be a dataclass: decorate the class")
+    yield "its settings must be a dataclass: decorate the class"
+    return
+  kinds = {str: str, int: int, float: (int, float), bool: bool, tuple[int, ...]: tuple}
   for field in dataclasses.fields(method.settings):
     if "changes" not in field.metadata:
-      raise ConfigError(
-        f"{flag}: its setting {field.name} is none: declare it by ssil_jax.setting"
-      )
+      yield f"its setting {field.name} is none: declare it by ssil_jax.setting"
     # Texts are what annotations become by `from __future__ import annotations`.
-    if field.type not in kinds or not isinstance(field.default, kinds[field.type]):
-      raise ConfigError(
-        f"{flag}: its setting {field.name} must have the type str, int, float, bool or "
+    elif field.type not in kinds or not isinstance(field.default, kinds[field.type]):
+      yield (
+        f"its setting {field.name} must have the type str, int, float, bool or "
         f"tuple[int, ...], itself and not as text, and a default of it"
       )
   shared = {field.name for field in fields_of(Config)}
-  if unknown := sorted({*method.defaults, *method.fixed} - shared):
-    raise ConfigError(
-      f"{flag}: {unknown[0]}, of its defaults, is no shared setting: take it out"
-    )
-
-
-def _check_settings(flag: str, method: Method) -> None:
-  """Raises ConfigError for own settings that clash with others."""
-  others = {
-    "Config": fields_of(Config),
-    **{name: fields_of(known.settings) for name, known in METHODS.items()},
-  }
-  for field in fields_of(method.settings):
-    for owner, fields in others.items():
-      for other in fields:
-        if other.name == field.name and (owner == "Config" or other.type != field.type):
-          raise ConfigError(
-            f"{flag}: its setting {field.name} has the name of another one ({owner}): "
-            "rename it"
-          )
+  for name in sorted({*method.defaults, *method.fixed} - shared):
+    yield f"{name}, of its defaults, is no shared setting: take it out"
+  own = {field.name: field.type for field in fields_of(method.settings)}
+  owners = {"Config": Config, **{name: known.settings for name, known in METHODS.items()}}
+  for owner, settings in owners.items():
+    for name, kind in ((field.name, field.type) for field in fields_of(settings)):
+      if name in own and (owner == "Config" or own[name] != kind):
+        yield f"its setting {name} has the name of another one ({owner}): rename it"

@@ -5,8 +5,10 @@ docstrings do not count.
 """
 
 import ast
+import contextlib
 import hashlib
 import importlib
+import importlib.util
 import inspect
 import io
 import os
@@ -29,83 +31,73 @@ def source_hash(name: str) -> str:
   Raises:
     ConfigError: there is no such method.
   """
-  method = get_method(name)
-  modules = {part.__module__ for part in method if inspect.isroutine(part)}
-  modules |= {method.settings.__module__}
+  is_code = lambda part: inspect.isroutine(part) or inspect.isclass(part)  # noqa: E731
+  waiting = [part.__module__ for part in filter(is_code, get_method(name))]
   if ":" in name:
-    modules.add(name.partition(":")[0])
+    waiting.append(name.partition(":")[0])
+  tops = {module.partition(".")[0] for module in waiting} - {"ssil_jax"}
+  roots = {_folder(top) for top in tops}
   paths: dict[str, pathlib.Path] = {}
-  waiting = sorted(modules)
-  roots = {_folder(module) for module in waiting if not _is_ours(module)}
   while waiting:
     module = waiting.pop()
-    path = _path(module)
-    if module in paths or path is None or not _counts(module, path, roots):
-      continue
-    paths[module] = path
-    waiting += _imported(module, path)
+    if module not in paths and (path := _path(module, roots)):
+      paths[module] = path
+      waiting += _imported(module, path)
   digest = hashlib.blake2b(digest_size=16)
   for module in sorted(paths):
     digest.update(f"{module}\n{_code(paths[module])}\n".encode())
   return digest.hexdigest()
 
 
-def _is_ours(module: str) -> bool:
-  return module.partition(".")[0] == "ssil_jax"
+def _folder(top: str) -> pathlib.Path:
+  """Returns the folder with the file of a module, which is that of a package itself."""
+  file = importlib.import_module(top).__file__
+  return pathlib.Path(os.path.abspath(file or os.curdir)).parent
 
 
-def _path(module: str) -> pathlib.Path | None:
-  """Of an imported module; None for what has no source, and for other names."""
+def _path(module: str, roots: set[pathlib.Path]) -> pathlib.Path | None:
+  """Returns the file of an imported module that counts; None for all other names."""
   file = getattr(sys.modules.get(module), "__file__", None)
-  return pathlib.Path(file) if file and file.endswith(".py") else None
-
-
-def _folder(module: str) -> pathlib.Path:
-  """That holds the file, or the outermost package, of a user's module."""
-  top = importlib.import_module(module.partition(".")[0])
-  return pathlib.Path(os.path.abspath(top.__file__ or os.curdir)).parent
-
-
-def _counts(module: str, path: pathlib.Path, roots: set[pathlib.Path]) -> bool:
-  if _is_ours(module):
-    _, _, rest = module.partition(".")
-    return rest in _EQUATIONS or rest.startswith("methods.")
-  return any(path.absolute().is_relative_to(root) for root in roots)
+  if not file or not file.endswith(".py"):
+    return None
+  path = pathlib.Path(file)
+  top, _, rest = module.partition(".")
+  if top == "ssil_jax":
+    return path if rest in _EQUATIONS or rest.startswith("methods.") else None
+  return path if any(path.absolute().is_relative_to(root) for root in roots) else None
 
 
 def _imported(module: str, path: pathlib.Path) -> Iterator[str]:
-  """Names of modules, among others, that a module imports."""
-  package = sys.modules[module].__package__ or ""
+  """Yields names of modules, among others, that a module imports."""
+  package = sys.modules[module].__package__
   for node in ast.walk(ast.parse(path.read_bytes())):
     if isinstance(node, ast.Import):
       yield from (alias.name for alias in node.names)
     elif isinstance(node, ast.ImportFrom):
-      parents = package.split(".")[: len(package.split(".")) - node.level + 1]
-      base = ".".join([*(parents if node.level else []), *filter(None, [node.module])])
-      yield base
-      yield from (f"{base}.{alias.name}" for alias in node.names)
+      with contextlib.suppress(ImportError):  # as a file that is in no package tries to
+        relative = "." * node.level + (node.module or "")
+        base = importlib.util.resolve_name(relative, package)
+        yield from (base, *(f"{base}.{alias.name}" for alias in node.names))
 
 
 def _code(path: pathlib.Path) -> str:
-  """The lines of a file without comments, docstrings and empty ones."""
-  source = path.read_bytes()
-  text = source.decode(tokenize.detect_encoding(io.BytesIO(source).readline)[0])
-  # As Python does; splitlines would also end lines at form feeds.
-  lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
-  for token in tokenize.tokenize(io.BytesIO(source).readline):
-    if token.type == tokenize.COMMENT:
-      row, column = token.start
-      lines[row - 1] = lines[row - 1][:column]
-  documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-  for node in ast.walk(ast.parse(source)):
-    if isinstance(node, documented) and ast.get_docstring(node, clean=False) is not None:
-      _take_out(node.body[0], lines)
+  """Returns the lines of a file without comments, docstrings and empty ones.
+
+  Not its syntax tree, which other versions of Python write otherwise.
+  """
+  with tokenize.open(path) as file:
+    source = file.read()
+  lines = source.split("\n")  # splitlines would also end lines at form feeds
+  tokens = list(tokenize.generate_tokens(io.StringIO(source).readline))
+  cuts = [token for token in tokens if token.type == tokenize.COMMENT]
+  code = [token for token in tokens if token.type != tokenize.COMMENT]
+  # Strings that are statements. The end of the file comes before its first token.
+  begins = {"ENDMARKER", "NEWLINE", "NL", "INDENT", "DEDENT"}
+  for place, token in enumerate(code):
+    if token.type == tokenize.STRING and tokenize.tok_name[code[place - 1].type] in begins:
+      after = code[place + 1]
+      cuts += [token] if after.type == tokenize.NEWLINE or after.string == ";" else []
+  for token in sorted(cuts, key=lambda token: token.start, reverse=True):
+    (first, start), (last, end) = token.start, token.end
+    lines[first - 1 : last] = [lines[first - 1][:start] + lines[last - 1][end:]]
   return "\n".join(line.rstrip() for line in lines if line.strip())
-
-
-def _take_out(node: ast.stmt, lines: list[str]) -> None:
-  """Leaves what is before and after it in its lines; columns are those of UTF-8."""
-  first, last = node.lineno - 1, node.end_lineno - 1
-  after = lines[last].encode()[node.end_col_offset :].decode()
-  before = lines[first].encode()[: node.col_offset].decode()
-  lines[first : last + 1] = [before + after] + [""] * (last - first)

@@ -8,7 +8,6 @@ from ssil_jax.sampling import RATIO_PRESERVING
 @softmax_in_first_state
 def separated_softmax_loss(examples, config):
   """Returns the separated softmax cross-entropy of equation (3)."""
-  del config
   classes = examples.context.classes
   return separated_softmax_cross_entropy(
     examples.outputs.logits, examples.labels, classes.num_old, classes.num_seen

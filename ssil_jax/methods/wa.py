@@ -11,14 +11,11 @@ Common code differs: PyCIL clips nothing and weighs the two losses 1 : 2. The he
 are left as they are here and there.
 """
 
-from fractions import Fraction
-
 import jax.numpy as jnp
 import numpy as np
 
-from ssil_jax.config import milestones_at
 from ssil_jax.losses import softened_cross_entropy
-from ssil_jax.methods.base import Distillation, Method, one_phase
+from ssil_jax.methods.base import Distillation, Method, drops_at, one_phase
 from ssil_jax.methods.ft import softmax_loss
 from ssil_jax.sampling import SHUFFLED
 
@@ -40,7 +37,6 @@ def _loss(examples, config):
 
 
 def _clip_head(params, before, context):
-  del before, context
   head = params["head"]
   return {**params, "head": {**head, "kernel": jnp.maximum(head["kernel"], 0)}}
 
@@ -57,16 +53,11 @@ def align_head(params, num_old, num_seen):
   return {**params, "head": {**params["head"], "kernel": kernel}}
 
 
-def _milestones(epochs):
-  return milestones_at(epochs, *(Fraction(n, 10) for n in (3, 6, 8, 9)))
-
-
 # How BiC and WA train on ImageNet: the rate drops after 30, 60, 80 and 90 of 100 epochs.
 LARGE_SCALE = {
   "epochs": 100,
   "batch_size_new": 256,
-  "milestones_first": _milestones,
-  "milestones": _milestones,
+  **drops_at("0.3", "0.6", "0.8", "0.9"),
   "learning_rate_by_state": "constant",
 }
 

@@ -38,31 +38,27 @@ class Group(NamedTuple):
     ]
 
 
-class Grouped(NamedTuple):
-  """Numbers of runs, from 0, in the order of the runs."""
+def group(runs: Sequence[Run]) -> tuple[list[list[int]], dict[int, str]]:
+  """Puts finished runs together that differ in nothing but the seed.
 
-  groups: list[list[int]]  # of runs that differ only in the seed
-  left_out: dict[int, str]  # those in no group, and why
-
-
-def group(runs: Sequence[Run]) -> Grouped:
-  """Puts finished runs together that differ in nothing but the seed."""
-  found = Grouped([], {})
+  Returns:
+    The groups, and the runs in none of them with the reason; each run by its number, from
+    0, in the order of the runs.
+  """
+  groups, left_out = [], {}
   for number, run in enumerate(runs):
     if len(run.results["states"]) < run.results["num_states"]:
-      found.left_out[number] = "not finished"
+      left_out[number] = "not finished"
       continue
     # With all of a group, since a run without config.json is like several that differ.
-    members = next(
-      (g for g in found.groups if all(alike(runs[other], run) for other in g)), None
-    )
+    members = next((g for g in groups if all(alike(runs[other], run) for other in g)), None)
     if members is None:
-      found.groups.append([number])
+      groups.append([number])
     elif run.results["seed"] in [runs[other].results["seed"] for other in members]:
-      found.left_out[number] = "with a seed that is there already"
+      left_out[number] = "with a seed that is there already"
     else:
       members.append(number)
-  return found
+  return groups, left_out
 
 
 def alike(run: Run, other: Run) -> bool:

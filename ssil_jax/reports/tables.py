@@ -101,20 +101,20 @@ class OverSeeds(NamedTuple):
 
 def over_seeds(runs: Sequence[Run]) -> OverSeeds | None:
   """Groups the runs by all but the seed; None if no two finished ones belong together."""
-  found = aggregate.group(runs)
-  if all(len(numbers) == 1 for numbers in found.groups):
+  groups, left_out = aggregate.group(runs)
+  if all(len(numbers) == 1 for numbers in groups):
     return None
   labels = run_labels(runs)
-  members = [[runs[number] for number in numbers] for numbers in found.groups]
+  members = [[runs[number] for number in numbers] for numbers in groups]
   firsts = [group[0] for group in members]
   names = _labels(firsts, _GROUP_DISTINCTIONS, _differing_settings(firsts))
   notes = [
-    ", ".join([*(labels[n] for n, why in found.left_out.items() if why == reason), reason])
-    for reason in dict.fromkeys(found.left_out.values())
+    ", ".join([*(labels[n] for n, why in left_out.items() if why == reason), reason])
+    for reason in dict.fromkeys(left_out.values())
   ]
   return OverSeeds(
     [Group(_join(name), group) for name, group in zip(names, members, strict=True)],
-    [Group(labels[number], [runs[number]]) for number in found.left_out],
+    [Group(labels[number], [runs[number]]) for number in left_out],
     f"Left out of the means over seeds: {'; '.join(notes)}." if notes else "",
   )
 
