@@ -6,6 +6,7 @@ docstrings do not count.
 
 import ast
 import contextlib
+import functools
 import hashlib
 import importlib
 import importlib.util
@@ -44,8 +45,9 @@ def source_hash(name: str) -> str:
       paths[module] = path
       waiting += _imported(module, path)
   digest = hashlib.blake2b(digest_size=16)
-  for module in sorted(paths):
-    digest.update(f"{module}\n{_code(paths[module])}\n".encode())
+  for module, path in sorted(paths.items()):
+    code = _code(path, path.stat().st_mtime_ns)
+    digest.update(f"{module}\n{code}\n".encode())
   return digest.hexdigest()
 
 
@@ -80,11 +82,17 @@ def _imported(module: str, path: pathlib.Path) -> Iterator[str]:
         yield from (base, *(f"{base}.{alias.name}" for alias in node.names))
 
 
-def _code(path: pathlib.Path) -> str:
+@functools.lru_cache(maxsize=256)
+def _code(path: pathlib.Path, changed: int) -> str:
   """Returns the lines of a file without comments, docstrings and empty ones.
 
   Not its syntax tree, which other versions of Python write otherwise.
+
+  Args:
+    path: of the file.
+    changed: when it was, so that what is remembered of it is not older.
   """
+  del changed
   with tokenize.open(path) as file:
     source = file.read()
   lines = source.split("\n")  # splitlines would also end lines at form feeds
