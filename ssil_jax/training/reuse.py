@@ -17,7 +17,7 @@ import numpy as np
 from ssil_jax import config as config_lib
 from ssil_jax.config import Config
 from ssil_jax.errors import ConfigError
-from ssil_jax.methods import Method, get_method
+from ssil_jax.methods import METHODS, Method, get_method
 from ssil_jax.methods.base import one_phase
 from ssil_jax.methods.source import source_hash
 from ssil_jax.paths import real_path
@@ -127,16 +127,15 @@ def shared_states(config: Config, saved: Mapping[str, Any]) -> tuple[int, list[s
     T, 1 or 0, and if 0, what is different, a line each.
   """
   saved = {**config_lib.DEFAULTS, **saved}
-  try:
-    theirs = get_method(str(saved["method"]))
-  except ConfigError:
+  # No other method is loaded: a config.json from elsewhere must not have code imported.
+  if saved["method"] not in [*METHODS, config.method]:  # it may be of any type
     return 0, [f"--method: {saved['method']!r} there"]
   if saved.get("method_source") not in (None, source_hash(saved["method"])):
     return 0, [f"source of --method={saved['method']}: changed since"]
   if not config.reset_momentum:  # which a network without its optimizer cannot give
     return 0, ["--noreset_momentum: no momentum can be taken; leave --reset_momentum on"]
-  ours = get_method(config.method)
   names = config.method, saved["method"]
+  ours, theirs = map(get_method, names)
   if _trains_alike(ours, theirs, names) and not config_lib.differences(
     config, saved, changes="later_states"
   ):

@@ -487,3 +487,12 @@ def test_a_method_whose_source_has_changed_lends_nothing():
     found = reuse.shared_states(config_of("il2m", {}), {**saved, "method_source": source})
     assert found[0] == shared
   assert found[1] == ["source of --method=ft: changed since"]
+
+
+def test_a_method_named_in_another_run_is_not_imported(tmp_path, monkeypatch):
+  (tmp_path / "evil.py").write_text("raise SystemExit('code from elsewhere was run')\n")
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.syspath_prepend(tmp_path)
+  config = small_config(tmp_path / "run")
+  saved = {**to_json(config), "method": "evil:X"}
+  assert reuse.shared_states(config, saved) == (0, ["--method: 'evil:X' there"])
