@@ -113,9 +113,11 @@ def _join(launch: dict[str, Any], seconds: float) -> None:
     except Exception as error:
       joined.set_exception(error)
 
+  address = launch.get("coordinator_address")
+  if address and launch["process_id"] == 0:
+    _check_port(address)
   # Not this thread, which could neither give up nor obey Ctrl-C.
   threading.Thread(target=join, daemon=True).start()
-  address = launch.get("coordinator_address")
   try:
     joined.result(seconds)
   except TimeoutError:
@@ -125,17 +127,24 @@ def _join(launch: dict[str, Any], seconds: float) -> None:
       raise
     # A TPU, but none that tells of its hosts: there is one.
   except (RuntimeError, OSError) as error:
-    if address and launch["process_id"] == 0:
-      raise ConfigError(
-        f"port {address.rpartition(':')[2]} of --coordinator_address={address} cannot be "
-        f"used on this machine ({_first_line(error)}): choose another"
-      ) from error
     hint = (
       "; if this TPU has one host, give --coordinator_address=localhost:8482 "
       "--num_processes=1 --process_id=0"
     )
     raise ConfigError(
       f"the processes do not find each other: {_first_line(error)}{'' if launch else hint}"
+    ) from error
+
+
+def _check_port(address: str) -> None:
+  """Raises ConfigError if process 0 cannot listen there, of which jax often crashes."""
+  port = int(address.rpartition(":")[2])
+  try:
+    socket.create_server(("", port)).close()
+  except OSError as error:
+    raise ConfigError(
+      f"port {port} of --coordinator_address={address} cannot be used on this machine "
+      f"({os.strerror(error.errno)}): choose another"
     ) from error
 
 

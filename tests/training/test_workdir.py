@@ -14,6 +14,7 @@ import pytest
 from folders import ROOT
 from folders import config_of as config_with
 
+import ssil_jax
 from ssil_jax import config as config_lib
 from ssil_jax import system
 from ssil_jax.data import fingerprint
@@ -59,6 +60,7 @@ def test_a_new_directory_gets_the_config(tmp_path):
   saved = json.loads((folder / "config.json").read_text())
   assert saved == {
     **config_lib.to_json(config),
+    "version": ssil_jax.__version__,
     "method_source": SOURCE,
     "data_fingerprint": fingerprint.fingerprint(PARTS),
     "data": PARTS,
