@@ -26,8 +26,10 @@ from ssil_jax.settings import (
 SMALLEST_IMAGE = 8  # side in pixels: the network halves it three times
 
 _data = functools.partial(setting, topic="Data", changes="every_state")
-_states = functools.partial(setting, topic="Incremental states and exemplars")
-_training = functools.partial(setting, topic="Training")
+_states = functools.partial(
+  setting, topic="Incremental states and exemplars", changes="later_states"
+)
+_training = functools.partial(setting, topic="Training", changes="later_states")
 _from_first = functools.partial(_training, changes="every_state")
 _network = functools.partial(setting, topic="Network and arithmetic", changes="every_state")
 _running = functools.partial(setting, topic="Running", changes="nothing")

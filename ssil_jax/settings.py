@@ -21,7 +21,7 @@ def setting(
   default: Any,
   help: str,
   *,
-  changes: str = "later_states",
+  changes: str = "every_state",
   at_least: float | None = None,
   above: float | None = None,
   at_most: float | None = None,

@@ -14,6 +14,7 @@ from ssil_jax.commands import command_line
 from ssil_jax.config import Config
 from ssil_jax.errors import ConfigError, UserError
 from ssil_jax.methods import METHODS, Method, get_method
+from ssil_jax.methods.source import source_hash
 from ssil_jax.settings import fields_of
 
 # Not the docstring, which `python -OO` leaves out.
@@ -95,6 +96,7 @@ def parse(argv: Sequence[str], *, methods: Sequence[str] = ()) -> Request:
   arguments = command_line.expand_flagfiles(argv[1:])
   name = _method_name(arguments)
   method = get_method(name)
+  source_hash(name)  # of the code that was just loaded, whatever is saved later
   known = {**METHODS, **{other: get_method(other) for other in methods}, name: method}
   owners: dict[str, list[str]] = {}
   flag_values = flags.FlagValues()

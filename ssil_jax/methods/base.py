@@ -100,7 +100,7 @@ class Distillation:
   """The own settings of a method that distils."""
 
   temperature: float = setting(
-    2.0, "of softened softmaxes, where the method distils", above=0
+    2.0, "of softened softmaxes, where the method distils", above=0, changes="later_states"
   )
 
 

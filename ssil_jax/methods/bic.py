@@ -52,6 +52,7 @@ class Settings(Distillation):
     "share of the exemplars that is kept from training to fit the correction",
     above=0,
     below=1,
+    changes="later_states",
   )
 
 

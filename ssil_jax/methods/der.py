@@ -32,9 +32,11 @@ from ssil_jax.settings import setting
 class Settings:
   """DER++'s own."""
 
-  der_alpha: float = setting(0.1, "weight of the distance to the stored logits", at_least=0)
+  der_alpha: float = setting(
+    0.1, "weight of the distance to the stored logits", at_least=0, changes="later_states"
+  )
   der_beta: float = setting(
-    0.5, "weight of the replayed samples' cross-entropy", at_least=0
+    0.5, "weight of the replayed samples' cross-entropy", at_least=0, changes="later_states"
   )
 
 

@@ -38,7 +38,9 @@ from ssil_jax.settings import setting
 class Settings(Distillation):
   """EEIL's own."""
 
-  eeil_epochs: int = setting(30, "epochs of balanced fine-tuning", at_least=1)
+  eeil_epochs: int = setting(
+    30, "epochs of balanced fine-tuning", at_least=1, changes="later_states"
+  )
 
 
 @softmax_in_first_state

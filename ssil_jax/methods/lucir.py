@@ -31,13 +31,16 @@ class Settings:
   """LUCIR's own."""
 
   lucir_lambda: float = setting(
-    10.0, "base weight of the less-forget constraint", at_least=0
+    10.0, "base weight of the less-forget constraint", at_least=0, changes="later_states"
   )
   lucir_margin: float = setting(
-    0.5, "margin of the inter-class separation, in cosines", at_least=0
+    0.5,
+    "margin of the inter-class separation, in cosines",
+    at_least=0,
+    changes="later_states",
   )
   lucir_negatives: int = setting(
-    2, "new classes that each exemplar is held off from", at_least=1
+    2, "new classes that each exemplar is held off from", at_least=1, changes="later_states"
   )
 
 

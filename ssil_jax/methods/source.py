@@ -6,28 +6,29 @@ docstrings do not count.
 
 import ast
 import contextlib
-import functools
 import hashlib
-import importlib
 import importlib.util
 import inspect
 import io
-import os
 import pathlib
 import sys
+import sysconfig
 import tokenize
 from collections.abc import Iterator
 
 from ssil_jax.methods.registry import get_method
 
 _EQUATIONS = ("losses", "memory", "resnet", "sampling", "schedule")
+_STANDARD_LIBRARY = pathlib.Path(sysconfig.get_path("stdlib"))
+_LIBRARIES = {"site-packages", "dist-packages"}
 
 
 def source_hash(name: str) -> str:
   """Returns a hash of the code of the method that `--method` names.
 
-  It covers the modules of its functions and settings, and what these import of
-  `ssil_jax.methods`, of the package's equations, and of the user's own folder.
+  It covers the modules of its functions and settings, and all that these import, wherever
+  it lies, but for libraries; of this package, the methods and their equations. The code of
+  a module that is loaded is the one that was there at the first call.
 
   Raises:
     ConfigError: there is no such method.
@@ -36,63 +37,88 @@ def source_hash(name: str) -> str:
   waiting = [part.__module__ for part in filter(is_code, get_method(name))]
   if ":" in name:
     waiting.append(name.partition(":")[0])
-  tops = {module.partition(".")[0] for module in waiting} - {"ssil_jax"}
-  roots = {_folder(top) for top in tops}
-  paths: dict[str, pathlib.Path] = {}
+  own = {module.partition(".")[0] for module in waiting} - {"ssil_jax"}
+  codes: dict[str, str] = {}
   while waiting:
     module = waiting.pop()
-    if module not in paths and (path := _path(module, roots)):
-      paths[module] = path
+    if module not in codes and (path := _file_of(module)) and _counts(module, path, own):
+      codes[module] = _remembered(module, path)
       waiting += _imported(module, path)
   digest = hashlib.blake2b(digest_size=16)
-  for module, path in sorted(paths.items()):
-    code = _code(path, path.stat().st_mtime_ns)
+  for module, code in sorted(codes.items()):
     digest.update(f"{module}\n{code}\n".encode())
   return digest.hexdigest()
 
 
-def _folder(top: str) -> pathlib.Path:
-  """Returns the folder with the file of a module, which is that of a package itself."""
-  file = importlib.import_module(top).__file__
-  return pathlib.Path(os.path.abspath(file or os.curdir)).parent
+def _file_of(module: str) -> pathlib.Path | None:
+  """Returns the file of a module, loaded or not; None for what has none, or is no module.
 
-
-def _path(module: str, roots: set[pathlib.Path]) -> pathlib.Path | None:
-  """Returns the file of an imported module that counts; None for all other names."""
-  file = getattr(sys.modules.get(module), "__file__", None)
-  if not file or not file.endswith(".py"):
+  Nothing is imported.
+  """
+  top, *rest = module.split(".")
+  try:
+    spec = importlib.util.find_spec(top)
+  except (ImportError, ValueError):  # as of __main__
     return None
-  path = pathlib.Path(file)
+  if spec is None:
+    return None
+  file, folders = spec.origin, [*(spec.submodule_search_locations or ())]
+  for part in rest:
+    places = [pathlib.Path(folder) / part for folder in folders]
+    files = [f for p in places for f in (p / "__init__.py", p.with_suffix(".py"))]
+    file = next(filter(pathlib.Path.is_file, files), None)
+    folders = [place for place in places if place.is_dir()]
+    if file is None and not folders:
+      return None
+  return pathlib.Path(file) if file and str(file).endswith(".py") else None
+
+
+def _counts(module: str, path: pathlib.Path, own: set[str]) -> bool:
+  """Returns whether a module is a part of a method; `own` are top-level modules of it."""
   top, _, rest = module.partition(".")
   if top == "ssil_jax":
-    return path if rest in _EQUATIONS or rest.startswith("methods.") else None
-  return path if any(path.absolute().is_relative_to(root) for root in roots) else None
+    return rest in _EQUATIONS or rest.startswith("methods.")
+  is_library = _LIBRARIES & {*path.parts} or path.is_relative_to(_STANDARD_LIBRARY)
+  return top in own or not is_library
+
+
+def _remembered(module: str, path: pathlib.Path) -> str:
+  """Returns the code of a file: of a loaded module, as it was when first asked for."""
+  spec = getattr(sys.modules.get(module), "__spec__", None)  # another one after a reload
+  if spec is None:
+    return _code(path)
+  if not hasattr(spec, "ssil_jax_code"):
+    spec.ssil_jax_code = _code(path)
+  return spec.ssil_jax_code
 
 
 def _imported(module: str, path: pathlib.Path) -> Iterator[str]:
   """Yields names of modules, among others, that a module imports."""
-  package = sys.modules[module].__package__
+  package = module if path.name == "__init__.py" else module.rpartition(".")[0]
   for node in ast.walk(ast.parse(path.read_bytes())):
     if isinstance(node, ast.Import):
-      yield from (alias.name for alias in node.names)
+      for alias in node.names:
+        yield from _with_parents(alias.name)
     elif isinstance(node, ast.ImportFrom):
       with contextlib.suppress(ImportError):  # as a file that is in no package tries to
         relative = "." * node.level + (node.module or "")
         base = importlib.util.resolve_name(relative, package)
-        yield from (base, *(f"{base}.{alias.name}" for alias in node.names))
+        yield from _with_parents(base)
+        yield from (f"{base}.{alias.name}" for alias in node.names)
 
 
-@functools.lru_cache(maxsize=256)
-def _code(path: pathlib.Path, changed: int) -> str:
+def _with_parents(name: str) -> Iterator[str]:
+  """Yields a module and the packages around it, which are imported before it."""
+  while name:
+    yield name
+    name = name.rpartition(".")[0]
+
+
+def _code(path: pathlib.Path) -> str:
   """Returns the lines of a file without comments, docstrings and empty ones.
 
   Not its syntax tree, which other versions of Python write otherwise.
-
-  Args:
-    path: of the file.
-    changed: when it was, so that what is remembered of it is not older.
   """
-  del changed
   with tokenize.open(path) as file:
     source = file.read()
   lines = source.split("\n")  # splitlines would also end lines at form feeds

@@ -24,6 +24,7 @@ from ssil_jax.paths import real_path
 from ssil_jax.reports.results import load_journal, load_run
 from ssil_jax.sampling import SHUFFLED, Key, Pool, Sampling
 from ssil_jax.schedule import IncrementalState
+from ssil_jax.settings import check_types, fields_of
 from ssil_jax.training import workdir
 from ssil_jax.training.networks import Networks
 from ssil_jax.training.plan import Plan
@@ -142,7 +143,8 @@ def shared_states(config: Config, saved: Mapping[str, Any]) -> tuple[int, list[s
     return config.num_states, []
   different = config_lib.differences(config, saved, changes="every_state")
   if names[0] != names[1] and not (
-    _has_plain_first_state(ours, config) and _has_plain_first_state(theirs, config)
+    _has_plain_first_state(ours, config)
+    and _has_plain_first_state(theirs, _with_settings_of(theirs, config, saved))
   ):
     different.append(f"--method: {names[1]!r} there, {names[0]!r} now")
   now = config_lib.to_json(config)
@@ -163,12 +165,18 @@ def _trains_alike(ours: Method, theirs: Method, names: tuple[str, str]) -> bool:
   return ours_as == theirs_as and ours.training == theirs.training
 
 
+def _with_settings_of(method: Method, config: Config, saved: Mapping[str, Any]) -> Config:
+  """Returns a config whose own settings are those of another run with that method."""
+  fields = fields_of(method.settings)
+  values = {field.name: saved[field.name] for field in fields if field.name in saved}
+  own = method.settings(**check_types(values, fields))
+  return dataclasses.replace(config, method_settings=own)
+
+
 def _has_plain_first_state(method: Method, config: Config) -> bool:
   """Returns whether a method's first state is one phase of plain softmax training."""
   if not method.steps_like_softmax_first:
     return False
-  # Of the settings, a first state that is plain reads the shared ones alone.
-  config = dataclasses.replace(config, method_settings=method.settings())
   phases = method.phases(config, 1)
   plain = one_phase(config, 1, phases[0].sampling)
   return phases == plain and _draws_like_shuffled(phases[0].sampling)
