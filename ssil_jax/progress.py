@@ -29,16 +29,16 @@ def duration_text(seconds: float) -> str:
 
 
 class _Shown:
-  """A context manager that shows `_bar` while it lasts."""
+  """A context manager that shows `_progress` while it lasts."""
 
-  _bar: Progress
+  _progress: Progress
 
   def __enter__(self) -> Self:
-    self._bar.start()
+    self._progress.start()
     return self
 
   def __exit__(self, *exc_info) -> None:
-    self._bar.stop()
+    self._progress.stop()
 
 
 class ProgressDisplay(_Shown):
@@ -50,7 +50,7 @@ class ProgressDisplay(_Shown):
     self._num_states = num_states
     self._images_left = num_images
     self._next_line = 0.0
-    self._bar = Progress(
+    self._progress = Progress(
       TextColumn("{task.description}"),
       BarColumn(),
       TextColumn("{task.percentage:>3.0f}%"),
@@ -59,7 +59,7 @@ class ProgressDisplay(_Shown):
       transient=True,
       disable=not console.is_terminal,
     )
-    self._task = self._bar.add_task("compiling", total=num_images)
+    self._task = self._progress.add_task("compiling", total=num_images)
 
   def print(self, text: str) -> None:
     """Prints a line that stays, above the bar."""
@@ -74,7 +74,7 @@ class ProgressDisplay(_Shown):
       f"epoch {record['epoch']}/{epochs}  loss {record['loss']:.3f}  "
       f"{speed:,.0f} img/s  {duration_text(self._images_left / speed)} left"
     )
-    self._bar.update(self._task, description=text, advance=images)
+    self._progress.update(self._task, description=text, advance=images)
     if not self._console.is_terminal and time.monotonic() >= self._next_line:
       self._console.print(text)
       self._next_line = time.monotonic() + _SECONDS_BETWEEN_TRAINING_LINES
@@ -90,7 +90,7 @@ class ProgressBars(_Shown):
   def __init__(self, console: Console, check_interrupt: Callable[[], None] = lambda: None):
     """`check_interrupt` is called with every step; it may raise KeyboardInterrupt."""
     self._console, self._check_interrupt = console, check_interrupt
-    self._bar = Progress(
+    self._progress = Progress(
       TextColumn("{task.description}", markup=False),
       BarColumn(bar_width=20),
       TaskProgressColumn(),
@@ -114,7 +114,7 @@ class ProgressBars(_Shown):
     """
     on_terminal, start, done = self._console.is_terminal, time.monotonic(), 0
     if on_terminal:
-      task, next_update = self._bar.add_task(text, total=total, unit=unit), 0.0
+      task, next_update = self._progress.add_task(text, total=total, unit=unit), 0.0
     else:
       self._print(text)
       next_update = start + _SECONDS_BETWEEN_LINES
@@ -128,7 +128,7 @@ class ProgressBars(_Shown):
       if now < next_update and (done < total or was_full):
         return
       if on_terminal:
-        self._bar.update(task, completed=done)
+        self._progress.update(task, completed=done)
         next_update = now + _SECONDS_BETWEEN_UPDATES
       else:
         self._print(f"{text}: {_progress_text(done, total, unit, now - start)}")
