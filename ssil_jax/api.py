@@ -9,7 +9,8 @@ from rich.console import Console
 from ssil_jax import config as config_lib
 from ssil_jax.config import Config
 from ssil_jax.data.opening import check_dataset_name
-from ssil_jax.distributed.preemption import Interrupts
+from ssil_jax.distributed import launch
+from ssil_jax.distributed.preemption import interrupts
 from ssil_jax.methods import get_method
 from ssil_jax.reports.page import write_report
 from ssil_jax.reports.results import load_run
@@ -53,7 +54,8 @@ def run(config: Config, *, console: Console | None = None) -> dict[str, Any]:
   """
   with contextlib.suppress(RuntimeError):  # jax has its devices already
     devices.prepare_cpu_devices(config)
-  if threading.current_thread() is not threading.main_thread():
-    return loop.run(config, console or Console())  # where no signals arrive
-  with Interrupts() as interrupts:
-    return loop.run(config, console or Console(), check_interrupt=interrupts.check)
+  with launch.connected(config), contextlib.ExitStack() as stack:
+    check = lambda: None  # noqa: E731
+    if threading.current_thread() is threading.main_thread():  # where signals arrive
+      check = stack.enter_context(interrupts()).check
+    return loop.run(config, console or Console(), check_interrupt=check)

@@ -8,6 +8,7 @@ import os
 import pathlib
 import re
 import signal
+import site
 import sys
 import sysconfig
 import textwrap
@@ -22,8 +23,13 @@ from ssil_jax.settings import LARGEST
 
 # Where flag files are looked up: of a checkout, and of an installed package.
 _CHECKOUT = pathlib.Path(__file__).resolve().parents[2] / "experiments"
-_INSTALLED = pathlib.Path(sysconfig.get_path("data")) / "share" / "ssil_jax"
-FLAGFILES = _CHECKOUT if (_CHECKOUT / "quickstart.cfg").is_file() else _INSTALLED
+_INSTALLED = [
+  pathlib.Path(root) / "share" / "ssil_jax"
+  for root in (sysconfig.get_path("data"), site.getuserbase())
+]
+FLAGFILES = next(
+  (f for f in (_CHECKOUT, *_INSTALLED) if (f / "quickstart.cfg").is_file()), _CHECKOUT
+)
 _MOST_FLAGFILES = 100  # read in all: files that name files may multiply
 _FLAGFILE_BYTES = 1 << 20
 _LONGEST = 4096  # characters of a flag; a path has no more

@@ -46,6 +46,10 @@ METHODS: Mapping[str, Method] = {
 }
 
 
+# What config.json holds beside the settings.
+_IN_CONFIG_JSON = {"data", "data_fingerprint", "method_source", "version"}
+
+
 def get_method(name: str) -> Method:
   """Returns the method that `--method` names.
 
@@ -109,7 +113,10 @@ def _from_elsewhere(name: str) -> Method:
 
 def _mistakes(method: Method) -> Iterator[str]:
   """Yields what is wrong with its own settings, and its defaults of shared ones."""
-  if not (isinstance(method.settings, type) and dataclasses.is_dataclass(method.settings)):
+  own = method.settings
+  if not isinstance(own, type) or "__dataclass_fields__" not in vars(
+    own
+  ):  # as a parent has
     yield "its settings must be a dataclass: decorate the class"
     return
   kinds = {str: str, int: int, float: (int, float), bool: bool, tuple[int, ...]: tuple}
@@ -122,6 +129,8 @@ def _mistakes(method: Method) -> Iterator[str]:
         f"its setting {field.name} must have the type str, int, float, bool or "
         f"tuple[int, ...], itself and not as text, and a default of it"
       )
+  for name in {field.name for field in fields_of(method.settings)} & _IN_CONFIG_JSON:
+    yield f"its setting {name} has a name that config.json needs: rename it"
   shared = {field.name for field in fields_of(Config)}
   for name in sorted({*method.defaults, *method.fixed} - shared):
     yield f"{name}, of its defaults, is no shared setting: take it out"

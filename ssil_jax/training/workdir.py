@@ -148,7 +148,8 @@ def _claim(
     )
   if path.exists():
     there = read_config(path)
-    if was_saved or set(there) != set(now):
+    # Of which nothing was saved, a run of this version leaves nothing to protect.
+    if was_saved or not {"method_source", "data"} <= there.keys():
       unknown = _check_same_run(config, origin, there, workdir)
       if unknown:
         warn(f"warning: not compared with the run in {workdir}: {', '.join(unknown)}")

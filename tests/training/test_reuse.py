@@ -496,3 +496,45 @@ def test_a_method_named_in_another_run_is_not_imported(tmp_path, monkeypatch):
   config = small_config(tmp_path / "run")
   saved = {**to_json(config), "method": "evil:X"}
   assert reuse.shared_states(config, saved) == (0, ["--method: 'evil:X' there"])
+
+
+OWN = """
+import dataclasses
+from ssil_jax import setting
+from ssil_jax.methods.ssil import SSIL, separated_softmax_loss
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+  gain: float = setting(1.0, "factor of the loss", above=0)
+  own_epochs: int = setting(1, "epochs of the first state", at_least=1)
+
+def loss(examples, config):
+  return config.method_settings.gain * separated_softmax_loss(examples, config)
+
+def phases(config, t):
+  (phase,) = SSIL.phases(config, t)
+  own_epochs = config.method_settings.own_epochs
+  return (phase._replace(epochs=own_epochs if t == 1 else phase.epochs),)
+
+GAIN = SSIL._replace(title="Gain", settings=Settings, loss=loss)
+LONG = SSIL._replace(title="Long", settings=Settings, phases=phases)
+"""
+
+
+def test_states_of_own_methods_are_lent_by_the_settings_of_both(tmp_path, monkeypatch):
+  (tmp_path / "own_methods.py").write_text(OWN)
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.syspath_prepend(tmp_path)
+  gain, long = "own_methods:GAIN", "own_methods:LONG"
+
+  def shared(now, flags_now, there, flags_there):
+    saved = to_json(small_config("there", method=there, **flags_there))
+    return reuse.shared_states(small_config("now", method=now, **flags_now), saved)
+
+  assert shared(gain, {"gain": 5.0}, gain, {"gain": 5.0}) == (3, [])
+  assert shared(gain, {"gain": 5.0}, gain, {}) == (0, ["--gain: 1.0 there, 5.0 now"])
+  # LONG is plain in its first state if it has as many epochs there as all others.
+  assert shared(long, {}, "ft", {}) == (1, [])
+  assert shared(long, {"own_epochs": 7}, "ft", {})[0] == 0
+  assert shared(long, {"own_epochs": 7}, long, {"own_epochs": 7}) == (3, [])
+  assert shared(long, {"own_epochs": 7}, long, {})[0] == 0

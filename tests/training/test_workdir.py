@@ -378,3 +378,10 @@ def test_write_json_never_writes_into_the_file_itself(tmp_path):
   other_name.hardlink_to(path)
   system.write_json(path, {"b": 2})
   assert json.loads(other_name.read_text()) == {"a": 1}
+
+
+def test_what_was_never_saved_is_replaced_whatever_the_method(tmp_path):
+  claim(config_of(tmp_path))
+  lucir = config_of(tmp_path, method="lucir")
+  claim(lucir)
+  assert json.loads((tmp_path / "config.json").read_text())["method"] == "lucir"
