@@ -108,7 +108,7 @@ def seen_softmax_cross_entropy(
 def softened_cross_entropy(
   logits: jax.Array,
   teacher_logits: jax.Array,
-  num_taught: jax.Array | int,
+  num_teacher_classes: jax.Array | int,
   *,
   temperature: float,
 ) -> jax.Array:
@@ -120,15 +120,15 @@ def softened_cross_entropy(
   Args:
     logits: [B, C], of the network in training.
     teacher_logits: [B, C].
-    num_taught: the classes `[0, num_taught)` count; with 0, the result is 0.
+    num_teacher_classes: how many classes, from 0 on, count; without any, the result is 0.
     temperature: T, by which both logits are divided.
 
   Returns:
     float32 [B].
   """
-  taught = jnp.arange(logits.shape[-1])[None, :] < num_taught
+  taught = jnp.arange(logits.shape[-1])[None, :] < num_teacher_classes
   # A softmax over no class at all would be NaN, and so would its gradient.
-  mask = taught | (jnp.asarray(num_taught) == 0)
+  mask = taught | (jnp.asarray(num_teacher_classes) == 0)
   log_p = _log_softmax(logits / temperature, mask)
   log_q = _log_softmax(jax.lax.stop_gradient(teacher_logits) / temperature, mask)
   # Masked before the product: of an untaught class, q may be infinite.
@@ -139,7 +139,7 @@ def task_wise_cross_entropy(
   logits: jax.Array,
   teacher_logits: jax.Array,
   state_of_class: np.ndarray,
-  num_taught: jax.Array | int,
+  num_teacher_classes: jax.Array | int,
   *,
   temperature: float,
 ) -> jax.Array:
@@ -152,14 +152,14 @@ def task_wise_cross_entropy(
     logits: [B, C], of the network in training.
     teacher_logits: [B, C].
     state_of_class: int [C], which state (from 0) introduced each class; rising.
-    num_taught: the states within `[0, num_taught)` count; with 0, the result is 0.
+    num_teacher_classes: the states whose classes are below count; with 0, the result is 0.
     temperature: T, by which both logits are divided.
 
   Returns:
     float32 [B].
   """
   log_p, log_q, taught = _task_wise(
-    logits, teacher_logits, state_of_class, num_taught, temperature
+    logits, teacher_logits, state_of_class, num_teacher_classes, temperature
   )
   return -jnp.sum(jnp.exp(log_q) * log_p, axis=-1, where=taught)
 
@@ -168,7 +168,7 @@ def task_wise_distillation(
   logits: jax.Array,
   teacher_logits: jax.Array,
   state_of_class: np.ndarray,
-  num_taught: jax.Array | int,
+  num_teacher_classes: jax.Array | int,
   *,
   temperature: float,
 ) -> jax.Array:
@@ -181,7 +181,7 @@ def task_wise_distillation(
     float32 [B].
   """
   log_p, log_q, taught = _task_wise(
-    logits, teacher_logits, state_of_class, num_taught, temperature
+    logits, teacher_logits, state_of_class, num_teacher_classes, temperature
   )
   divergence = jnp.sum(jnp.exp(log_q) * (log_q - log_p), axis=-1, where=taught)
   return temperature**2 * divergence
@@ -209,13 +209,13 @@ def log_softmax_by_state(logits: jax.Array, state_of_class: np.ndarray) -> jax.A
   return (shifted - jnp.log(total)[state_of_class]).T
 
 
-def _task_wise(logits, teacher_logits, state_of_class, num_taught, temperature):
+def _task_wise(logits, teacher_logits, state_of_class, num_teacher_classes, temperature):
   """Returns float32 [B, C] log p and log q, and bool [1, C], the classes that count."""
   teacher_logits = jax.lax.stop_gradient(teacher_logits)
   log_p, log_q = (
     log_softmax_by_state(x / temperature, state_of_class) for x in (logits, teacher_logits)
   )
-  return log_p, log_q, jnp.arange(logits.shape[-1])[None, :] < num_taught
+  return log_p, log_q, jnp.arange(logits.shape[-1])[None, :] < num_teacher_classes
 
 
 def _log_softmax(logits: jax.Array, mask: jax.Array) -> jax.Array:
