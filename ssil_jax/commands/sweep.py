@@ -194,7 +194,7 @@ class Runner:
         self._shares.put(cores[number::num_jobs])
 
   def run(self, jobs: list[Job]) -> bool:
-    """Whether all went well. On KeyboardInterrupt the runs are interrupted, too."""
+    """Returns whether all went well; on KeyboardInterrupt, interrupts the runs, too."""
     with concurrent.futures.ThreadPoolExecutor(
       self._num_jobs, initializer=self._take_share
     ) as pool:
@@ -225,7 +225,7 @@ class Runner:
       os.sched_setaffinity(0, self._shares.get())
 
   def _run(self, job: Job) -> bool:
-    """Whether the job went well; its output goes to WORKDIR.log."""
+    """Returns whether the job went well; its output goes to WORKDIR.log."""
     name = job.workdir.name
     # The lender was submitted earlier, so that it has been started.
     if job.lender is not None and not self._finished[job.lender].result():
