@@ -1,11 +1,11 @@
 """Makes a TFDS directory (array_record) of the official archives of a data set."""
 
+import dataclasses
 import os
 import pathlib
 import signal
 import sys
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from absl import flags
 from rich.console import Console
@@ -48,76 +48,64 @@ _HELP = {
 }
 
 
-class Request(NamedTuple):
-  """What the command line asks for."""
-
-  dataset: str
-  archives: pathlib.Path
-  data_dir: pathlib.Path
-  options: builders.Options
-
-
 def help_text() -> str:
   """Returns all flags with their defaults."""
   return command_line.help_of_flags(_USAGE, _HELP)
 
 
-def parse(argv: Sequence[str]) -> Request:
-  """The command line; raises ConfigError or DataError."""
+def parse(
+  argv: Sequence[str],
+) -> tuple[str, pathlib.Path, pathlib.Path, builders.Options]:
+  """Reads data set, archives, data_dir and options; raises ConfigError or DataError."""
   flag_values = flags.FlagValues()
   for name in ("archives", "data_dir"):
     flags.DEFINE_string(name, "", _HELP[name], flag_values=flag_values)
   for name in ("allow_partial", "restart_markers"):
     flags.DEFINE_boolean(name, False, _HELP[name], flag_values=flag_values)
   flags.DEFINE_integer("resize", None, _HELP["resize"], flag_values=flag_values)
+  known = f"there are: {', '.join(builders.BUILDERS)}"
   if len(argv) < 2 or argv[1].startswith("-"):
-    raise ConfigError(
-      "the first argument must be a data set, prepare.py DATASET; there are: "
-      f"{', '.join(builders.BUILDERS)}"
-    )
+    raise ConfigError(f"the first argument must be a data set, prepare.py DATASET; {known}")
   dataset = argv[1]
-  builders.check_known(dataset)
+  if dataset not in builders.BUILDERS:
+    raise ConfigError(f"{dataset} is not a data set that can be prepared; {known}")
   command_line.read_flags(flag_values, [argv[0], *argv[2:]])
-  archives = _path("archives", flag_values.archives)
-  data_dir = _path("data_dir", flag_values.data_dir)
-  if mistakes := data_mistakes("data_dir", flag_values.data_dir):
+  given = flag_values.flag_values_dict()
+  for flag in ("archives", "data_dir"):
+    if not given[flag]:
+      raise ConfigError(f"--{flag}=DIR is missing: {_HELP[flag]}")
+  archives, data_dir = (
+    pathlib.Path(given[flag]).expanduser().absolute() for flag in ("archives", "data_dir")
+  )
+  if mistakes := data_mistakes("data_dir", given["data_dir"]):
     raise ConfigError("\n".join(mistakes))
   if not os.path.isdir(archives):
     raise ConfigError(
-      f"--archives={flag_values.archives} is not a folder: name the one with the archives"
+      f"--archives={given['archives']} is not a folder: name the one with the archives"
     )
-  options = builders.Options(
-    allow_partial=flag_values.allow_partial,
-    resize=flag_values.resize,
-    restart_markers=flag_values.restart_markers,
-  )
-  return Request(dataset, archives, data_dir, options)
-
-
-def _path(flag: str, given: str) -> pathlib.Path:
-  if not given:
-    raise ConfigError(f"--{flag}=DIR is missing: {_HELP[flag]}")
-  return pathlib.Path(given).expanduser().absolute()
+  names = [field.name for field in dataclasses.fields(builders.Options)]
+  options = builders.Options(**{name: given[name] for name in names})
+  return dataset, archives, data_dir, options
 
 
 def main(argv: Sequence[str]) -> int:
+  """Returns the exit code."""
   if command_line.wants_help(argv):
     print(help_text())
     return 0
   console = Console(highlight=False, emoji=False)  # paths may look like emoji codes
   try:
-    request = parse(argv)
+    dataset, archives, data_dir, options = parse(argv)
     try:
-      request.data_dir.mkdir(parents=True, exist_ok=True)
+      data_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
       raise ConfigError(
-        f"--data_dir={request.data_dir} cannot be made ({error.strerror}): name another "
-        "folder"
+        f"--data_dir={data_dir} cannot be made ({error.strerror}): name another folder"
       ) from error
-    builder = builders.make_builder(request.dataset, request.data_dir)
+    builder = builders.make_builder(dataset, data_dir)
     with Interrupts(notice="stopping; what is finished is kept") as interrupts:
       written = builder.prepare(
-        request.archives, request.options, console, check_interrupt=interrupts.check
+        archives, options, console, check_interrupt=interrupts.check
       )
   except UserError as error:
     return command_line.print_error(error)

@@ -91,11 +91,11 @@ def test_ctrl_c_keeps_what_is_finished(folders, tmp_path, capfd, monkeypatch):
   recode = Imagenet._recode
   seen = []
 
-  def recode_and_interrupt(self, image, **recoding):
+  def recode_and_interrupt(self, image, options):
     seen.append(image)
     if len(seen) == 8:
       os.kill(os.getpid(), signal.SIGINT)
-    return recode(self, image, **recoding)
+    return recode(self, image, options)
 
   monkeypatch.setattr(Imagenet, "_recode", recode_and_interrupt)
   assert run("imagenet", *folders, "--allow_partial") == 130

@@ -17,8 +17,13 @@ from rich.filesize import decimal as as_bytes
 
 from ssil_jax.data.builders import recode, report
 from ssil_jax.data.builders.found import Contents, Deviations, Options, Records
-from ssil_jax.data.builders.shard_images import Shard
-from ssil_jax.data.builders.shards import WorkFolder, work_path, write_shard, writing_to
+from ssil_jax.data.builders.shards import (
+  Shard,
+  WorkFolder,
+  work_path,
+  write_shard,
+  writing_to,
+)
 from ssil_jax.data.sources import labels as labels_lib
 from ssil_jax.errors import ConfigError, DataError
 from ssil_jax.progress import ProgressBars
@@ -70,9 +75,14 @@ class ArchiveBuilder(tfds.core.dataset_builder.FileReaderBuilder, skip_registrat
         "apt install libjpeg-turbo-progs"
       )
 
-  def _recode(self, image: bytes, **recoding: Any) -> recode.Stored:
-    """Returns what is stored of an image; raises CorruptImage. Called by many threads."""
-    return recode.recode_photo(image, **recoding)
+  def _recode(self, image: bytes, options: Options) -> tuple[bytes, str | None]:
+    """Returns what is stored of an image, and a remark or None; many threads call this.
+
+    Raises CorruptImage.
+    """
+    return recode.recode_photo(
+      image, resize=options.resize, restart_markers=options.restart_markers
+    )
 
   def prepare(
     self,
@@ -82,16 +92,10 @@ class ArchiveBuilder(tfds.core.dataset_builder.FileReaderBuilder, skip_registrat
     *,
     check_interrupt: Callable[[], None] = lambda: None,
   ) -> bool:
-    """Writes the TFDS directory, or resumes writing it after an interruption.
+    """Writes the TFDS directory, or resumes that; returns whether there was anything to do.
 
-    Args:
-      archives: folder with the official archives.
-      options: what to write.
-      console: for progress.
-      check_interrupt: called often, where it may raise KeyboardInterrupt without harm.
-
-    Returns:
-      Whether there was anything to do.
+    `archives` is the folder with the official ones; `check_interrupt` is called often, and
+    may raise KeyboardInterrupt without harm.
 
     Raises:
       ConfigError: the options do not suit the data set or the machine.
@@ -99,15 +103,14 @@ class ArchiveBuilder(tfds.core.dataset_builder.FileReaderBuilder, skip_registrat
     """
     self._check_options(options)
     version_dir = pathlib.Path(self.data_dir)
-    was_prepared = version_dir.exists()
-    if was_prepared:
+    if version_dir.exists() and not work_path(version_dir).exists():
       report.check_prepared(version_dir, options)
-      if not work_path(version_dir).exists():
-        return False
-    with WorkFolder(version_dir) as work:
+      return False
+    with WorkFolder.opened(version_dir) as work:
       # Another process may have finished just before the folder was locked, and this one
       # may have been killed before it removed the folder.
-      if version_dir.exists():
+      was_prepared = version_dir.exists()
+      if was_prepared:
         report.check_prepared(version_dir, options)
       else:
         work.check_same({"options": dataclasses.asdict(options)})
@@ -119,28 +122,28 @@ class ArchiveBuilder(tfds.core.dataset_builder.FileReaderBuilder, skip_registrat
   def _prepare_in(
     self, work: WorkFolder, archives: pathlib.Path, options: Options, progress: ProgressBars
   ) -> None:
-    """Writes the shards that are missing to the work folder, then moves all from there."""
+    """Writes the shards that are missing and what describes them, and hands all over."""
     deviations = Deviations(options)
     contents = self._find(archives, deviations, progress)
     for feature, names in contents.class_names.items():
       self.info.features[feature].names = list(names)
     counts = count_shards(contents.splits, self.shard_bytes)
+    # What the shards in a work folder depend on.
+    work.begin(
+      {
+        "version": str(self.version),
+        "options": dataclasses.asdict(options),
+        "archives": {archive.name: archive.size for archive in contents.archives},
+        "shards": counts,
+        "images and labels of": {
+          split: records.digest() for split, records in contents.splits.items()
+        },
+      }
+    )
     shards = {
       split: self._shards(split, records, counts[split], options)
       for split, records in contents.splits.items()
     }
-    # What the shards in a work folder depend on.
-    plan = {
-      "version": str(self.version),
-      "options": dataclasses.asdict(options),
-      "archives": {archive.name: archive.size for archive in contents.archives},
-      "shards": counts,
-      "images and labels of": {
-        split: records.digest() for split, records in contents.splits.items()
-      },
-    }
-    work.check_same(plan)
-    work.begin(plan)
     self._write_missing(work, shards, options, progress)
     labels = {
       split: np.concatenate([shard.labels() for shard in part])
@@ -154,53 +157,30 @@ class ArchiveBuilder(tfds.core.dataset_builder.FileReaderBuilder, skip_registrat
         "decoded: download its archive again"
       )
     with writing_to(work.path):
-      labels_lib.save(work.path, labels)
+      labels_lib.save(work.files, labels)
       write_json(
-        work.path / report.NAME,
+        work.files / report.NAME,
         report.make_report(options, contents, deviations, shards, labels),
       )
-    files = [shard.name for part in shards.values() for shard in part]
-    work.hand_over(
-      [*files, *labels_lib.FILES, report.NAME],
-      functools.partial(self._describe, shards=shards),
-    )
-
-  def _describe(
-    self, directory: pathlib.Path, shards: Mapping[str, Sequence[Shard]]
-  ) -> None:
-    """Writes what makes a directory with these shards one of TFDS."""
-    self.info.set_splits(
-      tfds.core.SplitDict(
-        tfds.core.SplitInfo(
-          name=split,
-          shard_lengths=[shard.num_records for shard in part],
-          num_bytes=sum((directory / shard.name).stat().st_size for shard in part),
-          filename_template=self._get_filename_template(split),
-        )
-        for split, part in shards.items()
-      )
-    )
-    self.info.write_to_directory(directory)
-    if self.BUILDER_CONFIGS:
-      metadata = {"default_config_name": self.get_default_builder_config().name}
-      common = directory.parent.parent / ".config"
-      common.mkdir(exist_ok=True)
-      write_bytes(common / "metadata.json", json.dumps(metadata).encode())
+      self._write_info(work.files, shards)
+      work.hand_over()
 
   def _shards(
     self, split: str, records: Records, count: int, options: Options
   ) -> list[Shard]:
     ends = np.linspace(0, len(records), count + 1).astype(int).tolist()
     template = self._get_filename_template(split)
+    # Test images stay as they are.
+    recoding = options if split == "train" else Options()
     return [
       Shard(
         name=template.sharded_filepath(shard_index=i, num_shards=count).name,
         records=records,
-        span=range(ends[i], ends[i + 1]),
-        recode_image=functools.partial(self._recode, **options.recoding(split)),
+        span=span,
+        recode_image=functools.partial(self._recode, options=recoding),
         allow_partial=options.allow_partial,
       )
-      for i in range(count)
+      for i, span in enumerate(map(range, ends, ends[1:]))
     ]
 
   def _write_missing(
@@ -233,6 +213,28 @@ class ArchiveBuilder(tfds.core.dataset_builder.FileReaderBuilder, skip_registrat
         write_shard(work.unfinished, map(serialize, shard.examples(advance)))
         work.finish(shard.name, shard.report)
 
+  def _write_info(
+    self, directory: pathlib.Path, shards: Mapping[str, Sequence[Shard]]
+  ) -> None:
+    """Writes what makes a directory with these shards one of TFDS."""
+    self.info.set_splits(
+      tfds.core.SplitDict(
+        tfds.core.SplitInfo(
+          name=split,
+          shard_lengths=[shard.num_records for shard in part],
+          num_bytes=sum((directory / shard.name).stat().st_size for shard in part),
+          filename_template=self._get_filename_template(split),
+        )
+        for split, part in shards.items()
+      )
+    )
+    self.info.write_to_directory(directory)
+    if self.BUILDER_CONFIGS:
+      metadata = {"default_config_name": self.get_default_builder_config().name}
+      common = pathlib.Path(self.data_dir).parents[1] / ".config"
+      common.mkdir(exist_ok=True)
+      write_bytes(common / "metadata.json", json.dumps(metadata).encode())
+
   def _info(self) -> tfds.core.DatasetInfo:
     return tfds.core.DatasetInfo(
       builder=self,
@@ -249,7 +251,7 @@ class ArchiveBuilder(tfds.core.dataset_builder.FileReaderBuilder, skip_registrat
 
 def count_shards(splits: Mapping[str, Records], shard_bytes: int) -> dict[str, int]:
   """Returns how many shards each split gets, of so many bytes if they are not too many."""
-  sizes = {split: int(records.size.sum()) for split, records in splits.items()}
+  sizes = {split: int(records.files["size"].sum()) for split, records in splits.items()}
   # Rounding up gives each split up to one shard more than its share.
   most = _MOST_SHARDS - len(sizes)
   shard_bytes = max(shard_bytes, -(-sum(sizes.values()) // most))
@@ -265,12 +267,11 @@ def _check_space(
   """Raises DataError if there is too little room for the shards."""
   needed = 0
   for split, part in shards.items():
-    # Nothing is known of images that will be shrunk before they are.
-    is_known = options.recoding(split).get("resize") is None
     for shard in part:
-      images = shard.records.size[shard.span.start : shard.span.stop]
-      size = int((images + _BYTES_AROUND_IMAGE).sum()) if is_known else 0
-      needed += max(size, _SMALLEST_SHARD)
+      sizes = shard.records.files["size"][shard.span] + _BYTES_AROUND_IMAGE
+      # Nothing is known of images that will be shrunk before they are.
+      shrunk = split == "train" and options.resize is not None
+      needed += _SMALLEST_SHARD if shrunk else max(int(sizes.sum()), _SMALLEST_SHARD)
   free = shutil.disk_usage(folder).free
   if needed > free:
     raise DataError(

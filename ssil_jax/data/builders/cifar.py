@@ -2,14 +2,15 @@
 
 import dataclasses
 import hashlib
+import io
 import pathlib
 import tarfile
-from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
+from PIL import Image
 
-from ssil_jax.data.builders import recode, tars
+from ssil_jax.data.builders import tars
 from ssil_jax.data.builders.base import ArchiveBuilder
 from ssil_jax.data.builders.found import Archive, Contents, Deviations, Options, Records
 from ssil_jax.errors import ConfigError, DataError
@@ -52,9 +53,11 @@ class Cifar100(ArchiveBuilder, skip_registration=True):
         "--resize and --restart_markers are for photos: cifar100 is stored as it is"
       )
 
-  def _recode(self, image: bytes, **recoding: Any) -> recode.Stored:
+  def _recode(self, image: bytes, options: Options) -> tuple[bytes, None]:
     pixels = np.frombuffer(image, np.uint8).reshape(_SHAPE)
-    return recode.Stored(recode.png_of(pixels.transpose(1, 2, 0)), None)
+    file = io.BytesIO()
+    Image.fromarray(pixels.transpose(1, 2, 0)).save(file, "PNG", compress_level=9)
+    return file.getvalue(), None
 
   def _find(
     self, folder: pathlib.Path, deviations: Deviations, progress: ProgressBars
@@ -81,22 +84,35 @@ class Cifar100(ArchiveBuilder, skip_registration=True):
 
     # All 100, unless the archive is a part of the official one.
     fine = np.unique(images["train"]["fine"])
-    class_names = tuple(names["fine"][i] for i in fine)
     splits = {}
     for split, part in images.items():
       trained = np.isin(part["fine"], fine)
-      kept = np.flatnonzero(trained)
-      for i in np.flatnonzero(~trained):
-        deviations.left_out.add("class has no training images", _image_id(split, i))
+      for place in np.flatnonzero(~trained):
+        deviations.left_out.add("class has no training images", _image_id(split, place))
       deviations.compare_counts(
         archive, names["fine"], part["fine"], _PER_CLASS[split], f" in {split}"
       )
+      places = np.flatnonzero(trained)
       if split == "train":
-        kept = kept[np.argsort(part["fine"][kept], kind="stable")]
-      splits[split] = _as_records(archive, split, part[kept], kept, fine)
+        places = places[np.argsort(part["fine"], kind="stable")]
+      part = part[places]
+      files = tars.as_table(
+        tars.Member(_image_id(split, place), place * _RECORD.itemsize, _LARGEST_PNG)
+        for place in places
+      )
+      splits[split] = _PixelRecords(
+        label=np.searchsorted(fine, part["fine"]).astype(np.int32),
+        files=files,
+        columns={"coarse_label": part["coarse"].astype(np.int64), "id": files["name"]},
+        archives=(archive,),
+        pixels=part["pixels"],
+      )
     return Contents(
       archives=(archive,),
-      class_names={"label": class_names, "coarse_label": names["coarse"]},
+      class_names={
+        "label": tuple(names["fine"][i] for i in fine),
+        "coarse_label": names["coarse"],
+      },
       splits=splits,
     )
 
@@ -109,24 +125,6 @@ class _PixelRecords(Records):
 
   def read(self, record: int) -> bytes:
     return self.pixels[record].tobytes()
-
-
-def _as_records(
-  archive: Archive, split: str, images: np.ndarray, places: np.ndarray, fine: np.ndarray
-) -> Records:
-  """Returns the records of images [n] of _RECORD, which are at `places` in their file."""
-  count = len(images)
-  ids = np.array([_image_id(split, place) for place in places], "S")
-  return _PixelRecords(
-    label=np.searchsorted(fine, images["fine"]).astype(np.int32),
-    name=ids,
-    archive=np.zeros(count, np.int16),
-    offset=places * np.int64(_RECORD.itemsize),
-    size=np.full(count, _LARGEST_PNG, np.int64),
-    columns={"coarse_label": images["coarse"].astype(np.int64), "id": ids},
-    archives=(archive,),
-    pixels=images["pixels"],
-  )
 
 
 def _image_id(split: str, place: int) -> str:

@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 import os
 import pathlib
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -22,12 +21,6 @@ class Options:
   allow_partial: bool = False  # take what there is, and leave out what cannot be read
   resize: int | None = None  # short side of training images in pixels, None: as they are
   restart_markers: bool = False  # rewrite training images with restart markers
-
-  def recoding(self, split: str) -> dict[str, Any]:
-    """Returns keywords of `recode_photo` for a split: test images stay as they are."""
-    if split != "train":
-      return {}
-    return {"resize": self.resize, "restart_markers": self.restart_markers}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,10 +49,7 @@ class Records:
   """The images of a split, one entry each in record order; all arrays are [n]."""
 
   label: np.ndarray  # int32, the class
-  name: np.ndarray  # bytes, a member of its archive, or a file of its folder
-  archive: np.ndarray  # int16, position in `archives`
-  offset: np.ndarray  # int64, of the first byte in the archive; -1 in a folder
-  size: np.ndarray  # int64, bytes of the image
+  files: np.ndarray  # of `tars.as_table`: where the images lie
   columns: Mapping[str, np.ndarray]  # the other features by name; bytes for text
   archives: tuple[Archive, ...]
 
@@ -68,11 +58,10 @@ class Records:
 
   def read(self, record: int) -> bytes:
     """Reads the image file of a record; raises DataError if it cannot be read whole."""
-    archive = self.archives[self.archive[record]]
-    offset, size = int(self.offset[record]), int(self.size[record])
-    path = archive.path
+    name, offset, size, archive = self.files[record].item()
+    path = self.archives[archive].path
     if offset < 0:
-      path, offset = path / os.fsdecode(self.name[record]), 0
+      path, offset = path / os.fsdecode(name), 0
     try:
       with open(path, "rb", buffering=0) as file:
         data = os.pread(file.fileno(), size, offset)
@@ -84,12 +73,12 @@ class Records:
 
   def where(self, record: int) -> str:
     """Returns archive and member, for messages."""
-    archive = self.archives[self.archive[record]]
-    return f"{archive.name}: {self.name[record].decode(errors='replace')}"
+    file = self.files[record]
+    return f"{self.archives[file['archive']].name}: {file['name'].decode(errors='replace')}"
 
   def features(self, record: int) -> dict[str, Any]:
     """Returns the features of a record but for its image."""
-    values: dict[str, Any] = {"label": int(self.label[record])}
+    values = {"label": self.label[record].item()}
     for name, column in self.columns.items():
       value = column[record].item()
       values[name] = value.decode() if isinstance(value, bytes) else value
@@ -98,30 +87,22 @@ class Records:
   def digest(self) -> str:
     """Returns 16 hex digits that differ if anything about the records does."""
     state = hashlib.sha256()
+    files = [self.files[name] for name in ("name", "archive", "offset", "size")]
     columns = [self.columns[name] for name in sorted(self.columns)]
-    for array in (self.label, self.name, self.archive, self.offset, self.size, *columns):
+    for array in (self.label, *files, *columns):
       state.update(np.ascontiguousarray(array))
     return state.hexdigest()[:16]
 
 
-class Tally:
-  """Images that something is said of, by what that is."""
-
-  def __init__(self):
-    self.counts: Counter[str] = Counter()
-    self.names: dict[str, list[str]] = {}  # the first ones
+class Tally(dict[str, dict[str, Any]]):
+  """What is said of images -> {"count": how many, "first": the names of the first}."""
 
   def add(self, text: str, name: str) -> None:
     """Counts an image."""
-    self.counts[text] += 1
-    if self.counts[text] <= NAMES_KEPT:
-      self.names.setdefault(text, []).append(name)
-
-  def to_json(self) -> dict[str, Any]:
-    return {
-      text: {"count": count, "first": self.names[text]}
-      for text, count in sorted(self.counts.items())
-    }
+    entry = self.setdefault(text, {"count": 0, "first": []})
+    entry["count"] += 1
+    if entry["count"] <= NAMES_KEPT:
+      entry["first"].append(name)
 
 
 class Deviations:

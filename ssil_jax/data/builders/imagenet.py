@@ -52,10 +52,8 @@ class Imagenet(ArchiveBuilder, skip_registration=True):
   def _find(
     self, folder: pathlib.Path, deviations: Deviations, progress: ProgressBars
   ) -> Contents:
-    train_file, validation_file = (
-      Archive.file(folder, name) for name in (_TRAIN, _VALIDATION)
-    )
-    archives = [train_file, validation_file]
+    archives = [Archive.file(folder, name) for name in (_TRAIN, _VALIDATION)]
+    train_file, validation_file = archives
     truth = _shipped("validation_labels.txt")
     devkit_counts: dict[str, int] = {}
     if (folder / _DEVKIT).exists():
@@ -107,7 +105,7 @@ def _read_devkit(path: pathlib.Path) -> tuple[list[str], dict[str, int]]:
 def _read_synsets(content: bytes) -> np.ndarray:
   """Reads the synsets [n] of meta.mat; raises ValueError if it cannot be read."""
   try:
-    meta = scipy.io.loadmat(io.BytesIO(content), squeeze_me=True, struct_as_record=True)
+    meta = scipy.io.loadmat(io.BytesIO(content), squeeze_me=True)
     return np.atleast_1d(meta["synsets"])
   except Exception as error:  # there is no end to what SciPy raises for damaged bytes
     reason = " ".join(str(error).split()) or type(error).__name__
@@ -203,12 +201,4 @@ def _find_validation(
 
 def _as_records(archive: Archive, table: np.ndarray, labels: np.ndarray) -> Records:
   file_names = [name.rpartition(b"/")[2] for name in table["name"].tolist()]
-  return Records(
-    label=labels,
-    name=table["name"],
-    archive=np.zeros(len(labels), np.int16),
-    offset=table["offset"],
-    size=table["size"],
-    columns={"file_name": np.array(file_names, "S")},
-    archives=(archive,),
-  )
+  return Records(labels, table, {"file_name": np.array(file_names, "S")}, (archive,))

@@ -6,7 +6,6 @@ import dataclasses
 import os
 import pathlib
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -78,66 +77,56 @@ class LandmarksV2(ArchiveBuilder, skip_registration=True):
     self, folder: pathlib.Path, deviations: Deviations, progress: ProgressBars
   ) -> Contents:
     csv_file = Archive.file(folder, _CSV)
-    listed = _read_csv(csv_file, progress)
-    landmarks, counts = np.unique(listed.landmark, return_counts=True)
-    if (len(listed.id), len(landmarks)) != (_NUM_IMAGES, _NUM_LANDMARKS):
+    ids, landmark = _read_csv(csv_file, progress)
+    landmarks, counts = np.unique(landmark, return_counts=True)
+    if (len(ids), len(landmarks)) != (_NUM_IMAGES, _NUM_LANDMARKS):
       deviations.add(
-        f"{csv_file.name} lists {len(listed.id):,} images of {len(landmarks):,} landmarks "
+        f"{csv_file.name} lists {len(ids):,} images of {len(landmarks):,} landmarks "
         f"instead of {_NUM_IMAGES:,} of {_NUM_LANDMARKS:,}"
       )
+    config = self.builder_config
     most_first = np.lexsort((landmarks, -counts))
-    classes = np.sort(landmarks[most_first[: self.builder_config.num_classes]])
-    if len(classes) < self.builder_config.num_classes:
+    classes = np.sort(landmarks[most_first[: config.num_classes]])
+    if len(classes) < config.num_classes:
       deviations.add(
         f"{csv_file.name} has {len(classes):,} landmarks, fewer than the "
-        f"{self.builder_config.num_classes:,} of {self.name}/{self.builder_config.name}"
+        f"{config.num_classes:,} of {self.name}/{config.name}"
       )
     # By row of the csv: label int32, or -1 for landmarks that are not chosen.
-    label = np.searchsorted(classes, listed.landmark).astype(np.int32)
-    label[classes[np.minimum(label, len(classes) - 1)] != listed.landmark] = -1
+    label = np.searchsorted(classes, landmark).astype(np.int32)
+    label[classes[np.minimum(label, len(classes) - 1)] != landmark] = -1
 
-    images = _find_images(folder, listed, label, deviations, progress)
-    _check_all_there(csv_file, listed, label, images, deviations)
-    held_out = _hold_out(label, classes, self.builder_config.test_per_class)
-    splits = {
-      split: _as_records(images, listed, label, wanted)
-      for split, wanted in (("train", ~held_out), ("test", held_out))
-    }
+    archives, files, rows = _find_images(folder, ids, label, deviations, progress)
+    _check_all_there(csv_file, ids, label, rows, deviations)
+    held_out = _hold_out(label, classes, config.test_per_class)
+    by_class = np.argsort(label[rows], kind="stable")  # and then as in the archives
+    splits = {}
+    for split, wanted in (("train", ~held_out), ("test", held_out)):
+      places = by_class[wanted[rows[by_class]]]
+      row = rows[places]
+      columns = {"landmark_id": landmark[row], "id": ids[row]}
+      splits[split] = Records(label[row], files[places], columns, archives)
     train_counts = np.bincount(splits["train"].label, minlength=len(classes))
     empty = np.flatnonzero(train_counts == 0)
     if len(empty):
       raise DataError(
         f"landmark {classes[empty[0]]} ({len(empty)} in all) keeps no training image: "
-        f"{self.builder_config.test_per_class} are held out for testing, and no other is "
-        "in the archives"
+        f"{config.test_per_class} are held out for testing, and no other is in the archives"
       )
     if not len(splits["test"]):
       raise DataError(f"none of the test images is in the archives of {folder}")
     return Contents(
-      archives=(csv_file, *images.archives),
+      archives=(csv_file, *archives),
       class_names={"label": tuple(map(str, classes.tolist()))},
       splits=splits,
     )
 
 
-class _Listed(NamedTuple):
-  """Images of train.csv, sorted by id."""
+def _read_csv(archive: Archive, progress: ProgressBars) -> tuple[np.ndarray, np.ndarray]:
+  """Reads ids (bytes [n], sorted) and landmarks (int64 [n]) of millions of rows.
 
-  id: np.ndarray  # bytes [n]
-  landmark: np.ndarray  # int64 [n]
-
-
-class _Images(NamedTuple):
-  """Images of the chosen landmarks in the archives, in their order."""
-
-  archives: tuple[Archive, ...]
-  table: np.ndarray  # of `tars.as_table`, [n]
-  archive: np.ndarray  # int16 [n]
-  row: np.ndarray  # int64 [n], in _Listed
-
-
-def _read_csv(archive: Archive, progress: ProgressBars) -> _Listed:
-  """Reads ids and landmarks of millions of rows, without a Python object for each."""
+  No row becomes a Python object that is kept.
+  """
   advance = progress.add(f"reading {archive.name}", archive.size)
   ids, landmarks = bytearray(), array.array("q")
   line, position = 1, 0
@@ -180,7 +169,7 @@ def _read_csv(archive: Archive, progress: ProgressBars) -> _Listed:
   twice = np.flatnonzero(listed[1:] == listed[:-1])
   if len(twice):
     raise DataError(f"{archive.path} lists {listed[twice[0]].decode()} twice")
-  return _Listed(listed, np.array(landmarks, np.int64)[order])
+  return listed, np.array(landmarks, np.int64)[order]
 
 
 def _as_id(text: str) -> bytes:
@@ -197,51 +186,51 @@ def _as_landmark(text: str) -> int:
 
 def _find_images(
   folder: pathlib.Path,
-  listed: _Listed,
+  ids: np.ndarray,
   label: np.ndarray,
   deviations: Deviations,
   progress: ProgressBars,
-) -> _Images:
-  """Looks for the images of the chosen landmarks in tars and unpacked folders."""
-  archives, tables, positions, rows = [], [], [], []
-  seen = np.zeros(len(listed.id), bool)
-  for archive, table in _sources(folder, progress):
-    stems = (name.rpartition(b"/")[2] for name in table["name"].tolist())
-    ids = np.array([stem.removesuffix(_SUFFIX.encode()) for stem in stems], "S")
-    row = np.minimum(np.searchsorted(listed.id, ids), len(listed.id) - 1)
-    known = listed.id[row] == ids
-    for name in ids[~known].tolist():
+) -> tuple[tuple[Archive, ...], np.ndarray, np.ndarray]:
+  """Looks for the images of the chosen landmarks in tars and unpacked folders.
+
+  Returns:
+    The archives; the images in their order [n], as `tars.as_table` has them; and which of
+    the ids each is, int64 [n].
+  """
+  archives, tables, rows = [], [], []
+  seen = np.zeros(len(ids), bool)
+  for archive, files in _sources(folder, progress):
+    stems = (name.rpartition(b"/")[2] for name in files["name"].tolist())
+    found = np.array([stem.removesuffix(_SUFFIX.encode()) for stem in stems], "S")
+    row = np.minimum(np.searchsorted(ids, found), len(ids) - 1)
+    known = ids[row] == found
+    for name in found[~known].tolist():
       deviations.left_out.add(_UNKNOWN, name.decode(errors="replace"))
-    table, row = table[known], row[known]
+    files, row = files[known], row[known]
     # An image may be there both in its tar and unpacked.
     fresh = np.zeros(len(row), bool)
     fresh[np.unique(row, return_index=True)[1]] = True
     fresh &= ~seen[row]
-    for name in table["name"][~fresh].tolist():
+    for name in files["name"][~fresh].tolist():
       deviations.left_out.add(
         "there already", f"{archive.name}: {name.decode(errors='replace')}"
       )
     seen[row] = True
     taken = fresh & (label[row] >= 0)
-    table, row = table[taken], row[taken]
+    files = files[taken]
     if archive.path.is_dir():
-      table["size"] = _file_sizes(archive.path, table["name"], progress)
-      archive = dataclasses.replace(archive, size=int(table["size"].sum()))
-    positions.append(np.full(len(row), len(archives), np.int16))
+      files["size"] = _file_sizes(archive.path, files["name"], progress)
+      archive = dataclasses.replace(archive, size=int(files["size"].sum()))
+    files["archive"] = len(archives)
     archives.append(archive)
-    tables.append(table)
-    rows.append(row)
+    tables.append(files)
+    rows.append(row[taken])
   if not archives:
     raise DataError(
       f"{folder} has no {_TARS}, nor images in folders 0 to f: put the {_NUM_TARS} "
       "official archives there"
     )
-  return _Images(
-    tuple(archives),
-    np.concatenate(tables),
-    np.concatenate(positions),
-    np.concatenate(rows),
-  )
+  return tuple(archives), np.concatenate(tables), np.concatenate(rows)
 
 
 def _sources(
@@ -299,28 +288,27 @@ def _file_sizes(root: pathlib.Path, names: np.ndarray, progress: ProgressBars) -
 
 def _check_all_there(
   csv_file: Archive,
-  listed: _Listed,
+  ids: np.ndarray,
   label: np.ndarray,
-  images: _Images,
+  rows: np.ndarray,
   deviations: Deviations,
 ) -> None:
   """Notes images that are listed and not there, or there and not listed."""
   wanted = label >= 0
   missing = wanted.copy()
-  missing[images.row] = False
-  ids = listed.id[missing]
-  for name in ids.tolist():
-    deviations.left_out.add("not in the archives", name.decode())
+  missing[rows] = False
   lines = []
-  if len(ids):
+  for name in ids[missing].tolist():
+    deviations.left_out.add("not in the archives", name.decode())
+  if missing.any():
     lines.append(
-      f"{len(ids):,} of the {wanted.sum():,} images that {csv_file.name} lists for the "
-      f"chosen landmarks are in no archive, first {ids[0].decode()}"
+      f"{missing.sum():,} of the {wanted.sum():,} images that {csv_file.name} lists for "
+      f"the chosen landmarks are in no archive, first {ids[missing][0].decode()}"
     )
-  if unknown := deviations.left_out.counts.get(_UNKNOWN):
+  if unknown := deviations.left_out.get(_UNKNOWN):
     lines.append(
-      f"{unknown:,} images of the archives are not in {csv_file.name}, first "
-      f"{deviations.left_out.names[_UNKNOWN][0]}"
+      f"{unknown['count']:,} images of the archives are not in {csv_file.name}, first "
+      f"{unknown['first'][0]}"
     )
   if lines:
     deviations.add("; ".join(lines))
@@ -337,21 +325,3 @@ def _hold_out(label: np.ndarray, classes: np.ndarray, count: int) -> np.ndarray:
     drawn = np.random.RandomState([_SEED, landmark]).permutation(len(rows))[:count]
     held_out[rows[drawn]] = True
   return held_out
-
-
-def _as_records(
-  images: _Images, listed: _Listed, label: np.ndarray, wanted: np.ndarray
-) -> Records:
-  """Returns the images of the wanted rows, by class and then as in the archives."""
-  mine = np.flatnonzero(wanted[images.row])
-  mine = mine[np.argsort(label[images.row[mine]], kind="stable")]
-  row, table = images.row[mine], images.table[mine]
-  return Records(
-    label=label[row],
-    name=table["name"],
-    archive=images.archive[mine],
-    offset=table["offset"],
-    size=table["size"],
-    columns={"landmark_id": listed.landmark[row], "id": listed.id[row]},
-    archives=images.archives,
-  )

@@ -4,10 +4,8 @@ Only CMYK and what is no JPEG is written anew, and what `--resize` and `--restar
 ask for.
 """
 
-import io
 import shutil
 import subprocess
-from typing import NamedTuple
 
 import numpy as np
 import simplejpeg
@@ -28,16 +26,9 @@ class CorruptImage(Exception):
   """An image that no reader could decode; the text says why."""
 
 
-class Stored(NamedTuple):
-  """An image as it goes into a record."""
-
-  data: bytes
-  remark: str | None  # what was odd about it, and what was done about it
-
-
 def recode_photo(
   data: bytes, *, resize: int | None = None, restart_markers: bool = False
-) -> Stored:
+) -> tuple[bytes, str | None]:
   """Decodes an image once, and makes of it the JPEG that is stored.
 
   A JPEG in gray or colour keeps its bytes. Other formats than JPEG, and CMYK, become RGB
@@ -59,39 +50,38 @@ def recode_photo(
     resize: pixels that the short side may have, None for any.
     restart_markers: whether every JPEG gets them and their index.
 
+  Returns:
+    What goes into a record, and what was odd about the image and done about it, or None.
+
   Raises:
     CorruptImage: it has no readable header, too many pixels, or does not decode.
   """
-  stored, pixels = _as_jpeg(data)
+  stored, remark, pixels = _as_jpeg(data)
   if resize is not None and min(pixels.shape[:2]) > resize:
-    stored = stored._replace(data=_resized(pixels, resize))
+    stored = _resized(pixels, resize)
   if restart_markers:
-    # What is not stored as it came has other pixels by now.
-    stored = _with_restart_markers(stored, pixels if stored.data is data else None)
-  return stored
+    try:
+      # What is not stored as it came has other pixels by now.
+      stored = _marked(stored, pixels if stored is data else None)
+    except ValueError as error:  # ImageError is one
+      remark = "; ".join(filter(None, [remark, f"kept without restart markers: {error}"]))
+  return stored, remark
 
 
-def png_of(pixels: np.ndarray) -> bytes:
-  """Encodes uint8 [h, w, 3] as PNG, always the same bytes for the same pixels."""
-  file = io.BytesIO()
-  Image.fromarray(pixels).save(file, "PNG", compress_level=9)
-  return file.getvalue()
-
-
-def _as_jpeg(data: bytes) -> tuple[Stored, np.ndarray]:
-  """Returns an image as gray or RGB JPEG, and its pixels uint8 [h, w, 3]."""
+def _as_jpeg(data: bytes) -> tuple[bytes, str | None, np.ndarray]:
+  """Returns an image as gray or RGB JPEG, a remark, and its pixels uint8 [h, w, 3]."""
   try:
     pixels = decode.read_rgb(data)
     if not data.startswith(jpeg.MAGIC):
-      return Stored(_encode(pixels, quality=100), "no JPEG, made one"), pixels
+      return _encode(pixels, quality=100), "no JPEG, made one", pixels
     if jpeg.read_header(data).num_components == 4:
-      return Stored(_encode(pixels, quality=100), "CMYK, made RGB"), pixels
-    return Stored(data, None), pixels
+      return _encode(pixels, quality=100), "CMYK, made RGB", pixels
+    return data, None, pixels
   except decode.ImageError as error:
     if not error.tolerable:
       raise CorruptImage(str(error)) from error
   try:
-    return Stored(data, _WARNED), decode.read_rgb(data, strict=False)
+    return data, _WARNED, decode.read_rgb(data, strict=False)
   except decode.ImageError as error:
     raise CorruptImage(str(error)) from error
 
@@ -110,37 +100,34 @@ def _resized(pixels: np.ndarray, short_side: int) -> bytes:
   return _encode(np.asarray(image), quality=95)
 
 
-def _with_restart_markers(stored: Stored, pixels: np.ndarray | None) -> Stored:
-  """Makes a JPEG baseline with restart markers and their index, if it keeps its pixels.
+def _marked(stored: bytes, pixels: np.ndarray | None) -> bytes:
+  """Makes a JPEG baseline with restart markers and their index.
 
-  `pixels` are what it decodes to, if that is known.
+  `pixels` are what it decodes to, if that is known. Raises ValueError if it would not keep
+  them, or cannot be done.
   """
-  header = jpeg.read_header(stored.data)
+  header = jpeg.read_header(stored)
   interval = _restart_interval(header)
   done = subprocess.run(
     [shutil.which(JPEGTRAN), "-copy", "none", "-optimize", "-restart", f"{interval}B"],
-    input=stored.data,
+    input=stored,
     capture_output=True,
     close_fds=False,  # lets Python start it without copying this process
   )
-  try:
-    if done.returncode not in (0, _JPEGTRAN_WARNED):
-      said = " ".join(done.stderr.decode(errors="replace").split())
-      raise ValueError(f"{JPEGTRAN} fails ({said[:100]})")
-    marked = done.stdout
-    if header.orientation != exif.UPRIGHT:
-      marked = jpeg.add_orientation(marked, header.orientation)
-    marked = jpeg.add_index(marked)
-    if pixels is None:
-      pixels = decode.read_rgb(stored.data)
-    if not np.array_equal(decode.read_rgb(marked), pixels):
-      raise ValueError("its pixels would change")
-    if not jpeg.read_header(marked).num_indexed:
-      raise ValueError("they have no room in an index")
-  except ValueError as error:  # ImageError is one
-    remarks = filter(None, [stored.remark, f"kept without restart markers: {error}"])
-    return stored._replace(remark="; ".join(remarks))
-  return stored._replace(data=marked)
+  if done.returncode not in (0, _JPEGTRAN_WARNED):
+    said = " ".join(done.stderr.decode(errors="replace").split())
+    raise ValueError(f"{JPEGTRAN} fails ({said[:100]})")
+  marked = done.stdout
+  if header.orientation != exif.UPRIGHT:
+    marked = jpeg.add_orientation(marked, header.orientation)
+  marked = jpeg.add_index(marked)
+  if pixels is None:
+    pixels = decode.read_rgb(stored)
+  if not np.array_equal(decode.read_rgb(marked), pixels):
+    raise ValueError("its pixels would change")
+  if not jpeg.read_header(marked).num_indexed:
+    raise ValueError("they have no room in an index")
+  return marked
 
 
 def _restart_interval(header: jpeg.Header) -> int:

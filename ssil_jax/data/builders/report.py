@@ -4,13 +4,13 @@ import dataclasses
 import hashlib
 import json
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from ssil_jax.data.builders.found import Contents, Deviations, Options, Tally
-from ssil_jax.data.builders.shard_images import Shard
+from ssil_jax.data.builders.shards import Shard
 from ssil_jax.errors import DataError
 
 NAME = "prepare.json"
@@ -28,51 +28,42 @@ def make_report(
 
   All shards are finished. Images that cannot be decoded are added to the deviations.
   """
-  left_out, differences = deviations.left_out, list(deviations.lines)
+  differences = list(deviations.lines)
   names = np.array(contents.class_names["label"])
-  for split, part in labels.items():
-    if len(absent := np.delete(names, np.unique(part))):
+  splits, remarks = {}, {split: Tally() for split in shards}
+  for split, part in shards.items():
+    for shard in part:
+      for record, reason in shard.report.left_out:
+        deviations.left_out.add(
+          "cannot be decoded", f"{shard.records.where(record)} ({reason})"
+        )
+      for record, reason in shard.report.remarks:
+        remarks[split].add(reason, shard.records.where(record))
+    classes = np.unique(labels[split])
+    if len(absent := np.delete(names, classes)):
       more = ", ..." if len(absent) > _NAMED else ""
       differences.append(
         f"{len(absent):,} of {len(names):,} classes have no image in {split}, so that a "
         f"run cannot be scored on them: {', '.join(absent[:_NAMED])}{more}"
       )
-  remarks = {split: Tally() for split in shards}
-  for split, part in shards.items():
-    for shard in part:
-      for record, reason in shard.report.left_out:
-        left_out.add("cannot be decoded", f"{shard.records.where(record)} ({reason})")
-      for record, reason in shard.report.remarks:
-        remarks[split].add(reason, shard.records.where(record))
+    digests = "".join(shard.report.content for shard in part)
+    splits[split] = {
+      "images": len(labels[split]),
+      "classes": len(classes),
+      "shards": len(part),
+      # Tells the images from other data.
+      "content": hashlib.blake2b(digests.encode(), digest_size=16).hexdigest(),
+    }
   return {
     "archives": [
       {"name": archive.name, "bytes": archive.size} for archive in contents.archives
     ],
     "options": dataclasses.asdict(options),
-    "splits": {
-      split: {
-        "images": len(part),
-        "classes": len(np.unique(part)),
-        "shards": len(shards[split]),
-        "content": _content(shards[split]),
-      }
-      for split, part in labels.items()
-    },
-    "left_out": left_out.to_json(),
-    "remarks": {split: tally.to_json() for split, tally in remarks.items()},
+    "splits": splits,
+    "left_out": dict(sorted(deviations.left_out.items())),
+    "remarks": {split: dict(sorted(tally.items())) for split, tally in remarks.items()},
     "differences": differences,
   }
-
-
-def _content(shards: Iterable[Shard]) -> str | None:
-  """Returns a hash of all images of a split, which tells it from other data.
-
-  None if an earlier version has written some of the shards.
-  """
-  digests = [shard.report.content for shard in shards]
-  if None in digests:
-    return None
-  return hashlib.blake2b("".join(digests).encode(), digest_size=16).hexdigest()
 
 
 def check_prepared(directory: pathlib.Path, options: Options) -> None:

@@ -60,9 +60,9 @@ def members(
         while (info := tar.next()) is not None and info.offset < end:
           tar.members.clear()  # it keeps every header otherwise
           if info.size < 0:
-            raise DataError(_cut_off(where, f"{info.name} has no size"))
+            raise ValueError(f"{info.name} has no size")
           if info.offset_data + info.size > end:
-            raise DataError(_cut_off(where, f"{info.name} ends behind the end of the file"))
+            raise ValueError(f"{info.name} ends behind the end of the file")
           advance(info.offset - done)
           done = info.offset
           # macOS adds hidden ._NAME files, which hold no images.
@@ -79,11 +79,13 @@ def members(
         place = info.offset if info else tar.offset
         file.seek(place)
         if place + _BLOCK > end or file.read(_BLOCK) != bytes(_BLOCK):
-          raise DataError(_cut_off(where, f"no end of the tar at byte {place - start}"))
+          raise ValueError(f"no end of the tar at byte {place - start}")
         advance(end - done)
   # Besides its own errors, tarfile lets through what damaged numbers lead to.
   except (tarfile.TarError, ValueError, OverflowError) as error:
-    raise DataError(_cut_off(where, str(error))) from error
+    raise DataError(
+      f"{where} is cut off or damaged ({error}): download it again"
+    ) from error
   except OSError as error:
     raise DataError(f"{path} cannot be read: {error.strerror}") from error
 
@@ -109,12 +111,16 @@ def read_member(tar: tarfile.TarFile, name: str) -> bytes:
   return file.read()
 
 
-def as_table(found: Iterable[Member]) -> np.ndarray:
-  """Returns a structured array [n], which millions of members fit into; names are bytes."""
-  rows = [(m.name.encode(errors="surrogateescape"), m.offset, m.size) for m in found]
-  longest = max((len(name) for name, _, _ in rows), default=1)
-  return np.array(rows, [("name", f"S{longest}"), ("offset", np.int64), ("size", np.int64)])
+def as_table(found: Iterable[Member], archive: int = 0) -> np.ndarray:
+  """Returns members of the archive of that number as a structured array [n].
 
-
-def _cut_off(where: str, why: str) -> str:
-  return f"{where} is cut off or damaged ({why}): download it again"
+  Millions of them fit into it. The fields are those of a member, the name as bytes, and
+  `archive`.
+  """
+  rows = [
+    (name.encode(errors="surrogateescape"), offset, size, archive)
+    for name, offset, size in found
+  ]
+  longest = max((len(row[0]) for row in rows), default=1)
+  numbers = [("offset", np.int64), ("size", np.int64), ("archive", np.int16)]
+  return np.array(rows, [("name", f"S{longest}"), *numbers])

@@ -26,7 +26,8 @@ from ssil_jax.data import builders
 from ssil_jax.data.builders import recode, shards
 from ssil_jax.data.builders.base import count_shards
 from ssil_jax.data.builders.found import Archive, Records
-from ssil_jax.data.builders.shard_images import Shard
+from ssil_jax.data.builders.shards import Shard
+from ssil_jax.data.builders.tars import Member, as_table
 from ssil_jax.data.images import decode as decode_lib
 from ssil_jax.data.images import jpeg
 from ssil_jax.data.sources import labels
@@ -119,8 +120,9 @@ def test_shards_hold_the_records_in_order(imagenet, tmp_path):
 )
 def test_the_number_of_shards(tmp_path, images, image_bytes, expected):
   def records(n):
-    columns = [np.zeros(n, np.int8)] * 4
-    return Records(*columns, np.full(n, image_bytes), {}, ())
+    files = np.empty(n, [("size", np.int64)])
+    files["size"] = image_bytes
+    return Records(np.zeros(n, np.int32), files, {}, ())
 
   shard_bytes = builders.make_builder("imagenet", tmp_path).shard_bytes
   counts = count_shards({str(n): records(n) for n in images}, shard_bytes)
@@ -142,7 +144,7 @@ def test_a_prepared_directory_is_not_prepared_again(imagenet, tmp_path):
 
 def test_a_kill_at_the_very_end_leaves_nothing(imagenet, tmp_path):
   builder = prepare(imagenet, tmp_path / "data")
-  with shards.WorkFolder(pathlib.Path(builder.data_dir)) as work:
+  with shards.WorkFolder.opened(pathlib.Path(builder.data_dir)) as work:
     (work.path / "plan.json").write_text("{}")
   assert work.path.exists()
   assert not builder.prepare(imagenet, PARTIAL, archives.QUIET)
@@ -188,15 +190,9 @@ def shard_of(folder, *contents, allow_partial=False):
   count = len(contents)
   for number, content in enumerate(contents):
     (folder / f"{number}.jpg").write_bytes(content)
-  records = Records(
-    label=np.arange(count, dtype=np.int32),
-    name=np.array([f"{number}.jpg" for number in range(count)], "S"),
-    archive=np.zeros(count, np.int16),
-    offset=np.full(count, -1),
-    size=np.array([len(content) for content in contents]),
-    columns={},
-    archives=(Archive(folder, "photos", 0),),
-  )
+  files = as_table(Member(f"{i}.jpg", -1, len(data)) for i, data in enumerate(contents))
+  label = np.arange(count, dtype=np.int32)
+  records = Records(label, files, {}, (Archive(folder, "photos", 0),))
   return Shard("some", records, range(count), recode.recode_photo, allow_partial)
 
 
@@ -253,11 +249,11 @@ import archives
 
 recode = imagenet.Imagenet._recode
 seen = []
-def recode_or_die(self, image, **recoding):
+def recode_or_die(self, image, options):
   seen.append(image)
   if len(seen) == 8:  # in the fifth shard of six
     os.kill(os.getpid(), signal.SIGKILL)
-  return recode(self, image, **recoding)
+  return recode(self, image, options)
 imagenet.Imagenet._recode = recode_or_die
 folder, data_dir = map(pathlib.Path, sys.argv[1:])
 archives.prepare("imagenet", folder, data_dir, shard_bytes=2500)
@@ -271,7 +267,7 @@ def test_a_killed_preparation_goes_on(imagenet, tmp_path):
   )
   assert done.returncode == -signal.SIGKILL
   work = tmp_path / "data" / "imagenet" / ".preparing_1.0.0"
-  finished = {path.name: path.stat().st_ino for path in work.glob("imagenet-train*")}
+  finished = {path.name: path.stat().st_ino for path in (work / "files").iterdir()}
   names = [f"imagenet-train.array_record-{i:05}-of-00006" for i in range(4)]
   assert sorted(finished) == names
   assert not (tmp_path / "data" / "imagenet" / "1.0.0").exists()
@@ -290,12 +286,6 @@ def test_a_killed_preparation_goes_on(imagenet, tmp_path):
   )
   with pytest.raises(DataError, match=r"archives ILSVRC2012_img_val.tar was \d+ and is"):
     prepare(other, tmp_path / "data")
-
-  # As if it was killed again while shards were being moved to TFDS' own directory.
-  moved = tmp_path / "data" / "imagenet" / "incomplete.ABCDEF_1.0.0"
-  moved.mkdir(exist_ok=True)
-  name = sorted(finished)[0]
-  (work / name).rename(moved / name)
 
   builder = prepare(imagenet, tmp_path / "data")
   directory = pathlib.Path(builder.data_dir)
@@ -373,13 +363,13 @@ def test_failing_to_write_the_info_keeps_the_shards(imagenet, tmp_path, monkeypa
     with pytest.raises(DataError, match="No space left on device; finished shards are"):
       prepare(imagenet, tmp_path / "data")
   (work,) = (tmp_path / "data" / "imagenet").iterdir()
-  assert len(list(work.glob("imagenet-*"))) == len(list((work / "finished").iterdir())) == 8
+  assert len(list(work.glob("files/imagenet-*"))) == 8
 
 
 def test_two_preparations_at_once(imagenet, tmp_path):
   (tmp_path / "data").mkdir()
   in_use = pytest.raises(DataError, match="is in use: another process")
-  with shards.WorkFolder(tmp_path / "data" / "imagenet" / "1.0.0"), in_use:
+  with shards.WorkFolder.opened(tmp_path / "data" / "imagenet" / "1.0.0"), in_use:
     prepare(imagenet, tmp_path / "data")
   prepare(imagenet, tmp_path / "data")
 
@@ -392,15 +382,14 @@ def test_a_failed_check_leaves_nothing(imagenet, tmp_path):
 
 def test_a_damaged_work_folder(imagenet, tmp_path):
   version = tmp_path / "data" / "imagenet" / "1.0.0"
-  with shards.WorkFolder(version) as work:
-    plan, shard, note = (work.path / name for name in ("plan.json", "x", "finished/x.json"))
+  with shards.WorkFolder.opened(version) as work:
+    plan, shard, note = (
+      work.path / name for name in ("plan.json", "files/x", "finished/x.json")
+    )
     shard.write_text("")
     note.write_text("{}")
     with pytest.raises(DataError, match=f"{note} is damaged: remove {shard}"):
       work.report("x")
-    # Of an earlier version, which has noted no hash of the images.
-    note.write_text('{"left_out": [], "remarks": []}')
-    assert work.report("x") == shards.ShardReport(content=None)
     plan.write_text("{")
   with pytest.raises(DataError, match=f"{plan} is damaged: remove"):
     prepare(imagenet, tmp_path / "data")
@@ -494,10 +483,10 @@ def test_untouched_bytes():
   ids=["cmyk", "png", "webp"],
 )
 def test_what_is_converted(data, reason):
-  stored = recode.recode_photo(data)
-  assert stored.remark == reason
-  pixels = decode(stored.data)
-  assert jpeg.read_header(stored.data)[2:5] == (3, 8, 8)  # RGB, 4:4:4
+  stored, remark = recode.recode_photo(data)
+  assert remark == reason
+  pixels = decode(stored)
+  assert jpeg.read_header(stored)[2:5] == (3, 8, 8)  # RGB, 4:4:4
   close = decode(image(3, quality=100, subsampling=0)).astype(int)
   assert np.abs(pixels - close).mean() < 1.5
 
@@ -512,16 +501,16 @@ def test_what_is_converted(data, reason):
   ids=["surplus", "revision", "scan"],
 )
 def test_what_libjpeg_warns_of_is_kept_and_remarked_on(data):
-  stored = recode.recode_photo(data)
-  assert stored == (data, "kept, though libjpeg warns of its bytes")
+  warned = "kept, though libjpeg warns of its bytes"
+  assert recode.recode_photo(data) == (data, warned)
   with pytest.raises(recode.CorruptImage):  # it breaks off, too
     recode.recode_photo(data[: len(data) * 2 // 3])
   if shutil.which("jpegtran"):
-    marked = recode.recode_photo(data, restart_markers=True)
-    assert marked.remark == stored.remark
-    assert jpeg.read_header(marked.data).num_indexed
+    marked, remark = recode.recode_photo(data, restart_markers=True)
+    assert remark == warned
+    assert jpeg.read_header(marked).num_indexed
     expected = decode_lib.read_rgb(data, strict=False)
-    assert np.array_equal(decode(marked.data), expected)
+    assert np.array_equal(decode(marked), expected)
 
 
 @needs_libjpeg_programs
@@ -529,18 +518,17 @@ def test_odd_chroma_sampling_is_kept():
   ppm = image(3, file_format="PPM")
   command = ["cjpeg", "-quality", "100", "-sample", "2x2,2x1,1x1"]
   data = subprocess.run(command, input=ppm, capture_output=True, check=True).stdout
-  stored = recode.recode_photo(data)
-  assert stored == (data, None)
+  assert recode.recode_photo(data) == (data, None)
 
 
 def test_resize_makes_the_short_side_as_long(tmp_path):
   for width, height, size in [(200, 120, (160, 96)), (96, 300, None), (97, 97, (96, 96))]:
     data = image(5, width=width, height=height)
-    stored = recode.recode_photo(data, resize=96)
-    header = jpeg.read_header(stored.data)
+    stored, _ = recode.recode_photo(data, resize=96)
+    header = jpeg.read_header(stored)
     assert (header.width, header.height) == (size or (width, height))
     assert header.mcu_width == (8 if size else 16)
-    assert (stored.data == data) == (size is None)
+    assert (stored == data) == (size is None)
 
 
 @needs_libjpeg_programs
@@ -561,12 +549,12 @@ def test_resize_makes_the_short_side_as_long(tmp_path):
 )
 def test_restart_markers_keep_the_pixels(width, height, options, interval):
   data = image(1, width=width, height=height, **options)
-  stored = recode.recode_photo(data, restart_markers=True)
-  header = jpeg.read_header(stored.data)
+  stored, _ = recode.recode_photo(data, restart_markers=True)
+  header = jpeg.read_header(stored)
   assert header.one_scan
   assert header.num_indexed
   assert header.restart_interval == interval
-  assert np.array_equal(decode(stored.data), decode(data))
+  assert np.array_equal(decode(stored), decode(data))
 
 
 @needs_libjpeg_programs
@@ -583,20 +571,20 @@ def test_images_stay_upright(mode, file_format, orientation, resize, restart_mar
   data = image(
     4, mode, file_format, quality=100, subsampling=0, exif=exif.tobytes(), **shape
   )
-  stored = recode.recode_photo(data, resize=resize, restart_markers=restart_markers)
+  stored, _ = recode.recode_photo(data, resize=resize, restart_markers=restart_markers)
   with Image.open(io.BytesIO(data)) as turned:
     expected = ImageOps.exif_transpose(turned).convert("RGB")
   if resize:
     width, height = expected.size
     size = (round(width * 96 / 130), round(height * 96 / 130))
     expected = expected.resize(size, Image.Resampling.LANCZOS)
-  pixels = decode_lib.read_rgb(stored.data)
+  pixels = decode_lib.read_rgb(stored)
   assert pixels.shape == np.asarray(expected).shape
   # By anything like a turn, it would be tens.
   assert np.abs(pixels - np.asarray(expected, np.float64)).mean() < 3
-  assert decode_lib.size_of(stored.data) == expected.size
-  assert bool(jpeg.read_header(stored.data).num_indexed) == restart_markers
-  assert (stored.data == data) == (
+  assert decode_lib.size_of(stored) == expected.size
+  assert bool(jpeg.read_header(stored).num_indexed) == restart_markers
+  assert (stored == data) == (
     (mode, file_format, resize, restart_markers) == ("RGB", "JPEG", None, False)
   )
 
@@ -621,8 +609,8 @@ def test_an_image_that_cannot_be_marked_is_kept(tmp_path, monkeypatch, script, w
   data = image(3)
   kept = f"kept without restart markers: {why}"
   assert recode.recode_photo(data, restart_markers=True) == (data, kept)
-  converted = recode.recode_photo(image(3, "CMYK"), restart_markers=True)
-  assert converted.remark == f"CMYK, made RGB; {kept}"
+  _, remark = recode.recode_photo(image(3, "CMYK"), restart_markers=True)
+  assert remark == f"CMYK, made RGB; {kept}"
 
 
 @needs_libjpeg_programs
