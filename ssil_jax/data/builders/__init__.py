@@ -26,4 +26,4 @@ def make_builder(dataset: str, data_dir: str | os.PathLike[str]) -> ArchiveBuild
   `data_dir` is that of TFDS; `builder.data_dir` is the directory of the version in it.
   """
   builder_class, config = BUILDERS[dataset]
-  return builder_class(data_dir=data_dir, config=config)
+  return builder_class(data_dir=data_dir, config=config, file_format="array_record")

@@ -17,13 +17,7 @@ from rich.filesize import decimal as as_bytes
 
 from ssil_jax.data.builders import recode, report
 from ssil_jax.data.builders.found import Contents, Deviations, Options, Records
-from ssil_jax.data.builders.shards import (
-  Shard,
-  WorkFolder,
-  work_path,
-  write_shard,
-  writing_to,
-)
+from ssil_jax.data.builders.shards import Shard, WorkFolder, write_shard, writing_to
 from ssil_jax.data.sources import labels as labels_lib
 from ssil_jax.errors import ConfigError, DataError
 from ssil_jax.progress import ProgressBars
@@ -48,10 +42,6 @@ class ArchiveBuilder(tfds.core.dataset_builder.FileReaderBuilder, skip_registrat
 
   # Of images in a shard; more if there would be more than 256 shards.
   shard_bytes: int = 640_000_000
-
-  def __init__(self, **kwargs: Any):
-    """See `tfds.core.DatasetBuilder`: data_dir, config and version."""
-    super().__init__(file_format=tfds.core.FileFormat.ARRAY_RECORD, **kwargs)
 
   @abc.abstractmethod
   def _features(self) -> tfds.features.FeaturesDict:
@@ -103,10 +93,11 @@ class ArchiveBuilder(tfds.core.dataset_builder.FileReaderBuilder, skip_registrat
     """
     self._check_options(options)
     version_dir = pathlib.Path(self.data_dir)
-    if version_dir.exists() and not work_path(version_dir).exists():
+    work = WorkFolder(version_dir)
+    if version_dir.exists() and not work.path.exists():
       report.check_prepared(version_dir, options)
       return False
-    with WorkFolder.opened(version_dir) as work:
+    with work.locked():
       # Another process may have finished just before the folder was locked, and this one
       # may have been killed before it removed the folder.
       was_prepared = version_dir.exists()
@@ -190,11 +181,10 @@ class ArchiveBuilder(tfds.core.dataset_builder.FileReaderBuilder, skip_registrat
     options: Options,
     progress: ProgressBars,
   ) -> None:
-    missing = {}
-    for split, part in shards.items():
-      for shard in part:
-        shard.report = work.report(shard.name)
-      missing[split] = [shard for shard in part if shard.report is None]
+    missing = {
+      split: [shard for shard in part if not work.has_finished(shard)]
+      for split, part in shards.items()
+    }
     _check_space(work.path, missing, options)
     features = self.info.features
     serializer = tfds.core.ExampleSerializer(features.get_serialized_info())
@@ -211,7 +201,7 @@ class ArchiveBuilder(tfds.core.dataset_builder.FileReaderBuilder, skip_registrat
       advance = progress.add(f"{split}: {images:,} images to write", images, "images")
       for shard in part:
         write_shard(work.unfinished, map(serialize, shard.examples(advance)))
-        work.finish(shard.name, shard.report)
+        work.finish(shard)
 
   def _write_info(
     self, directory: pathlib.Path, shards: Mapping[str, Sequence[Shard]]

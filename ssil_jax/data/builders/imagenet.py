@@ -64,17 +64,14 @@ class Imagenet(ArchiveBuilder, skip_registration=True):
           f"{folder / _DEVKIT} has other validation labels than tensorflow-datasets: it is "
           "not the official one; download it again, or remove it"
         )
-    table, labels, class_names = _find_train(train_file, progress)
-    counts = dict(zip(class_names, np.bincount(labels).tolist(), strict=True))
+    train, class_names = _find_train(train_file, progress)
+    counts = dict(zip(class_names, np.bincount(train.label).tolist(), strict=True))
     _check_train(counts, devkit_counts, deviations)
-    train = _as_records(train_file, table, labels)
-    table, labels = _find_validation(
-      validation_file, class_names, truth, deviations, progress
-    )
+    validation = _find_validation(validation_file, class_names, truth, deviations, progress)
     return Contents(
       archives=tuple(archives),
       class_names={"label": class_names},
-      splits={"train": train, "validation": _as_records(validation_file, table, labels)},
+      splits={"train": train, "validation": validation},
     )
 
 
@@ -114,8 +111,8 @@ def _read_synsets(content: bytes) -> np.ndarray:
 
 def _find_train(
   archive: Archive, progress: ProgressBars
-) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
-  """Finds the training images by class (`tars.as_table`), labels int32 [n], and wnids."""
+) -> tuple[Records, tuple[str, ...]]:
+  """Finds the training images, by class, and the wnids of the classes."""
   inner = sorted(
     member
     for member in tars.members(archive.path, lambda size: None)
@@ -130,7 +127,7 @@ def _find_train(
   if 0 in counts:
     raise DataError(f"{archive.path}: {inner[counts.index(0)].name} has no images")
   labels = np.repeat(np.arange(len(inner), dtype=np.int32), counts)
-  return np.concatenate(tables), labels, class_names
+  return _as_records(archive, np.concatenate(tables), labels), class_names
 
 
 def _check_train(
@@ -163,8 +160,8 @@ def _find_validation(
   truth: list[str],
   deviations: Deviations,
   progress: ProgressBars,
-) -> tuple[np.ndarray, np.ndarray]:
-  """Finds the validation images by number (`tars.as_table`), and labels int32 [n]."""
+) -> Records:
+  """Finds the validation images, by number."""
   advance = progress.add(f"looking through {archive.name}", archive.size)
   labels = {wnid: label for label, wnid in enumerate(class_names)}
   chosen: dict[int, tars.Member] = {}
@@ -196,9 +193,9 @@ def _find_validation(
   numbers = sorted(chosen)
   found = np.array([labels[truth[number - 1]] for number in numbers], np.int32)
   deviations.compare_counts(archive, class_names, found, _VALIDATION_PER_CLASS)
-  return tars.as_table(chosen[number] for number in numbers), found
+  return _as_records(archive, tars.as_table(chosen[number] for number in numbers), found)
 
 
-def _as_records(archive: Archive, table: np.ndarray, labels: np.ndarray) -> Records:
-  file_names = [name.rpartition(b"/")[2] for name in table["name"].tolist()]
-  return Records(labels, table, {"file_name": np.array(file_names, "S")}, (archive,))
+def _as_records(archive: Archive, files: np.ndarray, labels: np.ndarray) -> Records:
+  names = [name.rpartition(b"/")[2] for name in files["name"].tolist()]
+  return Records(labels, files, {"file_name": np.array(names, "S")}, (archive,))

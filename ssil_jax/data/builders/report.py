@@ -33,11 +33,11 @@ def make_report(
   splits, remarks = {}, {split: Tally() for split in shards}
   for split, part in shards.items():
     for shard in part:
-      for record, reason in shard.report.left_out:
+      for record, reason in shard.left_out:
         deviations.left_out.add(
           "cannot be decoded", f"{shard.records.where(record)} ({reason})"
         )
-      for record, reason in shard.report.remarks:
+      for record, reason in shard.remarks:
         remarks[split].add(reason, shard.records.where(record))
     classes = np.unique(labels[split])
     if len(absent := np.delete(names, classes)):
@@ -46,7 +46,7 @@ def make_report(
         f"{len(absent):,} of {len(names):,} classes have no image in {split}, so that a "
         f"run cannot be scored on them: {', '.join(absent[:_NAMED])}{more}"
       )
-    digests = "".join(shard.report.content for shard in part)
+    digests = "".join(shard.content for shard in part)
     splits[split] = {
       "images": len(labels[split]),
       "classes": len(classes),

@@ -40,15 +40,6 @@ _WRITER_OPTIONS = "group_size:1,uncompressed"
 
 
 @dataclasses.dataclass
-class ShardReport:
-  """What became of the images of one shard: (position in the split, reason) each."""
-
-  left_out: list[tuple[int, str]] = dataclasses.field(default_factory=list)
-  remarks: list[tuple[int, str]] = dataclasses.field(default_factory=list)
-  content: str | None = None  # a hash of those that were stored
-
-
-@dataclasses.dataclass
 class Shard:
   """A part of a split, and how it is written."""
 
@@ -58,17 +49,20 @@ class Shard:
   # Returns what is stored of an image, and a remark or None; raises CorruptImage.
   recode_image: Callable[[bytes], tuple[bytes, str | None]]
   allow_partial: bool
-  report: ShardReport | None = None  # once the shard is finished
+  # What became of the images once it is finished: (position in the split, reason) each,
+  left_out: list[tuple[int, str]] = dataclasses.field(default_factory=list)
+  remarks: list[tuple[int, str]] = dataclasses.field(default_factory=list)
+  content: str | None = None  # and a hash of what is stored
 
   @property
   def num_records(self) -> int:
-    return len(self.span) - len(self.report.left_out)
+    return len(self.span) - len(self.left_out)
 
   def labels(self) -> np.ndarray:
     """Returns int32 [n]: those of what the finished shard holds."""
     return np.delete(
       self.records.label[self.span],
-      [record - self.span.start for record, _ in self.report.left_out],
+      [record - self.span.start for record, _ in self.left_out],
     )
 
   def examples(
@@ -79,20 +73,20 @@ class Shard:
     `advance` is called with the number of images that were dealt with. Raises DataError if
     images are corrupt and may not be left out, or no image is left.
     """
-    report, content = ShardReport(), hashlib.blake2b(digest_size=16)
+    content = hashlib.blake2b(digest_size=16)
     for record, recoded in zip(self.span, self._recoded(), strict=True):
       advance(1)
       try:
         data, remark = recoded.result()
       except CorruptImage as error:
-        report.left_out.append((record, str(error)))
+        self.left_out.append((record, str(error)))
         continue
       if remark:
-        report.remarks.append((record, remark))
+        self.remarks.append((record, remark))
       # With the length, so that no two lists of images give the same bytes.
       content.update(len(data).to_bytes(8, "little") + data)
       yield {"image": data, **self.records.features(record)}
-    corrupt = report.left_out
+    corrupt = self.left_out
     if corrupt and (len(corrupt) == len(self.span) or not self.allow_partial):
       named = "; ".join(
         f"{self.records.where(record)} ({why})" for record, why in corrupt[:_NAMED]
@@ -103,8 +97,7 @@ class Shard:
         f"{named}{'; ...' if len(corrupt) > _NAMED else ''}: download the archive "
         f"again{remedy}"
       )
-    report.content = content.hexdigest()
-    self.report = report
+    self.content = content.hexdigest()
 
   def _recoded(self) -> Iterator[Future[tuple[bytes, str | None]]]:
     waiting = collections.deque()
@@ -119,50 +112,43 @@ class Shard:
     return self.recode_image(self.records.read(record))
 
 
-def work_path(version_dir: pathlib.Path) -> pathlib.Path:
-  """Returns the folder in which a version directory is prepared."""
-  return version_dir.with_name(f".preparing_{version_dir.name}")
-
-
 class WorkFolder:
-  """The folder of one preparation, whose lock this process holds: see `opened`."""
+  """The folder of one preparation; but for `path`, it must be `locked` to be used."""
 
   def __init__(self, version_dir: pathlib.Path):
     """Takes the TFDS directory that will be prepared."""
     self.version_dir = version_dir
-    self.path = work_path(version_dir)
-    self.unfinished = self.path / "unfinished"  # the file that a shard is written to
+    self.path = version_dir.with_name(f".preparing_{version_dir.name}")
     self.files = self.path / "files"
+    self.unfinished = self.path / "unfinished"  # the file that a shard is written to
     self._plan = self.path / "plan.json"
     self._finished = self.path / "finished"
     self._lock = self.path / "lock"
 
-  @classmethod
   @contextlib.contextmanager
-  def opened(cls, version_dir: pathlib.Path) -> Iterator["WorkFolder"]:
+  def locked(self) -> Iterator[None]:
     """Makes or opens the folder, and lets no other process prepare meanwhile.
 
     A folder that has no plan in the end goes, for it holds nothing. Raises DataError if it
     cannot be made, or is in use.
     """
-    work = cls(version_dir)
     with contextlib.ExitStack() as lock:
       try:
-        with writing_to(work.path):
-          work.path.mkdir(parents=True, exist_ok=True)
-          lock.enter_context(locked(work._lock))
-          work._finished.mkdir(exist_ok=True)
-          work.files.mkdir(exist_ok=True)
+        with writing_to(self.path):
+          self.path.mkdir(parents=True, exist_ok=True)
+          lock.enter_context(locked(self._lock))
+          self._finished.mkdir(exist_ok=True)
+          self.files.mkdir(exist_ok=True)
       except LockedError as error:
         raise DataError(
-          f"{work.path} is in use: another process prepares the same data set; wait for it "
+          f"{self.path} is in use: another process prepares the same data set; wait for it "
           "to end"
         ) from error
       try:
-        yield work
+        yield
       finally:
-        if work.path.exists() and not work._plan.exists():
-          work.remove()
+        if self.path.exists() and not self._plan.exists():
+          self.remove()
 
   def check_same(self, plan: Mapping[str, Any]) -> None:
     """Raises DataError if a plan, or parts of one, differ from that of the shards here."""
@@ -194,30 +180,30 @@ class WorkFolder:
       self.unfinished.unlink(missing_ok=True)
       write_json(self._plan, plan)
 
-  def report(self, shard: str) -> ShardReport | None:
-    """Reads what is noted of a finished shard; None if it is not finished.
+  def has_finished(self, shard: Shard) -> bool:
+    """Returns whether a shard is finished, and reads into it what became of its images.
 
-    Raises DataError if the note is damaged.
+    Raises DataError if that is damaged.
     """
-    if not (self.files / shard).exists():
-      return None
-    path = self._finished / f"{shard}.json"
+    if not (self.files / shard.name).exists():
+      return False
+    path = self._finished / f"{shard.name}.json"
     try:
       noted = json.loads(path.read_text())
-      return ShardReport(
-        left_out=[(record, reason) for record, reason in noted["left_out"]],
-        remarks=[(record, reason) for record, reason in noted["remarks"]],
-        content=noted["content"],
-      )
+      shard.left_out = [(record, reason) for record, reason in noted["left_out"]]
+      shard.remarks = [(record, reason) for record, reason in noted["remarks"]]
+      shard.content = noted["content"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-      raise DataError(f"{path} is damaged: remove {self.files / shard}") from error
+      raise DataError(f"{path} is damaged: remove {self.files / shard.name}") from error
+    return True
 
-  def finish(self, shard: str, report: ShardReport) -> None:
+  def finish(self, shard: Shard) -> None:
     """Makes the shard just written a finished one; raises DataError if it cannot."""
+    noted = {name: getattr(shard, name) for name in ("left_out", "remarks", "content")}
     with writing_to(self.path):
       _sync(self.unfinished)
-      write_json(self._finished / f"{shard}.json", dataclasses.asdict(report))
-      os.replace(self.unfinished, self.files / shard)
+      write_json(self._finished / f"{shard.name}.json", noted)
+      os.replace(self.unfinished, self.files / shard.name)
       _sync(self.files)
 
   def hand_over(self) -> None:
@@ -240,12 +226,10 @@ class WorkFolder:
 
 
 def write_shard(path: pathlib.Path, examples: Iterable[bytes]) -> None:
-  """Replaces an ArrayRecord file by serialized examples, and makes sure that it is whole.
+  """Writes serialized examples to an ArrayRecord file, and makes sure that it is whole.
 
   Raises DataError if the disk is full, or fails otherwise.
   """
-  with writing_to(path.parent):
-    path.unlink(missing_ok=True)
   writer = array_record_module.ArrayRecordWriter(os.fspath(path), _WRITER_OPTIONS)
   count = 0
   for example in examples:

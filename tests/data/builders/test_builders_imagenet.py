@@ -1,6 +1,7 @@
 """ImageNet from its official tars."""
 
 import io
+import pathlib
 import tarfile
 
 import archives
@@ -12,6 +13,8 @@ from ssil_jax.data.builders.found import Deviations
 from ssil_jax.data.builders.imagenet import _check_train
 from ssil_jax.errors import DataError
 
+TARS = ["ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"]
+
 
 @pytest.fixture
 def folder(tmp_path):
@@ -22,23 +25,35 @@ def prepare(folder, options=PARTIAL):
   return archives.prepare("imagenet", folder, folder.parent / "data", options)
 
 
-def test_records_are_in_the_order_of_classes_then_of_the_archive(folder):
-  builder = prepare(folder)
-  assert builder.info.features["label"].names == [TENCH, GOLDFISH]  # sorted
-  train = archives.encoded(builder, "train")
-  assert [(record["label"], record["file_name"].decode()) for record in train] == [
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+  """A builder; not to be changed."""
+  return prepare(archives.imagenet(tmp_path_factory.mktemp("prepared") / "archives"))
+
+
+def test_the_order_of_records(prepared):
+  assert prepared.info.features["label"].names == [TENCH, GOLDFISH]  # sorted
+  train, validation = (
+    [(r["label"], r["file_name"].decode()) for r in archives.encoded(prepared, split)]
+    for split in ("train", "validation")
+  )
+  # Of classes and then of the archive.
+  assert train == [
     *((0, f"{TENCH}_{i}.JPEG") for i in (10, 2, 7, 22, 23)),
     *((1, f"{GOLDFISH}_{i}.JPEG") for i in (10, 2, 7, 20, 21)),
   ]
+  # Of their numbers.
+  label_of = dict.fromkeys(archives.validation_numbers(TENCH, 2), 0)
+  label_of |= dict.fromkeys(archives.validation_numbers(GOLDFISH, 1), 1)
+  assert validation == [(label_of[n], validation_name(n)) for n in sorted(label_of)]
 
 
-def test_bytes_are_untouched_but_for_some(folder):
-  builder = prepare(folder)
+def test_bytes_are_untouched_but_for_some(prepared):
   given = {}
   for images in archives.imagenet_train().values():
     given |= images
   converted = {f"{TENCH}_22.JPEG", f"{GOLDFISH}_20.JPEG"}
-  for record in archives.encoded(builder, "train"):
+  for record in archives.encoded(prepared, "train"):
     name = record["file_name"].decode()
     assert (record["image"] == given[name]) == (name not in converted)
   remarks = {
@@ -46,7 +61,7 @@ def test_bytes_are_untouched_but_for_some(folder):
     "no JPEG, made one": f"{TENCH}_22.JPEG",
     "kept, though libjpeg warns of its bytes": f"{TENCH}_23.JPEG",
   }
-  assert report_of(builder)["remarks"] == {
+  assert report_of(prepared)["remarks"] == {
     "train": {
       remark: {"count": 1, "first": [f"ILSVRC2012_img_train.tar: {name}"]}
       for remark, name in remarks.items()
@@ -55,36 +70,21 @@ def test_bytes_are_untouched_but_for_some(folder):
   }
 
 
-def test_validation_images_are_in_the_order_of_their_numbers(folder):
-  builder = prepare(folder)
-  found = [
-    (record["label"], record["file_name"].decode())
-    for record in archives.encoded(builder, "validation")
-  ]
-  tenches = archives.validation_numbers(TENCH, 2)
-  goldfish = archives.validation_numbers(GOLDFISH, 1)
-  expected = [(0, number) for number in tenches] + [(1, number) for number in goldfish]
-  expected = [
-    (c, validation_name(number)) for c, number in sorted(expected, key=lambda x: x[1])
-  ]
-  assert found == expected
-
-
-def test_the_report_says_what_is_not_official(folder):
-  report = report_of(prepare(folder))
+def test_the_report_says_what_is_not_official(prepared):
+  report = report_of(prepared)
   (shark,) = archives.validation_numbers(SHARK, 1)
   assert report["left_out"] == {
     "class is not in the training archive": {"count": 1, "first": [validation_name(shark)]}
   }
-  contents = {name: split.pop("content") for name, split in report["splits"].items()}
+  contents = [split.pop("content") for split in report["splits"].values()]
+  assert len(set(contents)) == 2
   assert report["splits"] == {
     "train": {"images": 10, "classes": 2, "shards": 1},
     "validation": {"images": 3, "classes": 2, "shards": 1},
   }
-  assert contents["train"] != contents["validation"]
+  folder = pathlib.Path(prepared.data_dir).parents[2] / "archives"
   assert report["archives"] == [
-    {"name": name, "bytes": (folder / name).stat().st_size}
-    for name in ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar")
+    {"name": name, "bytes": (folder / name).stat().st_size} for name in TARS
   ]
   assert report["options"] == {
     "allow_partial": True,
@@ -102,25 +102,22 @@ def test_the_report_says_what_is_not_official(folder):
 # Bad archives.
 
 
-@pytest.mark.parametrize("name", ["ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"])
-def test_a_missing_or_empty_archive(folder, name):
-  (folder / name).write_bytes(b"")
-  with pytest.raises(DataError, match=f"{folder / name} is empty"):
-    prepare(folder)
-  (folder / name).unlink()
-  with pytest.raises(DataError, match=f"{folder / name} is missing"):
-    prepare(folder)
-
-
-@pytest.mark.parametrize("name", ["ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"])
-def test_a_truncated_archive_is_found_wherever_it_ends(folder, name):
-  content = (folder / name).read_bytes()
-  with tarfile.open(folder / name) as tar:
+@pytest.mark.parametrize("name", TARS)
+def test_a_missing_or_cut_off_archive(folder, name):
+  path = folder / name
+  content = path.read_bytes()
+  with tarfile.open(path) as tar:
     end = max(member.offset_data + member.size for member in tar)
-  for kept in [1, 300, 512, 700, *range(1024, end + 512, 768), end]:
-    (folder / name).write_bytes(content[:kept])
+  for kept in [1, 300, 512, 700, *range(1024, end + 512, 1280), end]:
+    path.write_bytes(content[:kept])
     with pytest.raises(DataError, match=f"{name}.* is cut off or damaged .*again"):
       prepare(folder)
+  path.write_bytes(b"")
+  with pytest.raises(DataError, match=f"{path} is empty"):
+    prepare(folder)
+  path.unlink()
+  with pytest.raises(DataError, match=f"{path} is missing"):
+    prepare(folder)
 
 
 def test_an_inner_tar_that_is_cut_off(folder):
@@ -135,22 +132,21 @@ def test_an_inner_tar_that_is_cut_off(folder):
   assert "ends behind the end of the file" in reasons[3]
 
 
-def test_a_training_tar_without_class_tars(folder):
-  (folder / "ILSVRC2012_img_train.tar").write_bytes(b"<html>not found</html>" * 100)
-  with pytest.raises(DataError, match="img_train.tar is cut off or damaged"):
-    prepare(folder)
-  content = archives.tar_of({"a.JPEG": image(1)})
+@pytest.mark.parametrize(
+  ("content", "reason"),
+  [
+    (b"<html>not found</html>" * 100, "is cut off or damaged"),
+    (archives.tar_of({"a.JPEG": image(1)}), "is not a tar of one tar for each class"),
+    (archives.tar_of({"a.tar": archives.tar_of({})}), "a.tar has no images"),
+  ],
+)
+def test_a_training_tar_without_images_in_class_tars(folder, content, reason):
   (folder / "ILSVRC2012_img_train.tar").write_bytes(content)
-  with pytest.raises(DataError, match="is not a tar of one tar for each class"):
-    prepare(folder)
-  (folder / "ILSVRC2012_img_train.tar").write_bytes(
-    archives.tar_of({f"{TENCH}.tar": archives.tar_of({})})
-  )
-  with pytest.raises(DataError, match=f"{TENCH}.tar has no images"):
+  with pytest.raises(DataError, match=f"img_train.tar.* {reason}"):
     prepare(folder)
 
 
-@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE])
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE])
 def test_links_are_not_passed_over(folder, kind):
   content = io.BytesIO((folder / "ILSVRC2012_img_val.tar").read_bytes())
   with tarfile.open(fileobj=content, mode="a") as tar:
@@ -162,18 +158,13 @@ def test_links_are_not_passed_over(folder, kind):
     prepare(folder)
 
 
-def test_hidden_files_are_no_images(tmp_path):
-  train = archives.imagenet_train()
+def test_hidden_files_and_other_names(tmp_path):
+  train, validation = archives.imagenet_train(), archives.imagenet_validation()
   train[TENCH][f"._{TENCH}_2.JPEG"] = b"of macOS"
-  builder = prepare(archives.imagenet(tmp_path / "archives", train))
-  assert builder.info.splits["train"].num_examples == 10
-
-
-def test_validation_images_with_other_names(tmp_path):
-  validation = archives.imagenet_validation()
   strange = {"readme.txt": b"", validation_name(50_001): image(1), "val_1.JPEG": image(2)}
-  folder = archives.imagenet(tmp_path / "archives", validation=validation | strange)
+  folder = archives.imagenet(tmp_path / "archives", train, validation | strange)
   report = report_of(prepare(folder))
+  assert report["splits"]["train"]["images"] == 10
   assert report["left_out"]["not the name of a validation image"]["count"] == 3
   assert "has 3 files that are no ILSVRC2012_val_NUMBER" in "\n".join(report["differences"])
 
@@ -193,21 +184,23 @@ def test_the_counts_of_classes():
     counts[wnid] = 1120 + (i < 67)
   counts[wnids[-1]] -= sum(counts.values()) - 1_281_167
   _check_train(counts, counts, Deviations(builders.Options()))
-
-  def error(changed, devkit=counts):
-    with pytest.raises(DataError) as caught:
-      _check_train(counts | changed, devkit, Deviations(builders.Options()))
-    return str(caught.value)
-
-  assert "1,281,166 images instead of 1,281,167" in error({TENCH: 1299})
   last = counts[wnids[-1]]
-  assert f"class {TENCH} has 1299 images instead of 1300" in error(
-    {TENCH: 1299, wnids[-1]: last + 1}
-  )
-  assert f"class {TENCH} has 1301 images instead of 732 to 1300" in error(
-    {TENCH: 1301, wnids[-1]: last - 1}, devkit={}
-  )
-  assert "should not have 1 classes, first n99999999" in error({"n99999999": 1})
+  for changed, devkit, message in (
+    ({TENCH: 1299}, counts, "1,281,166 images instead of 1,281,167"),
+    (
+      {TENCH: 1299, wnids[-1]: last + 1},
+      counts,
+      f"class {TENCH} has 1299 images instead of 1300",
+    ),
+    (
+      {TENCH: 1301, wnids[-1]: last - 1},
+      {},
+      f"class {TENCH} has 1301 images instead of 732 to 1300",
+    ),
+    ({"n99999999": 1}, counts, "should not have 1 classes, first n99999999"),
+  ):
+    with pytest.raises(DataError, match=message):
+      _check_train(counts | changed, devkit, Deviations(builders.Options()))
 
 
 # The devkit.
@@ -247,17 +240,10 @@ def test_a_damaged_devkit(folder, damage):
     prepare(folder)
 
 
-@pytest.mark.parametrize(
-  ("meta", "reason"),
-  [
-    (b"", "meta.mat cannot be read"),
-    (b"text", "meta.mat cannot be read"),
-    (bytes(200), "meta.mat cannot be read"),
-    (None, "meta.mat is missing"),
-  ],
-)
-def test_a_damaged_meta_mat(folder, meta, reason):
+@pytest.mark.parametrize("meta", [b"", b"text", bytes(200), None])
+def test_a_damaged_meta_mat(folder, meta):
   archives.devkit(folder, meta=meta)
-  with pytest.raises(DataError, match=f"devkit_t12.tar.gz is damaged .*{reason}") as error:
+  reason = "meta.mat is missing" if meta is None else "meta.mat cannot be read"
+  with pytest.raises(DataError, match=f"t12.tar.gz is damaged .*{reason}") as error:
     prepare(folder)
   assert "\n" not in str(error.value)
