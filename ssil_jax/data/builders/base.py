@@ -23,6 +23,8 @@ from ssil_jax.errors import ConfigError, DataError
 from ssil_jax.progress import ProgressBars
 from ssil_jax.system import write_bytes, write_json
 
+_Shards = Mapping[str, Sequence[Shard]]  # by split
+
 _MOST_SHARDS = 256
 # A record holds a hundred bytes or so besides its image, and ArrayRecord adds two hundred.
 _BYTES_AROUND_IMAGE = 400
@@ -39,13 +41,14 @@ class ArchiveBuilder(tfds.core.dataset_builder.FileReaderBuilder, skip_registrat
 
   VERSION = tfds.core.Version("1.0.0")
   HOMEPAGE: ClassVar[str]
+  IMAGE = tfds.features.Image(encoding_format="jpeg")
 
   # Of images in a shard; more if there would be more than 256 shards.
   shard_bytes: int = 640_000_000
 
   @abc.abstractmethod
-  def _features(self) -> tfds.features.FeaturesDict:
-    """Returns the features; classes have no names yet."""
+  def _other_features(self) -> dict[str, Any]:
+    """Returns the features beside image and label; classes have no names yet."""
 
   @abc.abstractmethod
   def _find(
@@ -66,10 +69,7 @@ class ArchiveBuilder(tfds.core.dataset_builder.FileReaderBuilder, skip_registrat
       )
 
   def _recode(self, image: bytes, options: Options) -> tuple[bytes, str | None]:
-    """Returns what is stored of an image, and a remark or None; many threads call this.
-
-    Raises CorruptImage.
-    """
+    """Does what `recode.recode_photo` does; called by many threads."""
     return recode.recode_photo(
       image, resize=options.resize, restart_markers=options.restart_markers
     )
@@ -122,7 +122,7 @@ class ArchiveBuilder(tfds.core.dataset_builder.FileReaderBuilder, skip_registrat
     # What the shards in a work folder depend on.
     work.begin(
       {
-        "version": str(self.version),
+        "builder": {"version": str(self.version)},
         "options": dataclasses.asdict(options),
         "archives": {archive.name: archive.size for archive in contents.archives},
         "shards": counts,
@@ -175,11 +175,7 @@ class ArchiveBuilder(tfds.core.dataset_builder.FileReaderBuilder, skip_registrat
     ]
 
   def _write_missing(
-    self,
-    work: WorkFolder,
-    shards: Mapping[str, Sequence[Shard]],
-    options: Options,
-    progress: ProgressBars,
+    self, work: WorkFolder, shards: _Shards, options: Options, progress: ProgressBars
   ) -> None:
     missing = {
       split: [shard for shard in part if not work.has_finished(shard)]
@@ -203,9 +199,7 @@ class ArchiveBuilder(tfds.core.dataset_builder.FileReaderBuilder, skip_registrat
         write_shard(work.unfinished, map(serialize, shard.examples(advance)))
         work.finish(shard)
 
-  def _write_info(
-    self, directory: pathlib.Path, shards: Mapping[str, Sequence[Shard]]
-  ) -> None:
+  def _write_info(self, directory: pathlib.Path, shards: _Shards) -> None:
     """Writes what makes a directory with these shards one of TFDS."""
     self.info.set_splits(
       tfds.core.SplitDict(
@@ -229,7 +223,13 @@ class ArchiveBuilder(tfds.core.dataset_builder.FileReaderBuilder, skip_registrat
     return tfds.core.DatasetInfo(
       builder=self,
       description=inspect.getdoc(type(self)),
-      features=self._features(),
+      features=tfds.features.FeaturesDict(
+        {
+          "image": self.IMAGE,
+          "label": tfds.features.ClassLabel(),
+          **self._other_features(),
+        }
+      ),
       supervised_keys=("image", "label"),
       homepage=self.HOMEPAGE,
       disable_shuffling=True,
@@ -251,9 +251,7 @@ def count_shards(splits: Mapping[str, Records], shard_bytes: int) -> dict[str, i
   }
 
 
-def _check_space(
-  folder: pathlib.Path, shards: Mapping[str, Sequence[Shard]], options: Options
-) -> None:
+def _check_space(folder: pathlib.Path, shards: _Shards, options: Options) -> None:
   """Raises DataError if there is too little room for the shards."""
   needed = 0
   for split, part in shards.items():

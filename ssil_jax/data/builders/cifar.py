@@ -5,6 +5,7 @@ import hashlib
 import io
 import pathlib
 import tarfile
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -36,16 +37,10 @@ class Cifar100(ArchiveBuilder, skip_registration=True):
   """
 
   HOMEPAGE = "https://www.cs.toronto.edu/~kriz/cifar.html"
+  IMAGE = tfds.features.Image(shape=(32, 32, 3), encoding_format="png")
 
-  def _features(self) -> tfds.features.FeaturesDict:
-    return tfds.features.FeaturesDict(
-      {
-        "image": tfds.features.Image(shape=(32, 32, 3), encoding_format="png"),
-        "label": tfds.features.ClassLabel(),
-        "coarse_label": tfds.features.ClassLabel(),
-        "id": tfds.features.Text(),
-      }
-    )
+  def _other_features(self) -> dict[str, Any]:
+    return {"coarse_label": tfds.features.ClassLabel(), "id": tfds.features.Text()}
 
   def _check_options(self, options: Options) -> None:
     if options.resize is not None or options.restart_markers:

@@ -4,6 +4,7 @@ import io
 import pathlib
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import scipy.io
@@ -40,14 +41,8 @@ class Imagenet(ArchiveBuilder, skip_registration=True):
 
   HOMEPAGE = "https://image-net.org/"
 
-  def _features(self) -> tfds.features.FeaturesDict:
-    return tfds.features.FeaturesDict(
-      {
-        "image": tfds.features.Image(encoding_format="jpeg"),
-        "label": tfds.features.ClassLabel(),
-        "file_name": tfds.features.Text(),
-      }
-    )
+  def _other_features(self) -> dict[str, Any]:
+    return {"file_name": tfds.features.Text()}
 
   def _find(
     self, folder: pathlib.Path, deviations: Deviations, progress: ProgressBars

@@ -31,10 +31,9 @@ def recode_photo(
 ) -> tuple[bytes, str | None]:
   """Decodes an image once, and makes of it the JPEG that is stored.
 
-  A JPEG in gray or colour keeps its bytes. Other formats than JPEG, and CMYK, become RGB
-  JPEG (quality 100, 4:4:4).
-  A rotation that metadata ask for is done where pixels are written anew, and stays in the
-  metadata elsewhere: an image that is read is upright either way, and never turned twice.
+  A JPEG in gray or colour keeps its bytes. CMYK and other formats become RGB JPEG (quality
+  100, 4:4:4). A rotation that metadata ask for is done where pixels are written anew, and
+  stays in the metadata elsewhere, so that it is never done twice.
 
   Resized images are JPEG of quality 95 without chroma subsampling, by a Lanczos filter.
   For crops of 251 images of ImageNet, compared with the same crops of the originals, that

@@ -150,16 +150,19 @@ class WorkFolder:
         if self.path.exists() and not self._plan.exists():
           self.remove()
 
-  def check_same(self, plan: Mapping[str, Any]) -> None:
+  def check_same(self, plan: Mapping[str, Mapping[str, Any]]) -> None:
     """Raises DataError if a plan, or parts of one, differ from that of the shards here."""
     if not self._plan.exists():
       return
     try:
       begun = json.loads(self._plan.read_text())
       different = [
-        line for key in plan for line in _differences(begun[key], plan[key], key)
+        f"{part} {name} was {begun[part].get(name)} and is {value}"
+        for part, values in plan.items()
+        for name, value in values.items()
+        if begun[part].get(name) != value
       ]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
       raise DataError(f"{self._plan} is damaged: remove the folder {self.path}") from error
     if different:
       more = f" ({len(different)} differences in all)" if len(different) > 1 else ""
@@ -168,7 +171,7 @@ class WorkFolder:
         "same flags and archives, or remove that folder"
       )
 
-  def begin(self, plan: Mapping[str, Any]) -> None:
+  def begin(self, plan: Mapping[str, Mapping[str, Any]]) -> None:
     """Checks the plan as `check_same` does, writes it, and tidies up what a kill has left.
 
     Raises DataError if the folder cannot be written.
@@ -207,10 +210,9 @@ class WorkFolder:
       _sync(self.files)
 
   def hand_over(self) -> None:
-    """Makes the files the version directory; raises DataError if it cannot."""
-    with writing_to(self.files):
-      _sync(self.files)
-      os.rename(self.files, self.version_dir)
+    """Makes the files the version directory; raises OSError if it cannot."""
+    _sync(self.files)
+    os.rename(self.files, self.version_dir)
 
   def remove(self) -> None:
     """Removes the folder, when all is handed over."""
@@ -264,12 +266,3 @@ def _sync(path: pathlib.Path) -> None:
     os.fsync(descriptor)
   finally:
     os.close(descriptor)
-
-
-def _differences(begun: Any, now: Any, name: str = "") -> Iterator[str]:
-  """Yields how two plans differ, a phrase each."""
-  if isinstance(begun, dict) and isinstance(now, dict):
-    for key in sorted(begun.keys() | now.keys()):
-      yield from _differences(begun.get(key), now.get(key), f"{name} {key}".strip())
-  elif begun != now:
-    yield f"{name} was {begun} and is {now}"
