@@ -2,17 +2,15 @@
 
 import csv
 import functools
+import gzip
 import io
 import json
 import pathlib
 import tarfile
-import zipfile
 
 import numpy as np
-import pytest
 import scipy.io
 import tensorflow_datasets as tfds
-from folders import SAMPLE
 from PIL import Image
 from rich.console import Console
 
@@ -83,23 +81,6 @@ def imagenet_validation():
   return {validation_name(number): image((9, number)) for number in reversed(numbers)}
 
 
-def real_imagenet():
-  """wnid -> file name -> photo of ImageNet, one in CMYK; skips if there are none."""
-  if not SAMPLE.exists():
-    pytest.skip(f"needs {SAMPLE}")
-  with zipfile.ZipFile(SAMPLE) as sample:
-    names = [name for name in sorted(sample.namelist()) if name.endswith(".JPEG")][:6]
-    photos = [sample.read(name) for name in names]
-  file = io.BytesIO()
-  Image.open(io.BytesIO(photos[5])).convert("CMYK").save(file, "JPEG")
-  photos[5] = file.getvalue()
-  wnids = [pathlib.PurePosixPath(name).name[:9] for name in names[:3]]
-  return {
-    wnid: {f"{wnid}_{i}.JPEG": photos[i] for i in (c, c + 3)}
-    for c, wnid in enumerate(wnids)
-  }
-
-
 def imagenet(folder, train=None, validation=None):
   """Writes both tars of ImageNet; returns the folder."""
   folder.mkdir(parents=True, exist_ok=True)
@@ -111,47 +92,31 @@ def imagenet(folder, train=None, validation=None):
   return folder
 
 
-def devkit_meta(counts):
-  """The bytes of meta.mat, with the ids of ILSVRC in another order than wnids."""
-  wnids = official("labels.txt")[::-1]
-  synsets = np.zeros(
-    1001, [("ILSVRC2012_ID", "O"), ("WNID", "O"), ("num_train_images", "O")]
-  )
-  for i, wnid in enumerate([*wnids, "n00001740"]):  # the last is an inner node
-    synsets[i] = (float(i + 1), wnid, float(counts.get(wnid, 1300)))
-  file = io.BytesIO()
-  scipy.io.savemat(file, {"synsets": synsets[:, None]})
-  return file.getvalue()
-
-
 def devkit(folder, *, counts=None, truth=None, meta=b"whole"):
   """Writes the devkit of ImageNet; with another meta.mat, or none if that is None."""
-  ids = {wnid: i for i, wnid in enumerate(official("labels.txt")[::-1], 1)}
-  members = {"meta.mat": devkit_meta(counts or {}) if meta == b"whole" else meta}
-  truth = official("validation_labels.txt") if truth is None else truth
-  data = "ILSVRC2012_devkit_t12/data"
-  members["ILSVRC2012_validation_ground_truth.txt"] = "".join(
-    f"{ids[wnid]}\n" for wnid in truth
-  ).encode()
-  (folder / "ILSVRC2012_devkit_t12.tar.gz").write_bytes(
-    _gzip_tar_of(
-      {
-        f"{data}/{name}": content
-        for name, content in members.items()
-        if content is not None
-      }
-    )
-  )
+  wnids = official("labels.txt")[::-1]  # the ids of ILSVRC are in another order than wnids
+  if meta == b"whole":
+    kinds = [("ILSVRC2012_ID", "O"), ("WNID", "O"), ("num_train_images", "O")]
+    synsets = np.zeros(1001, kinds)
+    for i, wnid in enumerate([*wnids, "n00001740"]):  # the last is an inner node
+      synsets[i] = (float(i + 1), wnid, float((counts or {}).get(wnid, 1300)))
+    file = io.BytesIO()
+    scipy.io.savemat(file, {"synsets": synsets[:, None]})
+    meta = file.getvalue()
+  ids = {wnid: i for i, wnid in enumerate(wnids, 1)}
+  truth = [f"{ids[wnid]}\n" for wnid in truth or official("validation_labels.txt")]
+  members = {
+    "ILSVRC2012_validation_ground_truth.txt": "".join(truth).encode(),
+    "meta.mat": meta,
+  }
+  packed = _gzip_tar_of("ILSVRC2012_devkit_t12/data", members)
+  (folder / "ILSVRC2012_devkit_t12.tar.gz").write_bytes(packed)
 
 
-def _gzip_tar_of(members):
-  file = io.BytesIO()
-  with tarfile.open(fileobj=file, mode="w:gz", compresslevel=1) as tar:
-    for name, content in members.items():
-      info = tarfile.TarInfo(name)
-      info.size = len(content)
-      tar.addfile(info, io.BytesIO(content))
-  return file.getvalue()
+def _gzip_tar_of(folder, members):
+  """The bytes of a .tar.gz of name -> content, without those that are None."""
+  there = {f"{folder}/{name}": data for name, data in members.items() if data is not None}
+  return gzip.compress(tar_of(there), compresslevel=1, mtime=0)
 
 
 def landmark_ids(counts):
@@ -164,15 +129,9 @@ def landmark_ids(counts):
 
 
 def landmarks(folder, counts, *, left_out=(), extra=(), num_tars=4, prefix="train/"):
-  """Writes train.csv and tars of Google Landmarks; returns image id -> landmark id.
+  """Writes train.csv and tars of Google Landmarks: landmark id -> number of images.
 
-  Args:
-    folder: to write to.
-    counts: landmark id -> number of images in train.csv.
-    left_out: image ids that get into no tar.
-    extra: image ids that only get into a tar.
-    num_tars: over which the images are dealt out.
-    prefix: of the members.
+  The image ids `left_out` get into no tar, those of `extra` only into a tar.
   """
   folder.mkdir(parents=True, exist_ok=True)
   ids = landmark_ids(counts)
@@ -183,15 +142,11 @@ def landmarks(folder, counts, *, left_out=(), extra=(), num_tars=4, prefix="trai
       writer.writerow([name, f'http://x/a,"{name}".jpg', landmark])
   packed = [name for name in ids if name not in left_out] + list(extra)
   for i in range(num_tars):
-    (folder / f"images_{i:03}.tar").write_bytes(
-      tar_of(
-        {
-          f"{prefix}{name[0]}/{name[1]}/{name[2]}/{name}.jpg": landmark_image(name)
-          for name in packed[i::num_tars]
-        }
-      )
-    )
-  return ids
+    images = {
+      f"{prefix}{name[0]}/{name[1]}/{name[2]}/{name}.jpg": landmark_image(name)
+      for name in packed[i::num_tars]
+    }
+    (folder / f"images_{i:03}.tar").write_bytes(tar_of(images))
 
 
 def landmark_image(name):
@@ -216,16 +171,13 @@ def cifar(folder, **replaced):
     "test": b"".join(bytes([c, f]) + pixels.tobytes() for c, f, pixels in CIFAR_TEST),
     "fine_label_names": "".join(f"fine_{i:02}\n" for i in range(100)).encode(),
     "coarse_label_names": "".join(f"coarse_{i:02}\n" for i in range(20)).encode(),
-  } | replaced
-  (folder / "cifar-100-binary.tar.gz").write_bytes(
-    _gzip_tar_of(
-      {
-        f"cifar-100-binary/{name}.{'bin' if name in ('train', 'test') else 'txt'}": content
-        for name, content in members.items()
-        if content is not None
-      }
-    )
-  )
+  }
+  named = {
+    f"{name}.{'bin' if name in ('train', 'test') else 'txt'}": content
+    for name, content in (members | replaced).items()
+  }
+  packed = _gzip_tar_of("cifar-100-binary", named)
+  (folder / "cifar-100-binary.tar.gz").write_bytes(packed)
   return folder
 
 

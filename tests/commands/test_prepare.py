@@ -56,29 +56,6 @@ def test_both_folders_may_be_one_and_new_ones_are_made(folders, tmp_path):
     assert (data_dir / "imagenet" / "1.0.0" / "prepare.json").exists()
 
 
-def test_photos_of_imagenet(tmp_path):
-  train = archives.real_imagenet()
-  validation = {}
-  for wnid, photos in train.items():
-    (number,) = archives.validation_numbers(wnid, 1)
-    validation[archives.validation_name(number)] = next(iter(photos.values()))
-  archives.imagenet(tmp_path, train, validation)
-  assert run("imagenet", f"--archives={tmp_path}", f"--data_dir={tmp_path}", PARTIAL) == 0
-  builder = prepare.builders.make_builder("imagenet", tmp_path)
-  records = archives.encoded(builder, "train")
-  given = {name: photo for part in train.values() for name, photo in part.items()}
-  names = [record["file_name"].decode() for record in records]
-  assert names == sorted(given)
-  assert [r["label"] for r in records] == [0, 0, 1, 1, 2, 2]
-  changed = [n for n, r in zip(names, records, strict=True) if r["image"] != given[n]]
-  remarks = archives.report_of(builder)["remarks"]
-  (cmyk,) = remarks["train"]["CMYK, made RGB"]["first"]
-  assert [cmyk] == [f"ILSVRC2012_img_train.tar: {name}" for name in changed]
-  records = archives.encoded(builder, "validation")
-  assert {r["file_name"].decode(): r["image"] for r in records} == validation
-  assert "cannot be decoded" not in archives.report_of(builder)["left_out"]
-
-
 def test_ctrl_c_keeps_what_is_finished(folders, tmp_path, capfd, monkeypatch):
   monkeypatch.setattr(Imagenet, "shard_bytes", 2500)
   recode, count = Imagenet._recode, itertools.count(1)

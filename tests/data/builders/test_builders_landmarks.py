@@ -1,8 +1,8 @@
 """Google Landmarks v2 from train.csv and its tars."""
 
-import itertools
 import pathlib
 import tarfile
+from unittest import mock
 
 import archives
 import pytest
@@ -180,7 +180,7 @@ def test_no_archives_at_all(folder):
 def test_a_bad_csv(folder, content, message):
   archives.landmarks(folder, COUNTS)
   (folder / "train.csv").write_text(content)
-  with pytest.raises(DataError, match=f"{folder / 'train.csv'} {message}|{message}"):
+  with pytest.raises(DataError, match=f"{folder / 'train.csv'} {message}"):
     prepare(folder)
 
 
@@ -201,27 +201,16 @@ def test_what_passes_for_official(folder, monkeypatch):
   monkeypatch.setattr(landmarks, "_NUM_LANDMARKS", 3)
   monkeypatch.setitem(landmarks.CHOICES, "10k", (3, 10))
   assert report_of(prepare(folder, builders.Options()))["differences"] == []
-  names = sorted(archives.landmark_ids(COUNTS))
-  for other, match in (
-    ({"left_out": names[4:9]}, f"5 of the 37 images .* first {names[4]}; --allow"),
-    ({"extra": ["0123456789abcdef"]}, "1 images of the .* first 0123456789abcdef; --allow"),
-  ):
-    part = folder.parent / match[:1] / "archives"
-    archives.landmarks(part, COUNTS, **other)
-    with pytest.raises(DataError, match=match):
-      prepare(part, builders.Options())
+  archives.landmarks(folder, COUNTS, extra=["0123456789abcdef"])
+  with pytest.raises(DataError, match="1 images of the .* first 0123456789abcdef; --allow"):
+    archives.prepare(NAME, folder, folder.parent / "other", builders.Options())
 
 
-def test_ctrl_c_is_heard_between_unpacked_folders(tmp_path):
-  archives.landmarks(tmp_path, COUNTS, num_tars=0)
+def test_ctrl_c_is_heard_between_unpacked_folders(folder):
+  archives.landmarks(folder, COUNTS, num_tars=0)
   for n in range(50):
-    (tmp_path / "0" / f"{n:02}").mkdir(parents=True)
-
-  def stop():
-    if next(calls) == 40:
-      raise KeyboardInterrupt
-
-  calls = itertools.count()
-  builder = builders.make_builder(NAME, tmp_path / "data")
+    (folder / "0" / f"{n:02}").mkdir(parents=True)
+  check = mock.Mock(side_effect=[*[None] * 40, KeyboardInterrupt])
+  builder = builders.make_builder(NAME, folder.parent / "data")
   with pytest.raises(KeyboardInterrupt):
-    builder.prepare(tmp_path, PARTIAL, archives.QUIET, check_interrupt=stop)
+    builder.prepare(folder, PARTIAL, archives.QUIET, check_interrupt=check)
