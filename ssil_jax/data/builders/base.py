@@ -205,7 +205,7 @@ class ArchiveBuilder(tfds.core.dataset_builder.FileReaderBuilder, skip_registrat
       tfds.core.SplitDict(
         tfds.core.SplitInfo(
           name=split,
-          shard_lengths=[shard.num_records for shard in part],
+          shard_lengths=[len(shard.labels()) for shard in part],
           num_bytes=sum((directory / shard.name).stat().st_size for shard in part),
           filename_template=self._get_filename_template(split),
         )

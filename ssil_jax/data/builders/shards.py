@@ -54,10 +54,6 @@ class Shard:
   remarks: list[tuple[int, str]] = dataclasses.field(default_factory=list)
   content: str | None = None  # and a hash of what is stored
 
-  @property
-  def num_records(self) -> int:
-    return len(self.span) - len(self.left_out)
-
   def labels(self) -> np.ndarray:
     """Returns int32 [n]: those of what the finished shard holds."""
     return np.delete(

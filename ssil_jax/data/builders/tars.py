@@ -40,13 +40,9 @@ def members(
 ) -> Iterator[Member]:
   """Yields the files of an uncompressed tar, in its order, hidden ones left out.
 
-  Args:
-    path: the file.
-    advance: called with the bytes that were passed since the last call.
-    inside: the member of `path` that is the tar, if it is not the whole file.
-
-  Raises:
-    DataError: the tar is cut off, damaged, or none, or has links or devices in it.
+  The tar is a file, or the member `inside` of one. `advance` is called with the bytes that
+  were passed since the last call. Raises DataError if the tar is cut off, damaged, or none,
+  or has links or devices in it.
   """
   where = path.name if inside is None else f"{path.name}: {inside.name}"
   try:
