@@ -1,5 +1,6 @@
 """Google Landmarks v2 from train.csv and its tars."""
 
+import json
 import pathlib
 import tarfile
 from unittest import mock
@@ -43,6 +44,8 @@ def prepared(tmp_path_factory):
 def test_records_and_labels(prepared):
   folder = pathlib.Path(prepared.data_dir).parents[3] / "archives"
   assert prepared.data_dir == str(folder.parent / "data" / "landmarks_v2" / "10k" / "1.0.0")
+  metadata = folder.parent / "data" / "landmarks_v2" / ".config" / "metadata.json"
+  assert json.loads(metadata.read_text()) == {"default_config_name": "1k"}
   assert prepared.info.features["label"].names == ["7", "40", "500"]
   tars = []
   for path in sorted(folder.glob("*.tar")):
@@ -104,10 +107,11 @@ def test_tars_or_unpacked_folders(prepared, folder, place, prefix):
   for split in ("train", "test"):
     assert archives.encoded(packed, split) == archives.encoded(prepared, split)
     expected, found = (
-      {record["id"]: record["image"] for record in archives.encoded(builder, split)}
-      for builder in (packed, unpacked)
+      {(record["label"], record["id"]): record["image"] for record in records}
+      for records in (archives.encoded(packed, split), archives.encoded(unpacked, split))
     )
     assert found == expected
+    assert list(found) == sorted(found)  # of classes, then of names
   total = sum(len(archives.landmark_image(name)) for name in archives.landmark_ids(COUNTS))
   assert {"name": f"{place or '.'}/", "bytes": total} in report_of(unpacked)["archives"]
 
@@ -118,8 +122,10 @@ def test_images_that_are_there_twice_count_once(folder):
   with tarfile.open(folder / "images_000.tar") as tar:
     members = tar.getmembers()
     tar.extractall(folder, filter="data")
+  with tarfile.open(folder / "images_000.tar", "a") as tar:
+    tar.add(folder / members[0].name, members[0].name)
   builder = prepare(folder)
-  assert report_of(builder)["left_out"]["there already"]["count"] == len(members)
+  assert report_of(builder)["left_out"]["there already"]["count"] == len(members) + 1
   assert sum(split.num_examples for split in builder.info.splits.values()) == 37
 
 
