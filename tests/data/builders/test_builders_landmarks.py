@@ -154,8 +154,12 @@ def test_a_class_without_training_images(folder):
     prepare(folder)
 
 
-def test_no_archives_at_all(folder):
-  archives.landmarks(folder, COUNTS, num_tars=0)
+def test_missing_archives(prepared, folder):
+  archives.landmarks(folder, COUNTS, left_out=ids_of(prepared, "test"))
+  with pytest.raises(DataError, match=f"none of the test images is in .* {folder}"):
+    prepare(folder)
+  for path in folder.glob("*.tar"):
+    path.unlink()
   with pytest.raises(DataError, match=f"{folder} has no images_.*tar, nor images"):
     prepare(folder)
 
