@@ -17,7 +17,7 @@ from rich.filesize import decimal as as_bytes
 
 from ssil_jax.data.builders import recode, report
 from ssil_jax.data.builders.found import Contents, Deviations, Options, Records
-from ssil_jax.data.builders.shards import Shard, WorkFolder, write_shard, writing_to
+from ssil_jax.data.builders.shards import Shard, WorkFolder, writing_to
 from ssil_jax.data.sources import labels as labels_lib
 from ssil_jax.errors import ConfigError, DataError
 from ssil_jax.progress import ProgressBars
@@ -196,8 +196,7 @@ class ArchiveBuilder(tfds.core.dataset_builder.FileReaderBuilder, skip_registrat
       images = sum(len(shard.span) for shard in part)
       advance = progress.add(f"{split}: {images:,} images to write", images, "images")
       for shard in part:
-        write_shard(work.unfinished, map(serialize, shard.examples(advance)))
-        work.finish(shard)
+        work.write(shard, map(serialize, shard.examples(advance)))
 
   def _write_info(self, directory: pathlib.Path, shards: _Shards) -> None:
     """Writes what makes a directory with these shards one of TFDS."""

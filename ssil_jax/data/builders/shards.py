@@ -116,9 +116,9 @@ class WorkFolder:
     self.version_dir = version_dir
     self.path = version_dir.with_name(f".preparing_{version_dir.name}")
     self.files = self.path / "files"
-    self.unfinished = self.path / "unfinished"  # the file that a shard is written to
     self._plan = self.path / "plan.json"
     self._finished = self.path / "finished"
+    self._unfinished = self.path / "unfinished"
     self._lock = self.path / "lock"
 
   @contextlib.contextmanager
@@ -176,7 +176,7 @@ class WorkFolder:
     with writing_to(self.path):
       for temporary in self.path.rglob("*.tmp"):  # of write_bytes
         temporary.unlink()
-      self.unfinished.unlink(missing_ok=True)
+      self._unfinished.unlink(missing_ok=True)
       write_json(self._plan, plan)
 
   def has_finished(self, shard: Shard) -> bool:
@@ -196,13 +196,28 @@ class WorkFolder:
       raise DataError(f"{path} is damaged: remove {self.files / shard.name}") from error
     return True
 
-  def finish(self, shard: Shard) -> None:
-    """Makes the shard just written a finished one; raises DataError if it cannot."""
+  def write(self, shard: Shard, examples: Iterable[bytes]) -> None:
+    """Makes a shard of serialized examples a finished one, sure to be whole.
+
+    Raises DataError if the disk is full, or fails otherwise.
+    """
+    unfinished, count = os.fspath(self._unfinished), 0
+    writer = array_record_module.ArrayRecordWriter(unfinished, _WRITER_OPTIONS)
+    for example in examples:
+      with writing_to(self.path, RuntimeError):  # what ArrayRecord raises
+        writer.write(example)
+      count += 1
+    # Writes happen behind the scenes: most errors only show here.
+    with writing_to(self.path, RuntimeError):
+      writer.close()
+      written = array_record_module.ArrayRecordReader(unfinished).num_records()
+    if written != count:
+      raise DataError(f"{unfinished} has {written} of {count} records: the disk fails")
     noted = {name: getattr(shard, name) for name in ("left_out", "remarks", "content")}
     with writing_to(self.path):
-      _sync(self.unfinished)
+      _sync(self._unfinished)
       write_json(self._finished / f"{shard.name}.json", noted)
-      os.replace(self.unfinished, self.files / shard.name)
+      os.replace(self._unfinished, self.files / shard.name)
       _sync(self.files)
 
   def hand_over(self) -> None:
@@ -221,25 +236,6 @@ class WorkFolder:
       # Last, so that until then no other process can begin here.
       self._lock.unlink()
       self.path.rmdir()
-
-
-def write_shard(path: pathlib.Path, examples: Iterable[bytes]) -> None:
-  """Writes serialized examples to an ArrayRecord file, and makes sure that it is whole.
-
-  Raises DataError if the disk is full, or fails otherwise.
-  """
-  writer = array_record_module.ArrayRecordWriter(os.fspath(path), _WRITER_OPTIONS)
-  count = 0
-  for example in examples:
-    with writing_to(path.parent, RuntimeError):  # what ArrayRecord raises
-      writer.write(example)
-    count += 1
-  # Writes happen behind the scenes: most errors only show here.
-  with writing_to(path.parent, RuntimeError):
-    writer.close()
-    written = array_record_module.ArrayRecordReader(os.fspath(path)).num_records()
-  if written != count:
-    raise DataError(f"{path} has {written} of {count} records: the disk fails")
 
 
 @contextlib.contextmanager
