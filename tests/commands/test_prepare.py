@@ -60,12 +60,12 @@ def test_ctrl_c_keeps_what_is_finished(folders, tmp_path, capfd, monkeypatch):
   monkeypatch.setattr(Imagenet, "shard_bytes", 2500)
   recode, count = Imagenet._recode, itertools.count(1)
 
-  def recode_and_interrupt(self, image, options):
+  def recode_and_interrupt(image, options):
     if next(count) == 8:
       os.kill(os.getpid(), signal.SIGINT)
-    return recode(self, image, options)
+    return recode(image, options)
 
-  monkeypatch.setattr(Imagenet, "_recode", recode_and_interrupt)
+  monkeypatch.setattr(Imagenet, "_recode", staticmethod(recode_and_interrupt))
   assert run("imagenet", *folders, PARTIAL) == 130
   lines = capfd.readouterr().err.splitlines()
   assert lines[0] == "stopping; what is finished is kept; Ctrl-C again stops at once"

@@ -43,6 +43,11 @@ class ArchiveBuilder(tfds.core.dataset_builder.FileReaderBuilder, skip_registrat
   HOMEPAGE: ClassVar[str]
   IMAGE = tfds.features.Image(encoding_format="jpeg")
 
+  # Returns what is stored of an image, and a remark or None; many threads call it.
+  _recode: Callable[[bytes, Options], tuple[bytes, str | None]] = staticmethod(
+    recode.recode_photo
+  )
+
   # Of images in a shard; more if there would be more than 256 shards.
   shard_bytes: int = 640_000_000
 
@@ -67,12 +72,6 @@ class ArchiveBuilder(tfds.core.dataset_builder.FileReaderBuilder, skip_registrat
         f"--restart_markers needs the program {recode.JPEGTRAN}: "
         "apt install libjpeg-turbo-progs"
       )
-
-  def _recode(self, image: bytes, options: Options) -> tuple[bytes, str | None]:
-    """Does what `recode.recode_photo` does; called by many threads."""
-    return recode.recode_photo(
-      image, resize=options.resize, restart_markers=options.restart_markers
-    )
 
   def prepare(
     self,

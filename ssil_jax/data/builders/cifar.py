@@ -48,7 +48,8 @@ class Cifar100(ArchiveBuilder, skip_registration=True):
         "--resize and --restart_markers are for photos: cifar100 is stored as it is"
       )
 
-  def _recode(self, image: bytes, options: Options) -> tuple[bytes, None]:
+  @staticmethod
+  def _recode(image: bytes, options: Options) -> tuple[bytes, None]:
     pixels = np.frombuffer(image, np.uint8).reshape(_SHAPE)
     file = io.BytesIO()
     Image.fromarray(pixels.transpose(1, 2, 0)).save(file, "PNG", compress_level=9)

@@ -11,6 +11,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
+from ssil_jax.data.builders.found import Options
 from ssil_jax.data.images import decode, exif, jpeg
 
 # It may be damage, but mostly it is something odd beside the pixels.
@@ -26,10 +27,8 @@ class CorruptImage(Exception):
   """An image that no reader could decode; the text says why."""
 
 
-def recode_photo(
-  data: bytes, *, resize: int | None = None, restart_markers: bool = False
-) -> tuple[bytes, str | None]:
-  """Decodes an image once, and makes of it the JPEG that is stored.
+def recode_photo(data: bytes, options: Options) -> tuple[bytes, str | None]:
+  """Decodes an image file once, and makes of it the JPEG that is stored.
 
   A JPEG in gray or colour keeps its bytes. CMYK and other formats become RGB JPEG (quality
   100, 4:4:4). A rotation that metadata ask for is done where pixels are written anew, and
@@ -44,11 +43,6 @@ def recode_photo(
   gets Huffman tables of its own and loses its metadata, but for the rotation. An image that
   cannot have them without loss is stored as it would be without the option.
 
-  Args:
-    data: bytes of the image file.
-    resize: pixels that the short side may have, None for any.
-    restart_markers: whether every JPEG gets them and their index.
-
   Returns:
     What goes into a record, and what was odd about the image and done about it, or None.
 
@@ -56,9 +50,9 @@ def recode_photo(
     CorruptImage: it has no readable header, too many pixels, or does not decode.
   """
   stored, remark, pixels = _as_jpeg(data)
-  if resize is not None and min(pixels.shape[:2]) > resize:
-    stored = _resized(pixels, resize)
-  if restart_markers:
+  if options.resize is not None and min(pixels.shape[:2]) > options.resize:
+    stored = _resized(pixels, options.resize)
+  if options.restart_markers:
     try:
       # What is not stored as it came has other pixels by now.
       stored = _marked(stored, pixels if stored is data else None)

@@ -184,7 +184,7 @@ def test_corrupt_images_make_one_line(tmp_path, good, bad, allow_partial, messag
   records = Records(label, files, {}, (Archive(tmp_path, "photos", 0),))
   span = range(len(files))
   with pytest.raises(DataError, match=message) as error:
-    list(Shard("some", records, span, recode.recode_photo, allow_partial).examples())
+    list(Shard("some", records, span, recode_photo, allow_partial).examples())
   assert str(error.value).count("photos: ") == min(bad, 5)
   assert "\n" not in str(error.value)
 
@@ -400,13 +400,17 @@ def test_a_folder_that_cannot_be_written(imagenet, tmp_path):
 # Recoding.
 
 
+def recode_photo(data, **options):
+  return recode.recode_photo(data, builders.Options(**options))
+
+
 def decode(data):
   return simplejpeg.decode_jpeg(data, strict=True)
 
 
 def test_untouched_bytes():
   for data in (image(1), image(1, "L"), image(1, progressive=True), image(1, quality=30)):
-    assert recode.recode_photo(data) == (data, None)
+    assert recode_photo(data) == (data, None)
 
 
 @pytest.mark.parametrize(
@@ -419,7 +423,7 @@ def test_untouched_bytes():
   ids=["cmyk", "png", "webp"],
 )
 def test_what_is_converted(data, reason):
-  stored, remark = recode.recode_photo(data)
+  stored, remark = recode_photo(data)
   assert remark == reason
   pixels = decode(stored)
   assert jpeg.read_header(stored)[2:5] == (3, 8, 8)  # RGB, 4:4:4
@@ -438,11 +442,11 @@ def test_what_is_converted(data, reason):
 )
 def test_what_libjpeg_warns_of_is_kept_and_remarked_on(data):
   warned = "kept, though libjpeg warns of its bytes"
-  assert recode.recode_photo(data) == (data, warned)
+  assert recode_photo(data) == (data, warned)
   with pytest.raises(recode.CorruptImage):  # it breaks off, too
-    recode.recode_photo(data[: len(data) * 2 // 3])
+    recode_photo(data[: len(data) * 2 // 3])
   if shutil.which("jpegtran"):
-    marked, remark = recode.recode_photo(data, restart_markers=True)
+    marked, remark = recode_photo(data, restart_markers=True)
     assert remark == warned
     assert jpeg.read_header(marked).num_indexed
     expected = decode_lib.read_rgb(data, strict=False)
@@ -454,13 +458,13 @@ def test_odd_chroma_sampling_is_kept():
   command = ["cjpeg", "-quality", "100", "-sample", "2x2,2x1,1x1"]
   ppm = image(3, file_format="PPM")
   data = subprocess.run(command, input=ppm, capture_output=True, check=True).stdout
-  assert recode.recode_photo(data) == (data, None)
+  assert recode_photo(data) == (data, None)
 
 
 def test_resize_makes_the_short_side_as_long():
   for width, height, size in [(200, 120, (160, 96)), (96, 300, None), (97, 97, (96, 96))]:
     data = image(5, width=width, height=height)
-    stored, _ = recode.recode_photo(data, resize=96)
+    stored, _ = recode_photo(data, resize=96)
     header = jpeg.read_header(stored)
     assert (header.width, header.height) == (size or (width, height))
     assert header.mcu_width == (8 if size else 16)
@@ -485,7 +489,7 @@ def test_resize_makes_the_short_side_as_long():
 )
 def test_restart_markers_keep_the_pixels(width, height, options, interval):
   data = image(1, width=width, height=height, **options)
-  stored, _ = recode.recode_photo(data, restart_markers=True)
+  stored, _ = recode_photo(data, restart_markers=True)
   header = jpeg.read_header(stored)
   assert header.one_scan
   assert header.num_indexed
@@ -505,7 +509,7 @@ def test_images_stay_upright(mode, file_format, orientation, resize, restart_mar
   exif[0x0112] = orientation
   options = {"quality": 100, "subsampling": 0, "exif": exif.tobytes()}
   data = image(4, mode, file_format, width=200, height=130, **options)
-  stored, _ = recode.recode_photo(data, resize=resize, restart_markers=restart_markers)
+  stored, _ = recode_photo(data, resize=resize, restart_markers=restart_markers)
   with Image.open(io.BytesIO(data)) as turned:
     expected = ImageOps.exif_transpose(turned).convert("RGB")
   if resize:
@@ -542,8 +546,8 @@ def test_an_image_that_cannot_be_marked_is_kept(tmp_path, monkeypatch, script, w
   monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
   data = image(3)
   kept = f"kept without restart markers: {why}"
-  assert recode.recode_photo(data, restart_markers=True) == (data, kept)
-  _, remark = recode.recode_photo(image(3, "CMYK"), restart_markers=True)
+  assert recode_photo(data, restart_markers=True) == (data, kept)
+  _, remark = recode_photo(image(3, "CMYK"), restart_markers=True)
   assert remark == f"CMYK, made RGB; {kept}"
 
 
