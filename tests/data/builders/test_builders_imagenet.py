@@ -128,6 +128,7 @@ def test_an_inner_tar_that_is_cut_off(folder):
   [
     (b"<html>not found</html>" * 100, "is cut off or damaged"),
     (archives.tar_of({"a.JPEG": image(1)}), "is not a tar of one tar for each class"),
+    (archives.tar_of({"a.tar": b"", "b/a.tar": b""}), "is not a tar of one tar for each"),
     (archives.tar_of({"a.tar": archives.tar_of({})}), "a.tar has no images"),
   ],
 )
@@ -152,7 +153,8 @@ def test_links_are_not_passed_over(folder, kind):
 def test_hidden_files_and_other_names(tmp_path):
   train, validation = archives.imagenet_train(), archives.imagenet_validation()
   train[TENCH][f"._{TENCH}_2.JPEG"] = b"of macOS"
-  strange = {"readme.txt": b"", validation_name(50_001): image(1), "val_1.JPEG": image(2)}
+  twice = f"again/{list(validation)[-1]}"
+  strange = {"readme.txt": b"", validation_name(50_001): image(1), twice: image(2)}
   folder = archives.imagenet(tmp_path / "archives", train, validation | strange)
   report = report_of(prepare(folder))
   assert report["splits"]["train"]["images"] == 10
