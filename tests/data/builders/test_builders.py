@@ -20,7 +20,7 @@ from PIL import Image, ImageOps
 from ssil_jax.data import builders
 from ssil_jax.data.builders import recode, shards
 from ssil_jax.data.builders.base import count_shards
-from ssil_jax.data.builders.found import Archive, Records
+from ssil_jax.data.builders.found import Archive, Records, Tally
 from ssil_jax.data.builders.shards import Shard
 from ssil_jax.data.builders.tars import Member, as_table
 from ssil_jax.data.images import decode as decode_lib
@@ -194,6 +194,21 @@ def test_a_class_of_corrupt_images_only(tmp_path):
   folder = archives.imagenet(tmp_path / "archives", train)
   with pytest.raises(DataError, match=f"class {GOLDFISH} .* has no training image"):
     prepare(folder, tmp_path / "data", shard_bytes=10**9)
+
+
+def test_an_archive_that_becomes_shorter(tmp_path):
+  (tmp_path / "x.tar").write_bytes(bytes(9))
+  archive = Archive.file(tmp_path, "x.tar")
+  records = Records(np.zeros(1, np.int32), as_table([Member("a", 0, 10)]), {}, (archive,))
+  with pytest.raises(DataError, match=r"x\.tar became shorter while it was read"):
+    records.read(0)
+
+
+def test_the_names_of_the_first_images_are_kept():
+  tally = Tally()
+  for i in range(101):
+    tally.add("odd", str(i))
+  assert tally == {"odd": {"count": 101, "first": [str(i) for i in range(100)]}}
 
 
 # Going on after an interruption.
