@@ -194,8 +194,3 @@ def test_masked_logsumexp_equals_the_loop():
   for i in range(8):
     total = sum(np.exp(np.float64(logits[i, j])) for j in range(5) if mask[i, j])
     np.testing.assert_allclose(values[i], np.log(total), rtol=1e-6)
-
-
-def test_interval_mask_is_half_open():
-  mask = losses.interval_mask(jnp.array([0, 1]), jnp.array([2, 1]), 3)
-  np.testing.assert_array_equal(mask, [[True, True, False], [False, False, False]])

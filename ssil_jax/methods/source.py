@@ -27,8 +27,9 @@ def source_hash(name: str) -> str:
   """Returns a hash of the code of the method that `--method` names.
 
   It covers the modules of its functions and settings, and all that these import, wherever
-  it lies, but for libraries; of this package, the methods and their equations. The code of
-  a module that is loaded is the one that was there at the first call.
+  it lies, but for libraries; of this package, the methods and their equations. What
+  `config` makes of flags, such as milestones, is in the identity of a run as values.
+  The code of a module that is loaded is the one that was there at the first call.
 
   Raises:
     ConfigError: there is no such method.
