@@ -1,6 +1,7 @@
 """iCaRL: class means and the nearest one."""
 
 import finished_states
+import jax
 import method_reference as reference
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from ssil_jax.methods import METHODS
 from ssil_jax.methods.base import Sizes
 
 ICARL = METHODS["icarl"]
+jitted = jax.jit(ICARL.predict, static_argnums=2)
 
 
 def class_means(features, records_of_class, *, num_classes, labels):
@@ -40,7 +42,7 @@ def predict(features, stats, num_seen, *, logits=None):
     features=features, logits=np.zeros(size) if logits is None else logits
   )
   context = finished_states.context_of(0, num_seen, stats=stats)
-  return np.asarray(ICARL.predict(outputs, context, finished_states.config_of("icarl")))
+  return np.asarray(jitted(outputs, context, finished_states.config_of("icarl")))
 
 
 def random_state(seed):

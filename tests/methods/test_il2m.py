@@ -1,6 +1,7 @@
 """IL2M: equation 1, its statistics over the states, and the numbers of figure 7."""
 
 import finished_states
+import jax
 import method_reference as reference
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from ssil_jax.methods.base import Sizes
 from ssil_jax.sampling import Pool
 
 IL2M = METHODS["il2m"]
+predict = jax.jit(IL2M.predict, static_argnums=2)
 KINDS = {"softmax": reference.softmax_rows, "logits": reference.logit_rows}
 
 BOUNDS = (0, 3, 5, 7)
@@ -91,7 +93,7 @@ def test_three_states_equal_the_loops(kind):
     # The prediction.
     context = finished_states.context_of(num_old, num_seen, stats=stats)
     outputs = finished_states.outputs_of(logits=test)
-    predicted = np.asarray(IL2M.predict(outputs, context, config))
+    predicted = np.asarray(predict(outputs, context, config))
     np.testing.assert_array_equal(predicted[:, num_seen:], -np.inf)
     scores = KINDS[kind](test, num_seen)
     for row, values in zip(scores, predicted, strict=True):
