@@ -168,13 +168,8 @@ def task_wise_distillation(
   return temperature**2 * divergence
 
 
-def log_softmax_by_state(logits: jax.Array, state_of_class: np.ndarray) -> jax.Array:
-  """Returns each class's log-probability among those of its own state, float32 [B, C].
-
-  Args:
-    logits: [B, C].
-    state_of_class: int [C], which state (from 0) introduced each class; rising.
-  """
+def _log_softmax_by_state(logits: jax.Array, state_of_class: np.ndarray) -> jax.Array:
+  """Returns each class's log-probability among those of its own state, float32 [B, C]."""
   logits = logits.astype(jnp.float32).T  # classes first, for the sums over segments
   over = {
     "segment_ids": state_of_class,
@@ -191,6 +186,6 @@ def _task_wise(logits, teacher_logits, state_of_class, num_teacher_classes, temp
   """Returns float32 [B, C] log p and log q, and bool [1, C], the classes that count."""
   teacher_logits = jax.lax.stop_gradient(teacher_logits)
   log_p, log_q = (
-    log_softmax_by_state(x / temperature, state_of_class) for x in (logits, teacher_logits)
+    _log_softmax_by_state(x / temperature, state_of_class) for x in (logits, teacher_logits)
   )
   return log_p, log_q, jnp.arange(logits.shape[-1])[None, :] < num_teacher_classes

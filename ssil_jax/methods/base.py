@@ -225,18 +225,13 @@ class Method(NamedTuple):
 def one_phase(config: Config, t: int, sampling: Sampling) -> tuple[Phase, ...]:
   """Returns a state in one phase, which starts at learning_rate / t (section 6.2)."""
   first = t == 1
+  divisor = {"inverse": t, "constant": 1}[config.learning_rate_by_state]
   return (
     Phase(
       sampling=sampling,
       epochs=config.epochs_first if first else config.epochs,
-      learning_rate=state_learning_rate(config, t),
+      learning_rate=config.learning_rate / divisor,
       milestones=config.milestones_first if first else config.milestones,
       drop=config.learning_rate_drop,
     ),
   )
-
-
-def state_learning_rate(config: Config, t: int) -> float:
-  """Returns the learning rate at the start of state t."""
-  divisor = {"inverse": t, "constant": 1}[config.learning_rate_by_state]
-  return config.learning_rate / divisor

@@ -61,15 +61,12 @@ def correct(logits, stats):
 
 
 def fit_correction(logits, labels, num_old):
-  """Fits the alpha and beta of lowest cross-entropy.
+  """Fits the alpha, 0 or more, and beta of lowest cross-entropy.
 
   Args:
     logits: float [n, seen classes], of held-out images.
     labels: int [n].
     num_old: classes whose logits stay as they are.
-
-  Returns:
-    alpha, 0 or more, and beta.
   """
   logits = logits.astype(np.float64)
   rows = np.arange(len(labels))

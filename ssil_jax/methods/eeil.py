@@ -23,12 +23,10 @@ from ssil_jax.methods.base import (
   Method,
   drops_at,
   one_phase,
-  state_learning_rate,
   with_distillation,
 )
 from ssil_jax.methods.ft import softmax_loss
 from ssil_jax.sampling import BALANCED, SHUFFLED
-from ssil_jax.schedule import Phase
 from ssil_jax.settings import setting
 
 
@@ -42,19 +40,18 @@ class Settings(Distillation):
 
 
 def _phases(config, t):
-  unbalanced = one_phase(config, t, SHUFFLED)
+  (unbalanced,) = one_phase(config, t, SHUFFLED)
   if t == 1:
-    return unbalanced
+    return (unbalanced,)
   epochs = config.method_settings.eeil_epochs
-  balanced = Phase(
+  balanced = unbalanced._replace(
     sampling=BALANCED,
     epochs=epochs,
-    learning_rate=state_learning_rate(config, t) / 10,
+    learning_rate=unbalanced.learning_rate / 10,
     milestones=tuple(sorted({epochs // 3, 2 * epochs // 3} - {0})),
-    drop=config.learning_rate_drop,
     new_teacher=True,
   )
-  return (*unbalanced, balanced)
+  return (unbalanced, balanced)
 
 
 EEIL = Method(

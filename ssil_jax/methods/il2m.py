@@ -100,7 +100,6 @@ def _stats(state, config):
   conf_now = of_new[:, 1].mean()
   stats["then"][new] = _means(of_new[:, 0], state.labels[state.pool.new], new)
   stats["conf_then"][new] = conf_now
-  stats["factor"][:] = 1
   if state.num_old:
     records = state.pool.memory
     of_old = state.extract(records, _own_and_top)
