@@ -10,52 +10,46 @@ import jax.numpy as jnp
 import numpy as np
 
 
-def interval_mask(low: jax.Array, high: jax.Array, num_classes: int) -> jax.Array:
-  """Returns which classes each example's softmax runs over.
-
-  Args:
-    low: int [B], the first class of the interval.
-    high: int [B], one past its last class.
-    num_classes: C.
-
-  Returns:
-    bool [B, C], True where `low <= class < high`.
-  """
-  classes = jnp.arange(num_classes)[None, :]
-  return (classes >= low[:, None]) & (classes < high[:, None])
-
-
 def masked_logsumexp(logits: jax.Array, mask: jax.Array) -> jax.Array:
-  """Returns log sum_j exp(s_j) over the classes of a mask.
+  """Returns log sum_j exp(s_j) over the classes of a mask; float32 [B].
+
+  Finite for any finite logits; its gradient by a masked-out logit is exactly 0.
 
   Args:
     logits: [B, C]; computed in float32 whatever the type.
     mask: bool [B, C], at least one True in every row.
-
-  Returns:
-    float32 [B]. Finite for any finite logits, and its gradient by a masked-out logit is
-    exactly 0.
   """
   return jax.nn.logsumexp(logits.astype(jnp.float32), axis=-1, where=mask)
 
 
-def interval_cross_entropy(
-  logits: jax.Array, labels: jax.Array, low: jax.Array, high: jax.Array
+def masked_cross_entropy(
+  logits: jax.Array, labels: jax.Array, mask: jax.Array
 ) -> jax.Array:
-  """Returns -log(exp(s_y) / sum_{low <= j < high} exp(s_j)) for each example.
+  """Returns -s_y + log sum_j exp(s_j), j over the classes of a mask; float32 [B].
+
+  Args:
+    logits: [B, C].
+    labels: int [B].
+    mask: bool [B, C], True for the label.
+  """
+  own = jnp.take_along_axis(logits, labels[:, None], axis=-1)[:, 0]
+  return masked_logsumexp(logits, mask) - own.astype(jnp.float32)
+
+
+def interval_cross_entropy(
+  logits: jax.Array, labels: jax.Array, low: jax.Array | int, high: jax.Array | int
+) -> jax.Array:
+  """Returns the cross-entropy among the classes `low <= j < high`; float32 [B].
 
   Args:
     logits: [B, C].
     labels: int [B], `low <= labels < high`.
-    low: int [B].
-    high: int [B].
-
-  Returns:
-    float32 [B].
+    low: int [B], or one number for all examples.
+    high: int [B], or one number.
   """
-  mask = interval_mask(low, high, logits.shape[-1])
-  label_logits = jnp.take_along_axis(logits, labels[:, None], axis=-1)[:, 0]
-  return masked_logsumexp(logits, mask) - label_logits.astype(jnp.float32)
+  low, high = (jnp.broadcast_to(end, labels.shape)[:, None] for end in (low, high))
+  classes = jnp.arange(logits.shape[-1])[None, :]
+  return masked_cross_entropy(logits, labels, (classes >= low) & (classes < high))
 
 
 def separated_softmax_cross_entropy(
@@ -64,7 +58,7 @@ def separated_softmax_cross_entropy(
   num_old: jax.Array | int,
   num_seen: jax.Array | int,
 ) -> jax.Array:
-  """Returns the separated softmax loss: each softmax runs over the sample's own group.
+  """Returns the separated softmax loss, each softmax over the sample's group; float32 [B].
 
   Equation (3) of the SS-IL paper. The gradient by the scores of the other group is exactly
   0: new samples do not push the scores of old classes down, nor the other way round.
@@ -75,9 +69,6 @@ def separated_softmax_cross_entropy(
     labels: int [B], all below `num_seen`.
     num_old: classes of earlier states.
     num_seen: classes of earlier states and this one.
-
-  Returns:
-    float32 [B], one loss per example.
   """
   is_old = labels < num_old
   low = jnp.where(is_old, 0, num_old)
@@ -88,7 +79,7 @@ def separated_softmax_cross_entropy(
 def seen_softmax_cross_entropy(
   logits: jax.Array, labels: jax.Array, num_seen: jax.Array | int
 ) -> jax.Array:
-  """Returns the cross-entropy of one softmax over all classes seen, as in fine-tuning.
+  """Returns the cross-entropy of one softmax over all classes seen, as in FT; float32 [B].
 
   Its gradient by score j is p_j - 1{j = y}, equation (2) of the SS-IL paper, and exactly 0
   for unseen classes.
@@ -97,12 +88,8 @@ def seen_softmax_cross_entropy(
     logits: [B, C], scores of all classes.
     labels: int [B], all below `num_seen`.
     num_seen: classes of earlier states and this one.
-
-  Returns:
-    float32 [B], one loss per example.
   """
-  low = jnp.zeros_like(labels)
-  return interval_cross_entropy(logits, labels, low, jnp.full_like(labels, num_seen))
+  return interval_cross_entropy(logits, labels, 0, num_seen)
 
 
 def softened_cross_entropy(
@@ -112,7 +99,7 @@ def softened_cross_entropy(
   *,
   temperature: float,
 ) -> jax.Array:
-  """Returns -sum_k q_k log p_k; q and p are softmaxes over all the teacher's classes.
+  """Returns -sum_k q_k log p_k, softmaxes over all the teacher's classes; float32 [B].
 
   Knowledge distillation as in BiC (section 3, L_d) and WA (L_KD), without the factor T^2 of
   Hinton et al. 2015. No gradient reaches the teacher's logits.
@@ -122,15 +109,15 @@ def softened_cross_entropy(
     teacher_logits: [B, C].
     num_teacher_classes: how many classes, from 0 on, count; without any, the result is 0.
     temperature: T, by which both logits are divided.
-
-  Returns:
-    float32 [B].
   """
   taught = jnp.arange(logits.shape[-1])[None, :] < num_teacher_classes
   # A softmax over no class at all would be NaN, and so would its gradient.
   mask = taught | (jnp.asarray(num_teacher_classes) == 0)
-  log_p = _log_softmax(logits / temperature, mask)
-  log_q = _log_softmax(jax.lax.stop_gradient(teacher_logits) / temperature, mask)
+  teacher_logits = jax.lax.stop_gradient(teacher_logits)
+  log_p, log_q = (
+    x.astype(jnp.float32) - masked_logsumexp(x, mask)[:, None]
+    for x in (logits / temperature, teacher_logits / temperature)
+  )
   # Masked before the product: of an untaught class, q may be infinite.
   return -jnp.sum(jnp.where(taught, jnp.exp(log_q), 0.0) * log_p, axis=-1)
 
@@ -143,7 +130,7 @@ def task_wise_cross_entropy(
   *,
   temperature: float,
 ) -> jax.Array:
-  """Returns sum_s -sum_k q_k log p_k; q and p are softmaxes over state s alone.
+  """Returns sum_s -sum_k q_k log p_k, softmaxes over state s alone; float32 [B].
 
   Distillation for each classification layer apart, as in LwF (equations 2 and 3) and EEIL
   (equation 3). No gradient reaches the teacher's logits.
@@ -154,9 +141,6 @@ def task_wise_cross_entropy(
     state_of_class: int [C], which state (from 0) introduced each class; rising.
     num_teacher_classes: the states whose classes are below count; with 0, the result is 0.
     temperature: T, by which both logits are divided.
-
-  Returns:
-    float32 [B].
   """
   log_p, log_q, taught = _task_wise(
     logits, teacher_logits, state_of_class, num_teacher_classes, temperature
@@ -172,13 +156,10 @@ def task_wise_distillation(
   *,
   temperature: float,
 ) -> jax.Array:
-  """Returns T^2 sum_s KL(q || p), with q and p a softmax over the classes of state s only.
+  """Returns T^2 sum_s KL(q || p), softmaxes over state s alone; float32 [B].
 
   TKD of SS-IL's conference version (ICCV 2021), arguments as for
   `task_wise_cross_entropy`. Its gradient is that of the cross-entropy times T^2.
-
-  Returns:
-    float32 [B].
   """
   log_p, log_q, taught = _task_wise(
     logits, teacher_logits, state_of_class, num_teacher_classes, temperature
@@ -187,16 +168,8 @@ def task_wise_distillation(
   return temperature**2 * divergence
 
 
-def log_softmax_by_state(logits: jax.Array, state_of_class: np.ndarray) -> jax.Array:
-  """Returns each class's log-probability among the classes of its own state.
-
-  Args:
-    logits: [B, C].
-    state_of_class: int [C], which state (from 0) introduced each class; rising.
-
-  Returns:
-    float32 [B, C].
-  """
+def _log_softmax_by_state(logits: jax.Array, state_of_class: np.ndarray) -> jax.Array:
+  """Returns each class's log-probability among those of its own state, float32 [B, C]."""
   logits = logits.astype(jnp.float32).T  # classes first, for the sums over segments
   over = {
     "segment_ids": state_of_class,
@@ -213,11 +186,6 @@ def _task_wise(logits, teacher_logits, state_of_class, num_teacher_classes, temp
   """Returns float32 [B, C] log p and log q, and bool [1, C], the classes that count."""
   teacher_logits = jax.lax.stop_gradient(teacher_logits)
   log_p, log_q = (
-    log_softmax_by_state(x / temperature, state_of_class) for x in (logits, teacher_logits)
+    _log_softmax_by_state(x / temperature, state_of_class) for x in (logits, teacher_logits)
   )
   return log_p, log_q, jnp.arange(logits.shape[-1])[None, :] < num_teacher_classes
-
-
-def _log_softmax(logits: jax.Array, mask: jax.Array) -> jax.Array:
-  """Returns float32 [B, C], over the classes of a mask [1, C]; elsewhere meaningless."""
-  return logits.astype(jnp.float32) - masked_logsumexp(logits, mask)[:, None]

@@ -31,15 +31,9 @@ def quota(memory_size: int, num_seen: int) -> int:
 
 
 def random_order(num_records: int, *, seed: int, state: int) -> np.ndarray:
-  """Draws the priority of each of a state's new records, for `update`.
+  """Draws the priority of each of a state's n new records, for `update`; float64 [n].
 
-  Args:
-    num_records: n.
-    seed: of the run.
-    state: index of the state, from 1.
-
-  Returns:
-    float64 [n], uniform: a random subset of every class is kept (section 6.1).
+  It is uniform: a random subset of every class is kept (section 6.1).
   """
   return np.random.default_rng((seed, int(Purpose.EXEMPLARS), state)).random(num_records)
 
@@ -121,16 +115,9 @@ def herding_priority(
   *,
   count: int,
 ) -> np.ndarray:
-  """Returns the priority by herding within each class (iCaRL, algorithm 4).
+  """Returns the priority by herding within each class (iCaRL, algorithm 4): a selection.
 
-  Args:
-    labels: int [n].
-    random: float64 [n], the priority of those that herding does not reach, 0 or more.
-    features: returns float [n, d], of length 1.
-    count: records to choose of each class.
-
-  Returns:
-    float64 [n].
+  Those that herding does not reach keep their random priority, which is 0 or more.
   """
   all_features = features()
   priority = np.array(random, np.float64)
@@ -143,7 +130,7 @@ def herding_priority(
 
 # By the name that --selection takes. Each is (labels int [n] of the new records, random
 # float64 [n], features: -> float [n, d] of length 1, count of each class that is kept) ->
-# priority [n] for `update`. Ring keeps a random subset of every class (section 6.1).
+# priority float64 [n] for `update`.
 SELECTIONS: Mapping[str, Callable[..., np.ndarray]] = {
   "ring": lambda labels, random, features, *, count: random,
   "herding": herding_priority,

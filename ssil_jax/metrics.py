@@ -127,8 +127,8 @@ def summarize(counts: Counts, *, state: int) -> dict[str, Any]:
     "top5": _ratio(counts.top5.sum(), images),
     "error_old_as_new": error_old_as_new,
     "error_new_as_old": error_new_as_old,
-    "imbalance": mean([error_old_as_new, error_new_as_old]) if new else None,
-    "state_specific_top1": mean(state_specific.tolist()),
+    "imbalance": _mean([error_old_as_new, error_new_as_old]) if new else None,
+    "state_specific_top1": _mean(state_specific.tolist()),
     "score_old": _ratio(counts.score_old.sum(), images) if old else None,
     "score_new": _ratio(counts.score_new.sum(), images),
     "confusion": confusion.tolist(),
@@ -138,13 +138,12 @@ def summarize(counts: Counts, *, state: int) -> dict[str, Any]:
 def average(states: list[dict[str, Any]]) -> dict[str, float | None]:
   """Returns averages over the states done; imbalance over those with old classes."""
   return {
-    name: mean([state[name] for state in states if state[name] is not None])
+    name: _mean([state[name] for state in states if state[name] is not None])
     for name in ("top1", "top5", "imbalance")
   }
 
 
-def mean(values: list[float]) -> float | None:
-  """Returns the mean, None for an empty list."""
+def _mean(values: list[float]) -> float | None:
   return float(np.mean(values)) if values else None
 
 

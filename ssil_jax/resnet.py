@@ -106,7 +106,7 @@ class CosineHead(nn.Module):
 
 
 def unit(x: jax.Array, *, axis: int) -> jax.Array:
-  """Vectors along an axis at length 1; one of zeros stays as it is."""
+  """Returns vectors along an axis at length 1; one of zeros stays as it is."""
   return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x**2, axis, keepdims=True), 1e-24))
 
 

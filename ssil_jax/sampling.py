@@ -63,63 +63,49 @@ class Key(NamedTuple):
 
 
 class Sampling(NamedTuple):
-  """One way to draw the batches of a phase."""
+  """One way to draw the batches of a phase.
+
+  A batch is N_D of the records that an epoch goes through once, and `num_draws` times N_M
+  exemplars, drawn with replacement, each time anew; without exemplars, the former alone.
+  """
 
   name: str  # in the schedule table
-  # Pool -> int64 [k], every record that a batch of the phase may hold, once.
-  records: Callable[[Pool], np.ndarray]
-  # Pool -> int64 [k], the records that an epoch goes through once.
-  epoch_records: Callable[[Pool], np.ndarray]
-  # (Pool, N_D, N_M) -> how many samples of each kind a batch concatenates.
-  group_sizes: Callable[[Pool, int, int], tuple[int, ...]]
-  # (Pool, Key, step, N_D, N_M) -> int64 [sum(group_sizes)], records of the batch.
-  batch: Callable[[Pool, Key, int, int, int], np.ndarray]
+  epoch_records: Callable[[Pool], np.ndarray]  # Pool -> int64 [k]
+  num_draws: int = 0
+
+  def records(self, pool: Pool) -> np.ndarray:
+    """Returns every record that a batch of the phase may hold, once; int64 [k]."""
+    records = self.epoch_records(pool)
+    return np.concatenate([records, pool.memory]) if self.num_draws else records
 
   def steps_per_epoch(self, pool: Pool, batch_size_new: int) -> int:
     """Returns the batches of an epoch; the last partial one is dropped (Algorithm 1)."""
     return len(self.epoch_records(pool)) // batch_size_new
 
-
-def ratio_preserving(num_draws: int, name: str) -> Sampling:
-  """Draws N_D records of D_t without replacement, and `num_draws` times N_M exemplars.
-
-  The memory is drawn from with replacement, each time anew. Without exemplars, a batch has
-  the new records only.
-  """
-
-  def group_sizes(pool: Pool, batch_size_new: int, batch_size_memory: int):
-    draws = num_draws if len(pool.memory) else 0
+  def group_sizes(
+    self, pool: Pool, batch_size_new: int, batch_size_memory: int
+  ) -> tuple[int, ...]:
+    """Returns how many samples of each kind a batch concatenates."""
+    draws = self.num_draws if len(pool.memory) else 0
     return (batch_size_new, *[batch_size_memory] * draws)
 
   def batch(
-    pool: Pool, key: Key, step: int, batch_size_new: int, batch_size_memory: int
+    self, pool: Pool, key: Key, step: int, batch_size_new: int, batch_size_memory: int
   ) -> np.ndarray:
-    _, *draws = group_sizes(pool, batch_size_new, batch_size_memory)
-    new = draw_from_epoch(pool.new, key, step, batch_size_new)
+    """Returns the records of a batch, int64 [sum(group_sizes)]."""
+    _, *draws = self.group_sizes(pool, batch_size_new, batch_size_memory)
+    records = self.epoch_records(pool)
+    epoch, place = divmod(step, len(records) // batch_size_new)
+    order = _epoch_order(key, epoch, len(records))
+    batch = records[order[place * batch_size_new : (place + 1) * batch_size_new]]
     if not draws:
-      return new
+      return batch
     drawn = key.rng(Purpose.REPLAY, step).integers(len(pool.memory), size=sum(draws))
-    return np.concatenate([new, pool.memory[drawn]])
-
-  return Sampling(name, _new_and_memory, lambda pool: pool.new, group_sizes, batch)
+    return np.concatenate([batch, pool.memory[drawn]])
 
 
-def shuffled(epoch_records: Callable[[Pool], np.ndarray], name: str) -> Sampling:
-  """Draws N_D of the records that `epoch_records` chooses, without replacement."""
-
-  def batch(
-    pool: Pool, key: Key, step: int, batch_size_new: int, batch_size_memory: int
-  ) -> np.ndarray:
-    del batch_size_memory  # exemplars come as often as their share of the records
-    return draw_from_epoch(epoch_records(pool), key, step, batch_size_new)
-
-  return Sampling(
-    name,
-    epoch_records,
-    epoch_records,
-    lambda pool, batch_size_new, _: (batch_size_new,),
-    batch,
-  )
+def _new(pool: Pool) -> np.ndarray:
+  return pool.new
 
 
 def _new_and_memory(pool: Pool) -> np.ndarray:
@@ -137,21 +123,21 @@ def _balanced(pool: Pool) -> np.ndarray:
 
 
 # SS-IL, section 5 and Algorithm 1.
-RATIO_PRESERVING = ratio_preserving(1, "RP")
+RATIO_PRESERVING = Sampling("RP", _new, num_draws=1)
 # DER++, algorithm 1: the memory is drawn from twice.
-RATIO_PRESERVING_TWICE = ratio_preserving(2, "RP twice")
+RATIO_PRESERVING_TWICE = Sampling("RP twice", _new, num_draws=2)
 # Vanilla fine-tuning: D_t and M together.
-SHUFFLED = shuffled(_new_and_memory, "shuffled")
+SHUFFLED = Sampling("shuffled", _new_and_memory)
 # Without a memory.
-NEW_ONLY = shuffled(lambda pool: pool.new, "new only")
+NEW_ONLY = Sampling("new only", _new)
 # Joint training: D_t and all data of the earlier states.
-EVERYTHING = shuffled(_new_and_old, "all data")
+EVERYTHING = Sampling("all data", _new_and_old)
 # EEIL, section 3: as many records of each new class as there are exemplars of an old one.
-BALANCED = shuffled(_balanced, "balanced")
+BALANCED = Sampling("balanced", _balanced)
 
 
 def held_out(pool: Pool, fraction: float) -> np.ndarray:
-  """Records of the seen classes that BiC keeps from training (section 4).
+  """Returns the records of seen classes that BiC keeps from training (section 4).
 
   They are those of the lowest ranks, which stay in the memory longest. Where exemplars keep
   the ranks that they had as new records (`--selection=ring`), and the largest old class has
@@ -180,19 +166,14 @@ def without_held_out(fraction: float) -> Sampling:
     new, replayed = _are_held_out(pool, fraction)
     return np.concatenate([pool.new[~new], pool.memory[~replayed]])
 
-  return shuffled(epoch_records, "held-out")
-
-
-def held_out_count(quota: int, fraction: float) -> int:
-  """Records that `held_out` takes of each class that has more."""
-  return max(1, math.floor(quota * fraction + 1e-9))
+  return Sampling("held-out", epoch_records)
 
 
 def _are_held_out(pool: Pool, fraction: float) -> tuple[np.ndarray, np.ndarray]:
   """Returns whether each new record, and each exemplar, is held out: bool [n] and [m]."""
   if not len(pool.memory):
     return np.zeros(len(pool.new), bool), np.zeros(0, bool)
-  count = held_out_count(pool.quota, fraction)
+  count = max(1, math.floor(pool.quota * fraction + 1e-9))  # 0.29 * 100 is below 29
 
   def lowest(ranks: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return ranks < np.minimum(count, np.bincount(labels)[labels] - 1)
@@ -211,15 +192,6 @@ def _are_held_out(pool: Pool, fraction: float) -> tuple[np.ndarray, np.ndarray]:
       "which new scores cannot be corrected: add some, or use fewer states"
     )
   return new, replayed
-
-
-def draw_from_epoch(
-  records: np.ndarray, key: Key, step: int, batch_size: int
-) -> np.ndarray:
-  """Returns the records of a batch in an epoch that goes through `records` once."""
-  epoch, place = divmod(step, len(records) // batch_size)
-  order = _epoch_order(key, epoch, len(records))
-  return records[order[place * batch_size : (place + 1) * batch_size]]
 
 
 def left_out(records: np.ndarray, key: Key, epoch: int, batch_size: int) -> np.ndarray:

@@ -1,5 +1,7 @@
 """What a method is given, made of random or chosen arrays instead of a network's."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -74,6 +76,11 @@ def memory_of(records_of_class):
   )
 
 
+@functools.cache
+def jitted(function):
+  return jax.jit(function, static_argnums=3)
+
+
 def finished_of(
   config,
   *,
@@ -94,9 +101,9 @@ def finished_of(
 
   def extract(records, output_fn, *, test=False):
     outputs, own = (of_test, test_labels) if test else (train, labels)
-    rows = Outputs(outputs.features[records], outputs.logits[records], outputs.scale)
-    found = output_fn(rows, jnp.asarray(own[records]), context, config)
-    return jax.tree.map(np.asarray, found)
+    # Of all records, so that it is compiled once.
+    found = jitted(output_fn)(outputs, own, context, config)
+    return jax.tree.map(lambda x: np.asarray(x)[records], found)
 
   of_test = test
   return FinishedState(

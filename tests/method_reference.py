@@ -6,16 +6,17 @@ lists of classes, one for each state.
 """
 
 import math
+from typing import NamedTuple
 
 import numpy as np
-from reference import softmax_cross_entropy
+from reference import own_group, softmax_cross_entropy
 
 # Distillation and softmax losses.
 
 
 def log_softmax(scores, classes):
   """Class -> log(exp(s_c) / sum_j exp(s_j)), with j running over some classes."""
-  largest = max(float(scores[j]) for j in classes)
+  largest = max((float(scores[j]) for j in classes), default=0.0)
   total = 0.0
   for j in classes:
     total += np.exp(float(scores[j]) - largest)
@@ -46,98 +47,100 @@ def softened_divergence(scores, teacher, classes, temperature):
   return total
 
 
-def taught_groups(groups, num_teacher_classes):
-  """The groups of which the teacher knows the classes: all or none of each."""
-  return [group for group in groups if max(group) < num_teacher_classes]
-
-
 def task_wise_cross_entropy(scores, teacher, groups, num_teacher_classes, temperature):
   """LwF, equations 2 and 3; EEIL, equation 3: a softmax for each state apart."""
   total = 0.0
-  for group in taught_groups(groups, num_teacher_classes):
-    total += softened_cross_entropy(scores, teacher, group, temperature)
+  for group in groups:
+    if max(group) < num_teacher_classes:
+      total += softened_cross_entropy(scores, teacher, group, temperature)
   return total
 
 
 def task_wise_distillation(scores, teacher, groups, num_teacher_classes, temperature):
   """TKD: T^2 sum_s KL(q || p)."""
   total = 0.0
-  for group in taught_groups(groups, num_teacher_classes):
-    total += temperature**2 * softened_divergence(scores, teacher, group, temperature)
+  for group in groups:
+    if max(group) < num_teacher_classes:
+      total += temperature**2 * softened_divergence(scores, teacher, group, temperature)
   return total
 
 
-def softmax(scores, label, num_seen):
-  """FT, equation 2 of SS-IL."""
-  return softmax_cross_entropy(scores, label, range(num_seen))
+# The methods' losses of a batch.
 
 
-def separated_softmax(scores, label, num_old, num_seen):
-  """SS-IL, equation 3: an old sample among P_t, a new one among N_t."""
-  if label < num_old:
-    return softmax_cross_entropy(scores, label, range(num_old))
-  return softmax_cross_entropy(scores, label, range(num_old, num_seen))
+class Batch(NamedTuple):
+  """Rows of samples, new ones first; then what was replayed, in one or two draws."""
+
+  logits: list
+  features: list
+  scale: float  # of a cosine head
+  teacher: list  # its logits
+  teacher_features: list
+  labels: list
+  num_old: int
+  num_seen: int
+  num_teacher_classes: int
+  groups: list
+  num_new: int
+  num_drawn: int
+  stored: list  # DER++: logits of the samples as exemplars
+  line: tuple  # BiC: first and last class, alpha and beta of the teacher's correction
 
 
-# Each method's loss: (scores, teacher, label, num_old, num_seen, num_teacher_classes,
-# groups, temperature) -> a number.
+def ft(batch, i, own=None):
+  """Equation 2 of SS-IL."""
+  return softmax_cross_entropy(batch.logits[i], batch.labels[i], range(batch.num_seen))
 
 
-def _ssil(scores, *, label, num_old, num_seen, **_):
-  return separated_softmax(scores, label, num_old, num_seen)
+def ssil(batch, i, own):
+  """Equation 3: an old sample among P_t, a new one among N_t."""
+  group = own_group(batch.labels[i], batch.num_old, batch.num_seen)
+  return softmax_cross_entropy(batch.logits[i], batch.labels[i], group)
 
 
-def _ft(scores, *, label, num_seen, **_):
-  return softmax(scores, label, num_seen)
+def lwf_new(batch, i, own):
+  """Equation 1, of a sample of a new class."""
+  new = range(batch.num_old, batch.num_seen)
+  return softmax_cross_entropy(batch.logits[i], batch.labels[i], new)
 
 
-def _distilled(scores, distance, given):
-  names = ("teacher", "groups", "num_teacher_classes", "temperature")
-  return distance(scores, *(given[name] for name in names))
+def with_distillation(loss, distance):
+  """A loss of a sample, and a distance to the teacher."""
+
+  def total(batch, i, own):
+    taught = batch.groups, batch.num_teacher_classes
+    distilled = distance(batch.logits[i], batch.teacher[i], *taught, own.temperature)
+    return loss(batch, i, own) + distilled
+
+  return total
 
 
-def _ssil_tkd(scores, **given):
-  return _ssil(scores, **given) + _distilled(scores, task_wise_distillation, given)
+def wa(batch, i, own):
+  """(1 - lambda) L_CE + lambda L_KD, lambda = old / seen classes."""
+  if not batch.num_old:
+    return ft(batch, i)
+  share = batch.num_old / batch.num_seen
+  distilled = softened_cross_entropy(
+    batch.logits[i], batch.teacher[i], range(batch.num_old), own.temperature
+  )
+  return (1 - share) * ft(batch, i) + share * distilled
 
 
-def _icarl(scores, **given):
-  return _ft(scores, **given) + _distilled(scores, task_wise_distillation, given)
+def bic(batch, i, own):
+  """As WA, with the corrected teacher."""
+  low, high, alpha, beta = batch.line
+  teacher = [corrected(row, range(low, high), alpha, beta) for row in batch.teacher]
+  return wa(batch._replace(teacher=teacher), i, own)
 
 
-def _lwf(scores, **given):
-  """L_new + L_old, of a sample of a new class."""
-  new = range(given["num_old"], given["num_seen"])
-  distilled = _distilled(scores, task_wise_cross_entropy, given)
-  return softmax_cross_entropy(scores, given["label"], new) + distilled
+def mean_of(loss):
+  def of_batch(batch, own):
+    total = 0.0
+    for i in range(len(batch.labels)):
+      total += loss(batch, i, own)
+    return total / len(batch.labels)
 
-
-def _eeil(scores, **given):
-  return _ft(scores, **given) + _distilled(scores, task_wise_cross_entropy, given)
-
-
-def _wa(scores, *, teacher, num_old, num_seen, num_teacher_classes, temperature, **given):
-  """(1 - lambda) L_CE + lambda L_KD, lambda = old / seen classes; BiC with its teacher."""
-  plain = softmax(scores, given["label"], num_seen)
-  if num_teacher_classes == 0:
-    return plain
-  share = num_old / num_seen
-  distilled = softened_cross_entropy(scores, teacher, range(num_old), temperature)
-  return (1 - share) * plain + share * distilled
-
-
-LOSSES = {
-  "ssil": _ssil,
-  "ft": _ft,
-  "ft_ss": _ssil,
-  "ft_rp": _ft,
-  "joint": _ft,
-  "ssil_tkd": _ssil_tkd,
-  "icarl": _icarl,
-  "lwf": _lwf,
-  "eeil": _eeil,
-  "wa": _wa,
-  "bic": _wa,
-}
+  return of_batch
 
 
 def numerical_gradient(function, x, *, step=1e-5):
@@ -210,10 +213,6 @@ def herding(features, count):
         best, best_distance = x, distance
     chosen.append(best)
   return chosen
-
-
-# IL2M, iCaRL's classifier, LUCIR, ER-ACE and DER++: `logits`, `scores` and `features` are
-# lists of rows.
 
 
 def normalized(vector):
@@ -325,32 +324,33 @@ def margin_ranking(cosines, label, num_old, num_seen, margin, num_negatives):
   return total
 
 
-def lucir(
-  cosines, scale, features, teacher_features, labels, num_old, num_seen, base, margin, k
-):
+def lucir(batch, own):
   """Equation 9: a mean over the batch, and one over its exemplars."""
+  num_old, num_seen = batch.num_old, batch.num_seen
   of_all, of_exemplars, exemplars = 0.0, 0.0, 0
-  for i, label in enumerate(labels):
-    logits = [scale * float(c) for c in cosines[i]]
-    of_all += softmax_cross_entropy(logits, label, range(num_seen))
+  for i, label in enumerate(batch.labels):
+    of_all += ft(batch, i)
     if num_old:
-      weight = base * math.sqrt((num_seen - num_old) / num_old)
-      of_all += weight * less_forget(features[i], teacher_features[i])
+      weight = own.lucir_lambda * math.sqrt((num_seen - num_old) / num_old)
+      of_all += weight * less_forget(batch.features[i], batch.teacher_features[i])
     if label < num_old:
-      of_exemplars += margin_ranking(cosines[i], label, num_old, num_seen, margin, k)
+      cosines = [float(x) / batch.scale for x in batch.logits[i]]
+      of_exemplars += margin_ranking(
+        cosines, label, num_old, num_seen, own.lucir_margin, own.lucir_negatives
+      )
       exemplars += 1
-  loss = of_all / len(labels)
+  loss = of_all / len(batch.labels)
   return loss + of_exemplars / exemplars if exemplars else loss
 
 
 # ER-ACE.
 
 
-def er_ace(logits, labels, num_old, num_seen):
+def er_ace(batch, own=None):
   """L_ce(X_bf; C_old + C_curr) + L_ce(X_in; C_curr), each a mean over its samples."""
   incoming, replayed, current = [], [], []
-  for i, label in enumerate(labels):
-    if label < num_old:
+  for i, label in enumerate(batch.labels):
+    if label < batch.num_old:
       replayed.append(i)
     else:
       incoming.append(i)
@@ -358,34 +358,45 @@ def er_ace(logits, labels, num_old, num_seen):
         current.append(label)
   loss = 0.0
   for i in replayed:
-    loss += softmax_cross_entropy(logits[i], labels[i], range(num_seen)) / len(replayed)
+    loss += ft(batch, i) / len(replayed)
   for i in incoming:
-    loss += softmax_cross_entropy(logits[i], labels[i], current) / len(incoming)
+    entropy = softmax_cross_entropy(batch.logits[i], batch.labels[i], current)
+    loss += entropy / len(incoming)
   return loss
 
 
 # DER++.
 
 
-def der(new, first, second, num_seen, alpha, beta):
-  """Equation 6, with a mean over classes as the squared distance.
-
-  Args:
-    new: list of (row of logits, label).
-    first: list of (row of logits, stored row, classes known when it was stored).
-    second: list of (row of logits, label).
-    num_seen: classes seen.
-    alpha: weight of the first draw.
-    beta: weight of the second.
-  """
+def der(batch, own):
+  """Equation 6, with a mean over the classes known then as the squared distance."""
   loss = 0.0
-  for row, label in new:
-    loss += softmax_cross_entropy(row, label, range(num_seen)) / len(new)
-  for row, stored, known in first:
-    total = 0.0
-    for c in range(known):
-      total += (float(stored[c]) - float(row[c])) ** 2
-    loss += alpha * total / known / len(first)
-  for row, label in second:
-    loss += beta * softmax_cross_entropy(row, label, range(num_seen)) / len(second)
+  for i, label in enumerate(batch.labels):
+    if i < batch.num_new:
+      loss += ft(batch, i) / batch.num_new
+    elif i < batch.num_new + batch.num_drawn:
+      (group,) = [group for group in batch.groups if label in group]
+      known = max(group) + 1
+      total = 0.0
+      for c in range(known):
+        total += (float(batch.stored[i][c]) - float(batch.logits[i][c])) ** 2
+      loss += own.der_alpha * total / known / batch.num_drawn
+    else:
+      loss += own.der_beta * ft(batch, i) / batch.num_drawn
   return loss
+
+
+# (Batch, the method's own settings) -> what a step of training minimizes.
+LOSSES = {
+  **dict.fromkeys(("ft", "ft_rp", "il2m", "joint", "joint_full"), mean_of(ft)),
+  **dict.fromkeys(("ssil", "ft_ss"), mean_of(ssil)),
+  "ssil_tkd": mean_of(with_distillation(ssil, task_wise_distillation)),
+  "icarl": mean_of(with_distillation(ft, task_wise_distillation)),
+  "lwf": mean_of(with_distillation(lwf_new, task_wise_cross_entropy)),
+  "eeil": mean_of(with_distillation(ft, task_wise_cross_entropy)),
+  "wa": mean_of(wa),
+  "bic": mean_of(bic),
+  "lucir": lucir,
+  "er_ace": er_ace,
+  "der": der,
+}

@@ -22,15 +22,14 @@ def unit_features(seed, n, d):
   ("n", "d", "count"), [(1, 3, 1), (7, 2, 7), (20, 5, 8), (40, 16, 20), (30, 3, 30)]
 )
 def test_order_equals_the_loop(n, d, count):
-  for seed in range(3):
-    features = unit_features((seed, n, d), n, d)
+  for features in (
+    *(unit_features((seed, n, d), n, d) for seed in range(3)),
+    5 * np.random.default_rng(0).standard_normal((n, d)),  # of any length
+  ):
+    before = features.copy()
     order = memory.herding_order(features, count)
     assert order.tolist() == reference.herding(features, count)
-
-
-def test_features_of_any_length():
-  features = 5 * np.random.default_rng(0).standard_normal((25, 4))
-  assert memory.herding_order(features, 12).tolist() == reference.herding(features, 12)
+    np.testing.assert_array_equal(features, before)
 
 
 def test_by_hand():
@@ -42,15 +41,6 @@ def test_by_hand():
   assert memory.herding_order(features, 4).tolist() == [2, 3, 1, 0]
   # Not the four in the order of their distance to the mean.
   assert np.argsort(np.abs(features[:, 0] - 5)).tolist() == [2, 3, 0, 1]
-
-
-def test_by_hand_in_the_plane():
-  # Mean (0.2, 0.2). (0, 0) is closest, then the pair with it whose middle is closest:
-  # (1, 1) / 2 is 0.42 off, (1, 0) / 2 and (0, 1) / 2 are 0.36 off, (-1, -1) / 2 is 0.99
-  # off; of equals the first. With (1, 0), it is (0, 1): (1, 1) / 3 is 0.19 off.
-  features = np.array([[1.0, 1.0], [1.0, 0.0], [0.0, 0.0], [0.0, 1.0], [-1.0, -1.0]])
-  assert memory.herding_order(features, 3).tolist() == [2, 1, 3]
-  assert reference.herding(features, 3) == [2, 1, 3]
 
 
 @pytest.mark.parametrize("count", [0, 1, 3, 6, 7, 100])
@@ -83,13 +73,6 @@ def test_the_first_of_identical_images_wins(n, d):
       assert places[place - n] < k
 
 
-def test_features_are_not_changed():
-  features = np.random.default_rng(0).standard_normal((10, 4))
-  before = features.copy()
-  memory.herding_order(features, 5)
-  np.testing.assert_array_equal(features, before)
-
-
 def interleaved():
   """Three classes of 9, 4 and 12 records, mixed."""
   labels = np.repeat(np.array([7, 2, 5], np.int32), [9, 4, 12])
@@ -116,63 +99,15 @@ def test_priority_within_each_of_several_classes(count):
     assert all(priority[i] == otherwise[i] for i in others)
 
 
-def test_memory_keeps_the_herded_and_shrinks_from_their_end():
-  features, labels = interleaved()
-  rising = {label: k for k, label in enumerate((2, 5, 7))}
-  labels = np.array([rising[label] for label in labels.tolist()], np.int32)
-  records = 100 + np.arange(len(labels))
-  priority = memory.herding_priority(
-    labels, np.random.default_rng(0).random(len(labels)), lambda: features, count=5
-  )
-  held = memory.update(
-    memory.empty(), records, labels, priority, memory_size=15, num_seen=3
-  )
-  expected = {}
-  for label in range(3):
-    places = [i for i in range(len(labels)) if labels[i] == label]
-    order = reference.herding(features[places], 5)
-    expected[label] = [int(records[places[k]]) for k in order]
-  assert held.records.tolist() == [r for label in range(3) for r in expected[label]]
-  assert held.labels.tolist() == [0] * 4 + [1] * 5 + [2] * 5
-  assert held.ranks.tolist() == [*range(4), *range(5), *range(5)]
-  # Two more classes: 15 places for 5 classes, so the first three of each stay.
-  later = memory.update(
-    held,
-    np.array([900, 901]),
-    np.array([4, 3], np.int32),
-    np.zeros(2),
-    memory_size=15,
-    num_seen=5,
-  )
-  kept = [r for label in range(3) for r in expected[label][:3]]
-  assert later.records.tolist() == [*kept, 901, 900]
-
-
 def test_rank_by_hand():
   labels = np.array([1, 0, 1, 1, 0, 4], np.int32)
   priority = np.array([0.5, 0.9, -2.0, 0.1, 0.3, 7.0])
   ranks = memory.rank(labels, priority)
   assert ranks.tolist() == [2, 1, 0, 1, 0, 0]
   assert ranks.dtype == np.int32
-
-
-def test_rank_counts_those_before():
-  rng = np.random.default_rng(0)
-  labels, priority = rng.integers(3, 9, 60).astype(np.int32), rng.random(60)
-  expected = [
-    sum(labels[j] == labels[i] and priority[j] < priority[i] for j in range(60))
-    for i in range(60)
-  ]
-  assert memory.rank(labels, priority).tolist() == expected
-
-
-def test_rank_of_equal_priorities_keeps_their_order():
-  labels = np.array([0, 1, 0, 1, 0], np.int32)
-  assert memory.rank(labels, np.zeros(5)).tolist() == [0, 0, 1, 1, 2]
-
-
-def test_rank_of_nothing():
-  assert memory.rank(np.zeros(0, np.int32), np.zeros(0)).tolist() == []
+  # Of equals the first; of nothing nothing.
+  assert memory.rank(labels, np.zeros(6)).tolist() == [0, 0, 1, 2, 1, 0]
+  assert memory.rank(labels[:0], priority[:0]).tolist() == []
 
 
 def test_selections_by_name():

@@ -43,39 +43,17 @@ def test_quota_is_the_rounded_down_share(memory_size, num_seen, quota):
 
 
 @pytest.mark.parametrize("memory_size", [10, 37, 100])
-def test_every_class_seen_has_the_same_number(memory_size):
+def test_classes_are_equal_ordered_and_shrink_to_a_subset(memory_size):
   steps = (2, 5, 10)
-  for held, num_seen in zip(memories(steps, memory_size), steps, strict=True):
-    counts = np.bincount(held.labels, minlength=num_seen)
-    assert counts.tolist() == [memory_size // num_seen] * num_seen
-    assert len(held.records) <= memory_size
-
-
-def test_it_shrinks_to_a_subset():
-  history = memories((2, 5, 10), 60)
+  history = memories(steps, memory_size)
+  for held, num_seen in zip(history, steps, strict=True):
+    each = memory_size // num_seen
+    assert held.labels.tolist() == np.repeat(np.arange(num_seen), each).tolist()
+    assert held.ranks.tolist() == [*range(each)] * num_seen
+    assert len(set(held.records)) == len(held.records)
   for before, after in zip(history, history[1:], strict=False):
     old = after.labels <= before.labels.max()
     assert set(after.records[old]) < set(before.records)
-
-
-def test_no_record_is_held_twice():
-  for held in memories((2, 5, 10), 60):
-    assert len(set(held.records)) == len(held.records)
-
-
-def test_records_keep_their_class():
-  class_of = {}
-  for low, high in [(0, 2), (2, 5), (5, 10)]:
-    records, labels = records_of_classes(low, high, 50)
-    class_of.update(zip(records.tolist(), labels.tolist(), strict=True))
-  for held in memories((2, 5, 10), 60):
-    assert [class_of[record] for record in held.records] == held.labels.tolist()
-
-
-def test_ordered_by_class_then_rank():
-  held = memories((2, 5), 15)[-1]
-  assert held.labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3, 4, 4, 4]
-  assert held.ranks.tolist() == [0, 1, 2] * 5
 
 
 def test_a_small_class_keeps_all_its_records():
@@ -130,18 +108,15 @@ def test_exemplars_are_a_random_subset():
 @pytest.mark.parametrize("memory_size", [12, 40, 1000])
 def test_same_as_the_reference(memory_size):
   steps, each = (2, 3, 7, 12), {c: 5 + 3 * c for c in range(12)}
-  states, low = [], 0
-  for state, high in enumerate(steps, start=1):
+  states = []
+  history = memories(steps, memory_size, each=each)
+  for state, (low, high) in enumerate(zip((0, *steps), steps, strict=False), start=1):
     records, labels = records_of_classes(low, high, each)
     priority = memory.random_order(len(records), seed=0, state=state)
-    dearest_first = np.argsort(priority)
-    states.append(
-      [(int(records[i]), int(labels[i])) for i in dearest_first],
-    )
-    low = high
-    held = memories(steps[:state], memory_size, each=each)[-1]
-    buffers = reference.ring_buffer(memory_size, states)
+    states.append([(int(records[i]), int(labels[i])) for i in np.argsort(priority)])
+    buffers, held = reference.ring_buffer(memory_size, states), history[state - 1]
     assert held.records.tolist() == [r for c in range(high) for r in buffers[c]]
+    assert held.labels.tolist() == [c for c in range(high) for _ in buffers[c]]
 
 
 def test_ten_thousand_classes():

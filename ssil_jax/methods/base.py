@@ -6,9 +6,10 @@ training; all take the run's `Config` last, whose `method_settings` are the meth
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -57,19 +58,9 @@ class Examples(NamedTuple):
 OutputFn = Callable[[Outputs, jax.Array, PhaseContext, Config], Any]
 
 
-class Extract(Protocol):
-  """Runs the network on images that are not augmented."""
-
-  def __call__(
-    self, records: np.ndarray, output_fn: OutputFn, *, test: bool = False
-  ) -> Any:
-    """Returns `output_fn` of each record, host arrays [n, ...].
-
-    Args:
-      records: int64 [n], at least one, of the training or the test split.
-      output_fn: what to keep of the network's outputs.
-      test: which split.
-    """
+# (records int64 [n], one at least, OutputFn, test=False) -> what the OutputFn returns of
+# these records of the training or the test split, not augmented; host arrays [n, ...].
+Extract = Callable[..., Any]
 
 
 class FinishedState(NamedTuple):
@@ -124,19 +115,6 @@ def all_logits(
   return outputs.logits
 
 
-def distil(
-  distance: Callable[..., jax.Array], examples: Examples, config: Config
-) -> jax.Array:
-  """Returns a task-wise distance of `losses` between teacher and network, float32 [B]."""
-  return distance(
-    examples.outputs.logits,
-    examples.teacher.logits,
-    examples.state_of_class,
-    examples.context.classes.num_teacher_classes,
-    temperature=config.method_settings.temperature,
-  )
-
-
 def drops_at(*fractions: str) -> dict[str, Callable[[int], tuple[int, ...]]]:
   """Returns `defaults` with which every state's rate drops at fractions of its epochs."""
 
@@ -157,6 +135,25 @@ def softmax_in_first_state(loss: Loss) -> Loss:
   """
   loss.softmax_in_first_state = True
   return loss
+
+
+def with_distillation(loss: Loss, distance: Callable[..., jax.Array]) -> Loss:
+  """Returns a loss plus a task-wise distance of `losses` between teacher and network.
+
+  Its settings are `Distillation`. Without a teacher it is the loss, whose mark it keeps.
+  """
+
+  @functools.wraps(loss)
+  def distilled(examples: Examples, config: Config) -> jax.Array:
+    return loss(examples, config) + distance(
+      examples.outputs.logits,
+      examples.teacher.logits,
+      examples.state_of_class,
+      examples.context.classes.num_teacher_classes,
+      temperature=config.method_settings.temperature,
+    )
+
+  return distilled
 
 
 def _keep(params: Any, before: Any, context: PhaseContext) -> Any:
@@ -228,18 +225,13 @@ class Method(NamedTuple):
 def one_phase(config: Config, t: int, sampling: Sampling) -> tuple[Phase, ...]:
   """Returns a state in one phase, which starts at learning_rate / t (section 6.2)."""
   first = t == 1
+  divisor = {"inverse": t, "constant": 1}[config.learning_rate_by_state]
   return (
     Phase(
       sampling=sampling,
       epochs=config.epochs_first if first else config.epochs,
-      learning_rate=state_learning_rate(config, t),
+      learning_rate=config.learning_rate / divisor,
       milestones=config.milestones_first if first else config.milestones,
       drop=config.learning_rate_drop,
     ),
   )
-
-
-def state_learning_rate(config: Config, t: int) -> float:
-  """Returns the learning rate at the start of state t."""
-  divisor = {"inverse": t, "constant": 1}[config.learning_rate_by_state]
-  return config.learning_rate / divisor

@@ -23,7 +23,6 @@ and so are some where all old classes were smaller than their share of the memor
 
 import dataclasses
 
-import jax.numpy as jnp
 import numpy as np
 import scipy.optimize
 import scipy.special
@@ -32,11 +31,11 @@ from ssil_jax.methods.base import (
   Distillation,
   Method,
   all_logits,
+  mask_unseen,
   one_phase,
   softmax_in_first_state,
 )
 from ssil_jax.methods.wa import LARGE_SCALE, weighted_distillation
-from ssil_jax.resnet import Outputs
 from ssil_jax.sampling import held_out, without_held_out
 from ssil_jax.settings import setting
 
@@ -62,15 +61,12 @@ def correct(logits, stats):
 
 
 def fit_correction(logits, labels, num_old):
-  """Fits the alpha and beta of lowest cross-entropy.
+  """Fits the alpha, 0 or more, and beta of lowest cross-entropy.
 
   Args:
     logits: float [n, seen classes], of held-out images.
     labels: int [n].
     num_old: classes whose logits stay as they are.
-
-  Returns:
-    alpha, 0 or more, and beta.
   """
   logits = logits.astype(np.float64)
   rows = np.arange(len(labels))
@@ -124,9 +120,9 @@ def _init_stats(num_classes):
   }
 
 
-def _predict(outputs: Outputs, context, config):
-  seen = jnp.arange(outputs.logits.shape[-1])[None, :] < context.classes.num_seen
-  return jnp.where(seen, correct(outputs.logits, context.stats), -jnp.inf)
+def _predict(outputs, context, config):
+  corrected = correct(outputs.logits, context.stats)
+  return mask_unseen(outputs._replace(logits=corrected), context, config)
 
 
 BIC = Method(

@@ -17,20 +17,16 @@ last state.
 
 import dataclasses
 
-from ssil_jax.config import milestones_at
 from ssil_jax.losses import task_wise_cross_entropy
 from ssil_jax.methods.base import (
   Distillation,
   Method,
-  distil,
   drops_at,
   one_phase,
-  softmax_in_first_state,
-  state_learning_rate,
+  with_distillation,
 )
 from ssil_jax.methods.ft import softmax_loss
 from ssil_jax.sampling import BALANCED, SHUFFLED
-from ssil_jax.schedule import Phase
 from ssil_jax.settings import setting
 
 
@@ -43,31 +39,25 @@ class Settings(Distillation):
   )
 
 
-@softmax_in_first_state
-def _loss(examples, config):
-  return softmax_loss(examples, config) + distil(task_wise_cross_entropy, examples, config)
-
-
 def _phases(config, t):
-  unbalanced = one_phase(config, t, SHUFFLED)
+  (unbalanced,) = one_phase(config, t, SHUFFLED)
   if t == 1:
-    return unbalanced
+    return (unbalanced,)
   epochs = config.method_settings.eeil_epochs
-  balanced = Phase(
+  balanced = unbalanced._replace(
     sampling=BALANCED,
     epochs=epochs,
-    learning_rate=state_learning_rate(config, t) / 10,
-    milestones=milestones_at(epochs, "1/3", "2/3"),
-    drop=config.learning_rate_drop,
+    learning_rate=unbalanced.learning_rate / 10,
+    milestones=tuple(sorted({epochs // 3, 2 * epochs // 3} - {0})),
     new_teacher=True,
   )
-  return (*unbalanced, balanced)
+  return (unbalanced, balanced)
 
 
 EEIL = Method(
   title="EEIL",
   phases=_phases,
-  loss=_loss,
+  loss=with_distillation(softmax_loss, task_wise_cross_entropy),
   defaults={
     "epochs_first": 60,
     "epochs": 40,

@@ -15,52 +15,29 @@ one has seen; here such classes do not exist before their state.
 
 import jax.numpy as jnp
 
-from ssil_jax.losses import masked_logsumexp
+from ssil_jax.losses import masked_cross_entropy
 from ssil_jax.methods.base import Method, one_phase
 from ssil_jax.sampling import RATIO_PRESERVING
 
 
-def asymmetric_cross_entropy(logits, labels, classes, class_counts):
-  """Returns a loss for each example, and how many samples its part of the batch has.
-
-  Args:
-    logits: [B, C].
-    labels: int [B].
-    classes: SeenClasses.
-    class_counts: float [C], samples of each class in the global batch.
-
-  Returns:
-    float32 [B] and float32 [B].
-  """
+def _asymmetric_cross_entropy(examples, config):
+  logits, labels, counts = examples.outputs.logits, examples.labels, examples.class_counts
+  classes = examples.context.classes
   index = jnp.arange(logits.shape[-1])
   is_old, is_replayed = index < classes.num_old, labels < classes.num_old
-  incoming = ~is_old & (class_counts > 0)
+  incoming = ~is_old & (counts > 0)
   mask = jnp.where(
     is_replayed[:, None], index[None, :] < classes.num_seen, incoming[None, :]
   )
-  own = jnp.take_along_axis(logits, labels[:, None], axis=-1)[:, 0]
-  num_replayed = jnp.sum(class_counts, where=is_old)
-  num_incoming = jnp.sum(class_counts, where=~is_old)
-  return (
-    masked_logsumexp(logits, mask) - own.astype(jnp.float32),
-    jnp.where(is_replayed, num_replayed, num_incoming),
-  )
-
-
-def _loss(examples, config):
-  losses, part = asymmetric_cross_entropy(
-    examples.outputs.logits,
-    examples.labels,
-    examples.context.classes,
-    examples.class_counts,
-  )
-  # The loop takes the mean over all samples of the batch.
-  return losses * jnp.sum(examples.class_counts) / part
+  num_replayed, num_incoming = jnp.sum(counts, where=is_old), jnp.sum(counts, where=~is_old)
+  # The loop takes the mean over all samples of the batch, each part over its own.
+  part = jnp.where(is_replayed, num_replayed, num_incoming)
+  return masked_cross_entropy(logits, labels, mask) * jnp.sum(counts) / part
 
 
 ER_ACE = Method(
   title="ER-ACE",
   phases=lambda config, t: one_phase(config, t, RATIO_PRESERVING),
-  loss=_loss,
+  loss=_asymmetric_cross_entropy,
   defaults={"epochs": 20},
 )

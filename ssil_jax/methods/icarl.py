@@ -18,20 +18,15 @@ from ssil_jax.losses import task_wise_distillation
 from ssil_jax.methods.base import (
   Distillation,
   Method,
-  distil,
   drops_at,
+  mask_unseen,
   normalized_features,
   one_phase,
-  softmax_in_first_state,
+  with_distillation,
 )
 from ssil_jax.methods.ft import softmax_loss
 from ssil_jax.resnet import unit
 from ssil_jax.sampling import SHUFFLED
-
-
-@softmax_in_first_state
-def _loss(examples, config):
-  return softmax_loss(examples, config) + distil(task_wise_distillation, examples, config)
 
 
 def _class_means(state, config):
@@ -49,14 +44,13 @@ def _nearest_mean(outputs, context, config):
   cosines = jnp.matmul(
     unit(outputs.features, axis=-1), context.stats["means"].T, precision="highest"
   )
-  seen = jnp.arange(cosines.shape[-1])[None, :] < context.classes.num_seen
-  return jnp.where(seen, 2 * cosines - 2, -jnp.inf)
+  return mask_unseen(outputs._replace(logits=2 * cosines - 2), context, config)
 
 
 ICARL = Method(
   title="iCaRL",
   phases=lambda config, t: one_phase(config, t, SHUFFLED),
-  loss=_loss,
+  loss=with_distillation(softmax_loss, task_wise_distillation),
   defaults={
     "epochs_first": 60,
     "epochs": 60,

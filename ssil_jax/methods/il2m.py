@@ -72,8 +72,7 @@ def _predict(outputs, context, config):
   rectified = rectify(
     scores(outputs, context, config), context.stats["factor"], context.classes.num_old
   )
-  seen = jnp.arange(rectified.shape[-1])[None, :] < context.classes.num_seen
-  return jnp.where(seen, rectified, -jnp.inf)
+  return mask_unseen(outputs._replace(logits=rectified), context, config)
 
 
 def _own_and_top(outputs, labels, context, config):
@@ -99,13 +98,12 @@ def _stats(state, config):
   stats = {name: value.copy() for name, value in state.stats.items()}
   of_new = state.extract(state.pool.new, _own_and_top)
   conf_now = of_new[:, 1].mean()
-  stats["then"][new] = _means(of_new[:, 0], state.labels[state.pool.new], state)[new]
+  stats["then"][new] = _means(of_new[:, 0], state.labels[state.pool.new], new)
   stats["conf_then"][new] = conf_now
-  stats["factor"][:] = 1
   if state.num_old:
     records = state.pool.memory
     of_old = state.extract(records, _own_and_top)
-    now = _means(of_old[:, 0], state.labels[records], state)[old]
+    now = _means(of_old[:, 0], state.labels[records], old)
     stats["factor"][old] = rectification(
       stats["then"][old], stats["conf_then"][old], now, conf_now
     )
@@ -113,11 +111,11 @@ def _stats(state, config):
   return stats
 
 
-def _means(values, labels, state):
-  """Returns the mean of the values of each class seen; 1 where there is none."""
-  total = np.bincount(labels, values, minlength=state.num_seen)
-  count = np.bincount(labels, minlength=state.num_seen)
-  return np.where(count > 0, total / np.maximum(count, 1), 1.0)
+def _means(values, labels, classes):
+  """Returns the mean of the values of each of a slice of classes; 1 where there is none."""
+  total = np.bincount(labels, values, minlength=classes.stop)
+  count = np.bincount(labels, minlength=classes.stop)
+  return np.where(count > 0, total / np.maximum(count, 1), 1.0)[classes]
 
 
 def _describe(state, config):

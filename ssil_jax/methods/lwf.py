@@ -16,29 +16,25 @@ from ssil_jax.losses import interval_cross_entropy, task_wise_cross_entropy
 from ssil_jax.methods.base import (
   Distillation,
   Method,
-  distil,
   one_phase,
   softmax_in_first_state,
+  with_distillation,
 )
 from ssil_jax.sampling import NEW_ONLY
 
 
 @softmax_in_first_state
-def _loss(examples, config):
+def _new_softmax_loss(examples, config):
   classes, labels = examples.context.classes, examples.labels
-  new = interval_cross_entropy(
-    examples.outputs.logits,
-    labels,
-    classes.num_old.repeat(labels.size),
-    classes.num_seen.repeat(labels.size),
+  return interval_cross_entropy(
+    examples.outputs.logits, labels, classes.num_old, classes.num_seen
   )
-  return new + distil(task_wise_cross_entropy, examples, config)
 
 
 LWF = Method(
   title="LwF",
   phases=lambda config, t: one_phase(config, t, NEW_ONLY),
-  loss=_loss,
+  loss=with_distillation(_new_softmax_loss, task_wise_cross_entropy),
   defaults={"epochs": 25},
   settings=Distillation,
   has_teacher=True,

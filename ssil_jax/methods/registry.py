@@ -113,14 +113,13 @@ def _from_elsewhere(name: str) -> Method:
 
 def _mistakes(method: Method) -> Iterator[str]:
   """Yields what is wrong with its own settings, and its defaults of shared ones."""
-  own = method.settings
-  if not isinstance(own, type) or "__dataclass_fields__" not in vars(
-    own
-  ):  # as a parent has
+  settings = method.settings
+  # Its own, not those of a parent.
+  if not isinstance(settings, type) or "__dataclass_fields__" not in vars(settings):
     yield "its settings must be a dataclass: decorate the class"
     return
   kinds = {str: str, int: int, float: (int, float), bool: bool, tuple[int, ...]: tuple}
-  for field in dataclasses.fields(method.settings):
+  for field in dataclasses.fields(settings):
     if "changes" not in field.metadata:
       yield f"its setting {field.name} is none: declare it by ssil_jax.setting"
     # Texts are what annotations become by `from __future__ import annotations`.
@@ -129,14 +128,14 @@ def _mistakes(method: Method) -> Iterator[str]:
         f"its setting {field.name} must have the type str, int, float, bool or "
         f"tuple[int, ...], itself and not as text, and a default of it"
       )
-  for name in {field.name for field in fields_of(method.settings)} & _IN_CONFIG_JSON:
+  own = {field.name: field.type for field in fields_of(settings)}
+  for name in own.keys() & _IN_CONFIG_JSON:
     yield f"its setting {name} has a name that config.json needs: rename it"
   shared = {field.name for field in fields_of(Config)}
   for name in sorted({*method.defaults, *method.fixed} - shared):
     yield f"{name}, of its defaults, is no shared setting: take it out"
-  own = {field.name: field.type for field in fields_of(method.settings)}
   owners = {"Config": Config, **{name: known.settings for name, known in METHODS.items()}}
-  for owner, settings in owners.items():
-    for name, kind in ((field.name, field.type) for field in fields_of(settings)):
-      if name in own and (owner == "Config" or own[name] != kind):
-        yield f"its setting {name} has the name of another one ({owner}): rename it"
+  for owner, others in owners.items():
+    for field in fields_of(others):
+      if field.name in own and (owner == "Config" or own[field.name] != field.type):
+        yield f"its setting {field.name} has the name of another one ({owner}): rename it"

@@ -7,8 +7,8 @@ docstrings do not count.
 import ast
 import contextlib
 import hashlib
+import importlib.machinery
 import importlib.util
-import inspect
 import io
 import pathlib
 import sys
@@ -27,18 +27,19 @@ def source_hash(name: str) -> str:
   """Returns a hash of the code of the method that `--method` names.
 
   It covers the modules of its functions and settings, and all that these import, wherever
-  it lies, but for libraries; of this package, the methods and their equations. The code of
-  a module that is loaded is the one that was there at the first call.
+  it lies, but for libraries; of this package, the methods and their equations. What
+  `config` makes of flags, such as milestones, is in the identity of a run as values.
+  The code of a module that is loaded is the one that was there at the first call.
 
   Raises:
     ConfigError: there is no such method.
   """
-  is_code = lambda part: inspect.isroutine(part) or inspect.isclass(part)  # noqa: E731
-  waiting = [part.__module__ for part in filter(is_code, get_method(name))]
+  waiting = [part.__module__ for part in get_method(name) if callable(part)]
   if ":" in name:
     waiting.append(name.partition(":")[0])
   own = {module.partition(".")[0] for module in waiting} - {"ssil_jax"}
   codes: dict[str, str] = {}
+  importlib.invalidate_caches()  # of folders, which may have got files a moment ago
   while waiting:
     module = waiting.pop()
     if module not in codes and (path := _file_of(module)) and _counts(module, path, own):
@@ -60,17 +61,11 @@ def _file_of(module: str) -> pathlib.Path | None:
     spec = importlib.util.find_spec(top)
   except (ImportError, ValueError):  # as of __main__
     return None
-  if spec is None:
-    return None
-  file, folders = spec.origin, [*(spec.submodule_search_locations or ())]
   for part in rest:
-    places = [pathlib.Path(folder) / part for folder in folders]
-    files = [f for p in places for f in (p / "__init__.py", p.with_suffix(".py"))]
-    file = next(filter(pathlib.Path.is_file, files), None)
-    folders = [place for place in places if place.is_dir()]
-    if file is None and not folders:
-      return None
-  return pathlib.Path(file) if file and str(file).endswith(".py") else None
+    folders = spec and spec.submodule_search_locations
+    spec = importlib.machinery.PathFinder.find_spec(part, folders) if folders else None
+  file = spec and spec.origin
+  return pathlib.Path(file) if file and file.endswith(".py") else None
 
 
 def _counts(module: str, path: pathlib.Path, own: set[str]) -> bool:

@@ -7,28 +7,14 @@ classes of that state alone, on all samples of a batch. Every state has 100 epoc
 """
 
 from ssil_jax.losses import task_wise_distillation
-from ssil_jax.methods.base import (
-  Distillation,
-  Method,
-  distil,
-  one_phase,
-  softmax_in_first_state,
-)
+from ssil_jax.methods.base import Distillation, Method, one_phase, with_distillation
 from ssil_jax.methods.ssil import separated_softmax_loss
 from ssil_jax.sampling import RATIO_PRESERVING
-
-
-@softmax_in_first_state
-def _loss(examples, config):
-  return separated_softmax_loss(examples, config) + distil(
-    task_wise_distillation, examples, config
-  )
-
 
 SSIL_TKD = Method(
   title="SS-IL + TKD",
   phases=lambda config, t: one_phase(config, t, RATIO_PRESERVING),
-  loss=_loss,
+  loss=with_distillation(separated_softmax_loss, task_wise_distillation),
   defaults={"epochs": 100},
   settings=Distillation,
   has_teacher=True,

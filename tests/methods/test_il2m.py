@@ -1,19 +1,18 @@
 """IL2M: equation 1, its statistics over the states, and the numbers of figure 7."""
 
-import types
-
 import finished_states
-import jax.numpy as jnp
+import jax
 import method_reference as reference
 import numpy as np
 import pytest
 from reference import best_class
 
-from ssil_jax.methods import METHODS, il2m
+from ssil_jax.methods import METHODS
 from ssil_jax.methods.base import Sizes
 from ssil_jax.sampling import Pool
 
 IL2M = METHODS["il2m"]
+predict = jax.jit(IL2M.predict, static_argnums=2)
 KINDS = {"softmax": reference.softmax_rows, "logits": reference.logit_rows}
 
 BOUNDS = (0, 3, 5, 7)
@@ -22,53 +21,6 @@ PER_CLASS = 6
 KEPT = (4, 3, 2)  # exemplars of each class after state 1, 2, 3
 LABELS = np.repeat(np.arange(NUM_CLASSES), PER_CLASS)
 TEST_LABELS = np.arange(5 * NUM_CLASSES) % NUM_CLASSES
-
-
-def test_the_factor_by_hand():
-  # mu_then .8, mu_now .4, conf_now .9, conf_then .6: twice and one and a half times.
-  assert il2m.rectification(0.8, 0.6, 0.4, 0.9) == pytest.approx(3)
-  assert il2m.rectification(0.5, 0.5, 0.5, 0.5) == pytest.approx(1)
-
-
-def test_scores_are_rectified_only_where_a_new_class_is_best():
-  # Classes 0 and 1 are old, 2 and 3 new, 4 is unseen.
-  scores = jnp.asarray(
-    [
-      [0.2, 0.1, 0.5, 0.2, 0.0],  # 2 is best: 0.2 * 3 wins
-      [0.1, 0.2, 0.3, 0.4, 0.0],  # 3 is best, and stays so
-      [0.4, 0.1, 0.3, 0.2, 0.0],  # 0 is best: nothing changes
-      [0.1, 0.5, 0.3, 0.1, 0.0],  # 1 is best: nothing changes
-    ]
-  )
-  rectified = il2m.rectify(scores, jnp.asarray([3.0, 0.5, 7.0, 7.0, 7.0]), 2)
-  np.testing.assert_allclose(
-    rectified,
-    [
-      [0.6, 0.05, 0.5, 0.2, 0.0],
-      [0.3, 0.10, 0.3, 0.4, 0.0],
-      [0.4, 0.1, 0.3, 0.2, 0.0],
-      [0.1, 0.5, 0.3, 0.1, 0.0],
-    ],
-    rtol=1e-6,
-  )
-
-
-def test_nothing_is_rectified_while_there_is_no_old_class():
-  scores = jnp.asarray([[0.2, 0.8], [0.7, 0.3]])
-  np.testing.assert_array_equal(il2m.rectify(scores, jnp.asarray([5.0, 5.0]), 0), scores)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_scores_are_those_of_the_classes_seen(kind):
-  logits = random_logits(TEST_LABELS, seed=0)
-  context = finished_states.context_of(3, 5)
-  config = finished_states.config_of("il2m", il2m_scores=kind)
-  values = np.asarray(
-    il2m.scores(finished_states.outputs_of(logits=logits), context, config)
-  )
-  np.testing.assert_allclose(values[:, :5], KINDS[kind](logits, 5), rtol=1e-4, atol=1e-7)
-  unseen = -np.inf if kind == "logits" else 0
-  np.testing.assert_array_equal(values[:, 5:], unseen)
 
 
 def random_logits(labels, *, seed):
@@ -107,20 +59,21 @@ def end_of_state(config, state, stats):
   return finished, train, test
 
 
-def three_states(kind):
-  """(finished with the new statistics, config, loops' statistics, test scores) of each."""
+@pytest.mark.parametrize("kind", KINDS)
+def test_three_states_equal_the_loops(kind):
   config = finished_states.config_of("il2m", il2m_scores=kind)
   stats = IL2M.init_stats(Sizes(NUM_CLASSES, 1, len(LABELS), 12))
-  then, conf_then, result = {}, {}, []
+  then, conf_then, changed = {}, {}, 0
   for state in range(3):
     finished, train, test = end_of_state(config, state, stats)
     before = {name: value.copy() for name, value in stats.items()}
     stats = IL2M.stats(finished, config)
     for name, value in before.items():  # the state before may still be needed
       np.testing.assert_array_equal(finished.stats[name], value)
-      assert stats[name].shape == value.shape
-      assert stats[name].dtype == value.dtype
+      assert (stats[name].shape, stats[name].dtype) == (value.shape, value.dtype)
     num_old, num_seen = finished.num_old, finished.num_seen
+
+    # The statistics.
     of_new = KINDS[kind](train[finished.pool.new], num_seen)
     conf_now = reference.mean_top_score(of_new)
     for c in range(num_old, num_seen):
@@ -129,82 +82,52 @@ def three_states(kind):
     of_memory = KINDS[kind](train[finished.pool.memory], num_seen)
     labels = LABELS[finished.pool.memory].tolist()
     now = {c: reference.mean_own_score(of_memory, labels, c) for c in range(num_old)}
-    right = [
-      best_class(r, range(num_seen)) == y for r, y in zip(of_memory, labels, strict=True)
-    ]
-    loops = types.SimpleNamespace(
-      then=dict(then),
-      conf_then=dict(conf_then),
-      now=now,
-      conf_now=conf_now,
-      exemplar_top1=sum(right) / len(right) if right else None,
+    factors = [then[c] / now[c] * conf_now / conf_then[c] for c in range(num_old)]
+    factors += [1] * (NUM_CLASSES - num_old)
+    np.testing.assert_allclose(stats["then"][:num_seen], [*then.values()], rtol=1e-4)
+    np.testing.assert_allclose(
+      stats["conf_then"][:num_seen], [*conf_then.values()], rtol=1e-4
     )
-    result.append(
-      (finished._replace(stats=stats), config, loops, test, KINDS[kind](test, num_seen))
-    )
-  return result
+    np.testing.assert_allclose(stats["factor"], factors, rtol=1e-3)
 
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_statistics_equal_the_loops_over_three_states(kind):
-  for finished, _, loops, _, _ in three_states(kind):
-    stats = finished.stats
-    for c in range(finished.num_seen):
-      assert stats["then"][c] == pytest.approx(loops.then[c], rel=1e-4)
-      assert stats["conf_then"][c] == pytest.approx(loops.conf_then[c], rel=1e-4)
-    for c in range(finished.num_old):
-      factor = loops.then[c] / loops.now[c] * loops.conf_now / loops.conf_then[c]
-      assert stats["factor"][c] == pytest.approx(factor, rel=1e-3)
-    np.testing.assert_array_equal(stats["factor"][finished.num_old :], 1)
-    if finished.num_old:
-      assert stats["exemplar_top1"] == pytest.approx(loops.exemplar_top1)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_prediction_equals_the_loops_over_three_states(kind):
-  changed = 0
-  for finished, config, loops, test, scores in three_states(kind):
-    num_old, num_seen = finished.num_old, finished.num_seen
-    context = finished_states.context_of(num_old, num_seen, stats=finished.stats)
-    predicted = np.asarray(
-      IL2M.predict(finished_states.outputs_of(logits=test), context, config)
-    )
+    # The prediction.
+    context = finished_states.context_of(num_old, num_seen, stats=stats)
+    outputs = finished_states.outputs_of(logits=test)
+    predicted = np.asarray(predict(outputs, context, config))
     np.testing.assert_array_equal(predicted[:, num_seen:], -np.inf)
+    scores = KINDS[kind](test, num_seen)
     for row, values in zip(scores, predicted, strict=True):
-      expected = reference.il2m_row(
-        row, num_old, loops.then, loops.conf_then, loops.now, loops.conf_now
-      )
+      expected = reference.il2m_row(row, num_old, then, conf_then, now, conf_now)
       np.testing.assert_allclose(values[:num_seen], expected, rtol=1e-3, atol=1e-6)
-      if best_class(row, range(num_seen)) < num_old:
-        np.testing.assert_allclose(values[:num_seen], row, rtol=1e-4, atol=1e-7)
       changed += np.argmax(values) != best_class(row, range(num_seen))
+
+    # Figure 7.
+    numbers = IL2M.describe(finished._replace(stats=stats), config)
+    if state == 0:
+      assert numbers == {}
+      continue
+    first = [c for c in range(len(TEST_LABELS)) if TEST_LABELS[c] < BOUNDS[1]]
+    assert numbers == {
+      "rectification": pytest.approx(sum(factors[: BOUNDS[1]]) / BOUNDS[1], rel=1e-3),
+      "probability_ratio": pytest.approx(
+        sum(max(scores[i]) for i in first) / sum(scores[i][TEST_LABELS[i]] for i in first),
+        rel=1e-3,
+      ),
+      "exemplar_top1": pytest.approx(share_right(of_memory, labels, num_old)),
+      "old_top1": pytest.approx(share_right(scores, TEST_LABELS.tolist(), num_old)),
+    }
+    assert all(type(value) is float for value in numbers.values())  # for JSON
   assert changed > 0  # the rectification does something
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_figure_7_equals_the_loops(kind):
-  first, *later = three_states(kind)
-  assert IL2M.describe(first[0], first[1]) == {}
-  for finished, config, loops, _, scores in later:
-    factors = []
-    for c in range(BOUNDS[1]):
-      factors.append(loops.then[c] / loops.now[c] * loops.conf_now / loops.conf_then[c])
-    top, own, right, old = 0.0, 0.0, 0, 0
-    for row, label in zip(scores, TEST_LABELS.tolist(), strict=True):
-      if label < BOUNDS[1]:
-        top += max(row)
-        own += row[label]
-      if label < finished.num_old:
-        old += 1
-        right += best_class(row, range(finished.num_seen)) == label
-    numbers = IL2M.describe(finished, config)
-    assert numbers == {
-      "rectification": pytest.approx(sum(factors) / len(factors), rel=1e-3),
-      "probability_ratio": pytest.approx(top / own, rel=1e-3),
-      "exemplar_top1": pytest.approx(loops.exemplar_top1),
-      "old_top1": pytest.approx(right / old),
-    }
-    assert all(type(value) is float for value in numbers.values())  # for JSON
+def share_right(scores, labels, num_old):
+  """Of the samples of old classes."""
+  right = [
+    best_class(row, range(len(row))) == label
+    for row, label in zip(scores, labels, strict=True)
+    if label < num_old
+  ]
+  return sum(right) / len(right)
 
 
 def test_figure_7_shows_at_most_50_classes():

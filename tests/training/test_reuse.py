@@ -414,7 +414,8 @@ def test_a_method_that_trains_as_another_has_its_loss_and_its_phases():
 
 def test_methods_whose_first_state_is_plain():
   plain = {name for name, method in METHODS.items() if method.steps_like_softmax_first}
-  assert plain == {*METHODS} - {"er_ace", "wa", "lucir"}
+  assert plain >= {"ssil", "ft", "ssil_tkd", "icarl", "lwf", "eeil", "bic", "der"}
+  assert plain.isdisjoint({"er_ace", "wa", "lucir"})
   for name in plain:
     config = config_of(name, {})
     (phase,) = METHODS[name].phases(config, 1)
