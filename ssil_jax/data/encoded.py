@@ -103,15 +103,12 @@ class EncodedImages:
 
   def size(self, record: int) -> tuple[int, int]:
     """Reads width and height of the upright image from its header; raises BadImage."""
-    number = int(self.numbers[record])
     try:
-      return decode.size_of(self.store.read(number, _HEAD_BYTES))
+      head = self.store.read(int(self.numbers[record]), _HEAD_BYTES)
+      image = decode.EncodedImage(head)
     except decode.ImageError:
-      pass  # the header may be longer
-    try:
-      return decode.size_of(self.store.read(number))
-    except decode.ImageError as error:
-      raise BadImage(self.name(record), str(error)) from error
+      image = self.open(record)  # the header may be longer
+    return image.width, image.height
 
   def check_headers(self) -> None:
     """Raises BadImage for the first image without a header of one."""

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ssil_jax.data.images import exif
+from ssil_jax.data.images.crop import Box
 
 MAGIC = b"\xff\xd8\xff"
 
@@ -142,12 +143,11 @@ def add_index(data: bytes) -> bytes:
   Raises ValueError if it has no readable header or no end.
   """
   header = read_header(data)
-  if not header.one_scan or not header.restart_interval:
-    return data
-  if _mcus_in_row(header) % header.restart_interval:
+  rows, columns = _grid_shape(header)
+  if not header.one_scan or not columns:
     return data
   lengths = _interval_lengths(data, header.scan_start)
-  whole = len(lengths) == np.prod(_grid_shape(header))
+  whole = len(lengths) == rows * columns
   room = (_SEGMENT_BYTES - len(_INDEX_NAME)) // _INDEX_DTYPE.itemsize
   if not whole or len(lengths) > room or lengths.max() > np.iinfo(_INDEX_DTYPE).max:
     return data
@@ -172,19 +172,11 @@ def _with_segment(data: bytes, header: Header, marker: int, content: bytes) -> b
   return data[: header.frame_start] + segment + data[header.frame_start :]
 
 
-class Piece(NamedTuple):
-  """A JPEG cut out of a larger one."""
-
-  data: bytes
-  left: int  # of the piece's first pixel in the whole image
-  top: int
-
-
-def cut(data: bytes, header: Header, box: tuple[int, int, int, int]) -> Piece:
+def cut(data: bytes, header: Header, box: Box) -> tuple[bytes, int, int]:
   """Cuts out the smallest JPEG that holds a box of an image, with the same pixels there.
 
-  The file has an index; the box (left, top, right, bottom in pixels) is not empty, and lies
-  inside the image. The piece ends at the next restart markers.
+  The file has an index; the box is not empty, and lies inside the image. The piece ends at
+  the next restart markers. Returns it, and its left and top in the whole image, in pixels.
 
   Raises:
     ValueError: the index is not that of this file.
@@ -227,19 +219,14 @@ def cut(data: bytes, header: Header, box: tuple[int, int, int, int]) -> Piece:
   markers = header.scan_start + np.cumsum(lengths + 2) - 1
   piece[markers] = _RST0 + (np.arange(len(markers)) & 7)
   piece[-1] = _EOI
-  return Piece(piece.tobytes(), x, y)
-
-
-def _mcus_in_row(header: Header) -> int:
-  return -(-header.width // header.mcu_width)
+  return piece.tobytes(), x, y
 
 
 def _grid_shape(header: Header) -> tuple[int, int]:
-  """Returns rows of MCUs, and restart intervals in a row; 0 without restart markers."""
+  """Returns rows of MCUs, and restart intervals in a row; 0 if rows do not start at one."""
   rows = -(-header.height // header.mcu_height)
-  if not header.restart_interval:
-    return rows, 0
-  return rows, _mcus_in_row(header) // header.restart_interval
+  in_row, interval = -(-header.width // header.mcu_width), header.restart_interval
+  return rows, in_row // interval if interval and in_row % interval == 0 else 0
 
 
 def _interval_lengths(data: bytes, scan_start: int) -> np.ndarray:
