@@ -40,14 +40,12 @@ def read_sizes(
 
   Calls `check_interrupt` often; raises DataError if no image has a header.
   """
-  sizes, all_bad = np.zeros((len(images), 2), np.int32), {}
+  sizes = np.zeros((len(images), 2), np.int32)
 
   def read(record: int) -> None:
     sizes[record] = images.size(record)
 
-  for _, bad in verify.read_each(np.arange(len(images)), read):
-    all_bad |= bad
-    check_interrupt()
+  all_bad = verify.read_each(np.arange(len(images)), read, lambda _: check_interrupt())
   if len(all_bad) == len(images):
     raise DataError(
       f"none of {len(images)} training images can be read; the first one is "
@@ -111,7 +109,7 @@ def central_squares(
   int32 [N, 2], 0 x 0 of a bad one.
   """
   pixels = np.empty((len(images), size, size, 3), np.uint8)
-  sizes, all_bad = np.zeros((len(images), 2), np.int32), {}
+  sizes = np.zeros((len(images), 2), np.int32)
 
   def read(record: int) -> None:
     encoded = isinstance(images, EncodedImages)
@@ -119,7 +117,5 @@ def central_squares(
     pixels[record] = crop.central_square(image, size, short_side=size)
     sizes[record] = image.shape[1::-1]
 
-  for _, bad in verify.read_each(np.arange(len(images)), read):
-    all_bad |= bad
-    check_interrupt()
+  all_bad = verify.read_each(np.arange(len(images)), read, lambda _: check_interrupt())
   return pixels, all_bad, sizes
