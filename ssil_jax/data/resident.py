@@ -63,8 +63,6 @@ def describe_sizes(
   an image that cannot be read. `size` is the side of the network's input.
   """
   of_train = sizes["train"][sizes["train"].all(axis=1)]
-  if not len(of_train):
-    return ()
   longer = of_train.max(axis=1)
   smallest, largest = (
     "x".join(map(str, of_train[place])) for place in (longer.argmin(), longer.argmax())

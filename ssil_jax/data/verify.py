@@ -243,21 +243,11 @@ def leave_out_bad(
     if bad[name]:
       good = np.delete(np.arange(len(split.labels)), list(bad[name]))
       kept[name] = split.take(good)
-      _check_classes(name, split, kept[name], class_names)
+      lost = np.setdiff1d(split.labels, kept[name].labels)
+      if len(lost):
+        raise DataError(
+          f"--skip_bad_records leaves class {class_names[lost[0]]} ({len(lost)} in all) "
+          f"without images in {name}: none of its {np.sum(split.labels == lost[0])} can be "
+          "read; fix them, or remove the class"
+        )
   return kept, (f"{len(lines)} of {total} images are left out as bad: {shown}",)
-
-
-def _check_classes(
-  name: str, split: Split, kept: Split, class_names: tuple[str, ...]
-) -> None:
-  before, after = (
-    np.bincount(labels, minlength=len(class_names))
-    for labels in (split.labels, kept.labels)
-  )
-  lost = np.flatnonzero((before > 0) & (after == 0))
-  if len(lost):
-    raise DataError(
-      f"--skip_bad_records leaves class {class_names[lost[0]]} ({len(lost)} in all) "
-      f"without images in {name}: none of its {before[lost[0]]} can be read; fix them, or "
-      "remove the class"
-    )
