@@ -30,17 +30,8 @@ _PNG, _RIFF, _WEBP = b"\x89PNG\r\n\x1a\n", b"RIFF", b"WEBP"
 _RAW_PROFILE = "Raw profile type exif"  # where PNG had EXIF before it had a chunk for it
 
 # What Pillow raises for files that it cannot read.
-_PILLOW_ERRORS = (
-  Image.DecompressionBombError,
-  OSError,  # truncated
-  SyntaxError,  # a broken PNG chunk
-  ValueError,  # a broken header
-  IndexError,
-  KeyError,
-  TypeError,
-  struct.error,
-  zlib.error,
-)
+_PARSE_ERRORS = (SyntaxError, ValueError, LookupError, TypeError, struct.error, zlib.error)
+_PILLOW_ERRORS = (Image.DecompressionBombError, OSError, *_PARSE_ERRORS)
 # It warns of what is odd beside the pixels, a line for every such place in its source.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
@@ -99,8 +90,7 @@ class EncodedImage:
       box: left, top, right, bottom in pixels of the upright image; None for all of it.
       strict: whether to refuse a JPEG of which libjpeg warns, and not only a truncated one.
 
-    Raises:
-      ImageError: the image is truncated or corrupt.
+    Raises ImageError if the image is truncated or corrupt.
     """
     box = box or (0, 0, self.width, self.height)
     box = exif.stored_box(box, self.width, self.height, self._orientation)

@@ -18,8 +18,8 @@ from ssil_jax.data.images.crop import Box
 
 MAGIC = b"\xff\xd8\xff"
 
+_SOF = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # frames of every kind
 _SOF_SEQUENTIAL = (0xC0, 0xC1)  # baseline and extended, Huffman-coded
-_SOF_OTHER = tuple(m for m in range(0xC2, 0xD0) if m not in (0xC4, 0xC8, 0xCC))
 _DRI, _SOS, _EOI, _RST0, _TEM = 0xDD, 0xDA, 0xD9, 0xD0, 0x01
 # The end of entropy-coded data, where a 0xFF may only be followed by zero or be part of a
 # restart marker (T.81, B.1.1.2). Any number of 0xFF may stand before a marker.
@@ -50,14 +50,13 @@ class Header(NamedTuple):
   scan_start: int  # byte offset of the entropy-coded data
   index_start: int  # byte offset of the lengths that `add_index` wrote; 0: there are none
   num_indexed: int  # restart intervals in it
-  orientation: int = exif.UPRIGHT  # how to hold the stored pixels, see `exif`
+  orientation: int  # how to hold the stored pixels, see `exif`
 
 
 def read_header(data: bytes) -> Header:
   """Reads the segments up to the first scan.
 
-  Raises:
-    ValueError: this is no JPEG, or it ends or breaks off before its first scan.
+  Raises ValueError if this is no JPEG, or breaks off before its first scan.
   """
   if not data.startswith(MAGIC):
     raise ValueError("not a JPEG file")
@@ -73,15 +72,13 @@ def read_header(data: bytes) -> Header:
         offset += 1
         continue
       (length,) = struct.unpack_from(">H", data, offset + 2)
-      if marker in _SOF_SEQUENTIAL or marker in _SOF_OTHER:
+      if marker in _SOF:
         frame = offset
       elif marker == _DRI:
         (restart_interval,) = struct.unpack_from(">H", data, offset + 4)
-      elif (
-        marker == _APP1 and orientation is None and data.startswith(_EXIF_NAME, offset + 4)
-      ):
+      elif marker == _APP1 and data.startswith(_EXIF_NAME, offset + 4):
         block = data[offset + 4 + len(_EXIF_NAME) : offset + 2 + length]
-        orientation = exif.orientation(block)
+        orientation = orientation or exif.orientation(block)  # the first one counts
       elif marker == _APP15 and data.startswith(_INDEX_NAME, offset + 4):
         index_start = offset + 4 + len(_INDEX_NAME)
         num_indexed = (offset + 2 + length - index_start) // _INDEX_DTYPE.itemsize
@@ -99,15 +96,14 @@ def read_header(data: bytes) -> Header:
     raise ValueError(f"a JPEG frame of {width}x{height}, {num_components} components")
   if not all(1 <= f >> 4 <= 4 and 1 <= f & 15 <= 4 for f in factors):  # T.81, B.2.2
     raise ValueError("a JPEG frame with impossible sampling factors")
-  # A scan of one component has no interleaving: its MCU is one block (T.81, A.2.2).
-  horizontal = max(f >> 4 for f in factors) if num_components > 1 else 1
-  vertical = max(f & 15 for f in factors) if num_components > 1 else 1
+  if num_components == 1:
+    factors = [0x11]  # one scan has no interleaving: its MCU is one block (T.81, A.2.2)
   return Header(
     width=width,
     height=height,
     num_components=num_components,
-    mcu_width=8 * horizontal,
-    mcu_height=8 * vertical,
+    mcu_width=8 * max(f >> 4 for f in factors),
+    mcu_height=8 * max(f & 15 for f in factors),
     restart_interval=restart_interval,
     one_scan=data[frame + 1] in _SOF_SEQUENTIAL and in_scan == num_components,
     frame_start=frame,
@@ -157,11 +153,7 @@ def add_index(data: bytes) -> bytes:
 
 
 def add_orientation(data: bytes, orientation: int) -> bytes:
-  """Adds EXIF data that say how to hold it to a JPEG file without any.
-
-  Raises:
-    ValueError: it has no readable header.
-  """
+  """Adds EXIF data to a JPEG file without any; raises ValueError as `read_header` does."""
   content = _EXIF_NAME + exif.block_of(orientation)
   return _with_segment(data, read_header(data), _APP1, content)
 
@@ -177,9 +169,7 @@ def cut(data: bytes, header: Header, box: Box) -> tuple[bytes, int, int]:
 
   The file has an index; the box is not empty, and lies inside the image. The piece ends at
   the next restart markers. Returns it, and its left and top in the whole image, in pixels.
-
-  Raises:
-    ValueError: the index is not that of this file.
+  Raises ValueError if the index is not that of this file.
   """
   left, top, right, bottom = box
   mcu_width, mcu_height = header.mcu_width, header.mcu_height
