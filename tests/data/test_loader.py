@@ -1,8 +1,6 @@
 """Batches: record numbers or decoded images, in order, from any step on."""
 
-import gc
 import math
-import multiprocessing
 import os
 import threading
 import types
@@ -408,12 +406,3 @@ def test_a_failure_reaches_the_caller_after_the_batches_before_it(on_the_way):
   with pytest.raises(DataError) as info:
     next(batches)
   assert str(info.value) == "number 3"  # one line, as it was raised
-
-
-def test_processes_make_the_same_batches_and_end(large):
-  batches = train_batches(large, num_steps=3)
-  made = loader.prefetched(batches, as_they_are, num_processes=2)
-  assert_equal(made, [batches[step] for step in range(3)])
-  del made
-  gc.collect()
-  assert multiprocessing.active_children() == []
