@@ -5,6 +5,7 @@ import pytest
 from folders import config_of
 
 from ssil_jax.data.dataset import records_of
+from ssil_jax.data.images import crop
 from ssil_jax.data.images.augment import Augmentation
 from ssil_jax.data.opening import open_dataset
 from ssil_jax.errors import ConfigError
@@ -19,7 +20,6 @@ def digits():
 def test_digits_are_1797_images(digits):
   assert digits.train.images.shape == (1433, 8, 8, 3)
   assert digits.test.images.shape == (364, 8, 8, 3)
-  assert 1433 + 364 == 1797
   assert digits.train.images.dtype == np.uint8
   assert digits.train.images.max() == 255
   assert digits.image_size == 8
@@ -31,13 +31,16 @@ def test_digits_are_split_evenly_by_class(digits):
   train, test = (np.bincount(split.labels) for split in (digits.train, digits.test))
   # Every fifth of each digit is for testing, rounded up.
   assert test.tolist() == [-(-n // 5) for n in (train + test).tolist()]
-
-
-def test_digits_train_and_test_share_no_image(digits):
   train, test = (
     {x.tobytes() for x in split.images} for split in (digits.train, digits.test)
   )
   assert not train & test
+
+
+def test_digits_of_another_size(digits):
+  larger = open_dataset(config_of(dataset="digits", image_size=12)).test.images
+  for pixels, small in zip(larger, digits.test.images, strict=True):
+    assert np.array_equal(pixels, crop.central_square(small, 12, short_side=12))
 
 
 def test_digits_labels_follow_the_class_order(digits):
