@@ -118,14 +118,8 @@ def test_an_unknown_data_set():
 
 @pytest.fixture
 def large(tmp_path):
-  """Images of 70 x 80 pixels, which 72 x 72 are cut out of."""
-  root = tmp_path / "large"
-  for split in ("train", "test"):
-    for c, name in enumerate(("a", "b")):
-      for i in range(2):
-        pixels = noise(70, 80, seed=(split == "test", c, i))
-        save(root / split / name / f"{i}.jpg", pixels)
-  return root
+  """Images that 72 x 72 pixels are cut out of."""
+  return folder_of(tmp_path / "large", ("a", "b"), shape=(70, 80), suffix="jpg")
 
 
 def open_large(root, **values):

@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
-from folders import encode, noise, open_folder, photo, save
+from folders import encode, folder_of, noise, open_folder, save
 from stores import images_of
 
 from ssil_jax.data import fingerprint, loader, verify
@@ -19,14 +19,10 @@ TOTAL = 2 * len(CLASSES) * EACH
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-  """Images of 70 x 80 pixels, which are streamed."""
-  root = tmp_path_factory.mktemp("photos")
-  for split in ("train", "test"):
-    for c, name in enumerate(CLASSES):
-      for i in range(EACH):
-        pixels = photo(70, 80, seed=(split == "test", c, i))
-        save(root / split / name / f"{i}.jpg", pixels)
-  return root
+  """Images that are streamed."""
+  return folder_of(
+    tmp_path_factory.mktemp("photos"), CLASSES, EACH, shape=(70, 80), suffix="jpg"
+  )
 
 
 @pytest.fixture

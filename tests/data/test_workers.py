@@ -11,7 +11,7 @@ import time
 
 import numpy as np
 import pytest
-from folders import noise, open_folder, save
+from folders import folder_of, open_folder
 
 from ssil_jax.data import loader, workers
 from ssil_jax.errors import DataError
@@ -19,9 +19,7 @@ from ssil_jax.sampling import RATIO_PRESERVING, Key, Pool
 
 
 def streamed_batches(folder):
-  for split in ("train", "test"):
-    for i in range(3):
-      save(folder / split / "a" / f"{i}.png", noise(80, 90, seed=i))
+  folder_of(folder, ("a",), each=3, shape=(80, 90))
   return loader.TrainBatches(
     dataset=open_folder(folder, image_size=72),
     pool=Pool(new=np.array([0, 1]), memory=np.array([2])),
@@ -112,10 +110,8 @@ def test_workers_end_when_their_main_process_is_killed(tmp_path):
 class Failing:
   """Batches that end with an error."""
 
-  closed = False
-
   def __init__(self, message):
-    self.message = message
+    self.message, self.closed = message, False
 
   def __iter__(self):
     yield 1
@@ -125,23 +121,20 @@ class Failing:
     self.closed = True
 
 
+DIED = "Worker process was terminated unexpectedly with exit code"
+
+
 @pytest.mark.parametrize(
-  ("code", "expected"),
+  ("message", "error", "expected"),
   [
-    (-15, "was killed by SIGTERM"),
-    (-63, "was killed by signal 63"),
-    (1, "ended with exit code 1"),
+    (f"{DIED} -15", DataError, "of --input_processes=3 was killed by SIGTERM; rerun the"),
+    (f"{DIED} -63", DataError, "of --input_processes=3 was killed by signal 63; rerun the"),
+    (f"{DIED} 1", DataError, "of --input_processes=3 ended with exit code 1; rerun the"),
+    ("out of wits", RuntimeError, "out of wits"),
   ],
 )
-def test_how_a_worker_died_is_said(code, expected):
-  dying = Failing(f"Worker process was terminated unexpectedly with exit code {code}")
-  with pytest.raises(DataError, match=f"of --input_processes=3 {expected}; rerun the"):
-    list(workers.watched(dying, 3))
-  assert dying.closed
-
-
-def test_other_errors_stay_as_they_are():
-  failing = Failing("out of wits")
-  with pytest.raises(RuntimeError, match="out of wits"):
+def test_how_a_worker_died_is_said_and_other_errors_stay(message, error, expected):
+  failing = Failing(message)
+  with pytest.raises(error, match=expected):
     list(workers.watched(failing, 3))
   assert failing.closed
