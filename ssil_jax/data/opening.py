@@ -43,13 +43,12 @@ def open_dataset(
 
   If the network's input has up to 64 pixels, images are decoded here and now; else they
   stay encoded, and are looked at once, with `--verify_data`; `check_interrupt` is called
-  meanwhile. Bad images stop the run, or are left out before anything else is done with
-  `--skip_bad_records`. Where neither flag nor data set says how large the input is, the
-  sizes of all training images do.
+  meanwhile. Where neither flag nor data set says how large the input is, the sizes of all
+  training images do.
 
   Raises:
     ConfigError: the data set is unknown or has too few classes, or flags contradict.
-    DataError: something in the data folder is wrong.
+    DataError: an image is bad, without `--skip_bad_records`, or the data folder is.
   """
   check_dataset_name(config.dataset)
   source = SOURCES[config.dataset](config)

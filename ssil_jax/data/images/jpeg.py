@@ -24,6 +24,7 @@ _DRI, _SOS, _EOI, _RST0, _TEM = 0xDD, 0xDA, 0xD9, 0xD0, 0x01
 # The end of entropy-coded data, where a 0xFF may only be followed by zero or be part of a
 # restart marker (T.81, B.1.1.2). Any number of 0xFF may stand before a marker.
 _MARKER = re.compile(rb"\xff([^\x00\xd0-\xd7\xff])", re.DOTALL)
+_RESTART_OR_END = re.compile(rb"\xff[\xd0-\xd7\xd9]")
 _APP1, _APP15 = 0xE1, 0xEF
 _EXIF_NAME = b"Exif\0\0"
 # An application segment that begins like this holds the length of every restart interval
@@ -142,14 +143,20 @@ def add_index(data: bytes) -> bytes:
   rows, columns = _grid_shape(header)
   if not header.one_scan or not columns:
     return data
-  lengths = _interval_lengths(data, header.scan_start)
-  whole = len(lengths) == rows * columns
+  lengths, start = [], header.scan_start
+  for marker in _RESTART_OR_END.finditer(data, start):
+    lengths.append(marker.start() - start)
+    start = marker.end()
+    if data[start - 1] == _EOI:
+      break
+  else:
+    raise ValueError("the JPEG file has no end")
   room = (_SEGMENT_BYTES - len(_INDEX_NAME)) // _INDEX_DTYPE.itemsize
-  if not whole or len(lengths) > room or lengths.max() > np.iinfo(_INDEX_DTYPE).max:
+  whole = len(lengths) == rows * columns
+  if not whole or len(lengths) > room or max(lengths) > np.iinfo(_INDEX_DTYPE).max:
     return data
-  return _with_segment(
-    data, header, _APP15, _INDEX_NAME + lengths.astype(_INDEX_DTYPE).tobytes()
-  )
+  index = _INDEX_NAME + np.array(lengths, _INDEX_DTYPE).tobytes()
+  return _with_segment(data, header, _APP15, index)
 
 
 def add_orientation(data: bytes, orientation: int) -> bytes:
@@ -217,17 +224,3 @@ def _grid_shape(header: Header) -> tuple[int, int]:
   rows = -(-header.height // header.mcu_height)
   in_row, interval = -(-header.width // header.mcu_width), header.restart_interval
   return rows, in_row // interval if interval and in_row % interval == 0 else 0
-
-
-def _interval_lengths(data: bytes, scan_start: int) -> np.ndarray:
-  """Returns int64 [n]: bytes of every restart interval up to the marker after it."""
-  scan = np.frombuffer(data, np.uint8, offset=scan_start)
-  escapes = np.flatnonzero(scan[:-1] == 0xFF)
-  codes = scan[escapes + 1]
-  ends = escapes[codes == _EOI]
-  if not len(ends):
-    raise ValueError("the JPEG file has no end")
-  restarts = escapes[(codes & 0xF8) == _RST0]
-  ends = np.append(restarts[restarts < ends[0]], ends[0])
-  starts = np.concatenate([[0], ends[:-1] + 2])
-  return ends - starts

@@ -46,7 +46,6 @@ _FEATURES = "features.json"
 _CLASS_KEYS = ("pythonClassName", "python_class_name", "type")  # the last one is older
 _TFDS_FEATURES = "tensorflow_datasets.core.features."
 _CLASS_NAMES = "label.labels.txt"
-_FILES_PER_SHARD = 2  # that ArrayRecord keeps open of a shard once it was read from
 _PREPARED = "prepare.json"  # what experiments/prepare.py says of itself
 _WRONG_LABELS = "it is of another version; delete it and labels.json"
 _SOME = 1000  # records that stand for all
@@ -56,12 +55,10 @@ _AGAIN = "prepare the data again"
 def open_tfds(config: Config) -> Source:
   """Opens the shards and reads the labels; images are read when a batch needs them.
 
-  Records are sorted by class, and within a class they keep their order.
-
-  Raises:
-    DataError: nothing fitting is prepared in `--data_dir`, or it is damaged.
+  Records are sorted by class, and within a class they keep their order. Raises DataError
+  if nothing fitting is prepared in `--data_dir`, or it is damaged.
   """
-  directory = _find(config, (config.dataset, *_OTHER_NAMES.get(config.dataset, ())))
+  directory = _find(config)
   _check_features(directory)
   try:
     info = tfds.builder_from_directory(directory).info
@@ -84,27 +81,27 @@ def open_tfds(config: Config) -> Source:
       f"{directory / _CLASS_NAMES} names {len(class_names)} classes, and there are "
       f"{num_classes}: {_AGAIN}"
     )
-  allow_open_files(
-    _FILES_PER_SHARD * sum(len(split.shard_lengths) for split in chosen.values())
-  )
-  prepared = directory / _PREPARED
-  prepared = _read_json(prepared) if prepared.is_file() else None
-  stores = {name: Records(split, prepared=prepared) for name, split in chosen.items()}
-  all_labels = _labels(directory, stores)
-  train, test = (
-    _split(stores[name], all_labels[name], len(class_names), directory) for name in chosen
-  )
-  size = config.image_size
-  if not size:  # that of some images from all over the split, for to read all takes minutes
-    size = natural_size(read_sizes(train.images.take(_spread(len(train.images)))))
+  # ArrayRecord keeps two files open of every shard that was read from.
+  allow_open_files(2 * sum(len(split.shard_lengths) for split in chosen.values()))
+  path = directory / _PREPARED
+  prepared = _read_json(path) if path.is_file() else None
+  differences = [] if prepared is None else prepared.get("differences")
+  if not isinstance(differences, list):
+    raise DataError(f"{path} is damaged: {_AGAIN}")
+  stores = {name: Records(split, prepared) for name, split in chosen.items()}
+  found = _labels(directory, stores)
+  train, test = (_split(store, found[name], num_classes) for name, store in stores.items())
+  some = train.images.take(_spread(len(train.images)))  # to read all takes minutes
   return Source(
     class_names=class_names,
     train=train,
     test=test,
-    image_size=size,
+    image_size=config.image_size or natural_size(read_sizes(some)),
     flip=True,
     normalization=_NORMALIZATIONS.get(config.dataset),
-    notes=_notes(directory, prepared),
+    notes=tuple(
+      f"the prepared data differ from the official ones: {text}" for text in differences
+    ),
   )
 
 
@@ -134,14 +131,12 @@ class Records:
 
   has_checksums = True  # ArrayRecord has one for every record
 
-  def __init__(self, split: tfds.core.SplitInfo, *, prepared: Mapping[str, Any] | None):
-    """Opens every shard of a split.
+  def __init__(self, split: tfds.core.SplitInfo, prepared: Mapping[str, Any] | None):
+    """Opens every shard of a split; `prepared` are the contents of prepare.json, if any.
 
-    `prepared` are the contents of prepare.json; None if `experiments/prepare.py`, which
-    decodes every image, did not write it. Raises DataError if a shard is missing, damaged
-    or of another length than TFDS wrote.
+    Raises DataError if one is missing, damaged or of another length than TFDS wrote.
     """
-    self.was_verified = prepared is not None
+    self.was_verified = prepared is not None  # prepare.py decodes every image
     self.content = None
     with contextlib.suppress(KeyError, TypeError):  # an earlier version has noted none
       self.content = prepared["splits"][split.name]["content"]
@@ -217,8 +212,9 @@ def _check_shard(path: pathlib.Path, length: int) -> None:
     )
 
 
-def _find(config: Config, names: tuple[str, ...]) -> pathlib.Path:
-  """Returns the one version directory of a data set in `--data_dir`, or that itself."""
+def _find(config: Config) -> pathlib.Path:
+  """Returns the one version directory of the data set in `--data_dir`, or that itself."""
+  names = (config.dataset, *_OTHER_NAMES.get(config.dataset, ()))
   if mistakes := data_mistakes("data_dir", config.data_dir):
     raise DataError("\n".join(mistakes))
   root = data_folder(config, _prepare(config))
@@ -280,18 +276,6 @@ def _read_json(path: pathlib.Path) -> dict[str, Any]:
   return value
 
 
-def _notes(directory: pathlib.Path, prepared: Mapping[str, Any] | None) -> tuple[str, ...]:
-  """Returns what the user must know of how the data were prepared."""
-  if prepared is None:
-    return ()
-  differences = prepared.get("differences")
-  if not isinstance(differences, list):
-    raise DataError(f"{directory / _PREPARED} is damaged: {_AGAIN}")
-  return tuple(
-    f"the prepared data differ from the official ones: {text}" for text in differences
-  )
-
-
 def _labels(
   directory: pathlib.Path, stores: Mapping[str, Records]
 ) -> dict[str, np.ndarray]:
@@ -345,14 +329,12 @@ def _read_labels(store: Records, description: str) -> np.ndarray:
   return result
 
 
-def _split(
-  store: Records, found: np.ndarray, num_classes: int, directory: pathlib.Path
-) -> Split:
+def _split(store: Records, found: np.ndarray, num_classes: int) -> Split:
   """Sorts records by their classes, as those of an image folder are."""
-  if len(found) and not 0 <= found.min() <= found.max() < num_classes:
+  if not 0 <= found.min() <= found.max() < num_classes:
     raise DataError(
-      f"{directory} has labels from {found.min()} to {found.max()}, and {num_classes} "
-      "classes: it, or labels.npy in it, is damaged"
+      f"{store.directory} has labels from {found.min()} to {found.max()}, and "
+      f"{num_classes} classes: it, or labels.npy in it, is damaged"
     )
   order = np.argsort(found, kind="stable")
   return Split(EncodedImages(store, order), found[order])
