@@ -198,18 +198,13 @@ def check_upright(data, *, like=None):
 @pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_images_stand_upright(file_format, orientation):
-  data = turned(21, 34, orientation, file_format)
-  check_upright(data)
-  stored = turned(21, 34, 1, file_format)
-  same = np.array_equal(decode.read_rgb(data).ravel(), decode.read_rgb(stored).ravel())
-  assert same == (orientation == 1)
+  check_upright(turned(21, 34, orientation, file_format))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:2", "4:2:0"])
 def test_boxes_of_a_turned_jpeg_with_an_index(orientation, subsampling):
-  options = {"restart_marker_blocks": 1, "subsampling": subsampling}
-  data = turned(50, 70, orientation, **options)
+  data = turned(50, 70, orientation, restart_marker_blocks=1, subsampling=subsampling)
   indexed = jpeg.add_index(data)
   assert jpeg.read_header(indexed).num_indexed
   check_upright(indexed, like=data)
@@ -320,14 +315,11 @@ def test_what_is_no_image_is_refused():
   check_refused(jpeg.MAGIC, "breaks off")
 
 
-@pytest.mark.parametrize("damage", [(b"\xff\xdd\0\4\0\4", b"\xff\xdd\0\4\0\0"), None])
-def test_a_jpeg_with_a_damaged_index_is_refused(damage):
+def test_a_jpeg_with_a_damaged_index_is_refused():
   data = jpeg.add_index(encode(noise(64, 64), restart_marker_rows=1))
   place = jpeg.read_header(data).index_start
-  wrong = data.replace(*damage) if damage else data[:place] + b"\0\1" + data[place + 2 :]
-  assert wrong != data
   with pytest.raises(decode.ImageError, match="index"):
-    decode.read_rgb(wrong)
+    decode.read_rgb(data[:place] + b"\0\1" + data[place + 2 :])
 
 
 @pytest.mark.parametrize("file_format", ["PNG", "JPEG", "WEBP"])

@@ -42,30 +42,16 @@ def indexed_file(*args):
 # Headers.
 
 
-@pytest.mark.parametrize("name", ENCODINGS)
-def test_the_header_of_a_plain_file(name):
-  options, mode, mcu = ENCODINGS[name]
-  data = encode(noise(30, 50), mode=mode, **options)
-  header = jpeg.read_header(data)
-  assert (header.width, header.height) == (50, 30)
-  assert (header.mcu_width, header.mcu_height) == mcu
-  assert header.num_components == (1 if mode == "L" else 3)
-  assert header.restart_interval == 0
-  assert header.one_scan
-  assert (header.index_start, header.num_indexed) == (0, 0)
-  # A frame of 8-bit samples (T.81, B.2.2) and the only scan (B.2.3).
-  assert data[header.frame_start :].startswith(
-    struct.pack(">BBHBHH", 0xFF, 0xC0, 8 + 3 * header.num_components, 8, 30, 50)
-  )
-  scan = data.index(b"\xff\xda")
-  assert header.scan_start == scan + 2 + struct.unpack_from(">H", data, scan + 2)[0]
-
-
 @pytest.mark.parametrize(
   ("options", "fields"),
   [
-    ({"progressive": True}, {"num_components": 3, "one_scan": False}),
+    ({}, {"num_components": 3, "one_scan": True, "restart_interval": 0, "num_indexed": 0}),
+    ({"subsampling": "4:4:4"}, {"mcu_width": 8, "mcu_height": 8}),
+    ({"subsampling": "4:2:2"}, {"mcu_width": 16, "mcu_height": 8}),
+    ({"subsampling": "4:2:0"}, {"mcu_width": 16, "mcu_height": 16}),
+    ({"mode": "L"}, {"num_components": 1, "mcu_width": 8, "mcu_height": 8}),
     ({"mode": "CMYK"}, {"num_components": 4, "one_scan": True}),
+    ({"progressive": True}, {"num_components": 3, "one_scan": False}),
     # It counts MCUs: 100 columns are 7 of 16 columns, or 13 of 8.
     ({"subsampling": "4:2:0", "restart_marker_rows": 1}, {"restart_interval": 7}),
     ({"subsampling": "4:2:0", "restart_marker_rows": 2}, {"restart_interval": 14}),
@@ -73,7 +59,7 @@ def test_the_header_of_a_plain_file(name):
     ({"subsampling": "4:4:4", "restart_marker_blocks": 5}, {"restart_interval": 5}),
   ],
 )
-def test_headers_of_other_files(options, fields):
+def test_headers(options, fields):
   found = jpeg.read_header(encode(noise(33, 100), **options))._asdict()
   assert found.items() >= {"width": 100, "height": 33, **fields}.items()
 
@@ -254,17 +240,12 @@ def test_a_piece_has_the_pixels_of_the_whole(case):
 @pytest.mark.parametrize("width", [33, 34, 35, 36, 37])
 def test_a_narrow_last_interval(name, width):
   # libjpeg interpolates chroma only in images of 5 columns or more: a piece of the last
-  # MCU alone would have other pixels than the whole.
-  data = indexed_file(16, width, name, 1)
-  whole = pixels_of(data)
-  for x in range(24, width):
+  # MCU alone would have other pixels than the whole. Nor is a low one special.
+  wide, high = indexed_file(16, width, name, 1), indexed_file(width, 16, name, 1)
+  for place in range(24, width):
+    check_piece(high, pixels_of(high), (3, place, 9, place + 1))
     for y in (0, 9, 15):
-      check_piece(data, whole, (x, y, x + 1, y + 1))
-  # Nor is a low one special.
-  data = indexed_file(width, 16, name, 1)
-  whole = pixels_of(data)
-  for y in range(24, width):
-    check_piece(data, whole, (3, y, 9, y + 1))
+      check_piece(wide, pixels_of(wide), (place, y, place + 1, y + 1))
 
 
 @pytest.mark.parametrize("blocks", [None, 1])
@@ -316,6 +297,8 @@ def test_an_index_that_does_not_end_with_the_scan_is_refused():
       wrong[place] = (wrong[place] + change) % 256
       with pytest.raises(ValueError, match="index"):
         jpeg.cut(bytes(wrong), header, (0, 0, 8, 8))
+  with pytest.raises(ValueError, match="index"):
+    jpeg.cut(data, header._replace(restart_interval=0), (0, 0, 8, 8))
 
 
 def test_a_truncated_file_with_an_index_is_refused():
