@@ -1,7 +1,8 @@
-"""A store of images that are not on the disk."""
+"""A store of images that are not on the disk, and what is known of those of any store."""
 
 import numpy as np
 
+from ssil_jax.data import fingerprint
 from ssil_jax.data.encoded import EncodedImages
 
 
@@ -26,3 +27,10 @@ class InMemory:
 
 def images_of(*files, **options):
   return EncodedImages(InMemory(files, **options), np.arange(len(files)))
+
+
+def contents_of(dataset):
+  """The parts of the identity of the data that tell of the images' bytes."""
+  return {
+    name: part for name, part in fingerprint.parts(dataset).items() if "contents" in name
+  }

@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 from folders import encode, folder_of, noise, open_folder, save
-from stores import images_of
+from stores import contents_of, images_of
 
 from ssil_jax.data import fingerprint, loader, verify
 from ssil_jax.data.sources import folder
@@ -116,15 +116,6 @@ def test_every_bad_image_is_named_with_its_reason(
   assert refusal(open_it, large).endswith(f"; and {len(BAD) - 5} more")
 
 
-@large_and_small
-def test_one_bad_image_is_named(large, open_it):
-  spoil(large, "train/b/1.jpg")
-  assert refusal(open_it, large) == (
-    f"cannot read image {large}/train/b/1.jpg: it is empty (fix or remove it, or leave it "
-    "out with --skip_bad_records)"
-  )
-
-
 # What is left out.
 
 
@@ -210,13 +201,6 @@ def test_an_image_that_turns_bad_later_stops_the_run(large, skip, damage):
 
 
 # What is remembered.
-
-
-def contents_of(dataset):
-  """The parts of the identity of the data that tell of the images' bytes."""
-  return {
-    name: part for name, part in fingerprint.parts(dataset).items() if "contents" in name
-  }
 
 
 def test_good_images_are_decoded_once(large, decoded, capsys):
