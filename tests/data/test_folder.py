@@ -9,9 +9,8 @@ from folders import RED, config_of, encode, folder_of, noise, open_folder, save
 from PIL import Image
 
 from ssil_jax.data.images.augment import Augmentation
-from ssil_jax.data.opening import open_dataset
 from ssil_jax.data.sources.folder import open_image_folder
-from ssil_jax.errors import ConfigError, DataError
+from ssil_jax.errors import DataError
 
 
 def test_images_and_labels_of_a_folder(root):
@@ -87,16 +86,6 @@ def test_both_splits_have_the_same_classes_and_images_of_all(root, split, other)
   save(root / split / "0.png", RED)  # not in a class folder
   with pytest.raises(DataError, match=f"{root / split} has no class folders"):
     open_folder(root)
-
-
-def test_more_classes_than_there_are(root):
-  with pytest.raises(ConfigError, match="--num_classes=4, .* only 3"):
-    open_folder(root, num_classes=4, num_states=2)
-
-
-def test_an_unknown_data_set():
-  with pytest.raises(ConfigError, match="--dataset=mnist is unknown; .*digits, .*imagenet"):
-    open_dataset(config_of(dataset="mnist"))
 
 
 # Large images stay files.
