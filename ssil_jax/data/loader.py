@@ -127,9 +127,7 @@ def prefetched(
   Work begins with the first one asked for; `close` of the iterator ends it.
 
   Args:
-    batches: `TrainBatches` or `EvalBatches`.
     to_device: Batch -> what the caller wants of it; called in one background thread.
-    start: first batch.
     num_processes: worker processes that make the batches; with 0, threads of this one do,
       a whole batch each. Their decoding runs in parallel, their Python and resampling do
       not, which limits them on hosts with very many cores (benchmarks/README.md).

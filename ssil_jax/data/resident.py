@@ -17,11 +17,11 @@ _TITLES = {"train": "training", "test": "test"}
 
 
 def natural_size(sizes: np.ndarray) -> int:
-  """Returns the side of the network's input that fits images best, in pixels.
+  """Returns the side of the network's input in pixels: 224, or less for small images.
 
-  It is the median of their longer sides if that is small, and 224 if it is not: a few odd
-  images among many change nothing. Sizes are int [n, 2], widths and heights of at least one
-  image; 0 x 0 does not count. Raises DataError if they are too small for the network.
+  It is then the median of their longer sides: a few odd images among many change nothing.
+  Sizes are int [n, 2], widths and heights; 0 x 0 does not count. Raises DataError if they
+  are too small for the network.
   """
   median = _median(sizes)
   if median < SMALLEST_IMAGE:
@@ -57,10 +57,10 @@ def read_sizes(
 def describe_sizes(
   images: Mapping[str, EncodedImages], sizes: Mapping[str, np.ndarray], size: int
 ) -> tuple[str, ...]:
-  """Returns lines on the images' sizes, with warnings of those far from the others.
+  """Returns lines on the sizes of images by split, with warnings of those far from others.
 
-  Both are by split, `train` among them; sizes are int [N, 2], widths and heights, 0 x 0 of
-  an image that cannot be read. `size` is the side of the network's input.
+  Sizes are int [N, 2], widths and heights, 0 x 0 of an image that cannot be read; `size` is
+  the side of the network's input.
   """
   of_train = sizes["train"][sizes["train"].all(axis=1)]
   longer = of_train.max(axis=1)

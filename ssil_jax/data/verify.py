@@ -1,8 +1,7 @@
 """Every image is decoded once before training, so that a bad one is known by its name.
 
-The good ones are remembered in the user's cache, by a hash of their bytes, so that photos
-replaced under the same names are recognized as other data: the next run looks at sizes and
-times of change alone. Bad images stop the run, or are left out of it.
+The good ones are remembered in the user's cache with a hash of their bytes, so that the
+next run looks at sizes and times of change alone, and knows photos that were replaced.
 """
 
 import contextlib
@@ -33,8 +32,7 @@ _LIST = "bad_images.txt"
 _VERIFIED = "verified"
 _DIGEST_BYTES = 16
 _RULES = b"3"  # another one if other images are refused than before, or more is remembered
-# What is remembered of a good image: its stamp in the store, a hash of its bytes, and its
-# size in pixels.
+# What is remembered of a good image: stamp in the store, hash of its bytes, pixels.
 _ENTRY = np.dtype([("stamp", np.uint64), ("content", np.uint64), ("size", np.int32, 2)])
 
 
@@ -46,8 +44,7 @@ def read_each(
 ) -> Bad:
   """Calls `read`, which raises BadImage, for records (int64 [n]) in threads.
 
-  `advance` is called in this thread with the number of records that were finished since,
-  time and again. Returns the bad ones.
+  Tells `advance`, in this thread, how many more are finished. Returns the bad ones.
   """
 
   def read_all(chunk: np.ndarray) -> Bad:
@@ -121,7 +118,7 @@ def _decode(
   advance: Callable[[int], None],
   problems: list[str],
 ) -> Bad:
-  """Decodes some records, and fills in their `_ENTRY`s, [N] of all; returns the bad ones.
+  """Fills in the `_ENTRY`s, [N] of all, of some records; returns the bad ones.
 
   Adds to `problems` why the next run will not know of the others.
   """

@@ -1,8 +1,8 @@
 """Batches made by worker processes of grain, which may die, and which must not stay behind.
 
-grain notices that a worker died once it waits for its next batch. What passes between the
-processes is shorter than a pipe takes at once, for arrays go through shared memory: no
-worker that is killed leaves half a message, for which this process would wait for ever.
+grain notices that a worker died once it waits for its next batch. Arrays go through shared
+memory, and the rest fits a pipe: a worker that is killed leaves no half message, for which
+this process would wait for ever.
 """
 
 import multiprocessing

@@ -8,8 +8,6 @@ from ssil_jax.data.dataset import records_of
 from ssil_jax.data.images import crop
 from ssil_jax.data.images.augment import Augmentation
 from ssil_jax.data.opening import open_dataset
-from ssil_jax.errors import ConfigError
-from ssil_jax.training.plan import make_plan
 
 
 @pytest.fixture(scope="module")
@@ -75,12 +73,3 @@ def test_records_of_a_range_of_classes():
   labels = np.array([2, 0, 1, 3, 1, 0])
   assert records_of(labels, 1, 3).tolist() == [0, 2, 4]
   assert records_of(labels, 3, 3).tolist() == []
-
-
-@pytest.mark.parametrize("method", ["ssil", "ft"])
-def test_a_state_with_less_than_one_batch_is_named(method):
-  # Each digit has 139 to 146 training images.
-  values = {"dataset": "digits", "method": method, "num_states": 10}
-  make_plan(config_of(**values, batch_size_new=139))
-  with pytest.raises(ConfigError, match="state 1 trains on 14. .*--batch_size_new=147"):
-    make_plan(config_of(**values, batch_size_new=147))

@@ -66,10 +66,10 @@ def central_square(pixels: np.ndarray, size: int, *, short_side: int) -> np.ndar
 def resize(
   pixels: np.ndarray, size: int, box: tuple[float, float, float, float] | None = None
 ) -> np.ndarray:
-  """Resizes uint8 [H, W, 3] to [S, S, 3], whatever its aspect ratio.
+  """Resizes uint8 [H, W, 3], or a box of it, to [S, S, 3], whatever its aspect ratio.
 
-  Or a box of it, left, top, width, height in pixels, fractions allowed, inside the image;
-  pixels outside count at its edges.
+  The box is left, top, width, height in pixels, fractions allowed, inside the image; pixels
+  outside count at its edges.
   """
   if not hasattr(_THREAD, "resizer"):
     _THREAD.resizer = cykooz_resizer.Resizer()

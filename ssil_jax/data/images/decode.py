@@ -59,10 +59,8 @@ class ImageError(ValueError):
 class EncodedImage:
   """An image file in memory whose header was read; `read` decodes it.
 
-  Attributes:
-    data: the file's bytes; those of its header are enough until it is decoded, but for a
-      PNG whose orientation stands behind its pixels.
-    width, height: of the upright image, in pixels.
+  Until then the header's bytes are enough, but for a PNG whose orientation stands behind
+  its pixels. Width and height are those of the upright image, in pixels.
   """
 
   def __init__(self, data: bytes):

@@ -1,10 +1,9 @@
 """The layout of a JPEG file: its frame, and the cutting out of restart intervals.
 
 Entropy-coded data can only be decoded from its beginning or from a restart marker
-(ITU-T T.81, annexes B and F). A file that has such markers at the same places of every row
-of blocks can be cut, without decoding, to a smaller JPEG of just the blocks that a crop
-needs; its pixels are those of the whole file. `add_index` says in the file where the
-intervals lie, so that cutting need not look for them.
+(ITU-T T.81, annexes B and F). A file with such markers at the same places of every row of
+blocks can be cut, without decoding, to a smaller JPEG of the blocks that a crop needs, with
+the same pixels. `add_index` says in the file where the intervals lie.
 """
 
 import re
@@ -116,10 +115,7 @@ def read_header(data: bytes) -> Header:
 
 
 def count_scans(data: bytes, header: Header, *, most: int) -> int:
-  """Counts the scans of a JPEG file, up to `most`.
-
-  What follows the end of the image (EOI) is no part of it.
-  """
+  """Counts the scans of a JPEG file up to its end (EOI), or up to `most`."""
   count, place = 1, header.scan_start
   while count < most and (found := _MARKER.search(data, place)):
     (marker,), place = found[1], found.end()
@@ -133,9 +129,9 @@ def count_scans(data: bytes, header: Header, *, most: int) -> int:
 
 
 def add_index(data: bytes) -> bytes:
-  """Writes the lengths of a whole file's restart intervals into its header.
+  """Writes the lengths of a file's restart intervals into its header.
 
-  It comes back unchanged if `cut` could not use them: the scan is not sequential or not
+  It stays unchanged if `cut` could not use them: the scan is not sequential or not
   interleaved, rows do not start at restart markers, or the lengths do not fit a segment.
   Raises ValueError if it has no readable header or no end.
   """
@@ -152,7 +148,7 @@ def add_index(data: bytes) -> bytes:
   else:
     raise ValueError("the JPEG file has no end")
   room = (_SEGMENT_BYTES - len(_INDEX_NAME)) // _INDEX_DTYPE.itemsize
-  whole = len(lengths) == rows * columns
+  whole = len(lengths) == rows * columns  # more, if rows do not start at markers
   if not whole or len(lengths) > room or max(lengths) > np.iinfo(_INDEX_DTYPE).max:
     return data
   index = _INDEX_NAME + np.array(lengths, _INDEX_DTYPE).tobytes()
@@ -220,7 +216,7 @@ def cut(data: bytes, header: Header, box: Box) -> tuple[bytes, int, int]:
 
 
 def _grid_shape(header: Header) -> tuple[int, int]:
-  """Returns rows of MCUs, and restart intervals in a row; 0 if rows do not start at one."""
+  """Returns rows of MCUs, and whole restart intervals in a row; 0 without markers."""
   rows = -(-header.height // header.mcu_height)
   in_row, interval = -(-header.width // header.mcu_width), header.restart_interval
-  return rows, in_row // interval if interval and in_row % interval == 0 else 0
+  return rows, in_row // interval if interval else 0
