@@ -79,7 +79,7 @@ def test_images_far_from_the_others_are_warned_of():
     assert first.endswith(f"the network sees {size}x{size}")
     return others
 
-  assert warnings(32, [(32, 32), (16, 40), (64, 50)]) == []
+  assert warnings(32, [(32, 32), (16, 40), (64, 50), (0, 0)]) == []  # one is bad
   # Whatever the network sees: none is far from the others.
   assert warnings(224, [(100, 100)] * 3, [(100, 90)] * 3) == []
   (line,) = warnings(32, [(32, 32), (15, 4), (32, 30)])
