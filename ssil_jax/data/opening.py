@@ -3,13 +3,10 @@
 import functools
 from collections.abc import Callable, Mapping
 
-import numpy as np
-
 from ssil_jax.config import Config
 from ssil_jax.data import verify
 from ssil_jax.data.dataset import LARGEST_RESIDENT, Dataset, Source, Split, in_class_order
 from ssil_jax.data.images.augment import Augmentation
-from ssil_jax.data.images.crop import central_square
 from ssil_jax.data.resident import central_squares, describe_sizes, natural_size, read_sizes
 from ssil_jax.data.sources.digits import open_digits
 from ssil_jax.data.sources.folder import open_image_folder
@@ -65,9 +62,7 @@ def open_dataset(
   size, notes = config.image_size or source.image_size, ()
   if splits["train"].on_device:
     kept = {
-      name: split._replace(
-        images=np.stack([central_square(x, size, short_side=size) for x in split.images])
-      )
+      name: Split(central_squares(split.images, size, check_interrupt)[0], split.labels)
       for name, split in splits.items()
     }
   else:

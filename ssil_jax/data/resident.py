@@ -96,9 +96,11 @@ def _median(sizes: np.ndarray) -> int:
 
 
 def central_squares(
-  images: EncodedImages, size: int, check_interrupt: Callable[[], None] = lambda: None
+  images: EncodedImages | np.ndarray,
+  size: int,
+  check_interrupt: Callable[[], None] = lambda: None,
 ) -> tuple[np.ndarray, verify.Bad, np.ndarray]:
-  """Decodes images, resizes them by the short side, and cuts the middle out.
+  """Decodes images, or takes uint8 [N, H, W, 3]; resizes by the short side, and cuts.
 
   Calls `check_interrupt` often. Returns uint8 [N, S, S, 3]; the images that cannot be read,
   whose pixels mean nothing; and widths and heights of the images as they were,
@@ -108,7 +110,8 @@ def central_squares(
   sizes = np.zeros((len(images), 2), np.int32)
 
   def read(record: int) -> None:
-    image = images.open(record).read()
+    encoded = isinstance(images, EncodedImages)
+    image = images.open(record).read() if encoded else images[record]
     pixels[record] = crop.central_square(image, size, short_side=size)
     sizes[record] = image.shape[1::-1]
 
