@@ -291,7 +291,9 @@ def test_a_corrupt_record_is_named_or_skipped(root):
     dataset.train.images.open(second).read()
   for name in labels.FILES:
     (version_of(root) / name).unlink()
-  assert_refused(root, f"cannot read image 1 of shard {path}")  # its label, too
+  # Nor is its label made up.
+  assert_refused(root, f"cannot read image 1 of shard {path}", verify_data=False)
+  assert labels.load(version_of(root)) is None
 
 
 def test_every_record_is_decoded_once(root, decoded):
