@@ -36,7 +36,7 @@ def test_workers_make_the_same_batches_and_the_death_of_one_is_an_error_at_once(
   expected = streamed_batches(tmp_path)
   batches = loader.prefetched(expected, lambda batch: batch, num_processes=2)
   with contextlib.closing(batches):
-    for step in range(9):
+    for step in range(30):  # more than are made ahead
       for got, wanted in zip(next(batches), expected[step], strict=True):
         assert got.dtype == wanted.dtype
         assert np.array_equal(got, wanted)
