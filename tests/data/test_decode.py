@@ -252,6 +252,7 @@ def test_broken_exif_data_turn_nothing():
   frame = jpeg.read_header(plain).frame_start
   expected, rows = decode.read_rgb(plain), zlib.compress(bytes(14))
   for block in BROKEN_BLOCKS:
+    assert exif.orientation(block) == 1
     content = b"Exif\0\0" + block
     segment = b"\xff\xe1" + struct.pack(">H", len(content) + 2) + content
     image = decode.EncodedImage(plain[:frame] + segment + plain[frame:])
