@@ -76,7 +76,7 @@ def profile(argv: list[str]) -> dict[str, float]:
   numbers = images.numbers.tolist()
   data = [images.store.read(numbers[record]) for record in records]
   draws = list(np.random.default_rng(0).random((len(data), *crop.DRAWS_SHAPE)))
-  sizes = [decode.size_of(one) for one in data]
+  sizes = [(one.width, one.height) for one in map(decode.EncodedImage, data)]
   boxes = [
     crop.random_resized_box(*size, row) for size, row in zip(sizes, draws, strict=True)
   ]

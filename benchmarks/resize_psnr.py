@@ -42,7 +42,7 @@ def main(original: str, resized: str) -> None:
     box = np.array([left, top, right - left, bottom - top])
     # The same place to a fraction of a pixel, or the shift would be counted as a loss.
     expected, got = (
-      crop.resample(pixels, tuple(place.tolist()), SIZE).astype(float)
+      crop.resize(pixels, SIZE, tuple(place.tolist())).astype(float)
       for pixels, place in ((whole, box), (small, box * scale))
     )
     decibels.append(10 * np.log10(255**2 / ((expected - got) ** 2).mean()))

@@ -57,10 +57,13 @@ def photo(height, width, seed=0):
   return image.clip(0, 255).astype(np.uint8)
 
 
-def folder_of(root, classes=("a", "b", "c"), each=2, test="test"):
-  """An image folder of `each` 8x8 images per class and split, all of them different."""
+def folder_of(
+  root, classes=("a", "b", "c"), each=2, test="test", shape=(8, 8), suffix="png"
+):
+  """An image folder of `each` images per class and split, all of them different."""
   for split in ("train", test):
     for c, name in enumerate(classes):
       for i in range(each):
-        save(root / split / name / f"{i}.png", noise(8, 8, seed=(split == test, c, i)))
+        pixels = noise(*shape, seed=(split == test, c, i))
+        save(root / split / name / f"{i}.{suffix}", pixels)
   return root

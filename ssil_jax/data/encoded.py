@@ -67,10 +67,9 @@ class Store(Protocol):
     """Returns where the image is, for a person."""
 
   def stamps(self, numbers: np.ndarray) -> np.ndarray:
-    """Returns uint64 [n], which change when images `numbers` (int64 [n]) are replaced.
+    """Returns uint64 [n], hashes of the names, sizes and times of change of images.
 
-    They are hashes of what an image is called in its store, of its size in bytes and of the
-    times of its last change; 0 if there is none.
+    0 if there is none; numbers are int64 [n].
     """
 
   def digest(self) -> bytes:
@@ -103,15 +102,12 @@ class EncodedImages:
 
   def size(self, record: int) -> tuple[int, int]:
     """Reads width and height of the upright image from its header; raises BadImage."""
-    number = int(self.numbers[record])
     try:
-      return decode.size_of(self.store.read(number, _HEAD_BYTES))
+      head = self.store.read(int(self.numbers[record]), _HEAD_BYTES)
+      image = decode.EncodedImage(head)
     except decode.ImageError:
-      pass  # the header may be longer
-    try:
-      return decode.size_of(self.store.read(number))
-    except decode.ImageError as error:
-      raise BadImage(self.name(record), str(error)) from error
+      image = self.open(record)  # the header may be longer
+    return image.width, image.height
 
   def check_headers(self) -> None:
     """Raises BadImage for the first image without a header of one."""
@@ -123,33 +119,30 @@ class EncodedImages:
     return self.store.name(int(self.numbers[record]))
 
 
-class StoredImage:
-  """An image of a store, read but not decoded; width and height are upright, in pixels."""
+class StoredImage(decode.EncodedImage):
+  """An image of a store, read but not decoded; errors tell its name."""
 
   def __init__(self, store: Store, number: int):
+    """Raises BadImage."""
     self._store, self._number = store, number
-    self.data = store.read(number)
     try:
-      self._image = decode.EncodedImage(self.data)
+      super().__init__(store.read(number))
     except decode.ImageError as error:
       raise BadImage(store.name(number), str(error)) from error
-    self.width, self.height = self._image.width, self._image.height
 
-  def read(self, box: Box | None = None) -> np.ndarray:
-    """Decodes a box (left, top, right, bottom) of the upright image, or all of it.
+  def read(self, box: Box | None = None, *, strict: bool = True) -> np.ndarray:
+    """Decodes it, as `EncodedImage` does; raises BadImage.
 
-    Returns uint8 [bottom - top, right - left, 3], perhaps a view; raises BadImage.
+    What libjpeg only warns of is no reason to stop if the store has checksums.
     """
     try:
-      try:
-        return self._image.read(box)
-      except decode.ImageError as error:
-        if not (error.tolerable and self._store.has_checksums):
-          raise
-        _warn_once(self._store.name(self._number), str(error))
-        return self._image.read(box, strict=False)
+      return super().read(box, strict=strict)
     except decode.ImageError as error:
-      raise BadImage(self._store.name(self._number), str(error)) from error
+      name = self._store.name(self._number)
+      if strict and error.tolerable and self._store.has_checksums:
+        _warn_once(name, str(error))
+        return self.read(box, strict=False)
+      raise BadImage(name, str(error)) from error
 
 
 @functools.lru_cache(maxsize=1000)

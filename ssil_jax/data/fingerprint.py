@@ -42,13 +42,12 @@ def fingerprint(data_parts: Mapping[str, Part]) -> str:
 def differences(now: Mapping[str, Part], there: Mapping[str, Part]) -> list[str]:
   """Returns a line for each part that differs; see `uncompared`."""
   lines = []
-  for name in now:
-    ours, theirs = now[name], there.get(name, now[name])
+  for name, ours in now.items():
+    theirs = there.get(name, ours)
     if ours != theirs:
-      hashes = isinstance(ours, str) or isinstance(theirs, str)
-      lines.append(
-        f"{name}: different" if hashes else f"{name}: {theirs} there, {ours} now"
-      )
+      are_numbers = isinstance(ours, int) and isinstance(theirs, int)
+      told = f"{theirs} there, {ours} now" if are_numbers else "different"
+      lines.append(f"{name}: {told}")
   return lines
 
 

@@ -54,29 +54,20 @@ class TrainBatches:
     )
     positions = _of_devices(device_shares(sizes, self.num_devices), self.devices)
     split, dealt = self.dataset.train, records[positions]
-    if split.on_device:
-      inputs = dealt.astype(np.int32)
-    else:
+    inputs = dealt.astype(np.int32)
+    if not split.on_device:
+      # Row by row, so that a position's numbers are the same in a batch of any size.
+      draws = self.key.rng(Purpose.CROP, step).random((len(records), *crop.DRAWS_SHAPE))
+      size, random = self.dataset.image_size, self.dataset.random_resized_crop
       # In the devices' order already: to reorder decoded images would copy them.
-      inputs = self._read(step, len(records), positions.ravel(), dealt.ravel())
-      inputs = inputs.reshape(*positions.shape, *inputs.shape[1:])
-    return Batch(inputs, split.labels[dealt], positions, dealt.astype(np.int32))
-
-  def _read(
-    self, step: int, batch_size: int, positions: np.ndarray, records: np.ndarray
-  ) -> np.ndarray:
-    """Reads crops, uint8 [n, S, S, 3], by (seed, state, phase, step, position)."""
-    images, size = self.dataset.train.images, self.dataset.image_size
-    if not self.dataset.random_resized_crop:
-      return np.stack([central_crop(images, record, size) for record in records.tolist()])
-    # Row by row, so that a position's numbers are the same in a batch of any size.
-    draws = self.key.rng(Purpose.CROP, step).random((batch_size, *crop.DRAWS_SHAPE))
-    return np.stack(
-      [
-        random_crop(images, record, size, draws[position])
-        for record, position in zip(records.tolist(), positions.tolist(), strict=True)
+      images = [
+        random_crop(split.images, record, size, draws[position])
+        if random
+        else central_crop(split.images, record, size)
+        for record, position in zip(dealt.flat, positions.flat, strict=True)
       ]
-    )
+      inputs = np.stack(images).reshape(*positions.shape, *images[0].shape)
+    return Batch(inputs, split.labels[dealt], positions, dealt.astype(np.int32))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -103,28 +94,21 @@ class EvalBatches:
       raise IndexError(f"batch {n} of {len(self)}")
     shape = (self.num_devices, self._share)
     chunk = self.records[n * math.prod(shape) : (n + 1) * math.prod(shape)]
-    padding = math.prod(shape) - len(chunk)
-    positions = np.pad(
-      np.arange(len(chunk), dtype=np.int32), (0, padding), constant_values=-1
-    )
+    places = np.arange(math.prod(shape), dtype=np.int32).reshape(shape)
+    places = _of_devices(places, self.devices)
+    real = places < len(chunk)
     # Padding repeats the first record; its position keeps it out of every count.
-    records = np.concatenate([chunk, np.repeat(chunk[:1], padding)])
-    positions, records = (
-      _of_devices(x.reshape(shape), self.devices) for x in (positions, records)
-    )
+    positions, records = np.where(real, places, -1), chunk[np.where(real, places, 0)]
     inputs = records.astype(np.int32)
     if not self.split.on_device:
-      inputs = self._read(records.ravel(), num_real=np.count_nonzero(positions >= 0))
-      inputs = inputs.reshape(*records.shape, *inputs.shape[1:])
+      # Padding is read once.
+      images = [
+        central_crop(self.split.images, record, self.image_size)
+        for record in records.ravel()[: np.count_nonzero(real) + 1].tolist()
+      ]
+      images += images[-1:] * (records.size - len(images))
+      inputs = np.stack(images).reshape(*records.shape, *images[0].shape)
     return Batch(inputs, self.split.labels[records], positions, records.astype(np.int32))
-
-  def _read(self, records: np.ndarray, *, num_real: int) -> np.ndarray:
-    """Reads uint8 [n, S, S, 3]; what follows the real records repeats one, read once."""
-    images = [
-      central_crop(self.split.images, record, self.image_size)
-      for record in records[: num_real + 1].tolist()
-    ]
-    return np.stack(images + images[-1:] * (len(records) - len(images)))
 
 
 def _of_devices(shares: np.ndarray, devices: range | None) -> np.ndarray:
@@ -143,9 +127,7 @@ def prefetched(
   Work begins with the first one asked for; `close` of the iterator ends it.
 
   Args:
-    batches: `TrainBatches` or `EvalBatches`.
     to_device: Batch -> what the caller wants of it; called in one background thread.
-    start: first batch.
     num_processes: worker processes that make the batches; with 0, threads of this one do,
       a whole batch each. Their decoding runs in parallel, their Python and resampling do
       not, which limits them on hosts with very many cores (benchmarks/README.md).

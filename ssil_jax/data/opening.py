@@ -40,13 +40,12 @@ def open_dataset(
 
   If the network's input has up to 64 pixels, images are decoded here and now; else they
   stay encoded, and are looked at once, with `--verify_data`; `check_interrupt` is called
-  meanwhile. Bad images stop the run, or are left out before anything else is done with
-  `--skip_bad_records`. Where neither flag nor data set says how large the input is, the
-  sizes of all training images do.
+  meanwhile. Where neither flag nor data set says how large the input is, the sizes of all
+  training images do.
 
   Raises:
     ConfigError: the data set is unknown or has too few classes, or flags contradict.
-    DataError: something in the data folder is wrong.
+    DataError: an image is bad, without `--skip_bad_records`, or the data folder is.
   """
   check_dataset_name(config.dataset)
   source = SOURCES[config.dataset](config)
@@ -60,32 +59,33 @@ def open_dataset(
     "train": in_class_order(source.train, order),
     "test": in_class_order(source.test, order),
   }
-  leave_out_bad = functools.partial(
-    verify.leave_out_bad, class_names=class_names, skip=config.skip_bad_records
-  )
-  size = config.image_size or source.image_size
+  size, notes = config.image_size or source.image_size, ()
   if splits["train"].on_device:
-    kept = _decode(splits, size, leave_out_bad, check_interrupt)
+    kept = {
+      name: Split(central_squares(split.images, size, check_interrupt)[0], split.labels)
+      for name, split in splits.items()
+    }
   else:
-    size, kept = _open_encoded(config, splits, size, leave_out_bad, check_interrupt)
-  train, test = kept.splits["train"], kept.splits["test"]
+    size, kept, notes = _open_encoded(config, splits, size, class_names, check_interrupt)
   augment = config.augment
   if augment == "auto":
     augment = "crop_flip" if source.flip else "crop"
-  crop, flip = augment != "none", augment == "crop_flip"
+  crop, on_device = augment != "none", kept["train"].on_device
   return Dataset(
     class_names=class_names,
-    train=train,
-    test=test,
+    train=kept["train"],
+    test=kept["test"],
     image_size=size,
     augmentation=Augmentation(
-      max_shift=size // 8 if crop and train.on_device else 0, flip=flip
+      max_shift=size // 8 if crop and on_device else 0, flip=augment == "crop_flip"
     ),
-    random_resized_crop=crop and not train.on_device,
+    random_resized_crop=crop and not on_device,
     normalization=source.normalization,
     ignored_files=source.ignored_files,
-    skipped_records=kept.skipped,
-    notes=source.notes + kept.notes,
+    skipped_records={
+      name: len(splits[name].labels) - len(split.labels) for name, split in kept.items()
+    },
+    notes=source.notes + notes,
   )
 
 
@@ -93,10 +93,13 @@ def _open_encoded(
   config: Config,
   splits: Mapping[str, Split],
   size: int | None,
-  leave_out_bad: Callable[..., verify.Readable],
+  class_names: tuple[str, ...],
   check_interrupt: Callable[[], None],
-) -> tuple[int, verify.Readable]:
-  """Returns the size of the network's input, and the images that can be read."""
+) -> tuple[int, dict[str, Split], tuple[str, ...]]:
+  """Returns the size of the network's input, the images that can be read, and notes."""
+  leave_out_bad = functools.partial(
+    verify.leave_out_bad, class_names=class_names, skip=config.skip_bad_records
+  )
   images = {name: split.images for name, split in splits.items()}
   was_verified = all(part.store.was_verified for part in images.values())
   notes: tuple[str, ...] = ()
@@ -106,15 +109,19 @@ def _open_encoded(
       name: split._replace(images=verification.images[name])
       for name, split in splits.items()
     }
-    kept = leave_out_bad(found, verification.bad, images)
+    kept, skip_notes = leave_out_bad(found, verification.bad, images)
     size, notes = size or natural_size(verification.sizes["train"]), verification.notes
     if size > LARGEST_RESIDENT:
-      notes += describe_sizes(images, verification.sizes, size)
-      return size, kept._replace(notes=notes + kept.notes)
+      notes += describe_sizes(images, verification.sizes, size) + skip_notes
+      return size, kept, notes
   size = size or natural_size(read_sizes(images["train"], check_interrupt))
   if size <= LARGEST_RESIDENT:
-    kept = _decode(splits, size, leave_out_bad, check_interrupt)
-    return size, kept._replace(notes=notes + kept.notes)
+    pixels, bad, sizes = {}, {}, {}
+    for name, split in splits.items():
+      squares, bad[name], sizes[name] = central_squares(images[name], size, check_interrupt)
+      pixels[name] = Split(squares, split.labels)
+    kept, skip_notes = leave_out_bad(pixels, bad, images)
+    return size, kept, notes + describe_sizes(images, sizes, size) + skip_notes
   if not config.verify_data and not was_verified:
     if config.skip_bad_records:
       raise ConfigError(
@@ -126,22 +133,4 @@ def _open_encoded(
       images["test"].check_headers()
   if not was_verified or any(part.store.content is None for part in images.values()):
     notes = (_NOT_COMPARED,)
-  return size, verify.Readable(splits, dict.fromkeys(splits, 0), notes)
-
-
-def _decode(
-  splits: Mapping[str, Split],
-  size: int,
-  leave_out_bad: Callable[..., verify.Readable],
-  check_interrupt: Callable[[], None],
-) -> verify.Readable:
-  """Decodes the images that can be read."""
-  images = {name: split.images for name, split in splits.items()}
-  pixels, bad, sizes = {}, {}, {}
-  for name, split in splits.items():
-    squares, bad[name], sizes[name] = central_squares(images[name], size, check_interrupt)
-    pixels[name] = Split(squares, split.labels)
-  kept = leave_out_bad(pixels, bad, images)
-  if splits["train"].on_device:
-    return kept
-  return kept._replace(notes=describe_sizes(images, sizes, size) + kept.notes)
+  return size, dict(splits), notes

@@ -17,11 +17,11 @@ _TITLES = {"train": "training", "test": "test"}
 
 
 def natural_size(sizes: np.ndarray) -> int:
-  """Returns the side of the network's input that fits images best, in pixels.
+  """Returns the side of the network's input in pixels: 224, or less for small images.
 
-  It is the median of their longer sides if that is small, and 224 if it is not: a few odd
-  images among many change nothing. Sizes are int [n, 2], widths and heights of at least one
-  image; 0 x 0 does not count. Raises DataError if they are too small for the network.
+  It is then the median of their longer sides: a few odd images among many change nothing.
+  Sizes are int [n, 2], widths and heights; 0 x 0 does not count. Raises DataError if they
+  are too small for the network.
   """
   median = _median(sizes)
   if median < SMALLEST_IMAGE:
@@ -40,14 +40,12 @@ def read_sizes(
 
   Calls `check_interrupt` often; raises DataError if no image has a header.
   """
-  sizes, all_bad = np.zeros((len(images), 2), np.int32), {}
+  sizes = np.zeros((len(images), 2), np.int32)
 
   def read(record: int) -> None:
     sizes[record] = images.size(record)
 
-  for _, bad in verify.read_each(np.arange(len(images)), read):
-    all_bad |= bad
-    check_interrupt()
+  all_bad = verify.read_each(np.arange(len(images)), read, lambda _: check_interrupt())
   if len(all_bad) == len(images):
     raise DataError(
       f"none of {len(images)} training images can be read; the first one is "
@@ -59,14 +57,12 @@ def read_sizes(
 def describe_sizes(
   images: Mapping[str, EncodedImages], sizes: Mapping[str, np.ndarray], size: int
 ) -> tuple[str, ...]:
-  """Returns lines on the images' sizes, with warnings of those far from the others.
+  """Returns lines on the sizes of images by split, with warnings of those far from others.
 
-  Both are by split, `train` among them; sizes are int [N, 2], widths and heights, 0 x 0 of
-  an image that cannot be read. `size` is the side of the network's input.
+  Sizes are int [N, 2], widths and heights, 0 x 0 of an image that cannot be read; `size` is
+  the side of the network's input.
   """
   of_train = sizes["train"][sizes["train"].all(axis=1)]
-  if not len(of_train):
-    return ()
   longer = of_train.max(axis=1)
   smallest, largest = (
     "x".join(map(str, of_train[place])) for place in (longer.argmin(), longer.argmax())
@@ -111,7 +107,7 @@ def central_squares(
   int32 [N, 2], 0 x 0 of a bad one.
   """
   pixels = np.empty((len(images), size, size, 3), np.uint8)
-  sizes, all_bad = np.zeros((len(images), 2), np.int32), {}
+  sizes = np.zeros((len(images), 2), np.int32)
 
   def read(record: int) -> None:
     encoded = isinstance(images, EncodedImages)
@@ -119,7 +115,5 @@ def central_squares(
     pixels[record] = crop.central_square(image, size, short_side=size)
     sizes[record] = image.shape[1::-1]
 
-  for _, bad in verify.read_each(np.arange(len(images)), read):
-    all_bad |= bad
-    check_interrupt()
+  all_bad = verify.read_each(np.arange(len(images)), read, lambda _: check_interrupt())
   return pixels, all_bad, sizes

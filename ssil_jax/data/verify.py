@@ -1,8 +1,7 @@
 """Every image is decoded once before training, so that a bad one is known by its name.
 
-The good ones are remembered in the user's cache, by a hash of their bytes, so that photos
-replaced under the same names are recognized as other data: the next run looks at sizes and
-times of change alone. Bad images stop the run, or are left out of it.
+The good ones are remembered in the user's cache with a hash of their bytes, so that the
+next run looks at sizes and times of change alone, and knows photos that were replaced.
 """
 
 import contextlib
@@ -11,7 +10,7 @@ import hashlib
 import os
 import pathlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -33,8 +32,7 @@ _LIST = "bad_images.txt"
 _VERIFIED = "verified"
 _DIGEST_BYTES = 16
 _RULES = b"3"  # another one if other images are refused than before, or more is remembered
-# What is remembered of a good image: its stamp in the store, a hash of its bytes, and its
-# size in pixels.
+# What is remembered of a good image: stamp in the store, hash of its bytes, pixels.
 _ENTRY = np.dtype([("stamp", np.uint64), ("content", np.uint64), ("size", np.int32, 2)])
 
 
@@ -42,11 +40,11 @@ Bad = dict[int, str]  # record -> why it is bad
 
 
 def read_each(
-  records: np.ndarray, read: Callable[[int], Any]
-) -> Iterator[tuple[np.ndarray, Bad]]:
+  records: np.ndarray, read: Callable[[int], Any], advance: Callable[[int], None]
+) -> Bad:
   """Calls `read`, which raises BadImage, for records (int64 [n]) in threads.
 
-  Yields some of the records when they are finished, and the bad ones among them.
+  Tells `advance`, in this thread, how many more are finished. Returns the bad ones.
   """
 
   def read_all(chunk: np.ndarray) -> Bad:
@@ -58,13 +56,17 @@ def read_each(
         bad[record] = error.reason
     return bad
 
+  all_bad: Bad = {}
   chunks = [records[start : start + _CHUNK] for start in range(0, len(records), _CHUNK)]
   # No more than there are cores: each of them may hold a whole image.
   threads = ThreadPoolExecutor(usable_cores())
   try:
-    yield from zip(chunks, threads.map(read_all, chunks), strict=True)
+    for chunk, bad in zip(chunks, threads.map(read_all, chunks), strict=True):
+      all_bad |= bad
+      advance(len(chunk))
   finally:
     threads.shutdown(cancel_futures=True)
+  return all_bad
 
 
 class Verification(NamedTuple):
@@ -84,26 +86,20 @@ def verify(
 
   `check_interrupt` is called often; what was found until it raises is remembered.
   """
-  memories = {
-    directory: _Memory(directory)
-    for directory in {images.store.directory for images in splits.values()}
+  # Stamps before any image is read: one that changes meanwhile is then decoded again.
+  entries = {
+    name: _recall(images.store.directory, images.store.stamps(images.numbers))
+    for name, images in splits.items()
   }
-  entries: dict[str, np.ndarray] = {}
-  unknown: dict[str, np.ndarray] = {}
-  for name, images in splits.items():
-    # Before any image is read: one that changes meanwhile is then decoded again.
-    stamps = images.store.stamps(images.numbers)
-    memory = memories[images.store.directory]
-    entries[name], unknown[name] = memory.recall(stamps)
+  unknown = {name: np.flatnonzero(~_are_good(found)) for name, found in entries.items()}
   bad: dict[str, Bad] = {name: {} for name in splits}
+  problems: list[str] = []
   if total := sum(map(len, unknown.values())):
     console = Console(stderr=True, quiet=total < _SHOWN)
     with ProgressBars(console, check_interrupt) as bars:
       advance = bars.add("decoding every image, once", total, "images")
       for name, images in splits.items():
-        memory = memories[images.store.directory]
-        bad[name] = _decode(images, unknown[name], entries[name], memory, advance)
-  problems = [memory.problem for memory in memories.values() if memory.problem]
+        bad[name] = _decode(images, unknown[name], entries[name], advance, problems)
   return Verification(
     bad=bad,
     images={
@@ -119,95 +115,84 @@ def _decode(
   images: EncodedImages,
   records: np.ndarray,
   entries: np.ndarray,
-  memory: "_Memory",
   advance: Callable[[int], None],
+  problems: list[str],
 ) -> Bad:
-  """Decodes some records, fills in their `_ENTRY`s, [N] of all; returns the bad ones."""
+  """Fills in the `_ENTRY`s, [N] of all, of some records; returns the bad ones.
+
+  Adds to `problems` why the next run will not know of the others.
+  """
 
   def read(record: int) -> None:
     image = images.open(record)
     digest = hashlib.blake2b(image.data, digest_size=8).digest()
-    entries["content"][record] = int.from_bytes(digest, "little")
     height, width, _ = image.read().shape
+    entries["content"][record] = int.from_bytes(digest, "little")
     entries["size"][record] = width, height
 
-  all_bad, last_save = {}, time.monotonic()
+  def save_and_advance(count: int) -> None:
+    nonlocal next_save
+    if time.monotonic() > next_save:
+      _remember(images.store.directory, entries)
+      next_save = time.monotonic() + _SECONDS_BETWEEN_SAVES
+    advance(count)
+
+  next_save = time.monotonic() + _SECONDS_BETWEEN_SAVES
   try:
-    for chunk, bad in read_each(records, read):
-      all_bad |= bad
-      memory.add(entries[np.setdiff1d(chunk, [*bad])])
-      if time.monotonic() - last_save > _SECONDS_BETWEEN_SAVES:
-        memory.save()
-        last_save = time.monotonic()
-      advance(len(chunk))
+    return read_each(records, read, save_and_advance)
   finally:
-    memory.save()
-  return all_bad
+    problems += _remember(images.store.directory, entries)
 
 
-class _Memory:
-  """The `_ENTRY`s of the images of a folder that were decoded and found good.
+def _are_good(entries: np.ndarray) -> np.ndarray:
+  """Returns bool [N]: whether an image was decoded, now or by an earlier run."""
+  return entries["size"].all(axis=1)
+
+
+def _recall(directory: pathlib.Path, stamps: np.ndarray) -> np.ndarray:
+  """Returns the `_ENTRY`s, [N], of images with stamps uint64 [N]; 0 x 0 of unknown ones."""
+  entries, saved = np.zeros(len(stamps), _ENTRY), _saved(directory)
+  entries["stamp"] = stamps
+  if len(saved):
+    place = np.searchsorted(saved["stamp"], stamps)
+    remembered = saved[np.minimum(place, len(saved) - 1)]
+    known = remembered["stamp"] == stamps
+    entries[known] = remembered[known]
+  return entries
+
+
+def _remember(directory: pathlib.Path, entries: np.ndarray) -> list[str]:
+  """Saves the `_ENTRY`s of the good images among some; returns a line if it cannot.
 
   Those of photos that were replaced since stay, for they cost 24 bytes each.
   """
+  good = entries[_are_good(entries) & (entries["stamp"] != 0)]
+  entries = np.concatenate([_saved(directory), good])
+  _, first = np.unique(entries["stamp"], return_index=True)
+  content = entries[first].tobytes()
+  try:
+    cache.write(directory, _VERIFIED, _digest(content) + content)
+  except OSError as error:
+    return [
+      "the next run will decode every image again, for this one cannot remember it: "
+      f"{error.filename}: {error.strerror} (set XDG_CACHE_HOME to a folder that can be "
+      "written)"
+    ]
+  return []
 
-  def __init__(self, directory: pathlib.Path):
-    """Reads what was saved; nothing, if it is damaged or follows other rules."""
-    self.problem: str | None = None
-    self._directory = directory
-    self._entries = np.empty(0, _ENTRY)  # sorted by stamp
-    self._new: list[np.ndarray] = []  # more of them
-    with contextlib.suppress(OSError):
-      saved = (cache.folder_of(directory) / _VERIFIED).read_bytes()
-      digest, content = saved[:_DIGEST_BYTES], saved[_DIGEST_BYTES:]
-      if digest == _digest(content):
-        self._entries = np.frombuffer(content, _ENTRY)
 
-  def recall(self, stamps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Looks up images by their stamps, uint64 [N].
-
-    Returns `_ENTRY` [N], and int64 [n], the places of those that are not known.
-    """
-    entries = np.zeros(len(stamps), _ENTRY)
-    entries["stamp"] = stamps
-    if not len(self._entries):
-      return entries, np.arange(len(stamps))
-    place = np.searchsorted(self._entries["stamp"], stamps)
-    remembered = self._entries[np.minimum(place, len(self._entries) - 1)]
-    known = remembered["stamp"] == stamps
-    entries[known] = remembered[known]
-    return entries, np.flatnonzero(~known)
-
-  def add(self, entries: np.ndarray) -> None:
-    """Remembers the `_ENTRY`s of more images."""
-    self._new.append(entries[entries["stamp"] != 0])
-
-  def save(self) -> None:
-    """Writes all to the cache, or says in `problem` why it cannot."""
-    entries = np.concatenate([self._entries, *self._new])
-    _, first = np.unique(entries["stamp"], return_index=True)
-    self._entries, self._new = entries[first], []
-    content = self._entries.tobytes()
-    try:
-      cache.write(self._directory, _VERIFIED, _digest(content) + content)
-    except OSError as error:
-      self.problem = (
-        "the next run will decode every image again, for this one cannot remember it: "
-        f"{error.filename}: {error.strerror} (set XDG_CACHE_HOME to a folder that can be "
-        "written)"
-      )
+def _saved(directory: pathlib.Path) -> np.ndarray:
+  """Returns the `_ENTRY`s of a folder, [n] by stamp; none if damaged or of other rules."""
+  with contextlib.suppress(OSError):
+    saved = (cache.folder_of(directory) / _VERIFIED).read_bytes()
+    digest, content = saved[:_DIGEST_BYTES], saved[_DIGEST_BYTES:]
+    if digest == _digest(content):
+      return np.frombuffer(content, _ENTRY)
+  return np.empty(0, _ENTRY)
 
 
 def _digest(content: bytes) -> bytes:
   return hashlib.blake2b(content, digest_size=_DIGEST_BYTES, person=_RULES).digest()
-
-
-class Readable(NamedTuple):
-  """Splits without bad images, by name."""
-
-  splits: Mapping[str, Split]
-  skipped: Mapping[str, int]  # how many images of each split were left out
-  notes: tuple[str, ...] = ()  # for the user
 
 
 def leave_out_bad(
@@ -217,25 +202,25 @@ def leave_out_bad(
   *,
   class_names: tuple[str, ...],
   skip: bool,
-) -> Readable:
+) -> tuple[dict[str, Split], tuple[str, ...]]:
   """Leaves out the bad images; all mappings are by split.
 
-  `images` are those of splits with bad ones, as they are stored; `skip` says whether the
-  user wants to go on without them. Raises DataError if not, or if a class has no others.
+  `images` are those of all splits as they are stored; `skip` says whether the user wants to
+  go on without bad ones. Returns the others, and lines for the user. Raises DataError if
+  not `skip`, or if a class has no others.
   """
-  skipped = {name: len(bad[name]) for name in splits}
   lines = [
     f"{images[name].name(record)}: {' '.join(reason.split())}"
     for name in splits
     for record, reason in sorted(bad[name].items())
   ]
   if not lines:
-    return Readable(splits, skipped)
+    return dict(splits), ()
   total = sum(len(split.labels) for split in splits.values())
   shown = "; ".join(lines[:_NAMED])
   if len(lines) > _NAMED:
     shown += f"; and {len(lines) - _NAMED} more"
-    first = next(images[name] for name in splits if skipped[name])
+    first = next(images[name] for name in splits if bad[name])
     with contextlib.suppress(OSError):
       everything = os.fsencode("".join(f"{line}\n" for line in lines))
       shown += f", all in {cache.write(first.store.directory, _LIST, everything)}"
@@ -252,25 +237,14 @@ def leave_out_bad(
   kept = {}
   for name, split in splits.items():
     kept[name] = split
-    if skipped[name]:
+    if bad[name]:
       good = np.delete(np.arange(len(split.labels)), list(bad[name]))
       kept[name] = split.take(good)
-      _check_classes(name, split, kept[name], class_names)
-  note = f"{len(lines)} of {total} images are left out as bad: {shown}"
-  return Readable(kept, skipped, (note,))
-
-
-def _check_classes(
-  name: str, split: Split, kept: Split, class_names: tuple[str, ...]
-) -> None:
-  before, after = (
-    np.bincount(labels, minlength=len(class_names))
-    for labels in (split.labels, kept.labels)
-  )
-  lost = np.flatnonzero((before > 0) & (after == 0))
-  if len(lost):
-    raise DataError(
-      f"--skip_bad_records leaves class {class_names[lost[0]]} ({len(lost)} in all) "
-      f"without images in {name}: none of its {before[lost[0]]} can be read; fix them, or "
-      "remove the class"
-    )
+      lost = np.setdiff1d(split.labels, kept[name].labels)
+      if len(lost):
+        raise DataError(
+          f"--skip_bad_records leaves class {class_names[lost[0]]} ({len(lost)} in all) "
+          f"without images in {name}: none of its {np.sum(split.labels == lost[0])} can be "
+          "read; fix them, or remove the class"
+        )
+  return kept, (f"{len(lines)} of {total} images are left out as bad: {shown}",)

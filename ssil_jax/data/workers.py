@@ -1,8 +1,8 @@
 """Batches made by worker processes of grain, which may die, and which must not stay behind.
 
-grain notices that a worker died once it waits for its next batch. What passes between the
-processes is shorter than a pipe takes at once, for arrays go through shared memory: no
-worker that is killed leaves half a message, for which this process would wait for ever.
+grain notices that a worker died once it waits for its next batch. Arrays go through shared
+memory, and the rest fits a pipe: a worker that is killed leaves no half message, for which
+this process would wait for ever.
 """
 
 import multiprocessing
@@ -26,8 +26,7 @@ def in_processes(
   batches: grain.IterDataset, num_processes: int, *, ahead: int
 ) -> grain.IterDataset:
   """Has other processes make the batches, of arrays; each of them makes some `ahead`."""
-  if not flags.FLAGS.is_parsed():
-    flags.FLAGS.mark_as_parsed()  # grain reads its own flags, and absl insists
+  flags.FLAGS.mark_as_parsed()  # grain reads its own flags, and absl insists
   options = grain.MultiprocessingOptions(
     num_workers=num_processes, per_worker_buffer_size=ahead
   )
@@ -37,8 +36,7 @@ def in_processes(
 def watched(batches: grain.DatasetIterator, num_processes: int) -> Iterator[Any]:
   """Yields batches of `in_processes`, and closes them in the end.
 
-  Raises:
-    DataError: a worker process has died.
+  Raises DataError if a worker process has died.
   """
   try:
     yield from batches
@@ -46,18 +44,20 @@ def watched(batches: grain.DatasetIterator, num_processes: int) -> Iterator[Any]
     died = _DIED.search(str(error))
     if died is None:
       raise
+    how, code = f"ended with exit code {died[1]}", int(died[1])
+    if code < 0:
+      names = {number.value: number.name for number in signal.Signals}
+      how = f"was killed by {names.get(-code, f'signal {-code}')}"
     raise DataError(
-      f"a worker process of --input_processes={num_processes} "
-      f"{_how_it_died(int(died[1]))}; rerun the command to resume, with fewer of them or "
-      "--input_processes=0 if memory was short"
+      f"a worker process of --input_processes={num_processes} {how}; rerun the command to "
+      "resume, with fewer of them or --input_processes=0 if memory was short"
     ) from error
   finally:
     batches.close()
 
 
-def _begin_worker(number: int, num_processes: int) -> None:
+def _begin_worker(*_: int) -> None:
   """Ends the worker when this process ends, and not when it is only interrupted."""
-  del number, num_processes
   # A terminal and a scheduler send their signals to all processes, and the main process
   # may want some batches still before it stops the workers.
   signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -68,12 +68,3 @@ def _begin_worker(number: int, num_processes: int) -> None:
 def _end_with_parent() -> None:
   multiprocessing.parent_process().join()
   os._exit(1)
-
-
-def _how_it_died(exit_code: int) -> str:
-  if exit_code >= 0:
-    return f"ended with exit code {exit_code}"
-  try:
-    return f"was killed by {signal.Signals(-exit_code).name}"
-  except ValueError:
-    return f"was killed by signal {-exit_code}"

@@ -1,6 +1,7 @@
 """Crops: where they lie, and that their pixels are those of Pillow's."""
 
 import io
+import itertools
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 
@@ -16,21 +17,24 @@ from ssil_jax.data.images import crop, decode
 ALMOST_ONE = 1 - 2**-53  # the largest number that a generator draws
 
 
-def draws_of(seed):
-  return np.random.default_rng(seed).random(crop.DRAWS_SHAPE)
-
-
 # Where a random crop lies.
 
 
-@settings(derandomize=True, deadline=None, max_examples=200)
+def box_inside(width, height, draws):
+  """A random box, which lies inside the image and is not empty."""
+  left, top, right, bottom = crop.random_resized_box(width, height, draws)
+  assert 0 <= left < right <= width
+  assert 0 <= top < bottom <= height
+  return left, top, right, bottom
+
+
+@settings(derandomize=True, deadline=None, max_examples=100)
 @given(
   width=st.integers(1, 600), height=st.integers(1, 600), seed=st.integers(0, 2**32 - 1)
 )
 def test_a_random_box_keeps_within_its_limits(width, height, seed):
-  left, top, right, bottom = crop.random_resized_box(width, height, draws_of(seed))
-  assert 0 <= left < right <= width
-  assert 0 <= top < bottom <= height
+  draws = np.random.default_rng(seed).random(crop.DRAWS_SHAPE)
+  left, top, right, bottom = box_inside(width, height, draws)
   w, h = right - left, bottom - top
   # Sides are whole pixels: half a pixel either way.
   assert (w - 0.5) / (h + 0.5) <= 4 / 3
@@ -41,15 +45,11 @@ def test_a_random_box_keeps_within_its_limits(width, height, seed):
     assert (w + 0.5) * (h + 0.5) >= 0.08 * width * height
 
 
-@pytest.mark.parametrize("draw", [0, 0.5, ALMOST_ONE])
-@pytest.mark.parametrize("place", [0, ALMOST_ONE])
 @pytest.mark.parametrize("size", [(1, 1), (1, 600), (600, 1), (2, 3), (500, 375)])
-def test_extreme_draws_stay_inside(draw, place, size):
-  for aspect in (0, 0.5, ALMOST_ONE):
-    draws = np.full(crop.DRAWS_SHAPE, (draw, aspect, place, place))
-    left, top, right, bottom = crop.random_resized_box(*size, draws)
-    assert 0 <= left < right <= size[0]
-    assert 0 <= top < bottom <= size[1]
+def test_extreme_draws_stay_inside(size):
+  ends = (0, 0.5, ALMOST_ONE)
+  for area, aspect, place in itertools.product(ends, ends, (0, ALMOST_ONE)):
+    box_inside(*size, np.full(crop.DRAWS_SHAPE, (area, aspect, place, place)))
 
 
 def draw_of_area(area):
@@ -64,52 +64,35 @@ TALL, TALL_BOX = (draw_of_area(0.48), 0, ALMOST_ONE, ALMOST_ONE), (40, 20, 100, 
 WIDE, WIDE_BOX = (draw_of_area(0.48), ALMOST_ONE, 0, 0), (0, 0, 80, 60)
 
 
-def attempts(*given):
-  """Draws that begin like this; the attempts that follow would fit."""
-  return np.array([*given, *[(0, 0.5, 0, 0)] * 10][:10], np.float64)
-
-
 @pytest.mark.parametrize(
   ("draws", "box"),
   [
-    (attempts(SQUARE), SQUARE_BOX),
-    (attempts(TALL), TALL_BOX),
-    (attempts(WIDE), WIDE_BOX),
-    (attempts(TALL, SQUARE), TALL_BOX),
-    (attempts(MISS, SQUARE, TALL), SQUARE_BOX),
-    (attempts(*[MISS] * 9, WIDE), WIDE_BOX),
+    ([SQUARE], SQUARE_BOX),
+    ([TALL], TALL_BOX),
+    ([WIDE], WIDE_BOX),
+    ([TALL, SQUARE], TALL_BOX),
+    ([MISS, SQUARE, TALL], SQUARE_BOX),
+    ([*[MISS] * 9, WIDE], WIDE_BOX),
   ],
 )
 def test_the_first_attempt_that_fits_is_taken(draws, box):
+  # The attempts that follow would fit, too.
+  draws = np.array([*draws, *[(0, 0.5, 0, 0)] * 10][:10], np.float64)
   assert crop.random_resized_box(100, 100, draws) == box
 
 
 @pytest.mark.parametrize(
-  ("width", "height", "box"),
+  ("size", "box"),
   [
-    (100, 100, (0, 0, 100, 100)),  # an allowed aspect: all of it
-    (200, 100, (33, 0, 166, 100)),  # 4 / 3: 133 columns, 33 before and 34 after them
-    (100, 200, (0, 33, 100, 166)),
-    (300, 3, (148, 0, 152, 3)),
-    (3, 300, (0, 148, 3, 152)),
+    ((100, 100), (0, 0, 100, 100)),  # an allowed aspect: all of it
+    ((200, 100), (33, 0, 166, 100)),  # 4 / 3: 133 columns, 33 before and 34 after them
+    ((100, 200), (0, 33, 100, 166)),
+    ((300, 3), (148, 0, 152, 3)),
+    ((3, 300), (0, 148, 3, 152)),
   ],
 )
-def test_after_ten_misses_the_largest_central_box_is_taken(width, height, box):
-  draws = np.full(crop.DRAWS_SHAPE, MISS)
-  assert crop.random_resized_box(width, height, draws) == box
-
-
-def test_random_boxes_differ_and_reach_everywhere():
-  rng = np.random.default_rng(0)
-  boxes = np.array(
-    [crop.random_resized_box(100, 100, rng.random(crop.DRAWS_SHAPE)) for _ in range(500)]
-  )
-  assert len(np.unique(boxes, axis=0)) > 490
-  assert boxes[:, :2].min() == 0
-  assert boxes[:, 2:].max() == 100
-  areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]) / 100**2
-  assert areas.min() < 0.12
-  assert areas.max() > 0.9
+def test_after_ten_misses_the_largest_central_box_is_taken(size, box):
+  assert crop.random_resized_box(*size, np.full(crop.DRAWS_SHAPE, MISS)) == box
 
 
 # What a crop shows. Pillow rounds in other places: a pixel may differ by one.
@@ -157,60 +140,32 @@ def test_many_threads_may_resize():
     np.testing.assert_array_equal(result, crop.resize(pixels, 32))
 
 
-def test_a_square_of_the_right_size_is_not_resampled():
-  pixels = noise(20, 20)
-  assert np.array_equal(crop.central_square(pixels, 20, short_side=20), pixels)
-
-
-@pytest.mark.parametrize(
-  ("shape", "rows", "columns"),
-  [
-    ((32, 40), slice(2, 30), slice(6, 34)),
-    ((40, 32), slice(6, 34), slice(2, 30)),
-    # Half a pixel goes to the even side, as in torchvision: 2.5 is 2, and 3.5 is 4.
-    ((32, 33), slice(2, 30), slice(2, 30)),
-    ((32, 35), slice(2, 30), slice(4, 32)),
-    ((32, 32), slice(2, 30), slice(2, 30)),
-  ],
-)
-def test_the_central_square_of_an_image_that_is_not_resized(shape, rows, columns):
-  pixels = noise(*shape)
-  square = crop.central_square(pixels, 28, short_side=32)
-  assert np.array_equal(square, pixels[rows, columns])
-
-
 @pytest.mark.parametrize(
   "shape",
   [
     *[(80, 100), (300, 200), (375, 500), (224, 224), (30, 20), (256, 300), (50, 999)],
+    # Half a pixel goes to the even side: 16.5 is 16, and 17.5 is 18.
+    *[(256, 256), (256, 257), (259, 256)],
     # 256 * 147 / 49 = 768, but (256 / 49) * 147 = 767.99...
     *[(49, 147), (147, 49), (98, 196)],
   ],
 )
 def test_the_central_square_is_torchvisions(shape):
   square = crop.central_square(noise(*shape), 224, short_side=256)
-  assert largest_difference(square, pillow_central(noise(*shape), 224, 256)) <= 1
+  exact = min(shape) == 256  # it is not resized
+  expected = pillow_central(noise(*shape), 224, 256)
+  assert largest_difference(square, expected) <= (0 if exact else 1)
 
 
-@pytest.mark.parametrize("size", [8, 28, 32, 64])
-def test_images_of_any_size_have_a_central_square(size):
-  failed = []
-  for side in range(1, 200):
-    for shape in ((side + 3, side), (side, side + 3), (side, side)):
-      try:
-        square = crop.central_square(np.zeros((*shape, 3), np.uint8), size, short_side=size)
-        assert square.shape == (size, size, 3)
-      except ValueError:
-        failed.append(shape)
-  assert failed == []
-
-
-@pytest.mark.parametrize("shape", [(1, 1), (1, 2000), (2000, 1), (257, 255)])
-def test_extreme_images_have_a_central_square(shape):
-  pixels = np.full((*shape, 3), (10, 200, 90), np.uint8)
-  square = crop.central_square(pixels, 224, short_side=256)
-  assert square.shape == (224, 224, 3)
-  assert (square == (10, 200, 90)).all()
+@pytest.mark.parametrize(("size", "short_side"), [(8, 8), (28, 28), (64, 64), (224, 256)])
+def test_images_of_any_size_have_a_central_square(size, short_side):
+  sides = [(side + more, side) for side in range(1, 200, 3) for more in (0, 3)]
+  for width, height in [*sides, (1, 2000), (257, 255)]:
+    for shape in ((width, height), (height, width)):
+      pixels = np.full((*shape, 3), (10, 200, 90), np.uint8)
+      square = crop.central_square(pixels, size, short_side=short_side)
+      assert square.shape == (size, size, 3), shape
+      assert (square == (10, 200, 90)).all(), shape
 
 
 # Fidelity: the whole way from a file to the network's input, against Pillow's.
@@ -222,18 +177,18 @@ def psnr(a, b):
   return np.inf if error == 0 else 10 * np.log10(255**2 / error)
 
 
-def compare(files, *, crops_each, seed=0):
+def compare(files, *, crops_each):
   """PSNR of random crops and of central squares."""
-  rng, random_crops, central = np.random.default_rng(seed), [], []
+  rng, random_crops, central = np.random.default_rng(0), [], []
   for data in files:
     pillow = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    image = decode.EncodedImage(data)
     for _ in range(crops_each):
-      image = decode.EncodedImage(data)
       draws = rng.random(crop.DRAWS_SHAPE)
       box = crop.random_resized_box(image.width, image.height, draws)
       ours = crop.resize(image.read(box), 224)
       random_crops.append(psnr(ours, pillow_resized(pillow, box, 224)))
-    ours = crop.central_square(decode.read_rgb(data), 224, short_side=256)
+    ours = crop.central_square(image.read(), 224, short_side=256)
     central.append(psnr(ours, pillow_central(pillow, 224, 256)))
   return random_crops, central
 
@@ -249,7 +204,7 @@ def photos_of_imagenet():
     pytest.skip("the sample of ImageNet is not here")
   with zipfile.ZipFile(SAMPLE) as archive:
     names = sorted(name for name in archive.namelist() if name.endswith(".JPEG"))
-    yield from map(archive.read, names[::5])
+    yield from map(archive.read, names[::15])
 
 
 @pytest.mark.parametrize("files", [photos, photos_of_imagenet])

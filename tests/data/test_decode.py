@@ -1,6 +1,7 @@
 """Image files to pixels: formats, colors, and what is refused."""
 
 import io
+import itertools
 import struct
 import subprocess
 import sys
@@ -13,9 +14,17 @@ from PIL import Image, ImageOps, PngImagePlugin
 
 from ssil_jax.data.images import decode, exif, jpeg
 
+LOSSLESS = {"PNG": {}, "WEBP": {"lossless": True, "exact": True}}
+
 
 def pillow_rgb(data):
-  return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+  with Image.open(io.BytesIO(data)) as image:
+    return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+
+
+def size_of(data):
+  image = decode.EncodedImage(data)
+  return image.width, image.height
 
 
 def chunk(name, data):
@@ -59,18 +68,8 @@ def test_jpeg_is_decoded_as_by_pillow(subsampling, progressive, mode):
   np.testing.assert_array_equal(pixels, pillow_rgb(data))
 
 
-def test_cmyk_jpeg():
-  # No ink is white; cyan ink alone takes all red away.
-  for ink, expected in [((0, 0, 0, 0), (255, 255, 255)), ((255, 0, 0, 0), (0, 255, 255))]:
-    pixels = decode.read_rgb(encode(Image.new("CMYK", (8, 8), ink)))
-    assert np.abs(pixels.astype(int) - expected).max() <= 5
-  data = encode(photo(40, 50), mode="CMYK")
-  difference = decode.read_rgb(data).astype(int) - pillow_rgb(data)
-  assert np.abs(difference).max() <= 2
-
-
-def ycck_jpeg(ink):
-  """A JPEG as Adobe writes it, of 8x8 pixels of one ink (c, m, y, k).
+def as_adobe_writes_it(ink):
+  """A JPEG of 8x8 pixels of one ink, YCCK.
 
   What is stored are brightness and two colour differences of the three coloured inks, and
   black the other way round; Pillow stores the opposite of what it is given.
@@ -88,92 +87,75 @@ def ycck_jpeg(ink):
 @pytest.mark.parametrize(
   "ink", [(0, 0, 0, 0), (255, 0, 0, 0), (0, 0, 0, 255), (40, 90, 200, 0), (9, 80, 30, 120)]
 )
-def test_adobe_ycck_jpeg(ink):
+def test_jpeg_of_four_inks(ink):
   *colors, black = ink
   expected = [(255 - color) * (255 - black) / 255 for color in colors]
-  assert np.abs(decode.read_rgb(ycck_jpeg(ink)) - expected).max() <= 3
+  for data in (encode(Image.new("CMYK", (8, 8), ink)), as_adobe_writes_it(ink)):
+    assert np.abs(decode.read_rgb(data) - expected).max() <= 4
 
 
 # PNG and WebP.
 
 
-@pytest.mark.parametrize(
-  ("color_type", "values", "expected"),
-  [
-    # 65535 / 257 = 255 and 32896 / 257 = 128; 256 and 65534 are just below 1 and 255.
-    (0, (257, 256, 65534, 32896), [[1] * 3, [0] * 3, [254] * 3, [128] * 3]),
-    (2, (65535, 257, 32896, 0, 51400, 771), [[255, 1, 128], [0, 200, 3]]),
-    # With transparency, which is dropped.
-    (6, (65535, 257, 32896, 77, 0, 51400, 771, 65535), [[255, 1, 128], [0, 200, 3]]),
-    (4, (65535, 0, 32896, 9), [[255] * 3, [128] * 3]),
-  ],
-)
-def test_16_bit_png_is_scaled(color_type, values, expected):
-  row = struct.pack(f">B{len(values)}H", 0, *values)
-  data = png(len(expected), 1, zlib.compress(row), bits=16, color_type=color_type)
-  pixels = decode.read_rgb(data)
-  assert pixels.dtype == np.uint8
-  assert pixels.tolist() == [expected]
+def sixteen_bits(*values):
+  return struct.pack(f">B{len(values)}H", 0, *values)
 
 
-@pytest.mark.parametrize("bits", [1, 2, 4, 8])
-def test_gray_png_of_few_bits(bits):
-  # The lightest and the darkest, from the left end of a byte.
-  row = bytes([0, (2**bits - 1) << (8 - bits), 0])[: 3 if bits == 8 else 2]
-  pixels = decode.read_rgb(png(2, 1, zlib.compress(row), bits=bits, color_type=0))
-  assert pixels.tolist() == [[[255] * 3, [0] * 3]]
+def left_bits(value, bits):
+  """A row of two pixels, `value` and 0."""
+  return bytes([0, value, 0] if bits == 8 else [0, value << (8 - bits)])
+
+
+WHITE, BLACK = (255, 255, 255), (0, 0, 0)
+SIXTEEN = [(255, 1, 128), (0, 200, 3)]
+PALETTE = chunk(b"PLTE", bytes(RED) + bytes(BLUE))
+PNGS = [
+  # 65535 / 257 = 255 and 32896 / 257 = 128; 256 and 65534 are just below 1 and 255.
+  (sixteen_bits(257, 256), [(1, 1, 1), BLACK], {"bits": 16, "color_type": 0}),
+  (sixteen_bits(65535, 32896), [WHITE, (128,) * 3], {"bits": 16, "color_type": 0}),
+  (sixteen_bits(65535, 257, 32896, 0, 51400, 771), SIXTEEN, {"bits": 16, "color_type": 2}),
+  # With transparency, which is dropped.
+  (sixteen_bits(65535, 0, 32896, 9), [WHITE, (128,) * 3], {"bits": 16, "color_type": 4}),
+  (
+    sixteen_bits(65535, 257, 32896, 77, 0, 51400, 771, 65535),
+    SIXTEEN,
+    {"bits": 16, "color_type": 6},
+  ),
+  # The first of Adam7's passes has one pixel, the sixth the other.
+  (bytes([0, *RED, 0, *BLUE]), [RED, BLUE], {"interlace": 1}),
+]
+for bits in (1, 2, 4, 8):
+  PNGS += [
+    (left_bits(2**bits - 1, bits), [WHITE, BLACK], {"bits": bits, "color_type": 0}),
+    (left_bits(1, bits), [BLUE, RED], {"bits": bits, "color_type": 3, "before": PALETTE}),
+    (
+      left_bits(1, bits),
+      [BLUE, RED],
+      {"bits": bits, "color_type": 3, "before": PALETTE + chunk(b"tRNS", b"\0\x80")},
+    ),
+  ]
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("bits", [1, 2, 4, 8])
-@pytest.mark.parametrize("transparency", [b"", chunk(b"tRNS", b"\0\x80")])
-def test_palette_png_of_few_bits(bits, transparency):
-  row = bytes([0, 1, 0]) if bits == 8 else bytes([0, 1 << (8 - bits)])
-  palette = chunk(b"PLTE", bytes(RED) + bytes(BLUE)) + transparency
-  data = png(2, 1, zlib.compress(row), bits=bits, color_type=3, before=palette)
-  assert decode.read_rgb(data).tolist() == [[list(BLUE), list(RED)]]
+@pytest.mark.parametrize(("rows", "expected", "options"), PNGS)
+def test_png_of_every_kind(rows, expected, options):
+  pixels = decode.read_rgb(png(2, 1, zlib.compress(rows), **options))
+  assert pixels.dtype == np.uint8
+  assert pixels.tolist() == [[list(pixel) for pixel in expected]]
 
 
-@pytest.mark.parametrize(("color_type", "channels"), [(2, 3), (6, 4)])
-@pytest.mark.parametrize("size", [(1, 1), (9, 7), (20, 33)])
-def test_interlaced_png(size, color_type, channels):
-  # First column and row, and the steps, of Adam7's passes.
-  passes = [
-    (0, 0, 8, 8),
-    (4, 0, 8, 8),
-    (0, 4, 4, 8),
-    (2, 0, 4, 4),
-    (0, 2, 2, 4),
-    (1, 0, 2, 2),
-    (0, 1, 1, 2),
-  ]
-  height, width = size
-  alpha = np.full((height, width, channels - 3), 7, np.uint8)
-  pixels = np.concatenate([noise(height, width), alpha], axis=-1)
-  rows = [
-    b"\0" + row.tobytes()
-    for left, top, across, down in passes
-    for row in pixels[top::down, left::across]
-    if row.size
-  ]
-  data = png(
-    width, height, zlib.compress(b"".join(rows)), color_type=color_type, interlace=1
-  )
-  np.testing.assert_array_equal(decode.read_rgb(data), pixels[..., :3])
-
-
-@pytest.mark.parametrize("file_format", ["PNG", "WEBP"])
-def test_of_an_animation_the_first_picture_is_read(file_format):
+@pytest.mark.parametrize(
+  ("file_format", "of_frames"), [("PNG", b"acTL"), ("WEBP", b"ANMF")]
+)
+def test_of_an_animation_the_first_picture_is_read(file_format, of_frames):
   frames = [Image.fromarray(noise(20, 30, seed=i)) for i in range(3)]
-  options = {} if file_format == "PNG" else {"lossless": True}
-  data = encode(frames[0], file_format, save_all=True, append_images=frames[1:], **options)
-  assert (b"acTL" if file_format == "PNG" else b"ANMF") in data
+  options = {"save_all": True, "append_images": frames[1:], **LOSSLESS[file_format]}
+  data = encode(frames[0], file_format, **options)
+  assert of_frames in data
   np.testing.assert_array_equal(decode.read_rgb(data), noise(20, 30))
 
 
 def test_webp():
-  lossless = decode.read_rgb(encode(noise(20, 30), "WEBP", lossless=True))
-  np.testing.assert_array_equal(lossless, noise(20, 30))
   data = encode(photo(60, 80), "WEBP")
   np.testing.assert_array_equal(decode.read_rgb(data), pillow_rgb(data))
 
@@ -183,8 +165,8 @@ def test_webp():
 )
 def test_transparency_is_dropped(file_format, mode):
   image = Image.new("RGBA", (8, 8), (90, 90, 90, 10))
-  options = {"lossless": True, "exact": True} if file_format == "WEBP" else {}
-  assert (decode.read_rgb(encode(image, file_format, mode, **options)) == 90).all()
+  data = encode(image, file_format, mode, **LOSSLESS[file_format])
+  assert (decode.read_rgb(data) == 90).all()
 
 
 # All formats.
@@ -194,13 +176,8 @@ def turned(height, width, orientation, file_format="JPEG", **options):
   """An image with an orientation; the stored pixels do not depend on it."""
   block = Image.Exif()
   block[0x0112] = orientation
-  options = {"lossless": True} if file_format == "WEBP" else options
+  options |= LOSSLESS.get(file_format, {})
   return encode(photo(height, width), file_format, exif=block, **options)
-
-
-def upright_by_pillow(data):
-  with Image.open(io.BytesIO(data)) as image:
-    return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
 
 
 BOXES = [(0, 0, 1, 1), (3, 5, 14, 9), (11, 0, 17, 17), (0, 16, 17, 17), (6, 2, 9, 16)]
@@ -208,11 +185,9 @@ BOXES = [(0, 0, 1, 1), (3, 5, 14, 9), (11, 0, 17, 17), (0, 16, 17, 17), (6, 2, 9
 
 def check_upright(data, *, like=None):
   """Whole and in boxes, as Pillow turns `like`, which has the same pixels."""
-  expected = upright_by_pillow(like or data)
-  height, width = expected.shape[:2]
-  assert decode.size_of(data) == (width, height)
+  expected = pillow_rgb(like or data)
   image = decode.EncodedImage(data)
-  assert (image.width, image.height) == (width, height)
+  assert (image.height, image.width) == expected.shape[:2]
   np.testing.assert_array_equal(image.read(), expected)
   np.testing.assert_array_equal(image.read(strict=False), expected)
   for box in BOXES:
@@ -223,18 +198,13 @@ def check_upright(data, *, like=None):
 @pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_images_stand_upright(file_format, orientation):
-  data = turned(21, 34, orientation, file_format)
-  check_upright(data)
-  stored = turned(21, 34, 1, file_format)
-  same = np.array_equal(decode.read_rgb(data).ravel(), decode.read_rgb(stored).ravel())
-  assert same == (orientation == 1)
+  check_upright(turned(21, 34, orientation, file_format))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:2", "4:2:0"])
 def test_boxes_of_a_turned_jpeg_with_an_index(orientation, subsampling):
-  options = {"restart_marker_blocks": 1, "subsampling": subsampling}
-  data = turned(50, 70, orientation, **options)
+  data = turned(50, 70, orientation, restart_marker_blocks=1, subsampling=subsampling)
   indexed = jpeg.add_index(data)
   assert jpeg.read_header(indexed).num_indexed
   check_upright(indexed, like=data)
@@ -242,7 +212,7 @@ def test_boxes_of_a_turned_jpeg_with_an_index(orientation, subsampling):
 
 def test_of_a_turned_jpeg_with_an_index_only_what_the_box_needs_is_decoded():
   data = jpeg.add_index(turned(64, 64, 6, restart_marker_rows=1))
-  header, whole = jpeg.read_header(data), upright_by_pillow(data)
+  header, whole = jpeg.read_header(data), pillow_rgb(data)
   damaged = bytearray(data)
   damaged[header.scan_start + 20 : header.scan_start + 28] = b"\xff\x00" * 4  # first row
   with pytest.raises(decode.ImageError):
@@ -263,14 +233,6 @@ def test_an_orientation_in_any_order_and_size_of_bytes(order, kind):
   assert exif.orientation(block) == 6
 
 
-def test_the_smallest_block_is_an_orientation():
-  for value in range(1, 9):
-    block = Image.Exif()
-    block.load(b"Exif\0\0" + exif.block_of(value))
-    assert dict(block) == {0x0112: value}
-    assert exif.orientation(exif.block_of(value)) == value
-
-
 GOOD_BLOCK = exif.block_of(6)
 BROKEN_BLOCKS = [
   b"",
@@ -285,19 +247,18 @@ BROKEN_BLOCKS = [
 ]
 
 
-@pytest.mark.parametrize("block", BROKEN_BLOCKS)
-def test_broken_exif_data_turn_nothing(block):
-  assert exif.orientation(block) == 1
+def test_broken_exif_data_turn_nothing():
   plain = encode(photo(20, 30))
   frame = jpeg.read_header(plain).frame_start
-  content = b"Exif\0\0" + block
-  segment = b"\xff\xe1" + struct.pack(">H", len(content) + 2) + content
-  data = plain[:frame] + segment + plain[frame:]
-  assert decode.size_of(data) == (30, 20)
-  np.testing.assert_array_equal(decode.read_rgb(data), decode.read_rgb(plain))
-  rows = zlib.compress(bytes(7) + bytes(7))
-  data = png(2, 2, rows, before=chunk(b"eXIf", block))
-  assert decode.read_rgb(data).shape == (2, 2, 3)
+  expected, rows = decode.read_rgb(plain), zlib.compress(bytes(14))
+  for block in BROKEN_BLOCKS:
+    assert exif.orientation(block) == 1
+    content = b"Exif\0\0" + block
+    segment = b"\xff\xe1" + struct.pack(">H", len(content) + 2) + content
+    image = decode.EncodedImage(plain[:frame] + segment + plain[frame:])
+    assert np.array_equal(image.read(), expected), block
+    data = png(2, 2, rows, before=chunk(b"eXIf", block))
+    assert decode.read_rgb(data).shape == (2, 2, 3)
 
 
 def test_the_first_exif_data_of_a_jpeg_count():
@@ -307,66 +268,59 @@ def test_the_first_exif_data_of_a_jpeg_count():
   assert jpeg.read_header(data).orientation == 6
 
 
-def test_a_png_may_have_its_orientation_behind_its_pixels():
-  rows = zlib.compress(b"".join(b"\0" + row.tobytes() for row in noise(21, 34)))
-  data = png(34, 21, rows, after=chunk(b"eXIf", exif.block_of(5)))
-  check_upright(data)
+EXIF_TEXT = b"Raw profile type exif\0\nexif\n      32\n"  # before PNG had a chunk for it
 
 
-@pytest.mark.parametrize("digits", [(b"Exif\0\0" + exif.block_of(8)).hex(), "none", "4"])
-def test_a_png_may_have_exif_data_in_text(digits):
-  # As programs wrote them before PNG had a chunk for them.
-  text = b"Raw profile type exif\0\nexif\n      32\n" + digits.encode()
+@pytest.mark.parametrize(
+  ("name", "content", "turns"),
+  [
+    (b"eXIf", exif.block_of(8), 1),
+    (b"tEXt", EXIF_TEXT + (b"Exif\0\0" + exif.block_of(8)).hex().encode(), 1),
+    (b"tEXt", EXIF_TEXT + b"none", 0),
+    (b"tEXt", EXIF_TEXT + b"4", 0),
+  ],
+)
+@pytest.mark.parametrize("place", ["before", "after"])
+def test_a_png_has_its_orientation_before_or_behind_its_pixels(name, content, turns, place):
   rows = zlib.compress(b"".join(b"\0" + row.tobytes() for row in noise(21, 34)))
-  data = png(34, 21, rows, before=chunk(b"tEXt", text))
-  expected = noise(21, 34) if len(digits) < 9 else np.rot90(noise(21, 34))
-  np.testing.assert_array_equal(decode.read_rgb(data), expected)
-  assert decode.size_of(data) == expected.shape[1::-1]
+  image = decode.EncodedImage(png(34, 21, rows, **{place: chunk(name, content)}))
+  expected = np.rot90(noise(21, 34), turns)
+  assert (image.height, image.width) == expected.shape[:2]
+  np.testing.assert_array_equal(image.read((3, 5, 14, 9)), expected[5:9, 3:14])
 
 
 def test_size_needs_the_header_alone():
   data = encode(photo(200, 300))
   header = jpeg.read_header(data)
-  assert decode.size_of(data[: header.scan_start]) == (300, 200)
-  assert decode.size_of(encode(photo(200, 300), "PNG")[:100]) == (300, 200)
+  assert size_of(data[: header.scan_start]) == (300, 200)
+  assert size_of(encode(photo(200, 300), "PNG")[:100]) == (300, 200)
 
 
 # What is refused.
 
 
 def check_refused(data, match=None):
-  for read in (decode.read_rgb, decode.size_of):
+  for read in (decode.read_rgb, size_of):
     with pytest.raises(decode.ImageError, match=match):
       read(data)
 
 
-@pytest.mark.parametrize(
-  ("data", "reason"),
-  [
-    *(
-      (encode(noise(8, 8), name), "not a JPEG, PNG or WebP image")
-      for name in ("BMP", "GIF", "TIFF", "PPM", "JPEG2000")
-    ),
-    *(
-      (data, "not a JPEG, PNG or WebP image")
-      for data in (b"text, not an image", bytes(100), b"\xff\xd8", b"RIFF")
-    ),
-    (b"", "it is empty"),
-    (jpeg.MAGIC, "breaks off"),
-  ],
-)
-def test_what_is_no_image_is_refused(data, reason):
-  check_refused(data, reason)
+OTHERS = [encode(noise(8, 8), name) for name in ("BMP", "GIF", "TIFF", "PPM", "JPEG2000")]
+OTHERS += [b"text, not an image", bytes(100), b"\xff\xd8", b"RIFF"]
 
 
-@pytest.mark.parametrize("damage", [(b"\xff\xdd\0\4\0\4", b"\xff\xdd\0\4\0\0"), None])
-def test_a_jpeg_with_a_damaged_index_is_refused(damage):
+def test_what_is_no_image_is_refused():
+  for data in OTHERS:
+    check_refused(data, "not a JPEG, PNG or WebP image")
+  check_refused(b"", "it is empty")
+  check_refused(jpeg.MAGIC, "breaks off")
+
+
+def test_a_jpeg_with_a_damaged_index_is_refused():
   data = jpeg.add_index(encode(noise(64, 64), restart_marker_rows=1))
   place = jpeg.read_header(data).index_start
-  wrong = data.replace(*damage) if damage else data[:place] + b"\0\1" + data[place + 2 :]
-  assert wrong != data
   with pytest.raises(decode.ImageError, match="index"):
-    decode.read_rgb(wrong)
+    decode.read_rgb(data[:place] + b"\0\1" + data[place + 2 :])
 
 
 @pytest.mark.parametrize("file_format", ["PNG", "JPEG", "WEBP"])
@@ -384,35 +338,31 @@ def test_a_truncated_image_is_refused(file_format):
 
 
 @pytest.mark.parametrize("options", [{}, {"restart_marker_rows": 1}, {"progressive": True}])
-@pytest.mark.parametrize("place", [0.1, 0.5, 0.9])
-@pytest.mark.parametrize("junk", [b"\xff\x00" * 4, b"\xff\xd9", b"\xff\xd0"])
-def test_a_jpeg_with_an_overwritten_scan_is_refused(options, place, junk):
+def test_a_jpeg_with_an_overwritten_scan_is_refused(options):
   content = encode(noise(64, 64), **options)
   start = jpeg.read_header(content).scan_start
-  place = start + int(place * (len(content) - start))
-  with pytest.raises(decode.ImageError):
-    decode.read_rgb(content[:place] + junk + content[place + len(junk) :])
-
-
-def damaged_pngs():
-  """PNGs with a damage each, that Pillow tells of in as many ways."""
-  plain = encode(noise(32, 32), "PNG")
-  yield plain[:11] + b"\5" + plain[12:]  # the header's length, which is 13
-  place = len(plain) // 2
-  yield plain[:place] + bytes([plain[place] ^ 1]) + plain[place + 1 :]  # a checksum
-  long = encode(noise(200, 200), "PNG")
-  second = long.index(b"IDAT", long.index(b"IDAT") + 4)
-  yield long[:second] + b"\1" + long[second + 1 :]
-  # Bombs of compressed text and of a compressed profile.
-  info = PngImagePlugin.PngInfo()
-  info.add_text("a", "b" * (2 * PngImagePlugin.MAX_TEXT_CHUNK), zip=True)
-  yield encode(noise(8, 8), "PNG", pnginfo=info)
-  bomb = b"a\0\0" + zlib.compress(bytes(20_000_000))
-  yield png(2, 2, zlib.compress(bytes(14)), before=chunk(b"iCCP", bomb))
+  for part, junk in itertools.product(
+    (0.1, 0.5, 0.9), (b"\xff\x00" * 4, b"\xff\xd9", b"\xff\xd0")
+  ):
+    place = start + int(part * (len(content) - start))
+    with pytest.raises(decode.ImageError):
+      decode.read_rgb(content[:place] + junk + content[place + len(junk) :])
 
 
 def test_a_damaged_png_is_refused():
-  for data in damaged_pngs():
+  plain, long = encode(noise(32, 32), "PNG"), encode(noise(200, 200), "PNG")
+  middle, second = len(plain) // 2, long.rindex(b"IDAT")
+  text = PngImagePlugin.PngInfo()
+  text.add_text("a", "b" * (2 * PngImagePlugin.MAX_TEXT_CHUNK), zip=True)
+  profile = b"a\0\0" + zlib.compress(bytes(20_000_000))
+  for data in (
+    plain[:11] + b"\5" + plain[12:],  # the header's length, which is 13
+    plain[:middle] + bytes([plain[middle] ^ 1]) + plain[middle + 1 :],  # a checksum
+    long[:second] + b"\1" + long[second + 1 :],
+    # Bombs of compressed text and of a compressed profile.
+    encode(noise(8, 8), "PNG", pnginfo=text),
+    png(2, 2, zlib.compress(bytes(14)), before=chunk(b"iCCP", profile)),
+  ):
     with pytest.raises(decode.ImageError):
       decode.read_rgb(data)
 
@@ -437,12 +387,9 @@ def test_surplus_bytes_at_the_end_are_refused_unless_told_otherwise(restarts):
   np.testing.assert_array_equal(decode.read_rgb(surplus, strict=False), whole)
   part = decode.EncodedImage(surplus).read((3, 9, 30, 20), strict=False)
   np.testing.assert_array_equal(part, whole[9:20, 3:30])
-
-
-def test_surplus_bytes_between_restart_markers_are_not_tolerable():
-  surplus = with_surplus(encode(noise(40, 48), restart_marker_rows=1), b"\xff\xd0")
+  between = with_surplus(encode(noise(40, 48), restart_marker_rows=1), b"\xff\xd0")
   with pytest.raises(decode.ImageError, match="extraneous bytes") as info:
-    decode.read_rgb(surplus)
+    decode.read_rgb(between)
   assert not info.value.tolerable
 
 
@@ -469,60 +416,46 @@ def test_what_claims_too_many_pixels_is_refused_before_it_is_decoded(side):
     check_refused(huge_webp(side))  # Pillow has a limit, too, and it is higher
 
 
-def test_a_jpeg_of_very_many_scans_is_refused_before_it_is_decoded():
-  data = encode(photo(40, 60), progressive=True)
-  last = data.rindex(b"\xff\xda")
-  assert 1 < data.count(b"\xff\xda") < 20
-  for count, match in [(20, "Inconsistent progression"), (120, "more than the 100 scans")]:
-    with pytest.raises(decode.ImageError, match=match):
-      decode.read_rgb(data[:-2] + count * data[last:-2] + data[-2:])
-
-
-def test_scans_count_up_to_the_end_of_the_image_and_no_further():
-  pixels = photo(40, 60)
-  progressive = encode(pixels, progressive=True)
-  behind = {
-    "random bytes": np.random.default_rng(0).bytes(10_000_000),
-    "scans": b"\xff\xda" * 1000,
-    "another image": encode(pixels, progressive=True) * 30,
-  }
-  for data in (progressive, encode(pixels)):
-    expected = decode.read_rgb(data)
-    for name, more in behind.items():
-      assert np.array_equal(decode.read_rgb(data + more), expected), name
-  # And none in what looks like scans inside a segment, before the first one or between.
-  comment = b"\xff\xfe" + struct.pack(">H", 2002) + b"\xff\xda" * 1000
-  place = progressive.rindex(b"\xff\xda")
-  for data in (
-    progressive[:2] + comment + progressive[2:],
-    progressive[:place] + comment + progressive[place:],
-  ):
-    assert np.array_equal(decode.read_rgb(data), decode.read_rgb(progressive))
-
-
 @pytest.mark.parametrize(
   "between", [b"", b"\xff\x01\xff\xff", b"\xff" * 50, b"\xff\xfe\0\2", b"\xff\xd0"]
 )
-def test_nothing_between_scans_hides_them(between):
+def test_a_jpeg_of_very_many_scans_is_refused_before_it_is_decoded(between):
   data = encode(photo(40, 60), progressive=True)
   last = data.rindex(b"\xff\xda")
-  many = data[:-2] + 120 * (between + data[last:-2]) + data[-2:]
-  with pytest.raises(decode.ImageError, match="more than the 100 scans"):
-    decode.read_rgb(many)
+  for count in (20, 120):
+    many = data[:-2] + count * (between + data[last:-2]) + data[-2:]
+    with pytest.raises(decode.ImageError) as info:
+      decode.read_rgb(many)
+    assert ("more than the 100 scans" in str(info.value)) == (count > 100)
+
+
+def test_scans_count_up_to_the_end_of_the_image_and_no_further():
+  progressive, sequential = (encode(photo(40, 60), progressive=p) for p in (True, False))
+  behind = (
+    np.random.default_rng(0).bytes(10_000_000),
+    b"\xff\xda" * 1000,
+    progressive * 30,
+  )
+  for data, more in itertools.product((progressive, sequential), behind):
+    assert np.array_equal(decode.read_rgb(data + more), decode.read_rgb(data))
+  # And none in what looks like scans inside a segment, before the first one or between.
+  comment = b"\xff\xfe" + struct.pack(">H", 2002) + b"\xff\xda" * 1000
+  for place in (2, progressive.rindex(b"\xff\xda")):
+    data = progressive[:place] + comment + progressive[place:]
+    assert np.array_equal(decode.read_rgb(data), decode.read_rgb(progressive))
 
 
 def test_rows_that_no_pixel_needs_are_not_unpacked():
   # A thousand times more than 8 x 8 pixels have.
   pixels = decode.read_rgb(png(8, 8, zlib.compress(bytes(200_000))))
-  assert (pixels == 0).all()
   assert pixels.shape == (8, 8, 3)
 
 
 @pytest.mark.filterwarnings("error::PIL.Image.DecompressionBombWarning")
 def test_the_most_pixels_that_are_allowed():
   tiny = encode(noise(8, 8))
-  assert decode.size_of(with_frame_size(tiny, 10_000, 10_000)) == (10_000, 10_000)
-  assert decode.size_of(png(10_000, 10_000, b"")) == (10_000, 10_000)
+  for data in (with_frame_size(tiny, 10_000, 10_000), png(10_000, 10_000, b"")):
+    assert size_of(data) == (10_000, 10_000)
   check_refused(with_frame_size(tiny, 10_000, 10_001), "10000x10001 pixels")
 
 
@@ -549,7 +482,7 @@ def test_nothing_is_printed_about_odd_images(tmp_path):
     "  data = pathlib.Path(path).read_bytes()\n"
     "  for strict in (True, False):\n"
     "    try:\n"
-    "      decode.size_of(data), decode.read_rgb(data, strict=strict)\n"
+    "      decode.read_rgb(data, strict=strict)\n"
     "    except decode.ImageError:\n"
     "      pass\n"
   )

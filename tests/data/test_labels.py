@@ -43,11 +43,8 @@ def assert_refused(directory, *fragments, folder=None):
   with pytest.raises(DataError) as info:
     labels.load(directory, folder := folder or directory)
   message = str(info.value)
-  for fragment in (
-    str(folder / "labels.npy"),
-    f"delete labels.npy and labels.json in {folder}",
-    *fragments,
-  ):
+  remedy = f"delete labels.npy and labels.json in {folder}"
+  for fragment in (str(folder / "labels.npy"), remedy, *fragments):
     assert fragment in message
   assert "\n" not in message
 
@@ -63,33 +60,24 @@ def test_what_was_saved_is_loaded_wherever_the_directory_lies(directory, tmp_pat
     "labels.json",
     "labels.npy",
   ]
-
-
-def test_a_split_may_be_empty(directory):
-  labels.save(directory, {"train": np.arange(3), "test": np.arange(0)})
-  found = labels.load(directory)
+  labels.save(moved, {"train": np.arange(3), "test": np.arange(0)})
+  found = labels.load(moved)
   assert found["train"].tolist() == [0, 1, 2]
   assert found["test"].tolist() == []
 
 
 def test_labels_may_lie_elsewhere(directory, tmp_path):
-  for name in ("labels.npy", "labels.json"):
+  for name in labels.FILES:
     (directory / name).unlink()
   cache = tmp_path / "cache"
   cache.mkdir()
   labels.save(directory, LABELS, cache)
   assert sorted(path.name for path in cache.iterdir()) == ["labels.json", "labels.npy"]
   assert labels.load(directory) is None
+  assert labels.load(directory, tmp_path / "missing") is None
   assert_same(labels.load(directory, cache))
   (directory / TEST_SHARD).write_bytes(b"other")
   assert_refused(directory, "other shards", folder=cache)
-  (cache / "labels.npy").write_bytes(b"")
-  assert_refused(directory, folder=cache)
-
-
-def test_none_were_saved(tmp_path):
-  assert labels.load(tmp_path) is None
-  assert labels.load(tmp_path, tmp_path / "missing") is None
 
 
 # What is refused.
@@ -113,27 +101,19 @@ def test_labels_of_other_shards_are_refused(directory, change):
   assert_refused(directory, f"other shards than those in {directory}", first, f"{count} in")
 
 
-@pytest.mark.parametrize("name", ["labels.npy", "labels.json"])
+@pytest.mark.parametrize("name", labels.FILES)
 def test_a_truncated_file_is_refused_wherever_it_ends(directory, name):
   path = directory / name
   content = path.read_bytes()
-  for length in range(len(content)):
+  for length in [*range(0, len(content), 7), len(content) - 1]:
     path.write_bytes(content[:length])
     assert_refused(directory, name)
   if name == "labels.npy":
     path.unlink()
     assert_refused(directory)
-
-
-def test_an_array_with_a_wrong_bit_is_refused_wherever_it_is(directory):
-  path = directory / "labels.npy"
-  content = path.read_bytes()
-  for place in range(len(content)):
-    # Not every bit of every byte: one after another.
-    damaged = bytearray(content)
-    damaged[place] ^= 1 << place % 8
-    path.write_bytes(damaged)
-    assert_refused(directory)
+    for place in range(0, len(content), 7):
+      path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+      assert_refused(directory, "damaged or of another version")
 
 
 def edit_origin(directory, **values):
@@ -165,40 +145,32 @@ def test_another_array_is_refused(directory, other):
   assert_refused(directory)
 
 
-@pytest.mark.parametrize("content", [b"null", b"[]", b"3", b'"text"', b"{}", b"\xff\xfe"])
-def test_an_origin_that_is_something_else_is_refused(directory, content):
-  (directory / "labels.json").write_bytes(content)
-  assert_refused(directory, "labels.json")
-
-
-@pytest.mark.parametrize("key", ["splits", "shards", "crc32"])
-@pytest.mark.parametrize("value", [None, [], 3, "text", [1, 2], {"train": 7}, {}])
-def test_an_origin_with_a_damaged_entry_is_refused(directory, key, value):
-  edit_origin(directory, **{key: value})
-  assert_refused(directory)
+def test_an_origin_that_is_something_else_is_refused(directory):
+  path = directory / "labels.json"
+  origin = path.read_bytes()
+  for content in (b"null", b"[]", b"3", b'"text"', b"{}", b"\xff\xfe"):
+    path.write_bytes(content)
+    assert_refused(directory, "labels.json")
+  for key in ("splits", "shards", "crc32"):
+    for value in (None, [], 3, "text", [1, 2], {"train": 7}, {}):
+      path.write_bytes(origin)
+      edit_origin(directory, **{key: value})
+      assert_refused(directory)
 
 
 # Interrupted saving.
 
 
-OTHER = {"train": np.zeros(7, np.int32), "test": np.zeros(3, np.int32)}
-
-
-def test_labels_are_never_written_into_the_files_themselves(directory, tmp_path):
-  names = ("labels.npy", "labels.json")
-  before = {name: (directory / name).read_bytes() for name in names}
-  for name in names:
+def test_new_labels_without_their_origin_are_refused_not_taken(directory, tmp_path):
+  before = {name: (directory / name).read_bytes() for name in labels.FILES}
+  for name in labels.FILES:
     (tmp_path / name).hardlink_to(directory / name)
-  labels.save(directory, OTHER)
-  assert {name: (tmp_path / name).read_bytes() for name in names} == before
+  labels.save(directory, {"train": np.zeros(7, np.int32), "test": np.zeros(3, np.int32)})
   assert labels.load(directory)["train"].tolist() == [0] * 7
-
-
-def test_new_labels_without_their_origin_are_refused_not_taken(directory):
+  # Not written into the files themselves.
+  assert {name: (tmp_path / name).read_bytes() for name in labels.FILES} == before
   # As a kill between the two writes leaves them: labels.json vouches for other ones.
-  origin = (directory / "labels.json").read_bytes()
-  labels.save(directory, OTHER)
-  (directory / "labels.json").write_bytes(origin)
+  (directory / "labels.json").write_bytes(before["labels.json"])
   assert_refused(directory, "damaged or of another version")
   (directory / "labels.json").unlink()
   assert labels.load(directory) is None

@@ -1,84 +1,45 @@
-"""Small images, decoded once: arrays and files alike."""
-
-import os
+"""Small images, decoded once, and what is said of their sizes."""
 
 import numpy as np
 import pytest
 from folders import GREEN, RED, encode, noise
+from stores import images_of
 
-from ssil_jax.data.encoded import EncodedImages
 from ssil_jax.data.images import crop
 from ssil_jax.data.resident import central_squares, describe_sizes, natural_size, read_sizes
-from ssil_jax.data.sources.folder import Files
 from ssil_jax.errors import DataError
 
 
-def files_of(folder, *contents):
-  """Images from bytes, in files 0, 1, 2, ..."""
-  for number, data in enumerate(contents):
-    (folder / str(number)).write_bytes(data)
-  names = [os.fsencode(str(number)) for number in range(len(contents))]
-  store = Files(
-    folder.parent,
-    [folder.name],
-    np.zeros(len(names), np.int32),
-    b"".join(names),
-    np.cumsum([len(name) for name in names]),
-  )
-  return EncodedImages(store, np.arange(len(names)))
+def pngs_of(*arrays):
+  return images_of(*(encode(pixels, "PNG") for pixels in arrays))
 
 
-def squares_of(images):
-  squares, bad, sizes = central_squares(images, 8)
+def test_images_are_resized_by_their_short_side_and_cut():
+  arrays = [noise(*shape) for shape in ((8, 8), (8, 13), (40, 8), (100, 90), (3, 2))]
+  # The middle 10 of 20 columns, and what a resampled border may touch, are green.
+  wide = np.full((10, 20, 3), RED, np.uint8)
+  wide[:, 3:17] = GREEN
+  arrays += [wide, wide.swapaxes(0, 1)]
+  squares, bad, sizes = central_squares(pngs_of(*arrays), 8)
   assert bad == {}
-  assert len(sizes) == len(images)
-  return squares
-
-
-def test_central_squares_of_arrays_and_files(tmp_path):
-  arrays = np.stack([noise(8, 8, seed=i) for i in range(12)])
-  files = files_of(tmp_path, *(encode(pixels, "PNG") for pixels in arrays))
-  assert np.array_equal(squares_of(arrays), arrays)
-  assert np.array_equal(squares_of(files), arrays)
-  chosen = np.array([7, 0, 11, 7])
-  assert np.array_equal(squares_of(files.take(chosen)), arrays[chosen])
-
-
-def test_another_size_is_resized_by_its_short_side_and_cut(tmp_path):
-  shapes = [(8, 8), (8, 13), (40, 8), (100, 90), (3, 2)]
-  arrays = [noise(*shape) for shape in shapes]
-  squares = squares_of(files_of(tmp_path, *(encode(a, "PNG") for a in arrays)))
-  assert squares.shape == (5, 8, 8, 3)
+  assert sizes.tolist() == [[a.shape[1], a.shape[0]] for a in arrays]
   assert squares.dtype == np.uint8
   for pixels, square in zip(arrays, squares, strict=True):
     assert np.array_equal(square, crop.central_square(pixels, 8, short_side=8))
+  assert np.array_equal(squares[0], arrays[0])
   assert np.array_equal(squares[1], arrays[1][:, 2:10])  # 2.5 columns to the left: 2
   assert np.array_equal(squares[2], arrays[2][16:24])
+  assert (squares[5:] == GREEN).all()
 
 
-def test_arrays_of_another_size(tmp_path):
-  # The middle 10 of 20 columns, and what a resampled border may touch, are green.
-  wide = np.full((1, 10, 20, 3), RED, np.uint8)
-  wide[:, :, 3:17] = GREEN
-  assert (squares_of(wide) == GREEN).all()
-  assert (squares_of(wide.swapaxes(1, 2)) == GREEN).all()
-
-
-def test_of_no_images():
-  assert squares_of(np.zeros((0, 9, 9, 3), np.uint8)).shape == (0, 8, 8, 3)
-
-
-def test_images_that_cannot_be_read_are_collected(tmp_path):
+def test_images_that_cannot_be_read_are_collected():
   good = encode(noise(8, 8), "PNG")
-  images = files_of(tmp_path, good, good, good[:-30], b"text", good, good)
-  (tmp_path / "5").unlink()
-  squares, bad, sizes = central_squares(images.take(np.array([0, 3, 2, 1, 5])), 8)
-  assert sizes.tolist() == [[8, 8], [0, 0], [0, 0], [8, 8], [0, 0]]
-  for record in (0, 3):
-    assert np.array_equal(squares[record], noise(8, 8))
-  assert sorted(bad) == [1, 2, 4]
+  images = images_of(good, good, good[:-30], b"text", good)
+  squares, bad, sizes = central_squares(images.take(np.array([0, 3, 2, 1])), 8)
+  assert sizes.tolist() == [[8, 8], [0, 0], [0, 0], [8, 8]]
+  assert np.array_equal(squares[[0, 3]], [noise(8, 8)] * 2)
+  assert sorted(bad) == [1, 2]
   assert bad[1] == "not a JPEG, PNG or WebP image"
-  assert bad[4] == "No such file or directory"
 
 
 def test_the_natural_size_is_the_median_of_the_longer_sides():
@@ -92,30 +53,22 @@ def test_the_natural_size_is_the_median_of_the_longer_sides():
       assert natural_size(sizes) == size
   assert natural_size(np.array([(64, 1)])) == 64
   assert natural_size(np.array([(65, 1)])) == 224
-
-
-def test_images_too_small_for_the_network():
   assert natural_size(np.array([(8, 1)])) == 8
   with pytest.raises(DataError, match="no side of more than 7 pixels.*--image_size=8"):
     natural_size(np.array([(7, 7), (7, 1), (30, 30)]))
 
 
-def test_sizes_are_those_of_the_images_that_can_be_read(tmp_path):
+def test_sizes_are_those_of_the_images_that_can_be_read():
   large, small = encode(noise(90, 70), "PNG"), encode(noise(20, 30), "PNG")
-  sizes = read_sizes(files_of(tmp_path, large, b"text", small))
+  sizes = read_sizes(images_of(large, b"text", small))
   assert sizes.tolist() == [[70, 90], [0, 0], [30, 20]]
   assert natural_size(sizes) == 30
-
-
-def test_no_image_that_can_be_read(tmp_path):
-  images = files_of(tmp_path, b"text", b"")
   with pytest.raises(DataError, match="none of 2 training images can be read; the first"):
-    read_sizes(images)
+    read_sizes(images_of(b"text", b""))
 
 
-def test_images_far_from_the_others_are_warned_of(tmp_path):
-  one = encode(noise(8, 8), "PNG")
-  images = files_of(tmp_path, one, one, one)
+def test_images_far_from_the_others_are_warned_of():
+  images = pngs_of(*[noise(8, 8)] * 3)
 
   def warnings(size, train, test=((32, 32),)):
     first, *others = describe_sizes(
@@ -126,7 +79,7 @@ def test_images_far_from_the_others_are_warned_of(tmp_path):
     assert first.endswith(f"the network sees {size}x{size}")
     return others
 
-  assert warnings(32, [(32, 32), (16, 40), (64, 50)]) == []
+  assert warnings(32, [(32, 32), (16, 40), (64, 50), (0, 0)]) == []  # one is bad
   # Whatever the network sees: none is far from the others.
   assert warnings(224, [(100, 100)] * 3, [(100, 90)] * 3) == []
   (line,) = warnings(32, [(32, 32), (15, 4), (32, 30)])

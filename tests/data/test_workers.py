@@ -11,39 +11,42 @@ import time
 
 import numpy as np
 import pytest
+from folders import folder_of, open_folder
 
 from ssil_jax.data import loader, workers
 from ssil_jax.errors import DataError
+from ssil_jax.sampling import RATIO_PRESERVING, Key, Pool
 
 
-def numbers():
-  """Batches that are their numbers."""
-
-  class Numbers:  # of no module, so that workers need not import these tests
-    def __len__(self):
-      return 100_000
-
-    def __getitem__(self, number):
-      return np.full(1000, number)
-
-  return Numbers()
-
-
-def as_they_are(batch):
-  return batch
+def streamed_batches(folder):
+  folder_of(folder, ("a",), each=3, shape=(80, 90))
+  return loader.TrainBatches(
+    dataset=open_folder(folder, image_size=72),
+    pool=Pool(new=np.array([0, 1]), memory=np.array([2])),
+    sampling=RATIO_PRESERVING,
+    key=Key(seed=0, state=2, phase=0),
+    batch_size_new=2,
+    batch_size_memory=1,
+    num_devices=1,
+    num_steps=100_000,
+  )
 
 
-def test_the_death_of_a_worker_is_an_error_at_once():
-  batches = loader.prefetched(numbers(), as_they_are, num_processes=2)
+def test_workers_make_the_same_batches_and_the_death_of_one_is_an_error_at_once(tmp_path):
+  expected = streamed_batches(tmp_path)
+  batches = loader.prefetched(expected, lambda batch: batch, num_processes=2)
   with contextlib.closing(batches):
-    assert [next(batches)[0], next(batches)[0]] == [0, 1]  # one of each worker
-    processes = multiprocessing.active_children()
-    assert len(processes) == 2
-    # What a terminal or a scheduler sends to all processes leaves them alone.
-    for process in processes:
-      os.kill(process.pid, signal.SIGINT)
-      os.kill(process.pid, signal.SIGTERM)
-    assert [next(batches)[0] for _ in range(30)] == list(range(2, 32))
+    for step in range(30):  # more than are made ahead
+      for got, wanted in zip(next(batches), expected[step], strict=True):
+        assert got.dtype == wanted.dtype
+        assert np.array_equal(got, wanted)
+      if step == 2:
+        processes = multiprocessing.active_children()
+        assert len(processes) == 2
+        # What a terminal or a scheduler sends to all processes leaves them alone.
+        for process in processes:
+          os.kill(process.pid, signal.SIGINT)
+          os.kill(process.pid, signal.SIGTERM)
     os.kill(processes[0].pid, signal.SIGKILL)
     started = time.monotonic()
     with pytest.raises(DataError) as caught:
@@ -66,8 +69,8 @@ class Numbers:
   def __getitem__(self, number): return np.full(1000, number)
 
 if __name__ == "__main__":
-  batches = loader.prefetched(Numbers(), lambda batch: batch, num_processes=2)
-  next(batches), next(batches)
+  batches = loader.prefetched(Numbers(), lambda batch: batch, num_processes=1)
+  next(batches)
   print(*(p.pid for p in multiprocessing.active_children()), flush=True)
   time.sleep(600)
 """
@@ -94,51 +97,44 @@ def test_workers_end_when_their_main_process_is_killed(tmp_path):
     env=environment,
   ) as main:
     try:
-      pids = [int(pid) for pid in main.stdout.readline().split()]
-      assert len(pids) == 2
-      assert all(map(is_running, pids))
+      worker = int(main.stdout.readline())
+      assert is_running(worker)
     finally:
       main.kill()
   until = time.monotonic() + 30
-  while any(map(is_running, pids)):
+  while is_running(worker):
     assert time.monotonic() < until
     time.sleep(0.05)
 
 
+class Failing:
+  """Batches that end with an error."""
+
+  def __init__(self, message):
+    self.message, self.closed = message, False
+
+  def __iter__(self):
+    yield 1
+    raise RuntimeError(self.message)
+
+  def close(self):
+    self.closed = True
+
+
+DIED = "Worker process was terminated unexpectedly with exit code"
+
+
 @pytest.mark.parametrize(
-  ("code", "expected"),
+  ("message", "error", "expected"),
   [
-    (-15, "was killed by SIGTERM"),
-    (-63, "was killed by signal 63"),
-    (1, "ended with exit code 1"),
+    (f"{DIED} -15", DataError, "of --input_processes=3 was killed by SIGTERM; rerun the"),
+    (f"{DIED} -63", DataError, "of --input_processes=3 was killed by signal 63; rerun the"),
+    (f"{DIED} 1", DataError, "of --input_processes=3 ended with exit code 1; rerun the"),
+    ("out of wits", RuntimeError, "out of wits"),
   ],
 )
-def test_how_a_worker_died_is_said(code, expected):
-  class Dying:
-    closed = False
-
-    def __iter__(self):
-      yield 1
-      raise RuntimeError(
-        f"Worker process was terminated unexpectedly with exit code {code}"
-      )
-
-    def close(self):
-      self.closed = True
-
-  dying = Dying()
-  with pytest.raises(DataError, match=f"of --input_processes=3 {expected}; rerun the"):
-    list(workers.watched(dying, 3))
-  assert dying.closed
-
-
-def test_other_errors_stay_as_they_are():
-  class Failing:
-    def __len__(self):
-      return 3
-
-    def __getitem__(self, number):
-      raise RuntimeError("out of wits")
-
-  with pytest.raises(RuntimeError, match="out of wits"):
-    list(loader.prefetched(Failing(), as_they_are, num_processes=1))
+def test_how_a_worker_died_is_said_and_other_errors_stay(message, error, expected):
+  failing = Failing(message)
+  with pytest.raises(error, match=expected):
+    list(workers.watched(failing, 3))
+  assert failing.closed

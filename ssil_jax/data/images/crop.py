@@ -44,12 +44,6 @@ def random_resized_box(width: int, height: int, draws: np.ndarray) -> Box:
   return left, top, left + w, top + h
 
 
-def resize(pixels: np.ndarray, size: int) -> np.ndarray:
-  """Resizes uint8 [H, W, 3] to the network's input [S, S, 3], whatever its aspect ratio."""
-  height, width = pixels.shape[:2]
-  return resample(pixels, (0, 0, width, height), size)
-
-
 def central_square(pixels: np.ndarray, size: int, *, short_side: int) -> np.ndarray:
   """Cuts uint8 [S, S, 3] out of the middle of uint8 [H, W, 3]; no randomness.
 
@@ -66,15 +60,16 @@ def central_square(pixels: np.ndarray, size: int, *, short_side: int) -> np.ndar
   # Only the samples that the crop keeps are computed; back to pixels of the source.
   x, w = (place * width / new_width for place in (left, size))
   y, h = (place * height / new_height for place in (top, size))
-  return resample(pixels, (x, y, w, h), size)
+  return resize(pixels, size, (x, y, w, h))
 
 
-def resample(
-  pixels: np.ndarray, box: tuple[float, float, float, float], size: int
+def resize(
+  pixels: np.ndarray, size: int, box: tuple[float, float, float, float] | None = None
 ) -> np.ndarray:
-  """Resizes a box of uint8 [H, W, 3] to [S, S, 3]; pixels outside count at its edges.
+  """Resizes uint8 [H, W, 3], or a box of it, to [S, S, 3], whatever its aspect ratio.
 
-  The box is left, top, width, height in pixels, fractions allowed, inside the image.
+  The box is left, top, width, height in pixels, fractions allowed, inside the image; pixels
+  outside count at its edges.
   """
   if not hasattr(_THREAD, "resizer"):
     _THREAD.resizer = cykooz_resizer.Resizer()
@@ -82,6 +77,7 @@ def resample(
   height, width = pixels.shape[:2]
   source = cykooz_resizer.ImageData(width, height, rgb, pixels.tobytes())
   target = cykooz_resizer.ImageData(size, size, rgb)
-  options = cykooz_resizer.ResizeOptions(_BILINEAR, crop_box=cykooz_resizer.CropBox(*box))
+  crop_box = cykooz_resizer.CropBox(*(box or (0, 0, width, height)))
+  options = cykooz_resizer.ResizeOptions(_BILINEAR, crop_box=crop_box)
   _THREAD.resizer.resize(source, target, options)
   return np.frombuffer(target.get_buffer(), np.uint8).reshape(size, size, 3)

@@ -30,17 +30,8 @@ _PNG, _RIFF, _WEBP = b"\x89PNG\r\n\x1a\n", b"RIFF", b"WEBP"
 _RAW_PROFILE = "Raw profile type exif"  # where PNG had EXIF before it had a chunk for it
 
 # What Pillow raises for files that it cannot read.
-_PILLOW_ERRORS = (
-  Image.DecompressionBombError,
-  OSError,  # truncated
-  SyntaxError,  # a broken PNG chunk
-  ValueError,  # a broken header
-  IndexError,
-  KeyError,
-  TypeError,
-  struct.error,
-  zlib.error,
-)
+_PARSE_ERRORS = (SyntaxError, ValueError, LookupError, TypeError, struct.error, zlib.error)
+_PILLOW_ERRORS = (Image.DecompressionBombError, OSError, *_PARSE_ERRORS)
 # It warns of what is odd beside the pixels, a line for every such place in its source.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
@@ -65,48 +56,30 @@ class ImageError(ValueError):
     self.tolerable = bool(_TOLERABLE.search(reason))
 
 
-def size_of(data: bytes) -> tuple[int, int]:
-  """Returns (width, height) in pixels of the upright image, from the header.
-
-  Of a PNG whose orientation stands behind its pixels, as the format allows, everything is
-  needed.
-
-  Raises:
-    ImageError: there is no header of a JPEG, PNG or WebP, or it claims too many pixels.
-  """
-  if data.startswith(jpeg.MAGIC):
-    header = _jpeg_header(data)
-    return exif.upright_size(header.width, header.height, header.orientation)
-  with _open_other(data) as image:
-    if b"eXIf" in data and "exif" not in image.info:
-      _load(image)
-    return exif.upright_size(*image.size, _orientation(image))
-
-
 class EncodedImage:
   """An image file in memory whose header was read; `read` decodes it.
 
-  PNG and WebP are decoded at once: a PNG may have its orientation behind its pixels. Width
-  and height are those of the upright image in pixels.
+  Until then the header's bytes are enough, but for a PNG whose orientation stands behind
+  its pixels. Width and height are those of the upright image, in pixels.
   """
 
   def __init__(self, data: bytes):
     """Reads the header; raises ImageError for another format, absurd size, or damage."""
     self.data = data
-    self._header = self._pixels = None
     if data.startswith(jpeg.MAGIC):
-      self._header = header = _jpeg_header(data)
-      most = MAX_SCANS + 1
-      if not header.one_scan and jpeg.count_scans(data, header, most=most) == most:
-        raise ImageError(f"a JPEG of more than the {MAX_SCANS} scans allowed")
-      self.width, self.height = exif.upright_size(
-        header.width, header.height, header.orientation
-      )
+      try:
+        self._file = file = jpeg.read_header(data)
+      except ValueError as error:
+        raise ImageError(str(error)) from error
     else:
-      with _open_other(data) as image:
-        stored = _rgb(image)
-        self._pixels = exif.upright(stored, _orientation(image))
-      self.height, self.width = self._pixels.shape[:2]
+      self._file = file = _open_other(data)
+    if file.width * file.height > MAX_PIXELS:
+      raise ImageError(
+        f"{file.width}x{file.height} pixels, more than the {MAX_PIXELS} allowed"
+      )
+    is_jpeg = isinstance(file, jpeg.Header)
+    self._orientation = file.orientation if is_jpeg else _orientation(file, data)
+    self.width, self.height = exif.upright_size(file.width, file.height, self._orientation)
 
   def read(self, box: Box | None = None, *, strict: bool = True) -> np.ndarray:
     """Decodes uint8 [H, W, 3], or no more of it than a box needs; perhaps a view.
@@ -115,34 +88,42 @@ class EncodedImage:
       box: left, top, right, bottom in pixels of the upright image; None for all of it.
       strict: whether to refuse a JPEG of which libjpeg warns, and not only a truncated one.
 
-    Raises:
-      ImageError: the image is truncated or corrupt.
+    Raises ImageError if the image is truncated or corrupt.
     """
     box = box or (0, 0, self.width, self.height)
-    if self._header is None:
+    box = exif.stored_box(box, self.width, self.height, self._orientation)
+    if isinstance(self._file, jpeg.Header):
+      pixels = _read_jpeg(self.data, self._file, box, strict)
+    else:
       left, top, right, bottom = box
-      return self._pixels[top:bottom, left:right]
-    data, header = self.data, self._header
-    box = exif.stored_box(box, self.width, self.height, header.orientation)
-    left, top, right, bottom = box
-    try:
-      if header.num_indexed:
-        data, x, y = jpeg.cut(data, header, box)
-        left, top, right, bottom = left - x, top - y, right - x, bottom - y
-      if strict:
-        pixels = simplejpeg.decode_jpeg(data, "RGB", strict=True)
-      else:
-        pixels = _read_by_pillow(data)
-    except ValueError as error:
-      if _ODD_SAMPLING not in str(error):
-        raise ImageError(str(error)) from error
-      pixels = _read_by_pillow(data)
-    return exif.upright(pixels[top:bottom, left:right], header.orientation)
+      pixels = _rgb(self._file)[top:bottom, left:right]
+    return exif.upright(pixels, self._orientation)
 
 
 def read_rgb(data: bytes, *, strict: bool = True) -> np.ndarray:
   """Decodes a whole image, uint8 [H, W, 3]; see `EncodedImage`."""
   return EncodedImage(data).read(strict=strict)
+
+
+def _read_jpeg(data: bytes, header: jpeg.Header, box: Box, strict: bool) -> np.ndarray:
+  """Returns a box of the stored pixels."""
+  most = MAX_SCANS + 1
+  if not header.one_scan and jpeg.count_scans(data, header, most=most) == most:
+    raise ImageError(f"a JPEG of more than the {MAX_SCANS} scans allowed")
+  left, top, right, bottom = box
+  try:
+    if header.num_indexed:
+      data, x, y = jpeg.cut(data, header, box)
+      left, top, right, bottom = left - x, top - y, right - x, bottom - y
+    if strict:
+      pixels = simplejpeg.decode_jpeg(data, "RGB", strict=True)
+    else:
+      pixels = _read_by_pillow(data)
+  except ValueError as error:
+    if _ODD_SAMPLING not in str(error):
+      raise ImageError(str(error)) from error
+    pixels = _read_by_pillow(data)
+  return pixels[top:bottom, left:right]
 
 
 def _read_by_pillow(data: bytes) -> np.ndarray:
@@ -154,15 +135,6 @@ def _read_by_pillow(data: bytes) -> np.ndarray:
     raise ImageError(str(error)) from error
 
 
-def _jpeg_header(data: bytes) -> jpeg.Header:
-  try:
-    header = jpeg.read_header(data)
-  except ValueError as error:
-    raise ImageError(str(error)) from error
-  _check_size(header.width, header.height)
-  return header
-
-
 def _open_other(data: bytes) -> Image.Image:
   # Not by Image.open, which warns of more than 89 million pixels.
   if data.startswith(_PNG):
@@ -172,13 +144,11 @@ def _open_other(data: bytes) -> Image.Image:
   else:
     raise ImageError("not a JPEG, PNG or WebP image" if data else "it is empty")
   try:
-    image = file_class(io.BytesIO(data))
+    return file_class(io.BytesIO(data))
   except Image.DecompressionBombError as error:  # Pillow has a limit of its own for WebP
     raise ImageError(str(error)) from error
   except _PILLOW_ERRORS as error:
     raise ImageError(f"a {name} image that is truncated or corrupt ({error})") from error
-  _check_size(*image.size)
-  return image
 
 
 def _load(image: Image.Image) -> None:
@@ -188,8 +158,11 @@ def _load(image: Image.Image) -> None:
     raise ImageError(str(error)) from error
 
 
-def _orientation(image: Image.Image) -> int:
-  """Returns what the EXIF data that were read so far say."""
+def _orientation(image: Image.Image, data: bytes) -> int:
+  """Returns what EXIF data say; decodes an image that has them behind its pixels."""
+  is_known = "exif" in image.info or _RAW_PROFILE in image.info
+  if not is_known and (b"eXIf" in data or _RAW_PROFILE.encode() in data):
+    _load(image)
   block = image.info.get("exif")
   if block is None:
     # Three lines of title, then hexadecimal digits.
@@ -210,8 +183,3 @@ def _rgb(image: Image.Image) -> np.ndarray:
     return np.repeat(gray[..., None], 3, axis=-1)
   image.info.pop("transparency", None)  # Pillow would warn that it gets lost
   return np.asarray(image.convert("RGB"))
-
-
-def _check_size(width: int, height: int) -> None:
-  if width * height > MAX_PIXELS:
-    raise ImageError(f"{width}x{height} pixels, more than the {MAX_PIXELS} allowed")

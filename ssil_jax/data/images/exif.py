@@ -9,6 +9,8 @@ import struct
 
 import numpy as np
 
+from ssil_jax.data.images.crop import Box
+
 UPRIGHT = 1
 
 _TAG = 0x0112
@@ -16,8 +18,6 @@ _FORMATS = {1: "B", 3: "H", 4: "I"}  # TIFF types of the number: BYTE, SHORT, LO
 _TRANSPOSED = (5, 6, 7, 8)
 _ROWS_MIRRORED = (3, 4, 7, 8)  # after the transposition
 _COLUMNS_MIRRORED = (2, 3, 6, 7)
-
-_Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels
 
 
 def orientation(block: bytes) -> int:
@@ -53,7 +53,7 @@ def upright_size(width: int, height: int, value: int) -> tuple[int, int]:
   return (height, width) if value in _TRANSPOSED else (width, height)
 
 
-def stored_box(box: _Box, width: int, height: int, value: int) -> _Box:
+def stored_box(box: Box, width: int, height: int, value: int) -> Box:
   """Returns where a box of the upright image, of this size, lies in the stored one."""
   left, top, right, bottom = box
   if value in _COLUMNS_MIRRORED:

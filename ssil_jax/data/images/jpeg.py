@@ -1,10 +1,9 @@
 """The layout of a JPEG file: its frame, and the cutting out of restart intervals.
 
 Entropy-coded data can only be decoded from its beginning or from a restart marker
-(ITU-T T.81, annexes B and F). A file that has such markers at the same places of every row
-of blocks can be cut, without decoding, to a smaller JPEG of just the blocks that a crop
-needs; its pixels are those of the whole file. `add_index` says in the file where the
-intervals lie, so that cutting need not look for them.
+(ITU-T T.81, annexes B and F). A file with such markers at the same places of every row of
+blocks can be cut, without decoding, to a smaller JPEG of the blocks that a crop needs, with
+the same pixels. `add_index` says in the file where the intervals lie.
 """
 
 import re
@@ -14,15 +13,17 @@ from typing import NamedTuple
 import numpy as np
 
 from ssil_jax.data.images import exif
+from ssil_jax.data.images.crop import Box
 
 MAGIC = b"\xff\xd8\xff"
 
+_SOF = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # frames of every kind
 _SOF_SEQUENTIAL = (0xC0, 0xC1)  # baseline and extended, Huffman-coded
-_SOF_OTHER = tuple(m for m in range(0xC2, 0xD0) if m not in (0xC4, 0xC8, 0xCC))
 _DRI, _SOS, _EOI, _RST0, _TEM = 0xDD, 0xDA, 0xD9, 0xD0, 0x01
 # The end of entropy-coded data, where a 0xFF may only be followed by zero or be part of a
 # restart marker (T.81, B.1.1.2). Any number of 0xFF may stand before a marker.
 _MARKER = re.compile(rb"\xff([^\x00\xd0-\xd7\xff])", re.DOTALL)
+_RESTART_OR_END = re.compile(rb"\xff[\xd0-\xd7\xd9]")
 _APP1, _APP15 = 0xE1, 0xEF
 _EXIF_NAME = b"Exif\0\0"
 # An application segment that begins like this holds the length of every restart interval
@@ -49,14 +50,13 @@ class Header(NamedTuple):
   scan_start: int  # byte offset of the entropy-coded data
   index_start: int  # byte offset of the lengths that `add_index` wrote; 0: there are none
   num_indexed: int  # restart intervals in it
-  orientation: int = exif.UPRIGHT  # how to hold the stored pixels, see `exif`
+  orientation: int  # how to hold the stored pixels, see `exif`
 
 
 def read_header(data: bytes) -> Header:
   """Reads the segments up to the first scan.
 
-  Raises:
-    ValueError: this is no JPEG, or it ends or breaks off before its first scan.
+  Raises ValueError if this is no JPEG, or breaks off before its first scan.
   """
   if not data.startswith(MAGIC):
     raise ValueError("not a JPEG file")
@@ -72,15 +72,13 @@ def read_header(data: bytes) -> Header:
         offset += 1
         continue
       (length,) = struct.unpack_from(">H", data, offset + 2)
-      if marker in _SOF_SEQUENTIAL or marker in _SOF_OTHER:
+      if marker in _SOF:
         frame = offset
       elif marker == _DRI:
         (restart_interval,) = struct.unpack_from(">H", data, offset + 4)
-      elif (
-        marker == _APP1 and orientation is None and data.startswith(_EXIF_NAME, offset + 4)
-      ):
+      elif marker == _APP1 and data.startswith(_EXIF_NAME, offset + 4):
         block = data[offset + 4 + len(_EXIF_NAME) : offset + 2 + length]
-        orientation = exif.orientation(block)
+        orientation = orientation or exif.orientation(block)  # the first one counts
       elif marker == _APP15 and data.startswith(_INDEX_NAME, offset + 4):
         index_start = offset + 4 + len(_INDEX_NAME)
         num_indexed = (offset + 2 + length - index_start) // _INDEX_DTYPE.itemsize
@@ -98,15 +96,14 @@ def read_header(data: bytes) -> Header:
     raise ValueError(f"a JPEG frame of {width}x{height}, {num_components} components")
   if not all(1 <= f >> 4 <= 4 and 1 <= f & 15 <= 4 for f in factors):  # T.81, B.2.2
     raise ValueError("a JPEG frame with impossible sampling factors")
-  # A scan of one component has no interleaving: its MCU is one block (T.81, A.2.2).
-  horizontal = max(f >> 4 for f in factors) if num_components > 1 else 1
-  vertical = max(f & 15 for f in factors) if num_components > 1 else 1
+  if num_components == 1:
+    factors = [0x11]  # one scan has no interleaving: its MCU is one block (T.81, A.2.2)
   return Header(
     width=width,
     height=height,
     num_components=num_components,
-    mcu_width=8 * horizontal,
-    mcu_height=8 * vertical,
+    mcu_width=8 * max(f >> 4 for f in factors),
+    mcu_height=8 * max(f & 15 for f in factors),
     restart_interval=restart_interval,
     one_scan=data[frame + 1] in _SOF_SEQUENTIAL and in_scan == num_components,
     frame_start=frame,
@@ -118,10 +115,7 @@ def read_header(data: bytes) -> Header:
 
 
 def count_scans(data: bytes, header: Header, *, most: int) -> int:
-  """Counts the scans of a JPEG file, up to `most`.
-
-  What follows the end of the image (EOI) is no part of it.
-  """
+  """Counts the scans of a JPEG file up to its end (EOI), or up to `most`."""
   count, place = 1, header.scan_start
   while count < most and (found := _MARKER.search(data, place)):
     (marker,), place = found[1], found.end()
@@ -135,33 +129,34 @@ def count_scans(data: bytes, header: Header, *, most: int) -> int:
 
 
 def add_index(data: bytes) -> bytes:
-  """Writes the lengths of a whole file's restart intervals into its header.
+  """Writes the lengths of a file's restart intervals into its header.
 
-  It comes back unchanged if `cut` could not use them: the scan is not sequential or not
+  It stays unchanged if `cut` could not use them: the scan is not sequential or not
   interleaved, rows do not start at restart markers, or the lengths do not fit a segment.
   Raises ValueError if it has no readable header or no end.
   """
   header = read_header(data)
-  if not header.one_scan or not header.restart_interval:
+  rows, columns = _grid_shape(header)
+  if not header.one_scan or not columns:
     return data
-  if _mcus_in_row(header) % header.restart_interval:
-    return data
-  lengths = _interval_lengths(data, header.scan_start)
-  whole = len(lengths) == np.prod(_grid_shape(header))
+  lengths, start = [], header.scan_start
+  for marker in _RESTART_OR_END.finditer(data, start):
+    lengths.append(marker.start() - start)
+    start = marker.end()
+    if data[start - 1] == _EOI:
+      break
+  else:
+    raise ValueError("the JPEG file has no end")
   room = (_SEGMENT_BYTES - len(_INDEX_NAME)) // _INDEX_DTYPE.itemsize
-  if not whole or len(lengths) > room or lengths.max() > np.iinfo(_INDEX_DTYPE).max:
+  whole = len(lengths) == rows * columns  # more, if rows do not start at markers
+  if not whole or len(lengths) > room or max(lengths) > np.iinfo(_INDEX_DTYPE).max:
     return data
-  return _with_segment(
-    data, header, _APP15, _INDEX_NAME + lengths.astype(_INDEX_DTYPE).tobytes()
-  )
+  index = _INDEX_NAME + np.array(lengths, _INDEX_DTYPE).tobytes()
+  return _with_segment(data, header, _APP15, index)
 
 
 def add_orientation(data: bytes, orientation: int) -> bytes:
-  """Adds EXIF data that say how to hold it to a JPEG file without any.
-
-  Raises:
-    ValueError: it has no readable header.
-  """
+  """Adds EXIF data to a JPEG file without any; raises ValueError as `read_header` does."""
   content = _EXIF_NAME + exif.block_of(orientation)
   return _with_segment(data, read_header(data), _APP1, content)
 
@@ -172,22 +167,12 @@ def _with_segment(data: bytes, header: Header, marker: int, content: bytes) -> b
   return data[: header.frame_start] + segment + data[header.frame_start :]
 
 
-class Piece(NamedTuple):
-  """A JPEG cut out of a larger one."""
-
-  data: bytes
-  left: int  # of the piece's first pixel in the whole image
-  top: int
-
-
-def cut(data: bytes, header: Header, box: tuple[int, int, int, int]) -> Piece:
+def cut(data: bytes, header: Header, box: Box) -> tuple[bytes, int, int]:
   """Cuts out the smallest JPEG that holds a box of an image, with the same pixels there.
 
-  The file has an index; the box (left, top, right, bottom in pixels) is not empty, and lies
-  inside the image. The piece ends at the next restart markers.
-
-  Raises:
-    ValueError: the index is not that of this file.
+  The file has an index; the box is not empty, and lies inside the image. The piece ends at
+  the next restart markers. Returns it, and its left and top in the whole image, in pixels.
+  Raises ValueError if the index is not that of this file.
   """
   left, top, right, bottom = box
   mcu_width, mcu_height = header.mcu_width, header.mcu_height
@@ -227,30 +212,11 @@ def cut(data: bytes, header: Header, box: tuple[int, int, int, int]) -> Piece:
   markers = header.scan_start + np.cumsum(lengths + 2) - 1
   piece[markers] = _RST0 + (np.arange(len(markers)) & 7)
   piece[-1] = _EOI
-  return Piece(piece.tobytes(), x, y)
-
-
-def _mcus_in_row(header: Header) -> int:
-  return -(-header.width // header.mcu_width)
+  return piece.tobytes(), x, y
 
 
 def _grid_shape(header: Header) -> tuple[int, int]:
-  """Returns rows of MCUs, and restart intervals in a row; 0 without restart markers."""
+  """Returns rows of MCUs, and whole restart intervals in a row; 0 without markers."""
   rows = -(-header.height // header.mcu_height)
-  if not header.restart_interval:
-    return rows, 0
-  return rows, _mcus_in_row(header) // header.restart_interval
-
-
-def _interval_lengths(data: bytes, scan_start: int) -> np.ndarray:
-  """Returns int64 [n]: bytes of every restart interval up to the marker after it."""
-  scan = np.frombuffer(data, np.uint8, offset=scan_start)
-  escapes = np.flatnonzero(scan[:-1] == 0xFF)
-  codes = scan[escapes + 1]
-  ends = escapes[codes == _EOI]
-  if not len(ends):
-    raise ValueError("the JPEG file has no end")
-  restarts = escapes[(codes & 0xF8) == _RST0]
-  ends = np.append(restarts[restarts < ends[0]], ends[0])
-  starts = np.concatenate([[0], ends[:-1] + 2])
-  return ends - starts
+  in_row, interval = -(-header.width // header.mcu_width), header.restart_interval
+  return rows, in_row // interval if interval else 0

@@ -11,9 +11,8 @@ from ssil_jax.config import Config
 from ssil_jax.data.dataset import Source, Split
 
 
-def open_digits(config: Config) -> Source:
+def open_digits(_: Config) -> Source:
   """Every fifth image of each digit is held out for testing: 1,433 train, 364 test."""
-  del config  # embedded: there is no folder to look in
   digits = sklearn.datasets.load_digits()
   gray = np.round(digits.images * (255 / 16)).astype(np.uint8)  # 0..16 as scanned
   images = np.repeat(gray[..., None], 3, axis=-1)

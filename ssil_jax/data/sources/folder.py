@@ -24,8 +24,7 @@ _CHUNK = 256  # files whose status a thread asks for at a time
 def open_image_folder(config: Config) -> Source:
   """Lists the files; classes and files in the order of their names.
 
-  Raises:
-    DataError: names the folder that is missing or empty, or the class that differs.
+  Raises DataError, with the folder that is missing or empty, or the class that differs.
   """
   try:
     return _open(config)
@@ -50,19 +49,17 @@ def _open(config: Config) -> Source:
   for folder in (train_dir, test_dir):
     if not folder.is_dir():
       raise DataError(f"{folder} is missing: {_LAYOUT}")
-  class_names = _class_names(train_dir)
-  names = {train_dir: class_names, test_dir: _class_names(test_dir)}
+  names = {folder: _class_names(folder) for folder in (train_dir, test_dir)}
   for here, there in ((train_dir, test_dir), (test_dir, train_dir)):
-    missing = sorted(set(names[here]) - set(names[there]))
-    if missing:
+    if missing := sorted(set(names[here]) - set(names[there])):
       raise DataError(
         f"class {missing[0]} ({len(missing)} in all) is in {here} but not in {there}: "
         "both need a folder for every class"
       )
-  train, ignored_train = _list_split(train_dir, class_names)
-  test, ignored_test = _list_split(test_dir, class_names)
+  train, ignored_train = _list_split(train_dir, names[train_dir])
+  test, ignored_test = _list_split(test_dir, names[train_dir])
   return Source(
-    class_names=class_names,
+    class_names=names[train_dir],
     train=train,
     test=test,
     image_size=None,

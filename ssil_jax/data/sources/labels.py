@@ -51,8 +51,7 @@ def load(
 ) -> dict[str, np.ndarray] | None:
   """Reads split -> int32 [n] as `save` wrote them; None if it never came to the end.
 
-  Raises:
-    DataError: they are damaged, or belong to other shards than those in `directory`.
+  Raises DataError if they are damaged, or not of the shards in `directory`.
   """
   folder = folder or directory
   path = folder / _ARRAY
@@ -62,8 +61,7 @@ def load(
     content = path.read_bytes()
     origin = json.loads((folder / _ORIGIN).read_text())
     splits, shards = dict(origin["splits"]), dict(origin["shards"])
-    length = sum(splits.values())
-    intact = origin["crc32"] == zlib.crc32(content)
+    length, intact = sum(splits.values()), origin["crc32"] == zlib.crc32(content)
     joined = np.load(io.BytesIO(content), allow_pickle=False) if intact else None
   except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
     raise DataError(

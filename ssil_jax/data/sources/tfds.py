@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -30,6 +30,7 @@ from ssil_jax.data.images.augment import IMAGENET_NORMALIZATION
 from ssil_jax.data.resident import natural_size, read_sizes
 from ssil_jax.data.sources import labels
 from ssil_jax.data.sources.folder import data_folder
+from ssil_jax.data.verify import read_each
 from ssil_jax.errors import DataError
 from ssil_jax.paths import data_mistakes
 from ssil_jax.progress import ProgressBars
@@ -45,24 +46,19 @@ _FEATURES = "features.json"
 _CLASS_KEYS = ("pythonClassName", "python_class_name", "type")  # the last one is older
 _TFDS_FEATURES = "tensorflow_datasets.core.features."
 _CLASS_NAMES = "label.labels.txt"
-_FILES_PER_SHARD = 2  # that ArrayRecord keeps open of a shard once it was read from
 _PREPARED = "prepare.json"  # what experiments/prepare.py says of itself
 _WRONG_LABELS = "it is of another version; delete it and labels.json"
-_CHUNK = 256  # records that a thread reads at a time
 _SOME = 1000  # records that stand for all
-_RECORD_ERRORS = (DecodeError, ValueError, IndexError, RuntimeError, OSError)
 _AGAIN = "prepare the data again"
 
 
 def open_tfds(config: Config) -> Source:
   """Opens the shards and reads the labels; images are read when a batch needs them.
 
-  Records are sorted by class, and within a class they keep their order.
-
-  Raises:
-    DataError: nothing fitting is prepared in `--data_dir`, or it is damaged.
+  Records are sorted by class, and within a class they keep their order. Raises DataError
+  if nothing fitting is prepared in `--data_dir`, or it is damaged.
   """
-  directory = _find(config, (config.dataset, *_OTHER_NAMES.get(config.dataset, ())))
+  directory = _find(config)
   _check_features(directory)
   try:
     info = tfds.builder_from_directory(directory).info
@@ -79,33 +75,33 @@ def open_tfds(config: Config) -> Source:
       f"{_prepare(config)}"
     ) from error
   if empty:
-    raise DataError(f"{directory} has no images in {empty[0]}: prepare the data again")
+    raise DataError(f"{directory} has no images in {empty[0]}: {_AGAIN}")
   if len(class_names) != num_classes:
     raise DataError(
       f"{directory / _CLASS_NAMES} names {len(class_names)} classes, and there are "
-      f"{num_classes}: prepare the data again"
+      f"{num_classes}: {_AGAIN}"
     )
-  allow_open_files(
-    _FILES_PER_SHARD * sum(len(split.shard_lengths) for split in chosen.values())
-  )
-  was_prepared = (directory / _PREPARED).is_file()
-  prepared = _read_json(directory / _PREPARED) if was_prepared else None
-  stores = {name: Records(split, prepared=prepared) for name, split in chosen.items()}
-  all_labels = _labels(directory, stores)
-  train, test = (
-    _split(stores[name], all_labels[name], len(class_names), directory) for name in chosen
-  )
-  size = config.image_size
-  if not size:  # that of some images from all over the split, for to read all takes minutes
-    size = natural_size(read_sizes(train.images.take(_spread(len(train.images)))))
+  # ArrayRecord keeps two files open of every shard that was read from.
+  allow_open_files(2 * sum(len(split.shard_lengths) for split in chosen.values()))
+  path = directory / _PREPARED
+  prepared = _read_json(path) if path.is_file() else None
+  differences = [] if prepared is None else prepared.get("differences")
+  if not isinstance(differences, list):
+    raise DataError(f"{path} is damaged: {_AGAIN}")
+  stores = {name: Records(split, prepared) for name, split in chosen.items()}
+  found = _labels(directory, stores)
+  train, test = (_split(store, found[name], num_classes) for name, store in stores.items())
+  some = train.images.take(_spread(len(train.images)))  # to read all takes minutes
   return Source(
     class_names=class_names,
     train=train,
     test=test,
-    image_size=size,
+    image_size=config.image_size or natural_size(read_sizes(some)),
     flip=True,
     normalization=_NORMALIZATIONS.get(config.dataset),
-    notes=_notes(directory, prepared),
+    notes=tuple(
+      f"the prepared data differ from the official ones: {text}" for text in differences
+    ),
   )
 
 
@@ -135,14 +131,12 @@ class Records:
 
   has_checksums = True  # ArrayRecord has one for every record
 
-  def __init__(self, split: tfds.core.SplitInfo, *, prepared: Mapping[str, Any] | None):
-    """Opens every shard of a split.
+  def __init__(self, split: tfds.core.SplitInfo, prepared: Mapping[str, Any] | None):
+    """Opens every shard of a split; `prepared` are the contents of prepare.json, if any.
 
-    `prepared` are the contents of prepare.json; None if `experiments/prepare.py`, which
-    decodes every image, did not write it. Raises DataError if a shard is missing, damaged
-    or of another length than TFDS wrote.
+    Raises DataError if one is missing, damaged or of another length than TFDS wrote.
     """
-    self.was_verified = prepared is not None
+    self.was_verified = prepared is not None  # prepare.py decodes every image
     self.content = None
     with contextlib.suppress(KeyError, TypeError):  # an earlier version has noted none
       self.content = prepared["splits"][split.name]["content"]
@@ -159,23 +153,22 @@ class Records:
 
   def read(self, number: int, num_bytes: int | None = None) -> bytes:
     del num_bytes  # a record is read whole
-    try:
-      return self._feature(number, "image").bytes_list.value[0]
-    except _RECORD_ERRORS as error:
-      raise BadImage(self.name(number), f"{error}; {_AGAIN}") from error
+    return self._value(number, "image", "bytes_list")
 
   def label(self, number: int) -> int:
-    """Reads the class of an image; raises DataError."""
+    """Reads the class of an image; raises BadImage."""
+    return self._value(number, "label", "int64_list")
+
+  def _value(self, number: int, feature: str, kind: str) -> Any:
     try:
-      return self._feature(number, "label").int64_list.value[0]
-    except _RECORD_ERRORS as error:
-      raise DataError(
-        f"cannot read record {self.name(number)} ({error}): {_AGAIN}"
-      ) from error
+      example = tf_example_generated_pb2.Example.FromString(self._source[number])
+      return getattr(example.features.feature[feature], kind).value[0]
+    except (DecodeError, ValueError, IndexError, RuntimeError, OSError) as error:
+      raise BadImage(self.name(number), f"{error}; {_AGAIN}") from error
 
   def some(self) -> list[int]:
-    """Returns the first and the last record of every shard, and `_SOME` from all over them:
-    enough to tell two data sets apart."""
+    """Returns records that are enough to tell two data sets apart: the first and the last
+    of every shard, and `_SOME` from all over them."""
     chosen = np.concatenate([self._starts, self._ends - 1, _spread(len(self))])
     return np.unique(chosen).tolist()
 
@@ -189,8 +182,7 @@ class Records:
     return hashlib.blake2b(json.dumps(shards).encode()).digest()
 
   def sizes(self, numbers: np.ndarray) -> np.ndarray:
-    shards = np.searchsorted(self._ends, numbers, side="right")
-    return self._statuses()[shards, 0]
+    return self._statuses()[np.searchsorted(self._ends, numbers, side="right"), 0]
 
   def stamps(self, numbers: np.ndarray) -> np.ndarray:
     shards = np.searchsorted(self._ends, numbers, side="right")
@@ -203,13 +195,9 @@ class Records:
     found = (path.stat() for path in self._paths)
     return np.array([(s.st_size, s.st_mtime_ns, s.st_ctime_ns) for s in found], np.int64)
 
-  def _feature(self, number: int, name: str) -> Any:
-    example = tf_example_generated_pb2.Example.FromString(self._source[number])
-    return example.features.feature[name]
-
 
 def _check_shard(path: pathlib.Path, length: int) -> None:
-  remedy = "remove its folder and prepare the data again"
+  remedy = f"remove its folder and {_AGAIN}"
   if not path.is_file():
     raise DataError(f"shard {path} is missing: {remedy}")
   try:
@@ -224,20 +212,16 @@ def _check_shard(path: pathlib.Path, length: int) -> None:
     )
 
 
-def _find(config: Config, names: tuple[str, ...]) -> pathlib.Path:
-  """Returns the one version directory of a data set in `--data_dir`, or that itself."""
+def _find(config: Config) -> pathlib.Path:
+  """Returns the one version directory of the data set in `--data_dir`, or that itself."""
+  names = (config.dataset, *_OTHER_NAMES.get(config.dataset, ()))
   if mistakes := data_mistakes("data_dir", config.data_dir):
     raise DataError("\n".join(mistakes))
   root = data_folder(config, _prepare(config))
-  if (root / _INFO).is_file() and _is_version(root.resolve()):
+  if (root / _INFO).is_file() and tfds.core.Version.is_valid(root.resolve().name):
     found = [root]
   else:
-    found = [
-      path.parent
-      for name in names
-      for path in root.glob(f"{name}/*/{_INFO}")
-      if _is_version(path.parent)
-    ]
+    found = _finished(root, *(f"{name}/*" for name in names))
   if not found:
     raise DataError(
       f"--data_dir={config.data_dir} has no {' or '.join(names)} "
@@ -245,7 +229,7 @@ def _find(config: Config, names: tuple[str, ...]) -> pathlib.Path:
     )
   if len(found) > 1:
     raise DataError(
-      f"--data_dir={config.data_dir} has {' and '.join(map(str, sorted(found)))}: give "
+      f"--data_dir={config.data_dir} has {' and '.join(map(str, found))}: give "
       "one of them as --data_dir"
     )
   (directory,) = found
@@ -261,9 +245,10 @@ def _find(config: Config, names: tuple[str, ...]) -> pathlib.Path:
   return directory
 
 
-def _is_version(directory: pathlib.Path) -> bool:
-  """Whether TFDS has finished a directory: until then its name is another one."""
-  return tfds.core.Version.is_valid(directory.name)
+def _finished(root: pathlib.Path, *patterns: str) -> list[pathlib.Path]:
+  """Returns directories that TFDS has finished: until then their name is no version."""
+  found = (path.parent for name in patterns for path in root.glob(f"{name}/{_INFO}"))
+  return sorted(path for path in found if tfds.core.Version.is_valid(path.name))
 
 
 def _prepare(config: Config) -> str:
@@ -277,12 +262,7 @@ def _what_is_there(root: pathlib.Path, names: tuple[str, ...]) -> str:
   for name in names:
     for unfinished in root.glob(f"{name}/.preparing_*"):
       return f"{unfinished} is half prepared: rerun prepare.py to resume"
-  complete = sorted(
-    str(path.parent.relative_to(root))
-    for pattern in (f"*/*/{_INFO}", f"*/*/*/{_INFO}")
-    for path in root.glob(pattern)
-    if _is_version(path.parent)
-  )
+  complete = [str(path.relative_to(root)) for path in _finished(root, "*/*", "*/*/*")]
   return f"it has {', '.join(complete) or 'no prepared data set'}"
 
 
@@ -292,20 +272,8 @@ def _read_json(path: pathlib.Path) -> dict[str, Any]:
   except (OSError, ValueError) as error:
     raise DataError(f"{path} cannot be read: {error}") from error
   if not isinstance(value, dict):
-    raise DataError(f"{path} is not what TFDS writes: prepare the data again")
+    raise DataError(f"{path} is not what TFDS writes: {_AGAIN}")
   return value
-
-
-def _notes(directory: pathlib.Path, prepared: Mapping[str, Any] | None) -> tuple[str, ...]:
-  """Returns what the user must know of how the data were prepared."""
-  if prepared is None:
-    return ()
-  differences = prepared.get("differences")
-  if not isinstance(differences, list):
-    raise DataError(f"{directory / _PREPARED} is damaged: prepare the data again")
-  return tuple(
-    f"the prepared data differ from the official ones: {text}" for text in differences
-  )
 
 
 def _labels(
@@ -313,73 +281,60 @@ def _labels(
 ) -> dict[str, np.ndarray]:
   """Returns split -> int32 [n]; read from the records once, and kept."""
   found, folder = labels.load(directory), directory
-  if found is None and not os.access(directory, os.W_OK):
-    with _writing_labels_to(directory):
-      folder = cache_lib.folder_of(directory)
-    found = labels.load(directory, folder)
-  if found is None:
-    with _writing_labels_to(folder):
-      folder.mkdir(parents=True, exist_ok=True)
-    found = {
-      name: _read_labels(store, f"labels of {name} in {directory}, once")
-      for name, store in stores.items()
-    }
-    with _writing_labels_to(folder):
-      labels.save(directory, found, folder)
-  for name, store in stores.items():
-    if len(found.get(name, ())) != len(store):
-      raise DataError(
-        f"labels.npy in {folder} has {len(found.get(name, ()))} labels for "
-        f"the {len(store)} records of {name}: {_WRONG_LABELS}"
-      )
-    for number in store.some():
-      try:
-        label = store.label(number)
-      except DataError:
-        continue  # what becomes of a record that cannot be read is decided later
-      if label != found[name][number]:
-        raise DataError(
-          f"labels.npy in {folder} calls record {store.name(number)} class "
-          f"{found[name][number]}, and it is {label}: {_WRONG_LABELS}"
-        )
-  return found
-
-
-@contextlib.contextmanager
-def _writing_labels_to(folder: pathlib.Path) -> Iterator[None]:
   try:
-    yield
+    if found is None and not os.access(directory, os.W_OK):
+      folder = cache_lib.folder_of(directory)
+      folder.mkdir(parents=True, exist_ok=True)
+      found = labels.load(directory, folder)
+    if found is None:
+      found = {
+        name: _read_labels(store, f"labels of {name} in {directory}, once")
+        for name, store in stores.items()
+      }
+      labels.save(directory, found, folder)
   except OSError as error:
     raise DataError(
       f"labels cannot be kept in {folder} ({error.strerror}): make it writable, or set "
       "XDG_CACHE_HOME to a folder that is"
     ) from error
+  for name, store in stores.items():
+    kept = found.get(name, ())
+    if len(kept) != len(store):
+      raise DataError(
+        f"labels.npy in {folder} has {len(kept)} labels for the {len(store)} records of "
+        f"{name}: {_WRONG_LABELS}"
+      )
+    for number in store.some():
+      # What becomes of a record that cannot be read is decided later.
+      with contextlib.suppress(BadImage):
+        if (label := store.label(number)) != kept[number]:
+          raise DataError(
+            f"labels.npy in {folder} calls record {store.name(number)} class "
+            f"{kept[number]}, and it is {label}: {_WRONG_LABELS}"
+          )
+  return found
 
 
 def _read_labels(store: Records, description: str) -> np.ndarray:
   result = np.empty(len(store), np.int32)
 
-  def read(start: int) -> int:
-    chunk = range(start, min(start + _CHUNK, len(result)))
-    for number in chunk:
-      result[number] = store.label(number)
-    return len(chunk)
+  def read(number: int) -> None:
+    result[number] = store.label(number)
 
-  with ThreadPoolExecutor() as threads, ProgressBars(Console(stderr=True)) as bars:
+  with ProgressBars(Console(stderr=True)) as bars:
     advance = bars.add(description, len(result), "records")
-    for count in threads.map(read, range(0, len(result), _CHUNK)):
-      advance(count)
+    bad = read_each(np.arange(len(result)), read, advance)
+  for number, reason in bad.items():
+    raise BadImage(store.name(number), reason)
   return result
 
 
-def _split(
-  store: Records, found: np.ndarray, num_classes: int, directory: pathlib.Path
-) -> Split:
+def _split(store: Records, found: np.ndarray, num_classes: int) -> Split:
   """Sorts records by their classes, as those of an image folder are."""
-  if len(found) and not 0 <= found.min() <= found.max() < num_classes:
+  if not 0 <= found.min() <= found.max() < num_classes:
     raise DataError(
-      f"{directory} has labels from {found.min()} to {found.max()}, and {num_classes} "
-      "classes: it, or labels.npy in it, is damaged"
+      f"{store.directory} has labels from {found.min()} to {found.max()}, and "
+      f"{num_classes} classes: it, or labels.npy in it, is damaged"
     )
   order = np.argsort(found, kind="stable")
   return Split(EncodedImages(store, order), found[order])
