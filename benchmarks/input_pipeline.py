@@ -31,7 +31,7 @@ from rich.table import Table
 
 from ssil_jax.commands import run
 from ssil_jax.data import loader
-from ssil_jax.data.images import crop, decode, jpeg
+from ssil_jax.data.images import crop, decode, jpeg_layout
 from ssil_jax.data.opening import open_dataset
 from ssil_jax.sampling import RATIO_PRESERVING, Key, Pool
 from ssil_jax.training import devices
@@ -97,7 +97,7 @@ def profile(argv: list[str]) -> dict[str, float]:
   return {
     "floor: decode the same bytes whole": least(simplejpeg.decode_jpeg, data),
     "read the record": least(images.store.read, numbers[: len(data)]),
-    "read the header": least(jpeg.read_header, data),
+    "read the header": least(jpeg_layout.read_header, data),
     "choose the box": least(crop.random_resized_box, *zip(*sizes, strict=True), draws),
     "decode the box, header included": least(
       lambda one, box: decode.EncodedImage(one).read(box), data, boxes

@@ -12,7 +12,7 @@ import pytest
 from folders import BLUE, RED, encode, noise, photo
 from PIL import Image, ImageOps, PngImagePlugin
 
-from ssil_jax.data.images import decode, exif, jpeg
+from ssil_jax.data.images import decode, exif, jpeg_layout
 
 LOSSLESS = {"PNG": {}, "WEBP": {"lossless": True, "exact": True}}
 
@@ -48,7 +48,9 @@ def png(
 def with_frame_size(data, width, height):
   """A JPEG whose header claims another size."""
   changed = bytearray(data)
-  struct.pack_into(">HH", changed, jpeg.read_header(data).frame_start + 5, height, width)
+  struct.pack_into(
+    ">HH", changed, jpeg_layout.read_header(data).frame_start + 5, height, width
+  )
   return bytes(changed)
 
 
@@ -205,14 +207,14 @@ def test_images_stand_upright(file_format, orientation):
 @pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:2", "4:2:0"])
 def test_boxes_of_a_turned_jpeg_with_an_index(orientation, subsampling):
   data = turned(50, 70, orientation, restart_marker_blocks=1, subsampling=subsampling)
-  indexed = jpeg.add_index(data)
-  assert jpeg.read_header(indexed).num_indexed
+  indexed = jpeg_layout.add_index(data)
+  assert jpeg_layout.read_header(indexed).num_indexed
   check_upright(indexed, like=data)
 
 
 def test_of_a_turned_jpeg_with_an_index_only_what_the_box_needs_is_decoded():
-  data = jpeg.add_index(turned(64, 64, 6, restart_marker_rows=1))
-  header, whole = jpeg.read_header(data), pillow_rgb(data)
+  data = jpeg_layout.add_index(turned(64, 64, 6, restart_marker_rows=1))
+  header, whole = jpeg_layout.read_header(data), pillow_rgb(data)
   damaged = bytearray(data)
   damaged[header.scan_start + 20 : header.scan_start + 28] = b"\xff\x00" * 4  # first row
   with pytest.raises(decode.ImageError):
@@ -249,7 +251,7 @@ BROKEN_BLOCKS = [
 
 def test_broken_exif_data_turn_nothing():
   plain = encode(photo(20, 30))
-  frame = jpeg.read_header(plain).frame_start
+  frame = jpeg_layout.read_header(plain).frame_start
   expected, rows = decode.read_rgb(plain), zlib.compress(bytes(14))
   for block in BROKEN_BLOCKS:
     assert exif.orientation(block) == 1
@@ -262,10 +264,10 @@ def test_broken_exif_data_turn_nothing():
 
 
 def test_the_first_exif_data_of_a_jpeg_count():
-  check_upright(jpeg.add_orientation(encode(photo(20, 30)), 8))
-  data = jpeg.add_orientation(turned(20, 30, 6), 3)
+  check_upright(jpeg_layout.add_orientation(encode(photo(20, 30)), 8))
+  data = jpeg_layout.add_orientation(turned(20, 30, 6), 3)
   assert data.count(b"Exif\0\0") == 2
-  assert jpeg.read_header(data).orientation == 6
+  assert jpeg_layout.read_header(data).orientation == 6
 
 
 EXIF_TEXT = b"Raw profile type exif\0\nexif\n      32\n"  # before PNG had a chunk for it
@@ -291,7 +293,7 @@ def test_a_png_has_its_orientation_before_or_behind_its_pixels(name, content, tu
 
 def test_size_needs_the_header_alone():
   data = encode(photo(200, 300))
-  header = jpeg.read_header(data)
+  header = jpeg_layout.read_header(data)
   assert size_of(data[: header.scan_start]) == (300, 200)
   assert size_of(encode(photo(200, 300), "PNG")[:100]) == (300, 200)
 
@@ -313,12 +315,12 @@ def test_what_is_no_image_is_refused():
   for data in OTHERS:
     check_refused(data, "not a JPEG, PNG or WebP image")
   check_refused(b"", "it is empty")
-  check_refused(jpeg.MAGIC, "breaks off")
+  check_refused(jpeg_layout.MAGIC, "breaks off")
 
 
 def test_a_jpeg_with_a_damaged_index_is_refused():
-  data = jpeg.add_index(encode(noise(64, 64), restart_marker_rows=1))
-  place = jpeg.read_header(data).index_start
+  data = jpeg_layout.add_index(encode(noise(64, 64), restart_marker_rows=1))
+  place = jpeg_layout.read_header(data).index_start
   with pytest.raises(decode.ImageError, match="index"):
     decode.read_rgb(data[:place] + b"\0\1" + data[place + 2 :])
 
@@ -340,7 +342,7 @@ def test_a_truncated_image_is_refused(file_format):
 @pytest.mark.parametrize("options", [{}, {"restart_marker_rows": 1}, {"progressive": True}])
 def test_a_jpeg_with_an_overwritten_scan_is_refused(options):
   content = encode(noise(64, 64), **options)
-  start = jpeg.read_header(content).scan_start
+  start = jpeg_layout.read_header(content).scan_start
   for part, junk in itertools.product(
     (0.1, 0.5, 0.9), (b"\xff\x00" * 4, b"\xff\xd9", b"\xff\xd0")
   ):
@@ -372,7 +374,7 @@ def test_a_damaged_png_is_refused():
 
 def with_surplus(data, marker):
   """A JPEG with bytes that belong to nothing before a marker."""
-  place = data.index(marker, jpeg.read_header(data).scan_start)
+  place = data.index(marker, jpeg_layout.read_header(data).scan_start)
   return data[:place] + bytes(20) + data[place:]
 
 
@@ -411,7 +413,7 @@ def test_what_claims_too_many_pixels_is_refused_before_it_is_decoded(side):
   if side <= 30_000:
     huge = with_frame_size(encode(noise(8, 8)), side, side)
     check_refused(huge, reason)
-    check_refused(huge[: jpeg.read_header(huge).scan_start], reason)
+    check_refused(huge[: jpeg_layout.read_header(huge).scan_start], reason)
   if side <= 16_000:
     check_refused(huge_webp(side))  # Pillow has a limit, too, and it is higher
 

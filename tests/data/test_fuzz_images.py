@@ -12,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
-from ssil_jax.data.images import decode, jpeg
+from ssil_jax.data.images import decode, jpeg_layout
 
 
 @functools.cache
@@ -28,7 +28,7 @@ def images():
     encode(rgb, progressive=True),
     encode(rgb, mode="L"),
     encode(rgb, mode="CMYK"),
-    jpeg.add_index(encode(photo(40, 48), restart_marker_blocks=3)),
+    jpeg_layout.add_index(encode(photo(40, 48), restart_marker_blocks=3)),
     encode(rgb, "PNG"),
     encode(rgb, "PNG", mode="P", transparency=3),
     encode(rgb, "PNG", mode="1"),
@@ -81,7 +81,7 @@ def image_bytes(draw):
     data += draw(st.sampled_from(images()))
   else:
     exif = b"Exif\0\0" + draw(st.binary(max_size=60))
-    if data.startswith(jpeg.MAGIC):
+    if data.startswith(jpeg_layout.MAGIC):
       segment = b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif
       data = data[:2] + segment + data[2:]
     elif data.startswith(b"\x89PNG"):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from ssil_jax.data import loader
 from ssil_jax.data.dataset import Batch
-from ssil_jax.data.images import crop, jpeg
+from ssil_jax.data.images import crop, jpeg_layout
 from ssil_jax.errors import DataError
 from ssil_jax.sampling import (
   RATIO_PRESERVING,
@@ -102,7 +102,7 @@ def large(tmp_path):
         path = tmp_path / split / name / f"{i}.png"
         save(path, pixels)
         if i:
-          path.write_bytes(jpeg.add_index(encode(pixels, restart_marker_blocks=1)))
+          path.write_bytes(jpeg_layout.add_index(encode(pixels, restart_marker_blocks=1)))
   return open_folder(tmp_path, image_size=72, num_states=2)
 
 

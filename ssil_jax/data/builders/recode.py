@@ -12,7 +12,7 @@ import simplejpeg
 from PIL import Image
 
 from ssil_jax.data.builders.found import Options
-from ssil_jax.data.images import decode, exif, jpeg
+from ssil_jax.data.images import decode, exif, jpeg_layout
 
 # It may be damage, but mostly it is something odd beside the pixels.
 _WARNED = "kept, though libjpeg warns of its bytes"
@@ -39,9 +39,9 @@ def recode_photo(data: bytes, options: Options) -> tuple[bytes, str | None]:
   gives a PSNR of 38.5 dB with 86 KB an image; 4:2:0 gives 36.7 dB with 66 KB, and a
   bilinear filter 36.4 dB with 76 KB. The originals have 115 KB.
 
-  Restart markers and their index make a JPEG no larger (see `jpeg.add_index`), for it also
-  gets Huffman tables of its own and loses its metadata, but for the rotation. An image that
-  cannot have them without loss is stored as it would be without the option.
+  Restart markers and their index (`jpeg_layout.add_index`) make a JPEG no larger, for it
+  also gets Huffman tables of its own and loses its metadata, but for the rotation. An image
+  that cannot have them without loss is stored as it would be without the option.
 
   Returns:
     What goes into a record, and what was odd about the image and done about it, or None.
@@ -65,9 +65,9 @@ def _as_jpeg(data: bytes) -> tuple[bytes, str | None, np.ndarray]:
   """Returns an image as gray or RGB JPEG, a remark, and its pixels uint8 [h, w, 3]."""
   try:
     pixels = decode.read_rgb(data)
-    if not data.startswith(jpeg.MAGIC):
+    if not data.startswith(jpeg_layout.MAGIC):
       return _encode(pixels, quality=100), "no JPEG, made one", pixels
-    if jpeg.read_header(data).num_components == 4:
+    if jpeg_layout.read_header(data).num_components == 4:
       return _encode(pixels, quality=100), "CMYK, made RGB", pixels
     return data, None, pixels
   except decode.ImageError as error:
@@ -99,7 +99,7 @@ def _marked(stored: bytes, pixels: np.ndarray | None) -> bytes:
   `pixels` are what it decodes to, if that is known. Raises ValueError if it would not keep
   them, or cannot be done.
   """
-  header = jpeg.read_header(stored)
+  header = jpeg_layout.read_header(stored)
   interval = _restart_interval(header)
   done = subprocess.run(
     [shutil.which(JPEGTRAN), "-copy", "none", "-optimize", "-restart", f"{interval}B"],
@@ -112,18 +112,18 @@ def _marked(stored: bytes, pixels: np.ndarray | None) -> bytes:
     raise ValueError(f"{JPEGTRAN} fails ({said[:100]})")
   marked = done.stdout
   if header.orientation != exif.UPRIGHT:
-    marked = jpeg.add_orientation(marked, header.orientation)
-  marked = jpeg.add_index(marked)
+    marked = jpeg_layout.add_orientation(marked, header.orientation)
+  marked = jpeg_layout.add_index(marked)
   if pixels is None:
     pixels = decode.read_rgb(stored)
   if not np.array_equal(decode.read_rgb(marked), pixels):
     raise ValueError("its pixels would change")
-  if not jpeg.read_header(marked).num_indexed:
+  if not jpeg_layout.read_header(marked).num_indexed:
     raise ValueError("they have no room in an index")
   return marked
 
 
-def _restart_interval(header: jpeg.Header) -> int:
+def _restart_interval(header: jpeg_layout.Header) -> int:
   """Returns the MCUs between two markers: part of a row near 64 pixels wide, or all of it.
 
   Intervals of equal parts begin at the same places of every row, so that the columns of a

@@ -17,7 +17,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 
-from ssil_jax.data.images import exif, jpeg
+from ssil_jax.data.images import exif, jpeg_layout
 from ssil_jax.data.images.crop import Box
 
 # A header may promise more pixels than there is memory; ten times those of any photo of
@@ -66,9 +66,9 @@ class EncodedImage:
   def __init__(self, data: bytes):
     """Reads the header; raises ImageError for another format, absurd size, or damage."""
     self.data = data
-    if data.startswith(jpeg.MAGIC):
+    if data.startswith(jpeg_layout.MAGIC):
       try:
-        self._file = file = jpeg.read_header(data)
+        self._file = file = jpeg_layout.read_header(data)
       except ValueError as error:
         raise ImageError(str(error)) from error
     else:
@@ -77,7 +77,7 @@ class EncodedImage:
       raise ImageError(
         f"{file.width}x{file.height} pixels, more than the {MAX_PIXELS} allowed"
       )
-    is_jpeg = isinstance(file, jpeg.Header)
+    is_jpeg = isinstance(file, jpeg_layout.Header)
     self._orientation = file.orientation if is_jpeg else _orientation(file, data)
     self.width, self.height = exif.upright_size(file.width, file.height, self._orientation)
 
@@ -92,7 +92,7 @@ class EncodedImage:
     """
     box = box or (0, 0, self.width, self.height)
     box = exif.stored_box(box, self.width, self.height, self._orientation)
-    if isinstance(self._file, jpeg.Header):
+    if isinstance(self._file, jpeg_layout.Header):
       pixels = _read_jpeg(self.data, self._file, box, strict)
     else:
       left, top, right, bottom = box
@@ -105,15 +105,17 @@ def read_rgb(data: bytes, *, strict: bool = True) -> np.ndarray:
   return EncodedImage(data).read(strict=strict)
 
 
-def _read_jpeg(data: bytes, header: jpeg.Header, box: Box, strict: bool) -> np.ndarray:
+def _read_jpeg(
+  data: bytes, header: jpeg_layout.Header, box: Box, strict: bool
+) -> np.ndarray:
   """Returns a box of the stored pixels."""
   most = MAX_SCANS + 1
-  if not header.one_scan and jpeg.count_scans(data, header, most=most) == most:
+  if not header.one_scan and jpeg_layout.count_scans(data, header, most=most) == most:
     raise ImageError(f"a JPEG of more than the {MAX_SCANS} scans allowed")
   left, top, right, bottom = box
   try:
     if header.num_indexed:
-      data, x, y = jpeg.cut(data, header, box)
+      data, x, y = jpeg_layout.cut(data, header, box)
       left, top, right, bottom = left - x, top - y, right - x, bottom - y
     if strict:
       pixels = simplejpeg.decode_jpeg(data, "RGB", strict=True)

@@ -24,7 +24,7 @@ from ssil_jax.data.builders.found import Archive, Records, Tally
 from ssil_jax.data.builders.shards import Shard
 from ssil_jax.data.builders.tars import Member, as_table
 from ssil_jax.data.images import decode as decode_lib
-from ssil_jax.data.images import jpeg
+from ssil_jax.data.images import jpeg_layout
 from ssil_jax.data.sources import labels
 from ssil_jax.errors import ConfigError, DataError
 
@@ -441,7 +441,7 @@ def test_what_is_converted(data, reason):
   stored, remark = recode_photo(data)
   assert remark == reason
   pixels = decode(stored)
-  assert jpeg.read_header(stored)[2:5] == (3, 8, 8)  # RGB, 4:4:4
+  assert jpeg_layout.read_header(stored)[2:5] == (3, 8, 8)  # RGB, 4:4:4
   close = decode(image(3, quality=100, subsampling=0)).astype(int)
   assert np.abs(pixels - close).mean() < 1.5
 
@@ -463,7 +463,7 @@ def test_what_libjpeg_warns_of_is_kept_and_remarked_on(data):
   if shutil.which("jpegtran"):
     marked, remark = recode_photo(data, restart_markers=True)
     assert remark == warned
-    assert jpeg.read_header(marked).num_indexed
+    assert jpeg_layout.read_header(marked).num_indexed
     expected = decode_lib.read_rgb(data, strict=False)
     assert np.array_equal(decode(marked), expected)
 
@@ -480,7 +480,7 @@ def test_resize_makes_the_short_side_as_long():
   for width, height, size in [(200, 120, (160, 96)), (96, 300, None), (97, 97, (96, 96))]:
     data = image(5, width=width, height=height)
     stored, _ = recode_photo(data, resize=96)
-    header = jpeg.read_header(stored)
+    header = jpeg_layout.read_header(stored)
     assert (header.width, header.height) == (size or (width, height))
     assert header.mcu_width == (8 if size else 16)
     assert (stored == data) == (size is None)
@@ -505,7 +505,7 @@ def test_resize_makes_the_short_side_as_long():
 def test_restart_markers_keep_the_pixels(width, height, options, interval):
   data = image(1, width=width, height=height, **options)
   stored, _ = recode_photo(data, restart_markers=True)
-  header = jpeg.read_header(stored)
+  header = jpeg_layout.read_header(stored)
   assert header.one_scan
   assert header.num_indexed
   assert header.restart_interval == interval
@@ -535,7 +535,7 @@ def test_images_stay_upright(mode, file_format, orientation, resize, restart_mar
   assert pixels.shape == np.asarray(expected).shape
   # By anything like a turn, it would be tens.
   assert np.abs(pixels - np.asarray(expected, np.float64)).mean() < 3
-  assert bool(jpeg.read_header(stored).num_indexed) == restart_markers
+  assert bool(jpeg_layout.read_header(stored).num_indexed) == restart_markers
   assert (stored == data) == (
     (mode, file_format, resize, restart_markers) == ("RGB", "JPEG", None, False)
   )
@@ -572,7 +572,7 @@ def test_only_training_images_are_recoded(imagenet, tmp_path):
   marked = prepare(imagenet, tmp_path / "b", options)
   assert archives.encoded(plain, "validation") == archives.encoded(marked, "validation")
   for record in archives.encoded(marked, "train"):
-    assert jpeg.read_header(record["image"]).num_indexed
+    assert jpeg_layout.read_header(record["image"]).num_indexed
   assert report_of(marked)["options"]["restart_markers"]
 
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from ssil_jax.data.images import jpeg
+from ssil_jax.data.images import jpeg_layout
 
 # Name -> Pillow's options, image mode, and an MCU's width and height.
 ENCODINGS = {
@@ -34,8 +34,8 @@ def plain_file(height, width, name, blocks=None):
 
 
 def indexed_file(*args):
-  indexed = jpeg.add_index(plain_file(*args))
-  assert jpeg.read_header(indexed).num_indexed > 0
+  indexed = jpeg_layout.add_index(plain_file(*args))
+  assert jpeg_layout.read_header(indexed).num_indexed > 0
   return indexed
 
 
@@ -60,7 +60,7 @@ def indexed_file(*args):
   ],
 )
 def test_headers(options, fields):
-  found = jpeg.read_header(encode(noise(33, 100), **options))._asdict()
+  found = jpeg_layout.read_header(encode(noise(33, 100), **options))._asdict()
   assert found.items() >= {"width": 100, "height": 33, **fields}.items()
 
 
@@ -72,9 +72,11 @@ def test_segments_and_fill_bytes_before_the_frame_are_skipped():
   plain = encode(noise(30, 50))
   data = encode(noise(30, 50), exif=exif, icc_profile=profile, comment=b"\xff\xda" * 9)
   assert len(data) > 70_000  # the profile takes two segments
-  before, start = jpeg.read_header(plain), jpeg.read_header(data).frame_start
+  before, start = jpeg_layout.read_header(plain), jpeg_layout.read_header(data).frame_start
   added = len(data) + 3 - len(plain)
-  assert jpeg.read_header(data[:start] + b"\xff" * 3 + data[start:]) == before._replace(
+  assert jpeg_layout.read_header(
+    data[:start] + b"\xff" * 3 + data[start:]
+  ) == before._replace(
     frame_start=before.frame_start + added, scan_start=before.scan_start + added
   )
 
@@ -84,15 +86,15 @@ def test_segments_and_fill_bytes_before_the_frame_are_skipped():
 
 @pytest.mark.parametrize("options", [{}, {"restart_marker_rows": 1}, {"progressive": True}])
 def test_a_header_that_breaks_off_is_refused_wherever_it_does(options):
-  data = jpeg.add_index(encode(noise(20, 20), **options))
-  scan_start = jpeg.read_header(data).scan_start
+  data = jpeg_layout.add_index(encode(noise(20, 20), **options))
+  scan_start = jpeg_layout.read_header(data).scan_start
   # The last segment's length is read, and its content is the decoder's business.
   last = data.rindex(b"\xff\xda", 0, scan_start) + 5
   for length in range(last):
     with pytest.raises(ValueError, match="JPEG"):
-      jpeg.read_header(data[:length])
+      jpeg_layout.read_header(data[:length])
   for length in range(last, scan_start):
-    assert jpeg.read_header(data[:length]).scan_start == scan_start
+    assert jpeg_layout.read_header(data[:length]).scan_start == scan_start
 
 
 @pytest.mark.parametrize(
@@ -105,10 +107,10 @@ def test_a_header_that_breaks_off_is_refused_wherever_it_does(options):
 )
 def test_an_impossible_frame_is_refused(place, content, reason):
   data = bytearray(encode(noise(20, 20)))
-  place += jpeg.read_header(data).frame_start
+  place += jpeg_layout.read_header(data).frame_start
   data[place : place + len(content)] = content
   with pytest.raises(ValueError, match=reason):
-    jpeg.read_header(bytes(data))
+    jpeg_layout.read_header(bytes(data))
 
 
 # The index.
@@ -118,7 +120,7 @@ def test_an_impossible_frame_is_refused(place, content, reason):
 @pytest.mark.parametrize("blocks", [None, 1, 2])
 def test_an_index_holds_the_length_of_every_interval(name, blocks):
   data = indexed_file(40, 64, name, blocks)
-  header = jpeg.read_header(data)
+  header = jpeg_layout.read_header(data)
   mcu_width, mcu_height = ENCODINGS[name][2]
   per_row = 1 if blocks is None else 64 // mcu_width // blocks
   assert header.num_indexed == -(-40 // mcu_height) * per_row
@@ -133,30 +135,30 @@ def test_an_index_holds_the_length_of_every_interval(name, blocks):
   assert place == len(data)
   # No other byte has changed.
   plain = plain_file(40, 64, name, blocks)
-  start = jpeg.read_header(plain).frame_start
+  start = jpeg_layout.read_header(plain).frame_start
   assert data[:start] + data[start + len(data) - len(plain) :] == plain
 
 
 def test_what_follows_the_image_is_not_indexed():
   data = encode(noise(40, 64), restart_marker_rows=1)
   with_more = data + b"\xff\xd8 another image \xff\xd0\xff\xd9"
-  count = jpeg.read_header(jpeg.add_index(data)).num_indexed
-  indexed = jpeg.add_index(with_more)
-  header = jpeg.read_header(indexed)
+  count = jpeg_layout.read_header(jpeg_layout.add_index(data)).num_indexed
+  indexed = jpeg_layout.add_index(with_more)
+  header = jpeg_layout.read_header(indexed)
   assert header.num_indexed == count
-  piece, _, _ = jpeg.cut(indexed, header, (0, 0, 64, 40))
+  piece, _, _ = jpeg_layout.cut(indexed, header, (0, 0, 64, 40))
   np.testing.assert_array_equal(pixels_of(piece), pixels_of(data))
 
 
 def several_sequential_scans():
   """One component a scan: of a gray file, frame and scan are made to say three."""
   data = bytearray(encode(noise(48, 64), mode="L", restart_marker_rows=1))
-  start = jpeg.read_header(data).frame_start
+  start = jpeg_layout.read_header(data).frame_start
   data[start + 2 : start + 13] = (
     struct.pack(">H", 17) + data[start + 4 : start + 9] + b"\3\1\x11\0"
   )
   data[start + 13 : start + 13] = b"\2\x11\0\3\x11\0"
-  header = jpeg.read_header(bytes(data))
+  header = jpeg_layout.read_header(bytes(data))
   assert (header.num_components, header.one_scan) == (3, False)
   return bytes(data)
 
@@ -188,14 +190,14 @@ LARGE = np.zeros((181 * 8, 181 * 8), np.uint8)
   ids=range(10),
 )
 def test_a_file_that_cannot_be_cut_gets_no_index(data):
-  assert jpeg.add_index(data) == data
+  assert jpeg_layout.add_index(data) == data
 
 
 def test_the_most_intervals_that_an_index_holds():
   data = encode(LARGE[8:], restart_marker_blocks=1)
-  assert jpeg.read_header(jpeg.add_index(data)).num_indexed == 180 * 181
+  assert jpeg_layout.read_header(jpeg_layout.add_index(data)).num_indexed == 180 * 181
   with pytest.raises(ValueError, match="no end"):
-    jpeg.add_index(data[:-1])
+    jpeg_layout.add_index(data[:-1])
 
 
 # Pieces.
@@ -204,13 +206,13 @@ def test_the_most_intervals_that_an_index_holds():
 def check_piece(data, whole, box):
   """Where the piece lies; it has the pixels of the box, where it says."""
   left, top, right, bottom = box
-  piece, x, y = jpeg.cut(data, jpeg.read_header(data), box)
+  piece, x, y = jpeg_layout.cut(data, jpeg_layout.read_header(data), box)
   assert 0 <= x <= left
   assert 0 <= y <= top
   pixels = pixels_of(piece)[top - y :, left - x :]
   found = pixels[: bottom - top, : right - left]
   np.testing.assert_array_equal(found, whole[top:bottom, left:right], err_msg=str(box))
-  header = jpeg.read_header(piece)
+  header = jpeg_layout.read_header(piece)
   return x, y, header.width, header.height
 
 
@@ -253,9 +255,9 @@ def test_sampling_factors_of_a_gray_file_mean_nothing(blocks):
   # Many gray photos say 2 x 2. A scan of one component has no interleaving (T.81, A.2.2).
   plain = indexed_file(45, 61, "gray", blocks)
   data = bytearray(plain)
-  data[jpeg.read_header(plain).frame_start + 11] = 0x22
+  data[jpeg_layout.read_header(plain).frame_start + 11] = 0x22
   data = bytes(data)
-  assert jpeg.read_header(data) == jpeg.read_header(plain)
+  assert jpeg_layout.read_header(data) == jpeg_layout.read_header(plain)
   whole = pixels_of(data)
   np.testing.assert_array_equal(whole, pixels_of(plain))
   for box in ((0, 0, 61, 45), (20, 20, 30, 30), (60, 44, 61, 45)):
@@ -290,22 +292,22 @@ def test_a_piece_is_no_larger_than_needed(name, blocks, box, expected):
 
 def test_an_index_that_does_not_end_with_the_scan_is_refused():
   data = indexed_file(48, 64, "4:4:4")
-  header = jpeg.read_header(data)
+  header = jpeg_layout.read_header(data)
   for place in range(header.index_start, header.index_start + 12):
     for change in (1, 255):
       wrong = bytearray(data)
       wrong[place] = (wrong[place] + change) % 256
       with pytest.raises(ValueError, match="index"):
-        jpeg.cut(bytes(wrong), header, (0, 0, 8, 8))
+        jpeg_layout.cut(bytes(wrong), header, (0, 0, 8, 8))
   with pytest.raises(ValueError, match="index"):
-    jpeg.cut(data, header._replace(restart_interval=0), (0, 0, 8, 8))
+    jpeg_layout.cut(data, header._replace(restart_interval=0), (0, 0, 8, 8))
 
 
 def test_a_truncated_file_with_an_index_is_refused():
   data = indexed_file(48, 64, "4:4:4")
-  header = jpeg.read_header(data)
+  header = jpeg_layout.read_header(data)
   for length in (header.scan_start, header.scan_start + 9, len(data) - 2, len(data) - 1):
     with pytest.raises(ValueError, match="index"):
-      jpeg.cut(data[:length], header, (0, 0, 8, 8))
+      jpeg_layout.cut(data[:length], header, (0, 0, 8, 8))
   with pytest.raises(ValueError, match="buffer"):
-    jpeg.cut(data[: header.index_start + 5], header, (0, 0, 8, 8))
+    jpeg_layout.cut(data[: header.index_start + 5], header, (0, 0, 8, 8))
