@@ -85,16 +85,13 @@ def open_lender(
       f"{flag} is a run of an earlier version of this program: repeat it, or leave the "
       "flag out"
     )
-  if different := origin.data_differences(there):
+  different, unknown = origin.compare(there)
+  if different:
     raise ConfigError(
       f"{flag} was trained on other data: repeat it on these, or leave the flag out\n"
       + "\n".join(different)
     )
-  unknown = origin.uncompared_data(there)
-  if there.method_source is None:
-    unknown.append("source of --method")
-  if unknown:
-    warn(f"warning: not compared with the run in {folder}: {', '.join(unknown)}")
+  workdir.warn_uncompared(folder, unknown, warn)
   num_states, different = shared_states(plan.config, saved)
   if not num_states:
     raise ConfigError(

@@ -209,7 +209,7 @@ def test_a_class_in_no_batch_is_named(name, monkeypatch):
   for seed in range(6):
     changes = {"epochs_first": 1, "epochs": 1, "seed": seed, "batch_size_new": 15}
     with monkeypatch.context() as patch:
-      patch.setattr(plan_lib, "_check_new_classes", lambda plan, state: None)
+      patch.setattr(plan_lib, "_check_new_classes", lambda *plan_state_pool: None)
       plan = plan_of(name, **changes)
     labels = plan.dataset.train.labels
     missing = [
