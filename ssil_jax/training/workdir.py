@@ -114,12 +114,12 @@ def writing(
 @contextlib.contextmanager
 def _locked(workdir: pathlib.Path, warn: Callable[[str], None]) -> Iterator[None]:
   """Raises WorkdirError if another process has the lock."""
-
-  unlocked = (
-    f"warning: {workdir} cannot be locked (%s): see to it that no other run uses it"
-  )
+  remedy = "see to it that no other run uses it"
   try:
-    with locked(workdir / "lock", lambda reason: warn(unlocked % reason)):
+    with locked(
+      workdir / "lock",
+      lambda reason: warn(f"warning: {workdir} cannot be locked ({reason}): {remedy}"),
+    ):
       yield
   except LockedError as error:
     raise WorkdirError(
