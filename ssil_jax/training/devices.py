@@ -122,21 +122,18 @@ class Devices:
     self,
     mesh: Mesh,
     model: step_lib.Model,
-    images: Mapping[str, np.ndarray | None] = MappingProxyType({}),
+    images: Mapping[str, np.ndarray] = MappingProxyType({}),
   ):
     """Moves the images there; compiles each step when it is first used.
 
     Args:
       mesh: of `choose_devices`.
       model: what the steps are made of.
-      images: train, test -> uint8 [N, S, S, 3], or None where images are streamed.
+      images: train, test -> uint8 [N, S, S, 3], those that are not streamed.
     """
     self._mesh = mesh
     self._model = model
-    self._images = {
-      split: None if array is None else self.replicate(array)
-      for split, array in images.items()
-    }
+    self._images = {split: self.replicate(array) for split, array in images.items()}
     self._train_step = self._map(step_lib.train_step, donate_argnums=0)
     self._eval_step = self._map(step_lib.eval_step)
     self._extract_steps: dict[OutputFn, Callable] = {}
@@ -177,7 +174,8 @@ class Devices:
 
   def shard(self, tree: Any) -> Any:
     """Puts host arrays [local devices, ...] on the devices, without waiting for it."""
-    return shard(tree, self._mesh)
+    sharding = NamedSharding(self._mesh.local_mesh, PartitionSpec(step_lib.AXIS))
+    return jax.device_put(tree, sharding)
 
   def gather(self, tree: Any) -> Any:
     """Returns host copies [all devices, ...] of arrays that each device has a part of.
@@ -207,12 +205,6 @@ class Devices:
       "jax": jax.__version__,
       **told,
     }
-
-
-def shard(tree: Any, mesh: Mesh) -> Any:
-  """Puts host arrays [local devices, ...] on a mesh, without waiting for it."""
-  sharding = NamedSharding(mesh.local_mesh, PartitionSpec(step_lib.AXIS))
-  return jax.device_put(tree, sharding)
 
 
 def fetch(tree: Any) -> Any:

@@ -39,14 +39,13 @@ def evaluate(
     DivergedError: the network's outputs are not finite.
   """
   labels = session.plan.dataset.test.labels
-  network = session.devices.replicate((train_state, _context(state, stats)))
+  network, context = session.devices.replicate((train_state, phase_context(state, stats)))
   batches = _batches(session, "test", records_of(labels, 0, state.num_seen))
   backpressure, counts = Backpressure(), []
   with prefetched(session, batches) as batches_on_devices:
     for batch in batches_on_devices:
       session.check_interrupt()
-      train_state, context = network
-      counts.append(session.devices.eval_step(train_state, batch, context))
+      counts.append(session.devices.eval_step(network, batch, context))
       backpressure.add(counts[-1])
   total = metrics.add(fetch(counts))
   if not np.isfinite(total.score_new).all():
@@ -61,7 +60,7 @@ def extractor(
 ) -> Extract:
   """Returns what runs the network on chosen records; arguments as in `evaluate`."""
   network = functools.cache(
-    lambda: session.devices.replicate((train_state, _context(state, stats)))
+    lambda: session.devices.replicate((train_state, phase_context(state, stats)))
   )
 
   def extract(records: np.ndarray, output_fn: OutputFn, *, test: bool = False) -> Any:
@@ -88,10 +87,12 @@ def extractor(
   return extract
 
 
-def _context(state: IncrementalState, stats: Any) -> PhaseContext:
-  """Returns what the network is looked at with, when nothing is trained."""
-  numbers = (state.num_old, state.num_seen, 0)
-  return PhaseContext(SeenClasses(*map(np.int32, numbers)), None, stats)
+def phase_context(
+  state: IncrementalState, stats: Any, teacher: Any = None, num_teacher_classes: int = 0
+) -> PhaseContext:
+  """Returns what the devices are told of a state and its method; host arrays."""
+  numbers = (state.num_old, state.num_seen, num_teacher_classes)
+  return PhaseContext(SeenClasses(*map(np.int32, numbers)), teacher, stats)
 
 
 def _batches(session: Session, split: str, records: np.ndarray) -> loader.EvalBatches:

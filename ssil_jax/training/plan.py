@@ -13,7 +13,6 @@ from ssil_jax.errors import ConfigError, DataError
 from ssil_jax.methods import Method, get_method
 from ssil_jax.sampling import Key, Pool, left_out
 from ssil_jax.schedule import IncrementalState, Phase, schedule
-from ssil_jax.settings import fields_of
 
 
 class Plan(NamedTuple):
@@ -198,13 +197,3 @@ def schedule_rows(plan: Plan) -> list[dict[str, Any]]:
     }
     for state, phase in plan.phases()
   ]
-
-
-def other_settings(plan: Plan) -> dict[str, Any]:
-  """Returns what else the method trains with, its own settings last."""
-  config, own = plan.config, plan.config.method_settings
-  shared = ("momentum", "weight_decay", "selection")
-  return {
-    **{name: getattr(config, name) for name in shared},
-    **{field.name: getattr(own, field.name) for field in fields_of(own)},
-  }

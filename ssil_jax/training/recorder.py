@@ -55,16 +55,13 @@ class Recorder:
     self._file = None
     if not collectives.is_main():
       return
-    path = workdir / "metrics.jsonl"
-    if steps_done and not path.exists():
-      warn(f"warning: {path} is gone; it begins again after step {steps_recorded}")
-    elif path.exists():
+    path, kept = workdir / "metrics.jsonl", b""
+    if path.exists():
       # The checkpoint has the metrics of the steps since then, to be recorded again.
       kept = _lines_until(path, steps_recorded)
-      _check_complete(kept, path, steps_recorded)
-      write_bytes(path, b"".join(kept.values()))
-    if not path.exists():
-      write_bytes(path, b"")
+    elif steps_done:
+      warn(f"warning: {path} is gone; it begins again after step {steps_recorded}")
+    write_bytes(path, kept)
     self._file = open(path, "a")  # noqa: SIM115, closed by __exit__
     folder = workdir / "tensorboard"
     folder.mkdir(exist_ok=True)
@@ -118,40 +115,36 @@ class Recorder:
       os.fsync(self._file.fileno())
 
 
-def _lines_until(path: pathlib.Path, last_step: int) -> dict[int, bytes]:
-  """Returns step -> line with its end, of the records of no later steps."""
-  kept = {}
+def _lines_until(path: pathlib.Path, last_step: int) -> bytes:
+  """Returns the records of no later steps; raises WorkdirError if they are damaged."""
+
+  def damaged(what: str) -> WorkdirError:
+    return WorkdirError(
+      f"{path}{what}: put the file right, or delete it and records begin after step "
+      f"{last_step}"
+    )
+
+  kept, last = [], 0
   *lines, _ = path.read_bytes().split(b"\n")
   for number, line in enumerate(lines, start=1):
-    if next(reversed(kept), 0) == last_step:
+    if last == last_step:
       break  # what follows was perhaps never wholly on the disk
     try:
       step = json.loads(line)["step"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-      raise _damaged(f"{path}: line {number} is no record", last_step) from error
+      raise damaged(f": line {number} is no record") from error
     if type(step) is not int:
-      raise _damaged(f"{path}: line {number} has no step", last_step)
+      raise damaged(f": line {number} has no step")
     if step > last_step:
       break
-    if kept and step <= next(reversed(kept)):
-      raise _damaged(f"{path}: line {number} is not in the order of steps", last_step)
-    kept[step] = line + b"\n"
-  return kept
-
-
-def _check_complete(
-  kept: dict[int, bytes], path: pathlib.Path, steps_recorded: int
-) -> None:
+    if step <= last:
+      raise damaged(f": line {number} is not in the order of steps")
+    kept.append(line + b"\n")
+    last = step
   # A file that was deleted begins later, and has no record of the steps before.
-  last = next(reversed(kept), None)
-  if kept and last != steps_recorded:
-    raise _damaged(f"{path} ends with step {last}, not {steps_recorded}", steps_recorded)
-
-
-def _damaged(what: str, step: int) -> WorkdirError:
-  return WorkdirError(
-    f"{what}: put the file right, or delete it and records begin after step {step}"
-  )
+  if kept and last != last_step:
+    raise damaged(f" ends with step {last}, not {last_step}")
+  return b"".join(kept)
 
 
 class StepMetrics:
@@ -171,23 +164,11 @@ class StepMetrics:
     recorder: Recorder | None,
     display: ProgressDisplay | None,
   ):
-    """Begins or resumes a phase.
-
-    Args:
-      state: of the phase.
-      phase: the phase.
-      run: where it begins or is resumed; its position's `window` are the last steps that
-        have no record yet.
-      log_every: steps of a record.
-      recorder: takes the records, if any does.
-      display: shows them, if any does.
-    """
+    """Begins or resumes the phase that `run` is in, with its window of unrecorded steps."""
     steps_done, window = run.position.steps_done, run.position.window
     self._state = state
     self._phase = phase
-    self._first_step = (
-      int(run.train_state.step) - steps_done
-    )  # of the run, before the phase
+    self._steps_before = int(run.train_state.step) - steps_done  # the phase
     self._log_every = log_every
     self._recorder = recorder
     self._display = display
@@ -228,13 +209,11 @@ class StepMetrics:
       DivergedError: the loss of one of these steps is not finite.
     """
     self._read(len(self._pending))
-    self._check_finite()
     return np.array(self._window, np.float32).reshape(-1, len(METRICS))
 
   def finish(self) -> None:
     """Writes a record of what is left; waits for the devices."""
-    self._read(len(self._pending))
-    if self._window:
+    if len(self.flush()):
       self._write(len(self._window))
 
   def _read(self, num_steps: int) -> None:
@@ -245,6 +224,14 @@ class StepMetrics:
     for metrics in fetch(self._pending[:num_steps]):
       self._window.append(np.array([metrics[name] for name in METRICS]))
     del self._pending[:num_steps]
+    finite = np.isfinite([metrics[0] for metrics in self._window])
+    if not finite.all():
+      place = int(np.argmin(finite))
+      done = self._reported + place  # steps of the phase before that one
+      raise DivergedError(
+        f"the loss became {self._window[place][0]} in state {self._state.index}, epoch "
+        f"{done // self._phase.steps_per_epoch + 1}, step {self._steps_before + done + 1}"
+      )
     # Without a step there is no speed; those of an earlier process wait for the next one.
     while self._sent and len(self._window) >= self._log_every:
       self._write(self._log_every)
@@ -262,7 +249,6 @@ class StepMetrics:
     self._done_then, self._timed_from, self._input_seconds = done, now, 0.0
 
   def _write(self, num_steps: int) -> None:
-    self._check_finite()
     phase = self._phase
     window, self._window = self._window[:num_steps], self._window[num_steps:]
     self._reported += num_steps
@@ -272,7 +258,7 @@ class StepMetrics:
       "state": self._state.index,
       "phase": phase.number,
       "epoch": last_epoch + 1,
-      "step": self._first_step + self._reported,
+      "step": self._steps_before + self._reported,
       **{name: float(mean) for name, mean in zip(METRICS, means, strict=True)},
       "learning_rate": phase.learning_rate_at(last_epoch),
       "images_per_second": phase.batch_size / self._seconds_per_step,
@@ -283,14 +269,3 @@ class StepMetrics:
     if self._display is not None:
       images = num_steps * phase.batch_size
       self._display.update(record, epochs=phase.epochs, images=images)
-
-  def _check_finite(self) -> None:
-    finite = np.isfinite([metrics[0] for metrics in self._window])
-    if finite.all():
-      return
-    place = int(np.argmin(finite))
-    done = self._reported + place  # steps of the phase before that one
-    raise DivergedError(
-      f"the loss became {self._window[place][0]} in state {self._state.index}, epoch "
-      f"{done // self._phase.steps_per_epoch + 1}, step {self._first_step + done + 1}"
-    )

@@ -26,9 +26,9 @@ from ssil_jax.sampling import SHUFFLED, Key, Pool
 from ssil_jax.schedule import IncrementalState
 from ssil_jax.settings import check_types, fields_of
 from ssil_jax.training import workdir
-from ssil_jax.training.networks import Networks
 from ssil_jax.training.plan import Plan
 from ssil_jax.training.run_state import TrainState
+from ssil_jax.training.storage import Networks
 
 
 class Lender(NamedTuple):

@@ -29,7 +29,7 @@ from saved_states import (
 
 from ssil_jax.errors import DivergedError, WorkdirError
 from ssil_jax.training.checkpoint import Checkpoints
-from ssil_jax.training.networks import Networks
+from ssil_jax.training.storage import Networks
 
 TESTS = ROOT / "tests"
 
