@@ -19,6 +19,7 @@ _FREE = {
   "log_every": 1,
   "checkpoint_minutes": 0.0,
   "memory_size": 1000,
+  "learning_rate": 0.1,
   "reset_momentum": True,
   "selection": "ring",
 }

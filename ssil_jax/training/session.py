@@ -137,7 +137,7 @@ class Session:
     run = RunState(*shared, run.results)
     if self.folder is None:
       return run
-    # Orbax's barriers for both have the same names, and several processes would mix them up.
+    # Orbax's barriers for both have the same names: several processes would mix them up.
     self.checkpoints.wait()
     self.networks.save(run.train_state, state=len(run.results))
     self._save(run)
