@@ -90,7 +90,7 @@ def saved(tmp_path):
       {"seed": 5, "learning_rate": 0.2},
       {},
       [
-        "another configuration; use another --workdir, or the same flags:",
+        "with another configuration; use another --workdir, or the same flags:",
         "--learning_rate: 0.1 there, 0.2 now",
         "--seed: 0 there, 5 now",
       ],
