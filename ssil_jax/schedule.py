@@ -12,13 +12,13 @@ import numpy as np
 
 from ssil_jax.config import Config
 from ssil_jax.errors import ConfigError
-from ssil_jax.sampling import Sampling
+from ssil_jax.sampling import Pool, Sampling
 
 
 class Phase(NamedTuple):
   """A stretch of training with one way to draw batches and one learning-rate schedule.
 
-  A method declares the first fields; `training.plan` counts the others.
+  A method declares the first fields; the others are `counted` once the data are known.
   """
 
   sampling: Sampling
@@ -52,6 +52,28 @@ class Phase(NamedTuple):
   def learning_rate_at(self, epoch: int) -> float:
     """Returns the learning rate of an epoch, counted from 0."""
     return self.learning_rate * self.drop ** sum(epoch >= m for m in self.milestones)
+
+  def counted(
+    self, number: int, pool: Pool, batch_size_new: int, batch_size_memory: int
+  ) -> "Phase":
+    """Returns the phase with its number in its state, and its images and steps counted.
+
+    Args:
+      number: from 0.
+      pool: of its state, whose new records are `arange(len(pool.new))`, and no others are
+        smaller.
+      batch_size_new: N_D.
+      batch_size_memory: N_M.
+    """
+    is_new = self.sampling.records(pool) < len(pool.new)
+    return self._replace(
+      number=number,
+      num_new=int(np.count_nonzero(is_new)),
+      num_replayed=int(np.count_nonzero(~is_new)),
+      epoch_size=len(self.sampling.epoch_records(pool)),
+      group_sizes=self.sampling.group_sizes(pool, batch_size_new, batch_size_memory),
+      steps_per_epoch=self.sampling.steps_per_epoch(pool, batch_size_new),
+    )
 
 
 class IncrementalState(NamedTuple):

@@ -73,7 +73,7 @@ def make_plan(
   for state in plan.states:
     # With any selection, there are as many exemplars.
     pool = plan.pool(state, exemplars)
-    state = _counted(plan, state, pool)
+    state = _counted(state, pool, config)
     _check_new_classes(plan, state, pool)
     states.append(state)
     sizes = {"memory_size": config.memory_size, "num_seen": state.num_seen}
@@ -102,35 +102,27 @@ def _check_images(plan: Plan) -> None:
       )
 
 
-def _counted(plan: Plan, state: IncrementalState, pool: Pool) -> IncrementalState:
+def _counted(state: IncrementalState, pool: Pool, config: Config) -> IncrementalState:
   """Returns the state with counted phases; raises ConfigError for too few images."""
-  config, phases = plan.config, []
-  for number, phase in enumerate(state.phases):
-    sampling = phase.sampling
-    try:
-      is_old = plan.dataset.train.labels[sampling.records(pool)] < state.num_old
-    except ConfigError as error:
-      raise ConfigError(f"state {state.index} {error}") from error
-    phase = phase._replace(
-      number=number,
-      num_new=int(np.count_nonzero(~is_old)),
-      num_replayed=int(np.count_nonzero(is_old)),
-      epoch_size=len(sampling.epoch_records(pool)),
-      group_sizes=sampling.group_sizes(
-        pool, config.batch_size_new, config.batch_size_memory
-      ),
-      steps_per_epoch=sampling.steps_per_epoch(pool, config.batch_size_new),
-    )
+  # `Phase.counted` wants the records numbered through.
+  ends = np.cumsum([len(pool.new), len(pool.memory), len(pool.old)])
+  new, replayed, old = np.split(np.arange(ends[-1]), ends[:2])
+  numbered = pool._replace(new=new, memory=replayed, old=old)
+  sizes = config.batch_size_new, config.batch_size_memory
+  try:
+    phases = tuple(p.counted(n, numbered, *sizes) for n, p in enumerate(state.phases))
+  except ConfigError as error:
+    raise ConfigError(f"state {state.index} {error}") from error
+  for phase in phases:
     if phase.steps_per_epoch == 0:
       raise ConfigError(
         f"state {state.index} trains on {phase.num_new} images of new classes and "
-        f"{phase.num_replayed} of old ones; an epoch ({sampling.name}) goes through "
+        f"{phase.num_replayed} of old ones; an epoch ({phase.sampling.name}) goes through "
         f"{phase.epoch_size} images, too few for one batch of "
         f"--batch_size_new={config.batch_size_new}: lower it, raise --memory_size, or use "
         "fewer states"
       )
-    phases.append(phase)
-  return state._replace(phases=tuple(phases))
+  return state._replace(phases=phases)
 
 
 def _check_new_classes(plan: Plan, state: IncrementalState, pool: Pool) -> None:
