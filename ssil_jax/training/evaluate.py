@@ -24,16 +24,9 @@ _EXTRACTIONS_AHEAD = 8
 def evaluate(
   session: Session, state: IncrementalState, train_state: TrainState, stats: Any
 ) -> dict[str, Any]:
-  """Scores every test image of the classes seen.
+  """Returns the scores (`metrics.summarize`) of the test images of all classes seen.
 
-  Args:
-    session: of the run.
-    state: the state that is finished.
-    train_state: host arrays.
-    stats: of the method, host arrays.
-
-  Returns:
-    The scores of `metrics.summarize`.
+  `train_state` and `stats`, the method's, are host arrays.
 
   Raises:
     DivergedError: the network's outputs are not finite.

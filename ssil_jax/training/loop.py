@@ -22,6 +22,7 @@ from ssil_jax.training.evaluate import evaluate, extractor, phase_context, prefe
 from ssil_jax.training.plan import Plan
 from ssil_jax.training.run_state import NO_STEPS, Position, RunState, TrainState
 from ssil_jax.training.session import Session, open_session, printer
+from ssil_jax.training.step_metrics import StepMetrics
 
 _LARGEST_SHOWN = 1e30  # in results.json, whose readers take float32
 
@@ -114,8 +115,8 @@ def train_phase(
     phase_context(state, run.stats, position.teacher, position.num_teacher_classes)
   )
   batches = train_batches(session, state, phase, run)
-  metrics = session.step_metrics(state, phase, run)
-  backpressure, learning_rate, started = Backpressure(), None, time.monotonic()
+  metrics = StepMetrics(session, state, phase, run)
+  backpressure, started = Backpressure(), time.monotonic()
 
   def here() -> RunState:
     seconds = position.seconds + time.monotonic() - started
@@ -123,20 +124,19 @@ def train_phase(
     return run._replace(train_state=fetch(train_state), position=now)
 
   with prefetched(session, batches, start=steps_done) as batches_on_devices:
-    while steps_done < phase.num_steps:
-      session.maybe_save(here)
-      before_batch = time.monotonic()
-      batch = next(batches_on_devices)
-      waited = time.monotonic() - before_batch
-      epoch, place = divmod(steps_done, phase.steps_per_epoch)
-      if place == 0 or learning_rate is None:
-        learning_rate = devices.replicate(np.float32(phase.learning_rate_at(epoch)))
-      train_state, step_metrics = devices.train_step(
-        train_state, batch, context, learning_rate
-      )
-      steps_done += 1
-      backpressure.add(step_metrics)
-      metrics.add(step_metrics, input_seconds=waited)
+    for epoch in range(steps_done // phase.steps_per_epoch, phase.epochs):
+      learning_rate = devices.replicate(np.float32(phase.learning_rate_at(epoch)))
+      for _ in range(steps_done % phase.steps_per_epoch, phase.steps_per_epoch):
+        session.maybe_save(here)
+        before_batch = time.monotonic()
+        batch = next(batches_on_devices)
+        waited = time.monotonic() - before_batch
+        train_state, step_metrics = devices.train_step(
+          train_state, batch, context, learning_rate
+        )
+        steps_done += 1
+        backpressure.add(step_metrics)
+        metrics.add(step_metrics, input_seconds=waited)
   metrics.finish()
   return here()
 

@@ -27,13 +27,13 @@ from ssil_jax.methods.source import source_hash
 from ssil_jax.progress import ProgressDisplay
 from ssil_jax.reports.tables import schedule_table
 from ssil_jax.resnet import ResNet18
-from ssil_jax.schedule import IncrementalState, Phase, state_of_class
+from ssil_jax.schedule import state_of_class
 from ssil_jax.system import write_json
 from ssil_jax.training import step, workdir
 from ssil_jax.training.checkpoint import Checkpoints
 from ssil_jax.training.devices import Devices, choose_devices, initial_train_state
 from ssil_jax.training.plan import Plan, check_shares, make_plan, schedule_rows
-from ssil_jax.training.recorder import Recorder, StepMetrics
+from ssil_jax.training.recorder import Recorder
 from ssil_jax.training.reuse import Lender, open_lender
 from ssil_jax.training.run_state import RunState, TrainState
 from ssil_jax.training.storage import Networks
@@ -74,19 +74,6 @@ class Session:
     )
     stats = self.plan.method.init_stats(sizes)
     return RunState(self.initial, memory.empty(), stats, [])
-
-  def step_metrics(
-    self, state: IncrementalState, phase: Phase, run: RunState
-  ) -> StepMetrics:
-    """Returns what collects the metrics of a phase's steps."""
-    return StepMetrics(
-      state,
-      phase,
-      run,
-      log_every=self.plan.config.log_every,
-      recorder=self.recorder,
-      display=self.display,
-    )
 
   @contextlib.contextmanager
   def saving_on_interruption(self) -> Iterator[None]:

@@ -59,10 +59,7 @@ class Origin(NamedTuple):
 
 @contextlib.contextmanager
 def claimed(
-  config: Config,
-  origin: Origin,
-  *,
-  warn: Callable[[str], None] = lambda line: None,
+  config: Config, origin: Origin, warn: Callable[[str], None]
 ) -> Iterator[pathlib.Path]:
   """Makes the work directory this run's while the context lasts.
 

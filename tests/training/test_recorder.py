@@ -16,8 +16,10 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from ssil_jax.errors import DivergedError, WorkdirError
 from ssil_jax.training import recorder as recorder_module
 from ssil_jax.training.plan import make_plan
-from ssil_jax.training.recorder import Recorder, StepMetrics
+from ssil_jax.training.recorder import Recorder
 from ssil_jax.training.run_state import NO_STEPS, Position, RunState, TrainState
+from ssil_jax.training.session import Session
+from ssil_jax.training.step_metrics import StepMetrics
 
 BATCH_SIZE = 32
 
@@ -54,9 +56,11 @@ def metrics_for(recorder, *, log_every, first_step=0, steps_done=0, window=NO_ST
   train_state = TrainState(np.int32(first_step + steps_done), {}, {}, ())
   position = Position(None, steps_done=steps_done, window=window)
   run = RunState(train_state, None, {}, [], position)
-  return StepMetrics(
-    *first_phase(), run, log_every=log_every, recorder=recorder, display=recorder
+  plan = types.SimpleNamespace(config=config_of(log_every=log_every))
+  session = Session(
+    plan=plan, devices=None, initial=None, recorder=recorder, display=recorder
   )
+  return StepMetrics(session, *first_phase(), run)
 
 
 def on_a_device(loss, top1):

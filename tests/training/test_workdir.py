@@ -214,7 +214,7 @@ def test_results_without_checkpoints_are_never_replaced(tmp_path, content, is_re
 
 def test_a_directory_in_use_is_refused(tmp_path):
   config = config_of(tmp_path)
-  with workdir.claimed(config, origin_of(config)):
+  with workdir.claimed(config, origin_of(config), pytest.fail):
     before = contents(tmp_path)
     for _ in range(2):
       message = refusal(config)
@@ -227,7 +227,7 @@ def test_a_directory_in_use_is_refused(tmp_path):
 
 def test_the_lock_is_given_back_whatever_happens(tmp_path):
   config = config_of(tmp_path)
-  with pytest.raises(RuntimeError), workdir.claimed(config, origin_of(config)):
+  with pytest.raises(RuntimeError), workdir.claimed(config, origin_of(config), pytest.fail):
     raise RuntimeError
   finish_a_state(tmp_path)
   for _ in range(2):
