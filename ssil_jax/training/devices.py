@@ -11,7 +11,7 @@ import functools
 import math
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -215,22 +215,18 @@ def fetch(tree: Any) -> Any:
   return jax.tree.map(lambda x: x[0, ...], jax.device_get(one_device))
 
 
-class Backpressure:
+def wait_for_earlier(outputs: Sequence[Any]) -> None:
   """Keeps the host a few steps ahead of the devices, and no more.
 
   Steps are sent without waiting for their results, and each holds its batch until it has
   run; a fast host could fill a device's memory with batches. Waiting for a step that lies
   `_STEPS_AHEAD` back never leaves the devices without work.
+
+  Args:
+    outputs: of the steps sent last, in their order; call it after each.
   """
-
-  def __init__(self):
-    self._sent = collections.deque()
-
-  def add(self, output: Any) -> None:
-    """Takes an output of the step just sent."""
-    self._sent.append(output)
-    if len(self._sent) > _STEPS_AHEAD:
-      jax.block_until_ready(self._sent.popleft())
+  if len(outputs) > _STEPS_AHEAD:
+    jax.block_until_ready(outputs[-1 - _STEPS_AHEAD])
 
 
 # What jax, XLA and drivers are told by the environment, which may change the rounding; but

@@ -14,7 +14,7 @@ from ssil_jax.data.dataset import records_of
 from ssil_jax.errors import DivergedError
 from ssil_jax.methods.base import Extract, OutputFn, PhaseContext, SeenClasses
 from ssil_jax.schedule import IncrementalState
-from ssil_jax.training.devices import Backpressure, fetch
+from ssil_jax.training.devices import fetch, wait_for_earlier
 from ssil_jax.training.run_state import TrainState
 from ssil_jax.training.session import Session
 
@@ -34,12 +34,12 @@ def evaluate(
   labels = session.plan.dataset.test.labels
   network, context = session.devices.replicate((train_state, phase_context(state, stats)))
   batches = _batches(session, "test", records_of(labels, 0, state.num_seen))
-  backpressure, counts = Backpressure(), []
+  counts = []
   with prefetched(session, batches) as batches_on_devices:
     for batch in batches_on_devices:
       session.check_interrupt()
       counts.append(session.devices.eval_step(network, batch, context))
-      backpressure.add(counts[-1])
+      wait_for_earlier(counts)
   total = metrics.add(fetch(counts))
   if not np.isfinite(total.score_new).all():
     raise DivergedError(

@@ -17,7 +17,7 @@ from ssil_jax.methods.base import Extract, FinishedState, normalized_features
 from ssil_jax.sampling import Key, Pool
 from ssil_jax.schedule import IncrementalState, Phase
 from ssil_jax.training import numerics
-from ssil_jax.training.devices import Backpressure, fetch
+from ssil_jax.training.devices import fetch
 from ssil_jax.training.evaluate import evaluate, extractor, phase_context, prefetched
 from ssil_jax.training.plan import Plan
 from ssil_jax.training.run_state import NO_STEPS, Position, RunState, TrainState
@@ -116,7 +116,7 @@ def train_phase(
   )
   batches = train_batches(session, state, phase, run)
   metrics = StepMetrics(session, state, phase, run)
-  backpressure, started = Backpressure(), time.monotonic()
+  started = time.monotonic()
 
   def here() -> RunState:
     seconds = position.seconds + time.monotonic() - started
@@ -135,7 +135,6 @@ def train_phase(
           train_state, batch, context, learning_rate
         )
         steps_done += 1
-        backpressure.add(step_metrics)
         metrics.add(step_metrics, input_seconds=waited)
   metrics.finish()
   return here()

@@ -10,7 +10,7 @@ import numpy as np
 
 from ssil_jax.errors import DivergedError
 from ssil_jax.schedule import IncrementalState, Phase
-from ssil_jax.training.devices import fetch
+from ssil_jax.training.devices import fetch, wait_for_earlier
 from ssil_jax.training.run_state import METRICS, RunState
 from ssil_jax.training.session import Session
 
@@ -48,6 +48,7 @@ class StepMetrics:
       input_seconds: how long the loop waited for the step's batch.
     """
     self._pending.append(step_metrics)
+    wait_for_earlier(self._pending)
     self._sent += 1
     self._input_seconds += input_seconds
     if self._sent == 1:

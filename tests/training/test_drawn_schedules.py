@@ -4,7 +4,6 @@ The states are walked through as in a run, on the host alone: in place of traini
 batches of a phase are drawn; in place of a network, each image has its own random outputs.
 """
 
-import json
 from typing import NamedTuple
 
 import jax
@@ -12,10 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from finished_states import outputs_of
-from folders import BLUE, GREEN, RED, save
 from folders import config_of as config_with
-from quick import quick_network
-from small_runs import run
 
 from ssil_jax import metrics
 from ssil_jax.config import fields_of
@@ -229,37 +225,3 @@ def test_a_class_in_no_batch_is_named(name, monkeypatch):
     assert message.startswith(f"state {index} would never train on class class {c} (images")
     assert f"raise --{flag}, lower --batch_size_new, or change --seed" in message
   assert refused > 0
-
-
-def test_bic_trains_on_a_class_with_one_image(tmp_path):
-  # In the second state, blue has one image and yellow six; without training on the one,
-  # the network never says blue.
-  colors = {"red": RED, "green": GREEN, "blue": BLUE, "yellow": (255, 255, 0)}
-  for name, color in colors.items():
-    for i in range(1 if name == "blue" else 6):
-      save(tmp_path / "images/train" / name / f"{i}.png", color)
-    save(tmp_path / "images/test" / name / "0.png", color)
-  values = {
-    "dataset": "image_folder",
-    "data_dir": str(tmp_path / "images"),
-    "class_order_seed": 7,
-    "method": "bic",
-    "num_classes": 4,
-    "num_states": 2,
-    "memory_size": 8,
-    "batch_size_new": 4,
-    "batch_size_memory": 4,
-    "epochs_first": 20,
-    "epochs": 30,
-    "milestones_first": (),
-    "milestones": (),
-    "learning_rate": 0.02,
-    "augment": "none",
-    "num_devices": 1,
-  }
-  with quick_network():
-    states = run(tmp_path / "run", **values)["states"]
-  rows = json.loads((tmp_path / "run/schedule.json").read_text())
-  # One of the four exemplars of each old class is held out, and one yellow image.
-  assert [row["images"] for row in rows] == ["0 + 12", "6 + 6"]
-  assert [(row["top1"], row["state_specific_top1"]) for row in states] == [(1, 1), (1, 1)]
