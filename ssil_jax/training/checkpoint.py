@@ -161,7 +161,13 @@ class Checkpoints:
       except Exception as error:  # whatever a damaged file leads to
         reasons[number] = reason_of(error)
       else:
-        self._check_origin(number, origin)
+        # A name that only one of them has is a flag of another version.
+        different = [n for n in origin if self._origin.get(n, origin[n]) != origin[n]]
+        if different:
+          raise WorkdirError(
+            f"checkpoint {self._folder / str(number)} is of another run (different: "
+            f"{', '.join(different)}): put this run's own back, or use another --workdir"
+          )
         self._put_aside(reasons, instead=number)
         self._written = self._whole = number
         return run
@@ -172,15 +178,6 @@ class Checkpoints:
         "--workdir, or put a good one back"
       )
     return default
-
-  def _check_origin(self, number: int, origin: Mapping[str, Any]) -> None:
-    # A name that only one of them has is a flag of another version.
-    names = [n for n in origin if self._origin.get(n, origin[n]) != origin[n]]
-    if names:
-      raise WorkdirError(
-        f"checkpoint {self._folder / str(number)} is of another run (different: "
-        f"{', '.join(names)}): put this run's own back, or use another --workdir"
-      )
 
   def _read(self, number: int, like: RunState) -> tuple[RunState, dict[str, Any]]:
     """Reads a run and its origin; raises all kinds of errors if it is damaged."""

@@ -136,9 +136,8 @@ def shared_states(config: Config, saved: Mapping[str, Any]) -> tuple[int, list[s
     (method.trains_as or name, method.training)
     for name, method in zip(names, (ours, theirs), strict=True)
   )
-  if trained == trained_there and not config_lib.differences(
-    config, saved, changes="later_states"
-  ):
+  later = config_lib.differences(config, saved, changes="later_states")
+  if trained == trained_there and not later:
     return config.num_states, []
   different = config_lib.differences(config, saved, changes="every_state")
   if names[0] != names[1] and not (
@@ -146,13 +145,9 @@ def shared_states(config: Config, saved: Mapping[str, Any]) -> tuple[int, list[s
     and _has_plain_first_state(theirs, _with_settings_of(theirs, config, saved))
   ):
     different.append(f"--method: {names[1]!r} there, {names[0]!r} now")
-  now = config_lib.to_json(config)
   if not (saved["initial_classes"] == config.initial_classes != 0):
-    different += [
-      f"--{name}: {saved[name]!r} there, {now[name]!r} now"
-      for name in ("num_states", "initial_classes")
-      if saved[name] != now[name]
-    ]
+    dealt = ("--num_states:", "--initial_classes:")
+    different += [line for line in later if line.startswith(dealt)]
   return (0, different) if different else (1, [])
 
 

@@ -80,15 +80,10 @@ def test_what_is_put_aside_is_said(tmp_path, otherwise):
   ]
 
 
-def test_nothing_is_said_of_an_ordinary_environment(tmp_path):
-  with numerics.standard(small_config(tmp_path), warn=pytest.fail):
-    pass
-
-
 @pytest.mark.parametrize("precision", ["default", "high", "highest"])
 def test_the_precision_of_products_is_a_flag(tmp_path, precision):
   config = small_config(tmp_path, matmul_precision=precision)
-  with numerics.standard(config):
+  with numerics.standard(config, warn=pytest.fail):  # for an ordinary environment
     text = (
       jax.jit(jax.numpy.dot).lower(np.eye(2, dtype="f"), np.eye(2, dtype="f")).as_text()
     )

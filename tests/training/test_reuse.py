@@ -183,12 +183,6 @@ def removed(*names):
       "--num_states: 2 there, 4 now$",
     ),
     (None, {"method": "wa"}, ConfigError, "--method: 'ft' there, 'wa' now$"),
-    (
-      edit_json("config.json", method_source="other"),
-      {},
-      ConfigError,
-      "source of --method=ft: changed since$",
-    ),
     (removed("networks", "1"), {}, ConfigError, "has no network of its first state"),
     (edit_json("results.json", states=[]), {}, DataError, "no state is finished"),
   ],
