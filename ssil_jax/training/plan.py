@@ -157,20 +157,15 @@ def _check_new_classes(plan: Plan, state: IncrementalState, pool: Pool) -> None:
 def check_shares(plan: Plan, num_devices: int) -> None:
   """Raises ConfigError unless every device can get the same share of every batch."""
   names = ("batch_size_new", "batch_size_memory")  # in the order of group_sizes
-  uneven = {
-    name: size
+  mistakes = dict.fromkeys(
+    f"--{name}={size} cannot be shared equally by {num_devices} devices: use a multiple of "
+    f"{num_devices}, or set --num_devices"
     for _, phase in plan.phases()
     for name, size in zip(names, phase.group_sizes, strict=False)
     if size % num_devices
-  }
-  if uneven:
-    raise ConfigError(
-      "\n".join(
-        f"--{name}={size} cannot be shared equally by {num_devices} devices: use a "
-        f"multiple of {num_devices}, or set --num_devices"
-        for name, size in uneven.items()
-      )
-    )
+  )
+  if mistakes:
+    raise ConfigError("\n".join(mistakes))
 
 
 def schedule_rows(plan: Plan) -> list[dict[str, Any]]:
