@@ -232,7 +232,7 @@ def test_a_mistake_in_all_is_told_by_each(tmp_path):
 
 FLAGS = {
   "num_states": 2,
-  "epochs_first": 30,
+  "epochs_first": 18,
   "selection": "herding",
   "checkpoint_minutes": 0.001,
 }
