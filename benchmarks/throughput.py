@@ -24,6 +24,7 @@ from rich.table import Table
 from ssil_jax.commands import run
 from ssil_jax.progress import ProgressDisplay
 from ssil_jax.training import devices, loop
+from ssil_jax.training.evaluate import phase_context
 from ssil_jax.training.plan import make_plan
 from ssil_jax.training.recorder import Recorder
 from ssil_jax.training.session import make_session
@@ -42,7 +43,11 @@ def measure(argv: list[str], num_devices: int) -> list[tuple[float, float]]:
   state, phase = next(plan.phases())
   beginning = loop.begin_state(session, state, session.start())
   train_state, context, learning_rate = session.devices.replicate(
-    (beginning.train_state, loop.phase_context(state, beginning), jax.numpy.float32(0.1))
+    (
+      beginning.train_state,
+      phase_context(state, beginning.stats, beginning.position.teacher),
+      jax.numpy.float32(0.1),
+    )
   )
   batch = session.devices.shard(loop.train_batches(session, state, phase, beginning)[0])
 

@@ -57,5 +57,5 @@ def run(config: Config, *, console: Console | None = None) -> dict[str, Any]:
   with launch.connected(config), contextlib.ExitStack() as stack:
     check = lambda: None  # noqa: E731
     if threading.current_thread() is threading.main_thread():  # where signals arrive
-      check = stack.enter_context(interrupts()).check
+      check = stack.enter_context(interrupts())
     return loop.run(config, console or Console(), check_interrupt=check)

@@ -22,7 +22,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from typing import NamedTuple
 
 import numpy as np
 import orbax.checkpoint as ocp
@@ -41,19 +40,11 @@ SMALL_RUN = [
   "--num_devices=2",
 ]
 OFTEN = "--checkpoint_minutes=0.01"
-TRAINING, CHECKPOINT, EVALUATION = MOMENTS = ("training", "checkpoint", "evaluation")
+EVALUATION, TRAINING, CHECKPOINT = MOMENTS = ("evaluation", "training", "checkpoint")
 _STEPS_PER_KILL = 50
 _STEPS_PER_EPOCH = 43  # of all states of SMALL_RUN together
 _TIMES = ("images_per_second", "input_wait", "train_seconds")  # no two runs have the same
 _LONGEST = 300.0  # seconds
-
-
-class Kill(NamedTuple):
-  """Sent when the run is where it should be."""
-
-  step: int  # not before a record of that step
-  moment: str
-  number: signal.Signals
 
 
 def epochs_for(kills):
@@ -106,7 +97,7 @@ def _hash(content):
 
 
 @contextlib.contextmanager
-def running(workdir, arguments, *, cache, log):
+def running(workdir, arguments, *, cache, log, script=ROOT / "experiments" / "run.py"):
   """A run in a process group of its own, which is gone afterwards."""
   environment = {
     "JAX_PLATFORMS": "cpu",
@@ -116,7 +107,7 @@ def running(workdir, arguments, *, cache, log):
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
   }
   process = subprocess.Popen(
-    [sys.executable, ROOT / "experiments" / "run.py", *arguments, f"--workdir={workdir}"],
+    [sys.executable, script, *arguments, f"--workdir={workdir}"],
     stdout=log,
     stderr=subprocess.STDOUT,
     start_new_session=True,
@@ -152,12 +143,7 @@ def _states_done(workdir):
 
 
 def _moment(workdir, ends):
-  """Where a run that stands still is.
-
-  Args:
-    workdir: of the run.
-    ends: steps of the whole run at which states end.
-  """
+  """Where a run that stands still is; its states end after the steps `ends`."""
   step, done = _last_step(workdir), _states_done(workdir)
   if done < len(ends) and step == ends[done]:
     return EVALUATION
@@ -166,131 +152,84 @@ def _moment(workdir, ends):
   return CHECKPOINT if is_writing else TRAINING
 
 
-def make_kills(numbers, ends, rng):
-  """A kill for each of these signals, in the order of steps."""
-  kills, last = [], len(numbers)
-  state_ends = itertools.cycle(ends)
-  for place, (number, moment) in enumerate(
-    zip(numbers, itertools.cycle(MOMENTS), strict=False)
-  ):
-    step = ends[-1] * (place + rng.random()) / (last + 1)
-    # Well before a state's end, for the run goes on until the moment is there.
-    begin = max((end for end in ends if end <= step), default=0)
-    step = int(begin + 0.6 * (step - begin))
-    kills.append(Kill(next(state_ends) if moment == EVALUATION else step, moment, number))
-  return sorted(kills)
-
-
-def _stop_at(process, workdir, kill, ends, *, journal):
-  """Lets the run go until it is where the kill is due, and stops it there.
-
-  Args:
-    process: the run.
-    workdir: of the run.
-    kill: what is due.
-    ends: as in `_moment`.
-    journal: the one of the run before, which shows where that one was.
-
-  Returns:
-    The moment in which it stands still. Another one than that of the kill if the run has
-    passed that by: a state's evaluation comes once.
-  """
+def _stop_in(moment, process, workdir, step, ends, *, journal):
+  """Stops a run in a moment, after that step; `journal` is the one of the run before."""
   deadline = time.monotonic() + _LONGEST
-  passed = kill.moment == EVALUATION and ends.index(kill.step) + 1
   while time.monotonic() < deadline:
     is_up = _journal(workdir) not in (None, journal)  # and has put its folder in order
-    is_past = passed and _states_done(workdir) >= passed
-    is_there = is_past or _moment(workdir, ends) == kill.moment
-    if is_up and is_there and _last_step(workdir) >= kill.step:
+    if is_up and _last_step(workdir) >= step and _moment(workdir, ends) == moment:
       process.send_signal(signal.SIGSTOP)
       time.sleep(0.01)  # until all threads stand
-      found = _moment(workdir, ends)
-      if is_past or found == kill.moment:
-        return found
+      if _moment(workdir, ends) == moment:
+        return
       process.send_signal(signal.SIGCONT)
-    assert process.poll() is None, f"the run ended by itself before {kill}"
+    assert process.poll() is None, f"the run ended before it was in {moment}, step {step}"
     time.sleep(0.002)
-  raise AssertionError(f"the run was never where it could get {kill}")
+  raise AssertionError(f"the run was never in {moment} after step {step}")
 
 
-def disturb(workdir, arguments, kills, ends, *, cache, log, say=print):
-  """Starts a run again after every kill, and lets it end after the last one.
-
-  Returns:
-    moment -> how many kills found the run in it.
-  """
-  counts = collections.Counter()
-  for count, kill in enumerate(kills, start=1):
-    before = _journal(workdir)
-    with running(workdir, [*arguments, OFTEN], cache=cache, log=log) as process:
-      found = _stop_at(process, workdir, kill, ends, journal=before)
-      assert process.poll() is None, f"the run had ended before {kill}"
-      process.send_signal(kill.number)
-      process.send_signal(signal.SIGCONT)
-      code = process.wait(_LONGEST)
-    # As the shell has it: 128 + n is the program's own exit, -n that of a killed one.
-    is_obeyed = kill.number != signal.SIGKILL
-    assert code == (128 + kill.number if is_obeyed else -kill.number), (kill, code)
-    counts[found] += 1
-    saved = sorted(path.name for path in workdir.glob("checkpoints/*"))
-    say(
-      f"{count} {kill.number.name} after step {kill.step}: found in {found}, "
-      f"{_last_step(workdir)} steps recorded, checkpoints: {' '.join(saved)}"
-    )
-  with running(workdir, [*arguments, OFTEN], cache=cache, log=log) as process:
-    assert process.wait(_LONGEST) == 0
-  return counts
-
-
-def compare(folder, arguments, numbers, *, seed, say=print):
-  """An undisturbed run, and one that gets these signals.
+def compare(folder, arguments, numbers, *, seed, **options):
+  """An undisturbed run, and one that is started again after each of these signals.
 
   Args:
     folder: where both are kept, with their output in `log`.
     arguments: of run.py.
-    numbers: signals, one for each kill.
-    seed: of the moments.
-    say: called with a line for every kill.
+    numbers: signals, spread over the run, in each moment in turn.
+    seed: of the steps.
+    **options: of `running`.
 
   Returns:
-    moment -> how many kills found the run in it; hashes compared; names of what differs.
+    How many hashes were compared, and the names of what differs.
   """
   undisturbed, disturbed = folder / "undisturbed", folder / "disturbed"
+  rng = random.Random(seed)
   with open(folder / "log", "a") as log:
-    files = {"cache": folder / "cache", "log": log}
-    with running(undisturbed, arguments, **files) as process:
+    options |= {"cache": folder / "cache", "log": log}
+    with running(undisturbed, arguments, **options) as process:
       assert process.wait(2 * _LONGEST) == 0, f"see {folder / 'log'}"
     steps = collections.Counter()
     for row in json.loads((undisturbed / "schedule.json").read_text()):
       steps[row["state"]] += row["steps"]
     ends = np.cumsum(list(steps.values())).tolist()
-    kills = make_kills(numbers, ends, random.Random(seed))
-    counts = disturb(disturbed, arguments, kills, ends, **files, say=say)
-  return counts, len(digests(undisturbed)), differences(undisturbed, disturbed)
+    arguments = [*arguments, OFTEN]
+    for place, (number, moment) in enumerate(
+      zip(numbers, itertools.cycle(MOMENTS), strict=False)
+    ):
+      step = ends[-1] * (place + rng.random()) / (len(numbers) + 1)
+      # Well before a state's end, for the run goes on until the moment is there.
+      begin = max((end for end in ends if end <= step), default=0)
+      step, before = int(begin + 0.6 * (step - begin)), _journal(disturbed)
+      with running(disturbed, arguments, **options) as process:
+        _stop_in(moment, process, disturbed, step, ends, journal=before)
+        process.send_signal(number)
+        process.send_signal(signal.SIGCONT)
+        code = process.wait(_LONGEST)
+      # As the shell has it: 128 + n is the program's own exit, -n that of a killed one.
+      assert code == (-number if number == signal.SIGKILL else 128 + number), code
+      print(f"{number.name} in {moment} after step {step}", flush=True)
+    with running(disturbed, arguments, **options) as process:
+      assert process.wait(_LONGEST) == 0
+  return len(digests(undisturbed)), differences(undisturbed, disturbed)
 
 
-def make_parser():
+def main():
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("--kills", type=int, default=30)
   parser.add_argument("--signal", default="KILL", choices=["KILL", "TERM", "INT"])
   parser.add_argument("--seed", type=int, default=0)
   parser.add_argument("--folder", help="where both runs are kept (default: none are)")
   parser.add_argument("arguments", nargs="*", help="of run.py, after --")
-  return parser
-
-
-def main():
-  options = make_parser().parse_args()
+  options = parser.parse_args()
   with tempfile.TemporaryDirectory() as temporary:
     folder = pathlib.Path(options.folder or temporary)
     folder.mkdir(parents=True, exist_ok=True)
-    counts, number, different = compare(
+    number, different = compare(
       folder,
       [*SMALL_RUN, *epochs_for(options.kills), *options.arguments],
       [signal.Signals[f"SIG{options.signal}"]] * options.kills,
       seed=options.seed,
     )
-  print(f"kills by moment: {dict(counts)}; {number} hashes, different: {different}")
+  print(f"{number} hashes, different: {different}")
   return 1 if different else 0
 
 

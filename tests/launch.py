@@ -1,4 +1,4 @@
-"""Runs experiments/run.py, or another script, as several processes on this machine."""
+"""Runs a script as several processes on this machine."""
 
 import contextlib
 import os
@@ -20,7 +20,7 @@ def free_port():
 
 
 @contextlib.contextmanager
-def started(count, *arguments, script=None, log_folder, each=None):
+def started(count, script, *arguments, log_folder, each=None):
   """`count` processes, which do not outlive the context; their output goes to files.
 
   Args:
@@ -36,12 +36,7 @@ def started(count, *arguments, script=None, log_folder, each=None):
       flags, env = each(number)
       with open(log_folder / f"output{number}", "w") as log:
         process = subprocess.Popen(
-          [
-            sys.executable,
-            str(script or ROOT / "experiments" / "run.py"),
-            *arguments,
-            *flags,
-          ],
+          [sys.executable, ROOT / "tests" / script, *arguments, *flags],
           stdout=log,
           stderr=subprocess.STDOUT,
           start_new_session=True,

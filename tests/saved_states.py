@@ -113,7 +113,3 @@ def largest(folder):
 
 def truncate(newest):
   os.truncate(largest(newest), largest(newest).stat().st_size // 2)
-
-
-# As tests/test_paths.py calls them.
-progress_of, underway_of = run_of, position_of

@@ -1,6 +1,7 @@
 """One process of several; test_processes.py starts it, and reads what it prints."""
 
 import argparse
+import contextlib
 import os
 import pathlib
 import sys
@@ -37,10 +38,9 @@ def together(config):
   assert isinstance(gathered, np.ndarray)
   np.testing.assert_array_equal(gathered, parts)
   collectives.barrier()
-  print("agree", *(collectives.broadcast_flag(jax.process_index() == n) for n in (0, 1)))
-  print(
-    "signals are jax's", preemption.stops_together(), "stop", preemption.stop_reached(1)
-  )
+  own = {"rank": np.int32(jax.process_index()), "rows": np.arange(3) + jax.process_index()}
+  agreed = collectives.broadcast_from_main(own)
+  print("agree", agreed["rank"], agreed["rows"], agreed["rows"].dtype)
   collectives.check_same({"--seed": "1", "data": "a"})
   try:
     collectives.check_same({"--seed": "1", "data": f"a{jax.process_index() // 2}"})
@@ -55,12 +55,14 @@ def run_on(config):
     lambda x: jax.lax.pmean(x, AXIS), axis_name=AXIS, devices=list(mesh.devices)
   )
   value, number = devices.Devices(mesh, model=None).replicate(np.float32(1)), 0
-  while not preemption.stop_reached(number):
-    value, number = step(value), number + 1
-    jax.block_until_ready(value)
-    if number == 1:
-      print("running", flush=True)
-    yield number
+  with preemption.interrupts() as check, contextlib.suppress(preemption.Interrupted):
+    while True:
+      check()
+      value, number = step(value), number + 1
+      jax.block_until_ready(value)
+      if number == 1:
+        print("running", flush=True)
+      yield number
   print("stopped at step", number)
 
 

@@ -39,7 +39,7 @@ from ssil_jax.progress import ProgressBars
 from ssil_jax.system import write_bytes
 from ssil_jax.training import devices, loop
 from ssil_jax.training.checkpoint import Checkpoints
-from ssil_jax.training.networks import Networks
+from ssil_jax.training.storage import Networks
 
 ASCII = "".join(map(chr, range(32, 127))).replace("/", "")
 assert set(string.printable) - set(string.whitespace) - {"/"} <= set(ASCII)

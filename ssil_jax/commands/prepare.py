@@ -12,7 +12,7 @@ from rich.console import Console
 
 from ssil_jax.commands import command_line
 from ssil_jax.data import builders
-from ssil_jax.distributed.preemption import Interrupted, Interrupts
+from ssil_jax.distributed.preemption import Interrupted, interrupts
 from ssil_jax.errors import ConfigError, UserError
 from ssil_jax.paths import data_mistakes
 
@@ -103,10 +103,8 @@ def main(argv: Sequence[str]) -> int:
         f"--data_dir={data_dir} cannot be made ({error.strerror}): name another folder"
       ) from error
     builder = builders.make_builder(dataset, data_dir)
-    with Interrupts(notice="stopping; what is finished is kept") as interrupts:
-      written = builder.prepare(
-        archives, options, console, check_interrupt=interrupts.check
-      )
+    with interrupts("stopping; what is finished is kept") as check_interrupt:
+      written = builder.prepare(archives, options, console, check_interrupt=check_interrupt)
   except UserError as error:
     return command_line.print_error(error)
   except Interrupted as interrupt:

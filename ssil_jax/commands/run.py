@@ -186,7 +186,7 @@ def main(argv: Sequence[str]) -> int:
     request = parse(argv)
     config = request.config
     devices.prepare_cpu_devices(config)
-    with launch.connected(config), interrupts() as requests:
+    with launch.connected(config), interrupts() as check_interrupt:
       console.quiet = not collectives.is_main()
       if request.ignored:
         console.print(
@@ -194,7 +194,7 @@ def main(argv: Sequence[str]) -> int:
           markup=False,
           soft_wrap=True,
         )
-      results = loop.run(config, console, check_interrupt=requests.check)
+      results = loop.run(config, console, check_interrupt=check_interrupt)
       workdir = config_lib.workdir_path(config)
       if collectives.is_main():
         path = page.write_report([workdir], workdir / "report.html")

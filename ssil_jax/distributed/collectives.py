@@ -21,11 +21,6 @@ def is_main() -> bool:
   return not is_multiprocess() or jax.process_index() == 0
 
 
-def broadcast_flag(flag: bool) -> bool:
-  """Returns what it is in process 0; all processes call it together."""
-  return bool(multihost_utils.broadcast_one_to_all(np.int32(flag)))
-
-
 def broadcast_from_main(tree: Any) -> Any:
   """Returns process 0's arrays, on the host; all processes call it together."""
   if not is_multiprocess():

@@ -93,7 +93,11 @@ def connected(config: Config, *, start_seconds: float = START_SECONDS) -> Iterat
         f"and rerun the command in all to resume from the last checkpoint ({loss})"
       ) from error
     if jax.distributed.is_initialized() and hasattr(error, "exit_code"):
-      _leave_together()
+      # The others may be ending for the same reason. Without process 0, jax aborts them,
+      # perhaps before they have said what it is.
+      farewell = threading.Thread(target=jax.distributed.shutdown, daemon=True)
+      farewell.start()
+      farewell.join(_FAREWELL_SECONDS)
     raise
 
 
@@ -179,16 +183,6 @@ def _loss(error: BaseException | None) -> str:
         return text
     error = error.__cause__ or error.__context__
   return ""
-
-
-def _leave_together() -> None:
-  """Waits a little for the others, which may be ending for the same reason.
-
-  Without process 0, jax aborts them, perhaps before they have said what it is.
-  """
-  thread = threading.Thread(target=jax.distributed.shutdown, daemon=True)
-  thread.start()
-  thread.join(_FAREWELL_SECONDS)
 
 
 def _first_line(error: BaseException) -> str:

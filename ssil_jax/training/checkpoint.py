@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import errno
+import itertools
 import json
 import os
 import pathlib
@@ -105,7 +106,8 @@ class Checkpoints:
     rest = {
       "origin": self._origin,
       "results": run.results,
-      "underway": _numbers(run.position),
+      "underway": run.position
+      and {name: getattr(run.position, field) for name, field in _NUMBERS.items()},
       "arrays": {name: _signature(array) for name, array in arrays.items()},
     }
     with self._errors_named(number):
@@ -159,7 +161,13 @@ class Checkpoints:
       except Exception as error:  # whatever a damaged file leads to
         reasons[number] = reason_of(error)
       else:
-        self._check_origin(number, origin)
+        # A name that only one of them has is a flag of another version.
+        different = [n for n in origin if self._origin.get(n, origin[n]) != origin[n]]
+        if different:
+          raise WorkdirError(
+            f"checkpoint {self._folder / str(number)} is of another run (different: "
+            f"{', '.join(different)}): put this run's own back, or use another --workdir"
+          )
         self._put_aside(reasons, instead=number)
         self._written = self._whole = number
         return run
@@ -170,15 +178,6 @@ class Checkpoints:
         "--workdir, or put a good one back"
       )
     return default
-
-  def _check_origin(self, number: int, origin: Mapping[str, Any]) -> None:
-    # A name that only one of them has is a flag of another version.
-    names = [n for n in origin if self._origin.get(n, origin[n]) != origin[n]]
-    if names:
-      raise WorkdirError(
-        f"checkpoint {self._folder / str(number)} is of another run (different: "
-        f"{', '.join(names)}): put this run's own back, or use another --workdir"
-      )
 
   def _read(self, number: int, like: RunState) -> tuple[RunState, dict[str, Any]]:
     """Reads a run and its origin; raises all kinds of errors if it is damaged."""
@@ -204,7 +203,10 @@ class Checkpoints:
   def _put_aside(self, reasons: Mapping[int, str], *, instead: int) -> None:
     """Moves damaged checkpoints away, for their numbers will be written again."""
     for number, reason in reasons.items():
-      there = _free_name(self._aside / str(number))
+      names = itertools.chain(
+        [str(number)], (f"{number}-{attempt}" for attempt in itertools.count(2))
+      )
+      there = next(self._aside / n for n in names if not (self._aside / n).exists())
       if collectives.is_main():
         self._aside.mkdir(exist_ok=True)
         os.rename(self._folder / str(number), there)
@@ -229,19 +231,13 @@ def _arrays(run: RunState) -> dict[str, np.ndarray]:
     "stats": run.stats,
   }
   if run.position is not None:
-    parts["underway.teacher"] = run.position.teacher
-    parts["underway.new_ranks"] = run.position.new_ranks
-    parts["underway.window"] = run.position.window
+    within = ("teacher", "new_ranks", "window")
+    parts |= {f"underway.{name}": getattr(run.position, name) for name in within}
   return {
     _join(name, path): np.asarray(leaf)
     for name, part in parts.items()
     for path, leaf in jax.tree_util.tree_leaves_with_path(part)
   }
-
-
-def _numbers(position: Position | None) -> dict[str, Any] | None:
-  """Returns what is no array, by its name in a checkpoint."""
-  return position and {name: getattr(position, field) for name, field in _NUMBERS.items()}
 
 
 def _run_state(
@@ -306,12 +302,3 @@ def _check_finite(arrays: Mapping[str, np.ndarray], *, step: int) -> None:
       raise DivergedError(
         f"parameter {name.removeprefix('train_state.')} is not finite after step {step}"
       )
-
-
-def _free_name(path: pathlib.Path) -> pathlib.Path:
-  """Returns the path itself, or with a number behind it if there is one already."""
-  number, free = 1, path
-  while free.exists():
-    number += 1
-    free = path.with_name(f"{path.name}-{number}")
-  return free

@@ -11,7 +11,7 @@ import functools
 import math
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -122,21 +122,18 @@ class Devices:
     self,
     mesh: Mesh,
     model: step_lib.Model,
-    images: Mapping[str, np.ndarray | None] = MappingProxyType({}),
+    images: Mapping[str, np.ndarray] = MappingProxyType({}),
   ):
     """Moves the images there; compiles each step when it is first used.
 
     Args:
       mesh: of `choose_devices`.
       model: what the steps are made of.
-      images: train, test -> uint8 [N, S, S, 3], or None where images are streamed.
+      images: train, test -> uint8 [N, S, S, 3], those that are not streamed.
     """
     self._mesh = mesh
     self._model = model
-    self._images = {
-      split: None if array is None else self.replicate(array)
-      for split, array in images.items()
-    }
+    self._images = {split: self.replicate(array) for split, array in images.items()}
     self._train_step = self._map(step_lib.train_step, donate_argnums=0)
     self._eval_step = self._map(step_lib.eval_step)
     self._extract_steps: dict[OutputFn, Callable] = {}
@@ -177,7 +174,8 @@ class Devices:
 
   def shard(self, tree: Any) -> Any:
     """Puts host arrays [local devices, ...] on the devices, without waiting for it."""
-    return shard(tree, self._mesh)
+    sharding = NamedSharding(self._mesh.local_mesh, PartitionSpec(step_lib.AXIS))
+    return jax.device_put(tree, sharding)
 
   def gather(self, tree: Any) -> Any:
     """Returns host copies [all devices, ...] of arrays that each device has a part of.
@@ -209,12 +207,6 @@ class Devices:
     }
 
 
-def shard(tree: Any, mesh: Mesh) -> Any:
-  """Puts host arrays [local devices, ...] on a mesh, without waiting for it."""
-  sharding = NamedSharding(mesh.local_mesh, PartitionSpec(step_lib.AXIS))
-  return jax.device_put(tree, sharding)
-
-
 def fetch(tree: Any) -> Any:
   """Returns host copies of arrays that are the same on every device; waits for them."""
   # Indexing a mapped array would gather it from all devices first.
@@ -223,22 +215,18 @@ def fetch(tree: Any) -> Any:
   return jax.tree.map(lambda x: x[0, ...], jax.device_get(one_device))
 
 
-class Backpressure:
+def wait_for_earlier(outputs: Sequence[Any]) -> None:
   """Keeps the host a few steps ahead of the devices, and no more.
 
   Steps are sent without waiting for their results, and each holds its batch until it has
   run; a fast host could fill a device's memory with batches. Waiting for a step that lies
   `_STEPS_AHEAD` back never leaves the devices without work.
+
+  Args:
+    outputs: of the steps sent last, in their order; call it after each.
   """
-
-  def __init__(self):
-    self._sent = collections.deque()
-
-  def add(self, output: Any) -> None:
-    """Takes an output of the step just sent."""
-    self._sent.append(output)
-    if len(self._sent) > _STEPS_AHEAD:
-      jax.block_until_ready(self._sent.popleft())
+  if len(outputs) > _STEPS_AHEAD:
+    jax.block_until_ready(outputs[-1 - _STEPS_AHEAD])
 
 
 # What jax, XLA and drivers are told by the environment, which may change the rounding; but

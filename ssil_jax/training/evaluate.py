@@ -14,7 +14,7 @@ from ssil_jax.data.dataset import records_of
 from ssil_jax.errors import DivergedError
 from ssil_jax.methods.base import Extract, OutputFn, PhaseContext, SeenClasses
 from ssil_jax.schedule import IncrementalState
-from ssil_jax.training.devices import Backpressure, fetch
+from ssil_jax.training.devices import fetch, wait_for_earlier
 from ssil_jax.training.run_state import TrainState
 from ssil_jax.training.session import Session
 
@@ -24,30 +24,22 @@ _EXTRACTIONS_AHEAD = 8
 def evaluate(
   session: Session, state: IncrementalState, train_state: TrainState, stats: Any
 ) -> dict[str, Any]:
-  """Scores every test image of the classes seen.
+  """Returns the scores (`metrics.summarize`) of the test images of all classes seen.
 
-  Args:
-    session: of the run.
-    state: the state that is finished.
-    train_state: host arrays.
-    stats: of the method, host arrays.
-
-  Returns:
-    The scores of `metrics.summarize`.
+  `train_state` and `stats`, the method's, are host arrays.
 
   Raises:
     DivergedError: the network's outputs are not finite.
   """
   labels = session.plan.dataset.test.labels
-  network = session.devices.replicate((train_state, _context(state, stats)))
+  network, context = session.devices.replicate((train_state, phase_context(state, stats)))
   batches = _batches(session, "test", records_of(labels, 0, state.num_seen))
-  backpressure, counts = Backpressure(), []
+  counts = []
   with prefetched(session, batches) as batches_on_devices:
     for batch in batches_on_devices:
       session.check_interrupt()
-      train_state, context = network
-      counts.append(session.devices.eval_step(train_state, batch, context))
-      backpressure.add(counts[-1])
+      counts.append(session.devices.eval_step(network, batch, context))
+      wait_for_earlier(counts)
   total = metrics.add(fetch(counts))
   if not np.isfinite(total.score_new).all():
     raise DivergedError(
@@ -61,7 +53,7 @@ def extractor(
 ) -> Extract:
   """Returns what runs the network on chosen records; arguments as in `evaluate`."""
   network = functools.cache(
-    lambda: session.devices.replicate((train_state, _context(state, stats)))
+    lambda: session.devices.replicate((train_state, phase_context(state, stats)))
   )
 
   def extract(records: np.ndarray, output_fn: OutputFn, *, test: bool = False) -> Any:
@@ -88,10 +80,12 @@ def extractor(
   return extract
 
 
-def _context(state: IncrementalState, stats: Any) -> PhaseContext:
-  """Returns what the network is looked at with, when nothing is trained."""
-  numbers = (state.num_old, state.num_seen, 0)
-  return PhaseContext(SeenClasses(*map(np.int32, numbers)), None, stats)
+def phase_context(
+  state: IncrementalState, stats: Any, teacher: Any = None, num_teacher_classes: int = 0
+) -> PhaseContext:
+  """Returns what the devices are told of a state and its method; host arrays."""
+  numbers = (state.num_old, state.num_seen, num_teacher_classes)
+  return PhaseContext(SeenClasses(*map(np.int32, numbers)), teacher, stats)
 
 
 def _batches(session: Session, split: str, records: np.ndarray) -> loader.EvalBatches:

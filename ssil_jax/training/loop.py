@@ -13,21 +13,16 @@ from rich.console import Console
 from ssil_jax import memory
 from ssil_jax.config import Config
 from ssil_jax.data import loader
-from ssil_jax.methods.base import (
-  Extract,
-  FinishedState,
-  PhaseContext,
-  SeenClasses,
-  normalized_features,
-)
+from ssil_jax.methods.base import Extract, FinishedState, normalized_features
 from ssil_jax.sampling import Key, Pool
 from ssil_jax.schedule import IncrementalState, Phase
 from ssil_jax.training import numerics
-from ssil_jax.training.devices import Backpressure, fetch
-from ssil_jax.training.evaluate import evaluate, extractor, prefetched
+from ssil_jax.training.devices import fetch
+from ssil_jax.training.evaluate import evaluate, extractor, phase_context, prefetched
 from ssil_jax.training.plan import Plan
 from ssil_jax.training.run_state import NO_STEPS, Position, RunState, TrainState
 from ssil_jax.training.session import Session, open_session, printer
+from ssil_jax.training.step_metrics import StepMetrics
 
 _LARGEST_SHOWN = 1e30  # in results.json, whose readers take float32
 
@@ -85,12 +80,8 @@ def train_state(session: Session, state: IncrementalState, run: RunState) -> Run
 def begin_state(session: Session, state: IncrementalState, run: RunState) -> RunState:
   """Returns a run at the beginning of a state's first phase."""
   position = Position(
-    phase=0,
-    steps_done=0,
+    session.plan.pool(state, run.exemplars).new_ranks,
     **_teacher(session.plan, run.train_state, num_classes=state.num_old),
-    new_ranks=session.plan.pool(state, run.exemplars).new_ranks,
-    window=NO_STEPS,
-    seconds=0.0,
   )
   return begin_phase(session, state, state.phases[0], run._replace(position=position))
 
@@ -120,10 +111,12 @@ def train_phase(
   """Trains the steps of a phase that are not done."""
   devices, position, steps_done = session.devices, run.position, run.position.steps_done
   train_state = devices.replicate(run.train_state)
-  context = devices.replicate(phase_context(state, run))
+  context = devices.replicate(
+    phase_context(state, run.stats, position.teacher, position.num_teacher_classes)
+  )
   batches = train_batches(session, state, phase, run)
-  metrics = session.step_metrics(state, phase, run)
-  backpressure, learning_rate, started = Backpressure(), None, time.monotonic()
+  metrics = StepMetrics(session, state, phase, run)
+  started = time.monotonic()
 
   def here() -> RunState:
     seconds = position.seconds + time.monotonic() - started
@@ -131,20 +124,18 @@ def train_phase(
     return run._replace(train_state=fetch(train_state), position=now)
 
   with prefetched(session, batches, start=steps_done) as batches_on_devices:
-    while steps_done < phase.num_steps:
-      session.maybe_save(here)
-      before_batch = time.monotonic()
-      batch = next(batches_on_devices)
-      waited = time.monotonic() - before_batch
-      epoch, place = divmod(steps_done, phase.steps_per_epoch)
-      if place == 0 or learning_rate is None:
-        learning_rate = devices.replicate(np.float32(phase.learning_rate_at(epoch)))
-      train_state, step_metrics = devices.train_step(
-        train_state, batch, context, learning_rate
-      )
-      steps_done += 1
-      backpressure.add(step_metrics)
-      metrics.add(step_metrics, input_seconds=waited)
+    for epoch in range(steps_done // phase.steps_per_epoch, phase.epochs):
+      learning_rate = devices.replicate(np.float32(phase.learning_rate_at(epoch)))
+      for _ in range(steps_done % phase.steps_per_epoch, phase.steps_per_epoch):
+        session.maybe_save(here)
+        before_batch = time.monotonic()
+        batch = next(batches_on_devices)
+        waited = time.monotonic() - before_batch
+        train_state, step_metrics = devices.train_step(
+          train_state, batch, context, learning_rate
+        )
+        steps_done += 1
+        metrics.add(step_metrics, input_seconds=waited)
   metrics.finish()
   return here()
 
@@ -154,12 +145,9 @@ def take_state(session: Session, state: IncrementalState, run: RunState) -> RunS
   for record in session.lender.records(state):
     session.recorder.add(record)
   position = Position(
+    session.plan.pool(state, run.exemplars).new_ranks,
     phase=len(state.phases) - 1,
     steps_done=state.phases[-1].num_steps,
-    teacher=None,
-    num_teacher_classes=0,
-    new_ranks=session.plan.pool(state, run.exemplars).new_ranks,
-    window=NO_STEPS,
     seconds=session.lender.train_seconds[state.index - 1],
   )
   train_state = session.lender.train_state(state, like=run.train_state)
@@ -175,6 +163,8 @@ def finish_state(session: Session, state: IncrementalState, run: RunState) -> Ru
     params = method.align(train_state.params, state.num_old, state.num_seen)
     train_state = train_state.replace(params=params)
   extract = extractor(session, state, train_state, run.stats)
+  sizes = {"memory_size": config.memory_size, "num_seen": state.num_seen}
+  priority = exemplar_priority(plan, state, pool, extract, count=memory.quota(**sizes))
   finished = FinishedState(
     num_first=plan.states[0].num_seen,
     num_old=state.num_old,
@@ -182,7 +172,7 @@ def finish_state(session: Session, state: IncrementalState, run: RunState) -> Ru
     pool=pool,
     labels=plan.dataset.train.labels,
     test_labels=plan.dataset.test.labels,
-    memory=select_exemplars(plan, state, pool, run.exemplars, extract),
+    memory=memory.update(run.exemplars, pool.new, pool.new_labels, priority, **sizes),
     stats=run.stats,
     extract=extract,
   )
@@ -200,13 +190,6 @@ def finish_state(session: Session, state: IncrementalState, run: RunState) -> Ru
     "from_workdir": str(session.lender.folder) if is_lent else None,
   }
   return RunState(train_state, finished.memory, finished.stats, [*run.results, result])
-
-
-def phase_context(state: IncrementalState, run: RunState) -> PhaseContext:
-  """Returns what the phase that `run` is in starts with; host arrays."""
-  numbers = (state.num_old, state.num_seen, run.position.num_teacher_classes)
-  classes = SeenClasses(*map(np.int32, numbers))
-  return PhaseContext(classes, run.position.teacher, run.stats)
 
 
 def _teacher(plan: Plan, train_state: TrainState, *, num_classes: int) -> dict[str, Any]:
@@ -249,23 +232,4 @@ def exemplar_priority(
     memory.random_order(len(pool.new), seed=plan.config.seed, state=state.index),
     lambda: extract(pool.new, normalized_features),
     count=count,
-  )
-
-
-def select_exemplars(
-  plan: Plan,
-  state: IncrementalState,
-  pool: Pool,
-  exemplars: memory.Memory,
-  extract: Extract,
-) -> memory.Memory:
-  """Returns the exemplars after a state, from those before it and its pool."""
-  count = memory.quota(plan.config.memory_size, state.num_seen)
-  return memory.update(
-    exemplars,
-    pool.new,
-    pool.new_labels,
-    exemplar_priority(plan, state, pool, extract, count=count),
-    memory_size=plan.config.memory_size,
-    num_seen=state.num_seen,
   )

@@ -17,18 +17,18 @@ import jax
 
 from ssil_jax.config import Config
 
-# A setting that a version of jax does not have changes nothing there.
-_JAX = {
-  "jax_enable_x64": False,
-  "jax_explicit_x64_dtypes": "warn",
-  "jax_default_dtype_bits": "64",
-  "jax_numpy_dtype_promotion": "standard",
-  "jax_default_prng_impl": "threefry2x32",
-  "jax_threefry_partitionable": True,
-  "jax_random_seed_offset": 0,
-  "jax_enable_custom_prng": False,
+_WANTED = {
+  (jax.config, "jax_enable_x64"): False,
+  (jax.config, "jax_explicit_x64_dtypes"): "warn",
+  (jax.config, "jax_default_dtype_bits"): "64",
+  (jax.config, "jax_numpy_dtype_promotion"): "standard",
+  (jax.config, "jax_default_prng_impl"): "threefry2x32",
+  (jax.config, "jax_threefry_partitionable"): True,
+  (jax.config, "jax_random_seed_offset"): 0,
+  (jax.config, "jax_enable_custom_prng"): False,
+  (flax.config, "flax_fix_rng_separator"): False,
+  (flax.config, "flax_return_frozendict"): False,
 }
-_FLAX = {"flax_fix_rng_separator": False, "flax_return_frozendict": False}
 
 
 @contextlib.contextmanager
@@ -42,16 +42,15 @@ def standard(
     warn: called with a line for each setting of the environment that is put aside.
   """
   precision = None if config.matmul_precision == "default" else config.matmul_precision
-  changed = []
-  for library, settings in (
-    (jax.config, {**_JAX, "jax_default_matmul_precision": precision}),
-    (flax.config, _FLAX),
-  ):
-    for name, value in settings.items():
-      if hasattr(library, name) and _plain(getattr(library, name)) != value:
-        changed.append((library, name, getattr(library, name), value))
-  for _, name, there, value in changed:
+  wanted = {**_WANTED, (jax.config, "jax_default_matmul_precision"): precision}
+  # A setting that a version of jax does not have changes nothing there.
+  before = {place: getattr(*place) for place in wanted if hasattr(*place)}
+  changed = {
+    place: there for place, there in before.items() if _plain(there) != wanted[place]
+  }
+  for (library, name), there in changed.items():
     if name != "jax_default_matmul_precision":
+      value = wanted[library, name]
       warn(f"warning: {name}={_plain(there)} is put aside: runs have {value}")
     elif there not in (None, "default"):
       warn(
@@ -59,11 +58,11 @@ def standard(
         f"{config.matmul_precision} decides that"
       )
   try:
-    for library, name, _, value in changed:
-      library.update(name, value)
+    for library, name in changed:
+      library.update(name, wanted[library, name])
     yield
   finally:
-    for library, name, there, _ in changed:
+    for (library, name), there in changed.items():
       library.update(name, there)
 
 

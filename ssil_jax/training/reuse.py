@@ -22,13 +22,13 @@ from ssil_jax.methods.base import one_phase
 from ssil_jax.methods.source import source_hash
 from ssil_jax.paths import real_path
 from ssil_jax.reports.results import load_journal, load_run
-from ssil_jax.sampling import SHUFFLED, Key, Pool, Sampling
+from ssil_jax.sampling import SHUFFLED, Key, Pool
 from ssil_jax.schedule import IncrementalState
 from ssil_jax.settings import check_types, fields_of
 from ssil_jax.training import workdir
-from ssil_jax.training.networks import Networks
 from ssil_jax.training.plan import Plan
 from ssil_jax.training.run_state import TrainState
+from ssil_jax.training.storage import Networks
 
 
 class Lender(NamedTuple):
@@ -85,16 +85,13 @@ def open_lender(
       f"{flag} is a run of an earlier version of this program: repeat it, or leave the "
       "flag out"
     )
-  if different := origin.data_differences(there):
+  different, unknown = origin.compare(there)
+  if different:
     raise ConfigError(
       f"{flag} was trained on other data: repeat it on these, or leave the flag out\n"
       + "\n".join(different)
     )
-  unknown = origin.uncompared_data(there)
-  if there.method_source is None:
-    unknown.append("source of --method")
-  if unknown:
-    warn(f"warning: not compared with the run in {folder}: {', '.join(unknown)}")
+  workdir.warn_uncompared(folder, unknown, warn)
   num_states, different = shared_states(plan.config, saved)
   if not num_states:
     raise ConfigError(
@@ -102,11 +99,9 @@ def open_lender(
       "the flag out, or give the same settings:\n" + "\n".join(different)
     )
   rows = load_run(folder).results["states"]
-  saved_networks: list[int] = []
-  if (folder / "networks").is_dir():  # not of a run by an earlier version
-    with Networks(folder, own=False) as networks:
-      saved_networks = networks.states()
-  consecutive = itertools.takewhile(lambda t: t in saved_networks, range(1, num_states + 1))
+  consecutive = itertools.takewhile(
+    lambda t: (folder / "networks" / str(t)).is_dir(), range(1, num_states + 1)
+  )
   num_states = min(len(list(consecutive)), len(rows))
   if not num_states:
     raise ConfigError(
@@ -137,9 +132,12 @@ def shared_states(config: Config, saved: Mapping[str, Any]) -> tuple[int, list[s
     return 0, ["--noreset_momentum: no momentum can be taken; leave --reset_momentum on"]
   names = config.method, saved["method"]
   ours, theirs = map(get_method, names)
-  if _trains_alike(ours, theirs, names) and not config_lib.differences(
-    config, saved, changes="later_states"
-  ):
+  trained, trained_there = (
+    (method.trains_as or name, method.training)
+    for name, method in zip(names, (ours, theirs), strict=True)
+  )
+  later = config_lib.differences(config, saved, changes="later_states")
+  if trained == trained_there and not later:
     return config.num_states, []
   different = config_lib.differences(config, saved, changes="every_state")
   if names[0] != names[1] and not (
@@ -147,22 +145,10 @@ def shared_states(config: Config, saved: Mapping[str, Any]) -> tuple[int, list[s
     and _has_plain_first_state(theirs, _with_settings_of(theirs, config, saved))
   ):
     different.append(f"--method: {names[1]!r} there, {names[0]!r} now")
-  now = config_lib.to_json(config)
   if not (saved["initial_classes"] == config.initial_classes != 0):
-    different += [
-      f"--{name}: {saved[name]!r} there, {now[name]!r} now"
-      for name in ("num_states", "initial_classes")
-      if saved[name] != now[name]
-    ]
+    dealt = ("--num_states:", "--initial_classes:")
+    different += [line for line in later if line.startswith(dealt)]
   return (0, different) if different else (1, [])
-
-
-def _trains_alike(ours: Method, theirs: Method, names: tuple[str, str]) -> bool:
-  """Returns whether two methods train alike in every state, given the same settings."""
-  ours_as, theirs_as = (
-    method.trains_as or name for method, name in zip((ours, theirs), names, strict=True)
-  )
-  return ours_as == theirs_as and ours.training == theirs.training
 
 
 def _with_settings_of(method: Method, config: Config, saved: Mapping[str, Any]) -> Config:
@@ -178,15 +164,10 @@ def _has_plain_first_state(method: Method, config: Config) -> bool:
   if not method.steps_like_softmax_first:
     return False
   phases = method.phases(config, 1)
-  plain = one_phase(config, 1, phases[0].sampling)
-  return phases == plain and _draws_like_shuffled(phases[0].sampling)
-
-
-def _draws_like_shuffled(sampling: Sampling) -> bool:
-  """Returns whether batches are drawn as for `SHUFFLED` where nothing is old."""
+  sampling = phases[0].sampling
+  # Where nothing is old, many ways to draw batches are the same.
   new = np.arange(8)
   pool = Pool(new=new, memory=new[:0], new_ranks=new, new_labels=np.zeros_like(new))
   key = Key(seed=0, state=1, phase=0)
-  return np.array_equal(
-    sampling.batch(pool, key, 1, 3, 1), SHUFFLED.batch(pool, key, 1, 3, 1)
-  )
+  batch, plain = (way.batch(pool, key, 1, 3, 1) for way in (sampling, SHUFFLED))
+  return phases == one_phase(config, 1, sampling) and np.array_equal(batch, plain)

@@ -26,13 +26,13 @@ class TrainState:
 class Position(NamedTuple):
   """A place within an incremental state, and what is fixed there; host arrays."""
 
-  phase: int  # the phase begun last, from 0
-  steps_done: int  # of that phase, perhaps all
-  teacher: Any  # as in `PhaseContext`, in that phase
-  num_teacher_classes: int  # the same
   new_ranks: np.ndarray  # of the state's pool
-  window: np.ndarray  # float32 [k, metrics], the last steps, not yet in metrics.jsonl
-  seconds: float  # trained so far in the state
+  phase: int = 0  # the phase begun last
+  steps_done: int = 0  # of that phase, perhaps all
+  teacher: Any = None  # as in `PhaseContext`, in that phase
+  num_teacher_classes: int = 0  # the same
+  window: np.ndarray = NO_STEPS  # float32 [k, metrics], last steps not in metrics.jsonl
+  seconds: float = 0.0  # trained so far in the state
 
 
 class RunState(NamedTuple):

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from rich.console import Console
 
@@ -26,22 +27,16 @@ from ssil_jax.methods.source import source_hash
 from ssil_jax.progress import ProgressDisplay
 from ssil_jax.reports.tables import schedule_table
 from ssil_jax.resnet import ResNet18
-from ssil_jax.schedule import IncrementalState, Phase, state_of_class
+from ssil_jax.schedule import state_of_class
 from ssil_jax.system import write_json
 from ssil_jax.training import step, workdir
 from ssil_jax.training.checkpoint import Checkpoints
 from ssil_jax.training.devices import Devices, choose_devices, initial_train_state
-from ssil_jax.training.networks import Networks
-from ssil_jax.training.plan import (
-  Plan,
-  check_shares,
-  make_plan,
-  other_settings,
-  schedule_rows,
-)
-from ssil_jax.training.recorder import Recorder, StepMetrics
+from ssil_jax.training.plan import Plan, check_shares, make_plan, schedule_rows
+from ssil_jax.training.recorder import Recorder
 from ssil_jax.training.reuse import Lender, open_lender
 from ssil_jax.training.run_state import RunState, TrainState
+from ssil_jax.training.storage import Networks
 
 _ASKED_EVERY = 50  # calls
 
@@ -80,19 +75,6 @@ class Session:
     stats = self.plan.method.init_stats(sizes)
     return RunState(self.initial, memory.empty(), stats, [])
 
-  def step_metrics(
-    self, state: IncrementalState, phase: Phase, run: RunState
-  ) -> StepMetrics:
-    """Returns what collects the metrics of a phase's steps."""
-    return StepMetrics(
-      state,
-      phase,
-      run,
-      log_every=self.plan.config.log_every,
-      recorder=self.recorder,
-      display=self.display,
-    )
-
   @contextlib.contextmanager
   def saving_on_interruption(self) -> Iterator[None]:
     """Saves the run where it can be resumed from, if it is interrupted."""
@@ -122,10 +104,11 @@ class Session:
     if not seconds or self.checkpoints is None:
       return False
     late = time.monotonic() - self._saved_at >= seconds
-    if collectives.is_multiprocess():
-      # One of them tells the time, now and then: the others wait for its answer.
-      return self._calls % _ASKED_EVERY == 0 and collectives.broadcast_flag(late)
-    return late
+    if not collectives.is_multiprocess():
+      return late
+    # Process 0 tells the time, now and then: the others wait for its answer.
+    ask = self._calls % _ASKED_EVERY == 0
+    return ask and bool(collectives.broadcast_from_main(np.int32(late)))
 
   def _save(self, run: RunState, *, wait: bool = True) -> None:
     self.recorder.sync()
@@ -141,6 +124,8 @@ class Session:
     run = RunState(*shared, run.results)
     if self.folder is None:
       return run
+    # Orbax's barriers for both have the same names: several processes would mix them up.
+    self.checkpoints.wait()
     self.networks.save(run.train_state, state=len(run.results))
     self._save(run)
     self._unsaved = None
@@ -169,7 +154,6 @@ class Session:
     }
 
   def write_results(self, run: RunState) -> None:
-    """Writes results.json."""
     if collectives.is_main():
       write_json(self.folder / "results.json", self.results(run))
 
@@ -198,7 +182,7 @@ def make_session(
     state_of_class=tuple(state_of_class(plan.states).tolist()),
   )
   splits = {"train": dataset.train, "test": dataset.test}
-  images = {name: s.images if s.on_device else None for name, s in splits.items()}
+  images = {name: split.images for name, split in splits.items() if split.on_device}
   return Session(
     plan=plan,
     devices=Devices(mesh, model, images),
@@ -242,10 +226,7 @@ def open_session(
     session.folder = folder
     session.checkpoints = checkpoints = stack.enter_context(
       Checkpoints(
-        folder,
-        kept=config.checkpoints_kept,
-        origin=origin.identity(config),
-        warn=warn,
+        folder, kept=config.checkpoints_kept, origin=origin.identity(config), warn=warn
       )
     )
     session.networks = stack.enter_context(Networks(folder))
@@ -262,10 +243,10 @@ def open_session(
     _show_progress(session, run, console)
     if not checkpoints.damaged:  # else it may know more states than the good checkpoint
       session.write_results(run)
-    window = len(run.position.window) if run.position else 0
     steps_done = int(run.train_state.step)
+    recorded = steps_done - (len(run.position.window) if run.position else 0)
     session.recorder = stack.enter_context(
-      Recorder(folder, steps_done=steps_done, steps_recorded=steps_done - window, warn=warn)
+      Recorder(folder, steps_done=steps_done, steps_recorded=recorded, warn=warn)
     )
     session.display = stack.enter_context(
       ProgressDisplay(
@@ -275,7 +256,13 @@ def open_session(
     try:
       yield session, run
     except DivergedError as error:
-      raise DivergedError(f"{error}; {_way_back(checkpoints)}") from error
+      checkpoints.wait()
+      raise DivergedError(
+        f"{error}; there is no checkpoint before that: lower --learning_rate"
+        if checkpoints.last is None
+        else f"{error}; the last good checkpoint is {checkpoints.last}: lower "
+        "--learning_rate, with another --workdir"
+      ) from error
 
 
 def printer(console: Console) -> Callable[[str], None]:
@@ -290,12 +277,14 @@ def _show_plan(plan: Plan, console: Console) -> None:
     console.print(f"{dataset.ignored_files} files or folders beside the images are ignored")
   for note in dataset.notes:
     printer(console)(note)
+  shared = ("momentum", "weight_decay", "selection")
+  own = dataclasses.asdict(config.method_settings)
   console.print(
     schedule_table(
       schedule_rows(plan),
       title=f"{plan.method.title} on {config.dataset}",
       drop=config.learning_rate_drop,
-      settings=other_settings(plan),
+      settings={name: getattr(config, name) for name in shared} | own,
     )
   )
 
@@ -303,22 +292,20 @@ def _show_plan(plan: Plan, console: Console) -> None:
 def _show_progress(session: Session, run: RunState, console: Console) -> None:
   """Prints what is done already, and whether that was in another environment."""
   say, done, lender = printer(console), len(run.results), session.lender
+  places = [session.folder] if run.number else []
   if done:
     say(f"states 1 to {done} are done already, in {session.folder}")
   if run.position:
     say(f"state {done + 1} is resumed after step {int(run.train_state.step)}")
   if lender.num_states > done:
     say(f"states {done + 1} to {lender.num_states} are taken from {lender.folder}")
-  places = [session.folder] if run.number else []
-  if lender.num_states > done:
     places.append(lender.folder)
-  now = session.devices.describe()
   for place in places:
-    there = workdir.saved_environment(place)
+    there, now = workdir.saved_environment(place), session.devices.describe()
     different = [
       f"{name}: {there.get(name)} there, {now.get(name)} now"
-      for name in dict.fromkeys((*there, *now))
-      if there and there.get(name) != now.get(name)
+      for name in (there | now if there else ())
+      if there.get(name) != now.get(name)
     ]
     if different:
       say(
@@ -353,17 +340,6 @@ def _bytes_needed(plan: Plan, beginning: RunState, folder: pathlib.Path) -> int:
 def _size(tree: Any) -> int:
   """Returns the bytes of all arrays."""
   return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
-
-
-def _way_back(checkpoints: Checkpoints) -> str:
-  """Returns what to do after a divergence."""
-  checkpoints.wait()
-  if checkpoints.last is None:
-    return "there is no checkpoint before that: lower --learning_rate"
-  return (
-    f"the last good checkpoint is {checkpoints.last}: lower --learning_rate, with another "
-    "--workdir"
-  )
 
 
 def _one_line(result: dict[str, Any], num_states: int) -> str:

@@ -33,11 +33,6 @@ class Model(NamedTuple):
   config: Config
   state_of_class: tuple[int, ...]  # state (from 0) that introduced each class
 
-  @property
-  def root_key(self) -> jax.Array:
-    """The key of all random numbers on the devices."""
-    return jax.random.key(self.config.seed)
-
 
 def make_optimizer(*, momentum: float, weight_decay: float) -> optax.GradientTransformation:
   """Returns SGD with Nesterov momentum and weight decay (section 6.2), as in PyTorch.
@@ -55,7 +50,7 @@ def create_train_state(model: Model, image_size: int) -> TrainState:
   """Draws initial parameters from the run's seed."""
   # One image tells the shapes; batch statistics are not used and need no other device.
   images = jnp.zeros((1, image_size, image_size, 3))
-  variables = model.network.init(model.root_key, images, train=False)
+  variables = model.network.init(jax.random.key(model.config.seed), images, train=False)
   return TrainState(
     step=jnp.zeros((), jnp.int32),
     params=variables["params"],
@@ -87,7 +82,7 @@ def train_step(
     The next state, and the batch's mean loss and share of correct predictions.
   """
   method, config = model.method, model.config
-  step_key = jax.random.fold_in(model.root_key, state.step)
+  step_key = jax.random.fold_in(jax.random.key(config.seed), state.step)
   pixels = to_float(
     augment(gather_images(batch, images), step_key, batch.positions, model.augmentation),
     model.normalization,

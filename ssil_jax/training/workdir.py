@@ -18,7 +18,6 @@ from ssil_jax.errors import WorkdirError
 from ssil_jax.reports.results import has_finished_state
 from ssil_jax.system import LockedError, locked, write_json
 
-_LOCK = "lock"
 _FILES = ("config.json", "schedule.json", "results.json", "metrics.jsonl")
 
 
@@ -50,21 +49,17 @@ class Origin(NamedTuple):
     parts = {**self.settings, "source of --method": self.method_source, **self.data}
     return {name: str(value) for name, value in parts.items() if name not in own}
 
-  def data_differences(self, there: "Origin") -> list[str]:
-    """Returns a line for each part of the data that is different there."""
-    return fingerprint.differences(self.data, there.data)
-
-  def uncompared_data(self, there: "Origin") -> list[str]:
-    """Returns the parts of the data that only one of them knows."""
-    return fingerprint.uncompared(self.data, there.data)
+  def compare(self, there: "Origin") -> tuple[list[str], list[str]]:
+    """Returns a line for each difference in the data, and what cannot be compared."""
+    unknown = fingerprint.uncompared(self.data, there.data)
+    if there.method_source is None:
+      unknown.append("source of --method")
+    return fingerprint.differences(self.data, there.data), unknown
 
 
 @contextlib.contextmanager
 def claimed(
-  config: Config,
-  origin: Origin,
-  *,
-  warn: Callable[[str], None] = lambda line: None,
+  config: Config, origin: Origin, warn: Callable[[str], None]
 ) -> Iterator[pathlib.Path]:
   """Makes the work directory this run's while the context lasts.
 
@@ -75,8 +70,7 @@ def claimed(
   Args:
     config: of the run.
     origin: of the run.
-    warn: called with a line if the file system has no locks, or if not all of the data can
-      be compared with those of the run that is there.
+    warn: called with a line if the file system has no locks, or not all can be compared.
 
   Yields:
     Its absolute path, with `config.json` in it.
@@ -117,14 +111,12 @@ def writing(
 @contextlib.contextmanager
 def _locked(workdir: pathlib.Path, warn: Callable[[str], None]) -> Iterator[None]:
   """Raises WorkdirError if another process has the lock."""
-
-  def warn_unlocked(reason: str) -> None:
-    warn(
-      f"warning: {workdir} cannot be locked ({reason}): see to it that no other run uses it"
-    )
-
+  remedy = "see to it that no other run uses it"
   try:
-    with locked(workdir / _LOCK, warn_unlocked):
+    with locked(
+      workdir / "lock",
+      lambda reason: warn(f"warning: {workdir} cannot be locked ({reason}): {remedy}"),
+    ):
       yield
   except LockedError as error:
     raise WorkdirError(
@@ -134,37 +126,38 @@ def _locked(workdir: pathlib.Path, warn: Callable[[str], None]) -> Iterator[None
 
 
 def _claim(
-  config: Config,
-  workdir: pathlib.Path,
-  origin: Origin,
-  warn: Callable[[str], None],
+  config: Config, workdir: pathlib.Path, origin: Origin, warn: Callable[[str], None]
 ) -> None:
-  path, now = workdir / "config.json", origin.to_json()
-  was_saved = bool(saved(workdir, "checkpoints"))
+  path, was_saved = workdir / "config.json", bool(saved(workdir, "checkpoints"))
   if not was_saved and has_finished_state(workdir):
     raise WorkdirError(
       f"{workdir} has results, but no checkpoints to go on from: use another --workdir, or "
       "put them back"
     )
-  if path.exists():
-    there = read_config(path)
-    # Of which nothing was saved, a run of this version leaves nothing to protect.
-    if was_saved or not {"method_source", "data"} <= there.keys():
-      unknown = _check_same_run(config, origin, there, workdir)
-      if unknown:
-        warn(f"warning: not compared with the run in {workdir}: {', '.join(unknown)}")
-        # What is known only now is compared from the next time on.
-        known = origin._replace(data={**there["data"], **origin.data}).to_json()
-        names = ("method_source", "data_fingerprint", "data")
-        write_json(path, {**there, **{name: known[name] for name in names}})
-    else:
-      write_json(path, now)
-  elif was_saved:
+  if was_saved and not path.exists():
     raise WorkdirError(
       f"{workdir} has checkpoints but no config.json: use another --workdir"
     )
-  else:
+  there = read_config(path) if path.exists() else None
+  now = origin.to_json()
+  # Of which nothing was saved, a run of this version leaves nothing to protect.
+  if was_saved or (there is not None and not {"method_source", "data"} <= there.keys()):
+    unknown = _check_same_run(config, origin, there, workdir)
+    warn_uncompared(workdir, unknown, warn)
+    # What is known only now is compared from the next time on.
+    known = origin._replace(data={**there["data"], **origin.data}).to_json()
+    names = ("method_source", "data_fingerprint", "data")
+    now = {**there, **{name: known[name] for name in names}}
+  if now != there:
     write_json(path, now)
+
+
+def warn_uncompared(
+  workdir: pathlib.Path, unknown: list[str], warn: Callable[[str], None]
+) -> None:
+  """Says what of a run cannot be compared, if there is anything."""
+  if unknown:
+    warn(f"warning: not compared with the run in {workdir}: {', '.join(unknown)}")
 
 
 def saved_environment(workdir: pathlib.Path) -> dict[str, Any]:
@@ -217,13 +210,13 @@ def _check_same_run(
       f"{workdir} holds a run of --method={config.method}, whose source has changed since: "
       "use another --workdir, or put the source back"
     )
-  if different := origin.data_differences(there):
+  different, unknown = origin.compare(there)
+  if different:
     raise WorkdirError(
       f"{workdir} holds a run on other data than --data_dir={config.data_dir} has: use "
       "another --workdir, or that run's data\n" + "\n".join(different)
     )
-  unknown = origin.uncompared_data(there)
-  return unknown if there.method_source else [*unknown, "source of --method"]
+  return unknown
 
 
 def saved_origin(saved: Mapping[str, Any]) -> Origin | None:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from quick import quick_network
-from small_runs import count, small_config, watched_run
+from small_runs import small_config
 
 from ssil_jax import memory, resnet
 from ssil_jax.methods.base import normalized_features
@@ -118,37 +118,30 @@ def test_training_images_are_not_augmented():
   np.testing.assert_array_equal(same, np.repeat(same[:1], 40, axis=0))
 
 
-@pytest.mark.parametrize("name", ["il2m", "icarl", "bic", "eeil"])
-def test_no_method_extracts_from_no_record(tmp_path, name):
-  """Nothing of no batch can be joined, and is not supported."""
-  # As small a memory as there may be, for BiC to hold one image out of two.
-  small = {"memory_size": 8 if name == "bic" else 4, "batch_size_new": 8}
-  own = {"eeil_epochs": 1} if name == "eeil" else {}
-  results, calls = watched_run(
-    small_config(tmp_path, method=name, num_devices=1, **SETTINGS | small | own)
-  )
-  assert len(results["states"]) == 2
-  assert count(calls, "extract") > 0
-
-
 # Herding ---------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def herded():
-  """A session of FT with herding, and the run after each state."""
-  values = {**SETTINGS, "num_devices": 2, "learning_rate": 1e-2, "method": "ft"}
-  config = small_config("unused", selection="herding", **values)
+def eeil():
+  """A session of EEIL, which herds, and the run after each phase and state."""
+  values = {**SETTINGS, "memory_size": 40, "learning_rate": 1e-2, "eeil_epochs": 1}
+  config = small_config("unused", method="eeil", num_devices=2, **values)
   session = make_session(make_plan(config), choose_devices(config))
-  runs = [session.start()]
-  for state in session.plan.states:
-    trained = loop.train_state(session, state, runs[-1])
-    runs.append(loop.finish_state(session, state, trained))
-  return session, runs[1:]
+  first, second = session.plan.states
+  done = loop.finish_state(
+    session, first, loop.train_state(session, first, session.start())
+  )
+  trained = loop.train_phase(
+    session, second, second.phases[0], loop.begin_state(session, second, done)
+  )
+  balanced = loop.begin_phase(session, second, second.phases[1], trained)
+  last = loop.finish_state(session, second, loop.train_state(session, second, balanced))
+  return session, done, trained, balanced, last
 
 
-def chosen_by_herding(session, state, run, records, quota):
-  """Class -> its records in the order of herding, by the network as it is in `run`."""
+def chosen_by_herding(session, state, run, quota):
+  """New class -> its records in the order of herding, by the network as it is in `run`."""
+  records = session.plan.pool(state, memory.empty()).new
   features = extractor(session, state, run.train_state, {})(records, normalized_features)
   np.testing.assert_allclose(np.linalg.norm(features, axis=1), 1, rtol=1e-5)
   labels = session.plan.dataset.train.labels[records]
@@ -158,15 +151,13 @@ def chosen_by_herding(session, state, run, records, quota):
   }
 
 
-def test_a_run_keeps_the_exemplars_that_herding_picks(herded):
-  session, runs = herded
+def test_a_run_keeps_the_exemplars_that_herding_picks(eeil):
+  session, done, _, _, last = eeil
   expected = {}
-  for state, run in zip(session.plan.states, runs, strict=True):
-    new = session.plan.pool(state, memory.empty()).new
-    quota = 16 // state.num_seen
-    expected |= chosen_by_herding(session, state, run, new, quota)
-    kept = run.exemplars
-    assert len(kept.records) == 16
+  for state, run in zip(session.plan.states, (done, last), strict=True):
+    quota, kept = 40 // state.num_seen, run.exemplars
+    expected |= chosen_by_herding(session, state, run, quota)
+    assert len(kept.records) == 40
     for label in range(state.num_seen):
       mine = kept.labels == label
       in_order = kept.records[mine][np.argsort(kept.ranks[mine])]
@@ -174,37 +165,12 @@ def test_a_run_keeps_the_exemplars_that_herding_picks(herded):
       np.testing.assert_array_equal(in_order, expected[label][:quota])
 
 
-def test_herding_and_ring_keep_different_exemplars(herded):
-  session, runs = herded
-  plan, (state, _) = session.plan, session.plan.states
-  config = small_config("unused", method="ft", **SETTINGS)
-  at_random = loop.select_exemplars(
-    plan._replace(config=config),
-    state,
-    plan.pool(state, memory.empty()),
-    memory.empty(),
-    extract=None,
-  )
-  assert {*at_random.records} != {*runs[0].exemplars.records}
-
-
-def test_eeil_ranks_the_new_records_by_herding_before_it_balances_them(tmp_path):
-  config = small_config(
-    tmp_path,
-    **SETTINGS | {"memory_size": 40},
-    num_devices=1,
-    method="eeil",
-    eeil_epochs=1,
-  )
-  session = make_session(make_plan(config), choose_devices(config))
-  first, second = session.plan.states
-  run = loop.finish_state(session, first, loop.train_state(session, first, session.start()))
-  run = loop.begin_state(session, second, run)
-  trained = loop.train_phase(session, second, second.phases[0], run)
-  balanced = loop.begin_phase(session, second, second.phases[1], trained)
+def test_eeil_ranks_the_new_records_by_herding_before_it_balances_them(eeil):
+  session, _, trained, balanced, _ = eeil
+  second = session.plan.states[1]
   pool = loop.pool_of(session.plan, second, balanced)
   drawn = second.phases[1].sampling.epoch_records(pool)
-  chosen = chosen_by_herding(session, second, trained, pool.new, 20)
+  chosen = chosen_by_herding(session, second, trained, 20)
   assert {*drawn} == {*pool.memory, *chosen[2], *chosen[3]}
   assert (len(pool.memory), len(drawn)) == (40, 80)
   # It is taught by the network that has learnt the new classes.

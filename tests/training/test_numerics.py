@@ -1,19 +1,19 @@
 """What the environment asks jax and flax for does not change a run."""
 
 import io
-import json
 
 import flax
-import flax.linen as nn
 import jax
 import numpy as np
 import pytest
+from kills import differences
 from quick import quick_network
 from rich.console import Console
 from small_runs import run, small_config
 
 from ssil_jax.training import loop, numerics
 
+SETTINGS = {"num_states": 2, "num_classes": 4, "num_devices": 1}
 OTHERWISE = {
   (jax.config, "jax_enable_x64"): True,
   (jax.config, "jax_numpy_dtype_promotion"): "strict",
@@ -49,58 +49,18 @@ def settings():
   return {name: getattr(library, name) for library, name in OTHERWISE}
 
 
-def scores(workdir):
-  """What a run has measured, step by step and after each state."""
-  lines = (workdir / "metrics.jsonl").read_text().splitlines()
-  states = json.loads((workdir / "results.json").read_text())["states"]
-  return (
-    [json.loads(line)["loss"] for line in lines],
-    [{**state, "train_seconds": 0} for state in states],
-  )
-
-
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory):
   workdir = tmp_path_factory.mktemp("runs") / "plain"
-  run(workdir, num_states=2, num_classes=4)
+  run(workdir, **SETTINGS)
   return workdir
 
 
 def test_a_run_is_the_same_whatever_the_environment(plain, tmp_path, otherwise):
   there = settings()
-  run(tmp_path, num_states=2, num_classes=4)
-  assert scores(tmp_path) == scores(plain)
+  run(tmp_path, **SETTINGS)
+  assert differences(tmp_path, plain) == []
   assert settings() == there  # as they were, for whoever called
-
-
-@pytest.mark.parametrize(
-  "name",
-  [
-    "jax_enable_x64",
-    "jax_default_prng_impl",
-    "jax_threefry_partitionable",
-    "jax_random_seed_offset",
-    "flax_fix_rng_separator",
-  ],
-)
-def test_the_settings_matter(name):
-  def weights():
-    key = jax.random.key(0)
-    variables = nn.Dense(3).init(key, np.ones((1, 2), "float32"))
-    drawn = [*jax.tree.leaves(variables), jax.random.uniform(key, 3)]
-    return np.concatenate([np.ravel(array) for array in drawn]).tolist()
-
-  plain = weights()
-  (library, value), *_ = (
-    (library, value) for (library, key), value in OTHERWISE.items() if key == name
-  )
-  before = getattr(library, name)
-  library.update(name, value)
-  try:
-    assert weights() != plain
-  finally:
-    library.update(name, before)
-  assert weights() == plain
 
 
 def test_what_is_put_aside_is_said(tmp_path, otherwise):
@@ -113,22 +73,17 @@ def test_what_is_put_aside_is_said(tmp_path, otherwise):
     "warning: jax_default_prng_impl=rbg is put aside: runs have threefry2x32",
     "warning: jax_threefry_partitionable=False is put aside: runs have True",
     "warning: jax_random_seed_offset=7 is put aside: runs have 0",
-    "warning: jax_default_matmul_precision=highest is put aside: "
-    "--matmul_precision=default decides that",
     "warning: flax_fix_rng_separator=True is put aside: runs have False",
     "warning: flax_return_frozendict=True is put aside: runs have False",
+    "warning: jax_default_matmul_precision=highest is put aside: "
+    "--matmul_precision=default decides that",
   ]
-
-
-def test_nothing_is_said_of_an_ordinary_environment(tmp_path):
-  with numerics.standard(small_config(tmp_path), warn=pytest.fail):
-    pass
 
 
 @pytest.mark.parametrize("precision", ["default", "high", "highest"])
 def test_the_precision_of_products_is_a_flag(tmp_path, precision):
   config = small_config(tmp_path, matmul_precision=precision)
-  with numerics.standard(config):
+  with numerics.standard(config, warn=pytest.fail):  # for an ordinary environment
     text = (
       jax.jit(jax.numpy.dot).lower(np.eye(2, dtype="f"), np.eye(2, dtype="f")).as_text()
     )
@@ -140,7 +95,7 @@ def test_another_environment_of_what_is_there_is_said(plain, tmp_path, monkeypat
   monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
   # The second one puts it in the place of what was there.
   for workdir, lender in ((tmp_path, str(plain)), (plain, "")):
-    config = small_config(workdir, num_states=2, num_classes=4, from_workdir=lender)
+    config = small_config(workdir, **SETTINGS, from_workdir=lender)
     console = Console(record=True, file=io.StringIO(), width=400)
     loop.run(config, console)
     line = (

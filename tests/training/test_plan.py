@@ -6,7 +6,7 @@ from folders import config_of
 
 from ssil_jax.data.opening import open_dataset
 from ssil_jax.errors import ConfigError, DataError
-from ssil_jax.training.plan import check_shares, make_plan, schedule_rows
+from ssil_jax.training.plan import check_shares, make_plan
 
 
 def plan_of(method="ssil", **values):
@@ -28,19 +28,6 @@ def test_phases_of_ssil_in_numbers():
     assert p.steps_per_epoch == p.num_new // 32
     assert p.num_steps == p.steps_per_epoch * (3 if state.index == 1 else 2)
     assert p.num_images == p.num_steps * sum(p.group_sizes)
-
-
-def test_phases_of_fine_tuning_shuffle_exemplars_in():
-  for _, p in plan_of("ft", memory_size=100).phases():
-    assert p.group_sizes == (32,)
-    assert p.steps_per_epoch == (p.num_new + p.num_replayed) // 32
-
-
-def test_schedule_rows_are_what_is_printed():
-  row = schedule_rows(plan_of(memory_size=10, epochs=20))[1]
-  assert row["classes"] == "2 + 2"
-  assert row["batch"] == "32 + 8"
-  assert (row["rate"], row["drops"]) == (0.05, "8, 16")
 
 
 def test_devices_must_share_every_kind_of_sample_equally():

@@ -76,31 +76,24 @@ def images(count, size=6):
   return jnp.asarray(pixels.reshape(count, size, size, 3), jnp.uint8)
 
 
-def test_without_augmentation_images_stay_as_they_are():
-  batch = images(3)
-  result = augment(batch, jax.random.key(0), jnp.arange(3), Augmentation(0, False))
-  np.testing.assert_array_equal(result, batch)
-
-
-@pytest.mark.parametrize("flip", [False, True])
-def test_each_image_is_one_of_the_possible_shifts_and_flips(flip):
-  pad, size, batch = 2, 6, images(32)
-  result = augment(batch, jax.random.key(0), jnp.arange(32), Augmentation(pad, flip))
+@pytest.mark.parametrize(("pad", "flip", "count"), [(0, False, 3), (2, True, 32)])
+def test_each_image_is_one_of_the_possible_shifts_and_flips(pad, flip, count):
+  size, batch = 6, images(count)
+  result = augment(batch, jax.random.key(0), jnp.arange(count), Augmentation(pad, flip))
   assert result.dtype == jnp.uint8
   seen = set()
   for before, after in zip(np.asarray(batch), np.asarray(result), strict=True):
     padded = np.pad(before, ((pad, pad), (pad, pad), (0, 0)))
     candidates = {
-      (top, left, mirrored): padded[top : top + size, left : left + size][:, ::way]
+      (top, left, way): padded[top : top + size, left : left + size][:, ::way]
       for top in range(2 * pad + 1)
       for left in range(2 * pad + 1)
-      for mirrored, way in ([(False, 1), (True, -1)] if flip else [(False, 1)])
+      for way in ((1, -1) if flip else (1,))
     }
-    found = [key for key, value in candidates.items() if np.array_equal(value, after)]
-    assert len(found) == 1
-    seen.add(found[0])
-  assert len(seen) > 10
-  assert {mirrored for _, _, mirrored in seen} == ({False, True} if flip else {False})
+    (found,) = (key for key, value in candidates.items() if np.array_equal(value, after))
+    seen.add(found)
+  assert len(seen) > 10 if pad else seen == {(0, 0, 1)}
+  assert {way for _, _, way in seen} == ({1, -1} if flip else {1})
 
 
 def test_augmentation_depends_on_the_position_not_on_the_neighbours():
@@ -112,30 +105,16 @@ def test_augmentation_depends_on_the_position_not_on_the_neighbours():
   assert not np.array_equal(other, whole)
 
 
-def test_pixels_become_fractions():
-  pixels = jnp.array([[[[0, 51, 255]]]], jnp.uint8)
-  result = to_float(pixels, None)
-  assert result.dtype == jnp.float32
-  np.testing.assert_allclose(result, [[[[0, 0.2, 1]]]], rtol=1e-6)
-
-
-def test_pixels_are_normalized_channel_by_channel():
+def test_pixels_become_fractions_and_are_normalized_channel_by_channel():
   pixels = jnp.array([[[[0, 51, 255]]]], jnp.uint8)
   # (0 - 0.5) / 0.25, (0.2 - 0.1) / 0.5 and (1 - 0.6) / 0.2
-  result = to_float(pixels, Normalization((0.5, 0.1, 0.6), (0.25, 0.5, 0.2)))
-  assert result.dtype == jnp.float32
-  np.testing.assert_allclose(result, [[[[-2, 0.2, 2]]]], rtol=1e-6)
-
-
-def test_normalization_of_imagenet():
-  pixels = np.random.default_rng(0).integers(0, 256, (5, 4, 4, 3), np.uint8)
-  mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
-  np.testing.assert_allclose(
-    to_float(jnp.asarray(pixels), IMAGENET_NORMALIZATION),
-    (pixels / 255 - mean) / std,
-    rtol=1e-5,
-    atol=1e-6,
-  )
+  normalization = Normalization((0.5, 0.1, 0.6), (0.25, 0.5, 0.2))
+  for how, expected in ((None, [0, 0.2, 1]), (normalization, [-2, 0.2, 2])):
+    result = to_float(pixels, how)
+    assert result.dtype == jnp.float32
+    np.testing.assert_allclose(result, [[[expected]]], rtol=1e-6)
+  imagenet = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+  np.testing.assert_allclose(IMAGENET_NORMALIZATION, imagenet)
 
 
 class ChannelMeans:
