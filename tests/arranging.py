@@ -17,10 +17,8 @@ from collections.abc import Callable, Iterator
 import archives
 import pytest
 from folders import encode, folder_of, noise
-from quick import quick_network
 
 from ssil_jax.commands import run
-from ssil_jax.training import devices
 
 # The flags of a run of seconds, in small.cfg beside the files of a row.
 SMALL = """\
@@ -55,10 +53,8 @@ def finished_run() -> pathlib.Path:
   """The work directory of a run of small.cfg by FT; not to be changed."""
   folder = pathlib.Path(_temporary().name)
   (folder / "small.cfg").write_text(SMALL)
-  with pytest.MonkeyPatch.context() as patch:
-    patch.chdir(folder)
-    patch.setattr(devices, "prepare_cpu_devices", lambda config: None)
-    assert run.main(["run.py", "--flagfile=small.cfg", "--method=ft", "--workdir=run"]) == 0
+  with contextlib.chdir(folder):
+    assert run.main(SAME.split()) == 0
   return folder / "run"
 
 
@@ -153,9 +149,7 @@ def streamed_run() -> pathlib.Path:
   folder = pathlib.Path(_temporary().name) / "streamed"
   folder_of(folder / "images", ("ape", "bat", "cat", "dog"), each=16)
   (folder / "small.cfg").write_text(SMALL)
-  with pytest.MonkeyPatch.context() as patch:
-    patch.chdir(folder)
-    patch.setattr(devices, "prepare_cpu_devices", lambda config: None)
+  with contextlib.chdir(folder):
     assert run.main([*STREAMED.split(), "--workdir=run"]) == 0
   return folder
 
@@ -205,8 +199,7 @@ def edited(folder: pathlib.Path) -> None:
   """A run of mine.py, whose method is then another one."""
   mine()(folder)
   command = "run.py --flagfile=small.cfg --method=mine:MINE --workdir=run"
-  with quick_network():
-    assert run.main(command.split()) == 0
+  assert run.main(command.split()) == 0
   del sys.modules["mine"]
   mine(changes="predict=SSIL.predict")(folder)
 

@@ -180,6 +180,7 @@ _MINE = {
     f"{DATACLASS}  gamma: float = setting('2', 'mine')"
   ),
   "a default of a setting that does not exist": mine(changes="defaults={'epoch': 3}"),
+  "a default of another type than its setting": mine(changes="defaults={'epochs': '20'}"),
   "a value out of range": mine(),
   "text for a number": mine(),
   "a setting that does not exist": mine(),

@@ -50,7 +50,7 @@ def test_the_package_is_typed():
   ("settings", "message"),
   [
     ({"epoch": 3}, "there is no setting 'epoch': did you mean 'epochs'?"),
-    ({"lucir_lambda": 5.0}, "there is no setting 'lucir_lambda'"),
+    ({"lucir_lambda": 3}, "lucir_lambda belongs to method lucir, not to ssil: take it out"),
     ({"method": "lucir", "lucir_lamda": 5}, "did you mean 'lucir_lambda'?"),
     ({"epochs": 1.5}, "epochs=1.5 must be a whole number"),
     ({"epochs": True}, "epochs=True must be a whole number"),

@@ -45,9 +45,8 @@ def run_labels(runs: Sequence[Run]) -> list[str]:
   folder, then by a number. A run with states to come says how many it has done.
   """
   labels = _labels(runs, _DISTINCTIONS, [run.folder for run in runs])
-  return [
-    _join((*label, progress(run.results))) for run, label in zip(runs, labels, strict=True)
-  ]
+  pairs = zip(labels, runs, strict=True)
+  return [_join((*label, progress(run.results))) for label, run in pairs]
 
 
 def _labels(
@@ -304,13 +303,10 @@ def _duration(seconds: float) -> str:
 def schedule_table(
   rows: Sequence[dict[str, Any]], *, title: str, drop: float, settings: dict[str, Any]
 ) -> Table:
-  """Returns the schedule as it is printed before training.
+  """Returns the schedule as it is printed before training, from rows of schedule.json.
 
-  Args:
-    rows: of schedule.json.
-    title: of the table.
-    drop: factor of the learning rate at each drop.
-    settings: what else the method trains with.
+  `drop` is the factor of the learning rate at each drop; `settings` is what else the method
+  trains with.
   """
   table = Table(
     title=title,

@@ -282,7 +282,7 @@ class StepMetrics:
       self._recorder.add(record)
     if self._display is not None:
       images = num_steps * phase.batch_size
-      self._display.update(record, epochs=phase.epochs, images=images)
+      self._display.show(record, epochs=phase.epochs, images=images)
 
   def _check_finite(self) -> None:
     finite = np.isfinite([metrics[0] for metrics in self._window])

@@ -241,28 +241,6 @@ def test_a_stream_that_cannot_be_written_is_named(tmp_path):
   assert executed(tmp_path, ">/dev/full 2>&1") == (2, "")  # nowhere to say it
 
 
-def test_help_is_there_without_docstrings():
-  code = (
-    "from ssil_jax.commands import compare, prepare, run, sweep\n"
-    "for command in (compare, prepare, run, sweep):\n"
-    "  assert command.__doc__ is None or print('docstring')\n"
-    "  print(command.help_text().splitlines()[0])"
-  )
-  done = subprocess.run(
-    [sys.executable, "-OO", "-c", code],
-    env={"PYTHONPATH": str(ROOT)},
-    capture_output=True,
-    text=True,
-    check=True,
-  )
-  assert done.stdout.splitlines() == [
-    "Compares runs: tables on the terminal and a page with figures.",
-    "Makes a TFDS directory (array_record) of the official archives of a data set.",
-    "Trains a class-incremental model and reports its accuracy after every state.",
-    "Runs several methods with several seeds, one after the other, and compares them.",
-  ]
-
-
 def test_errors_drive_no_terminal(capsys):
   error = UserError("a\x1b[31m\u202e\n\nb \u5b9e\udcff\r")
   assert command_line.print_error(error) == 2

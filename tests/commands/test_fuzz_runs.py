@@ -202,7 +202,7 @@ def check_page(path):
   assert clean(source)
 
 
-@fuzz(7)
+@fuzz(4)
 @given(st.data())
 def test_pages(data):
   # Mostly what passes the checks, so that it reaches page, figures and terminal.
