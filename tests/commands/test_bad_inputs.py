@@ -4,7 +4,6 @@ import contextlib
 import re
 import shlex
 
-import arranging
 import bad_inputs
 import pytest
 
@@ -41,7 +40,7 @@ def contents(folder):
 
 @pytest.mark.parametrize("bad", ROWS, ids=[f"{bad.kind}: {bad.what}" for bad in ROWS])
 def test_the_message_is_right_and_nothing_is_lost(bad, tmp_path, capfd):
-  (tmp_path / "small.cfg").write_text(arranging.SMALL)
+  (tmp_path / "small.cfg").write_text(bad_inputs.SMALL)
   bad_inputs.ARRANGED.get(bad.kind, {}).get(bad.what, lambda folder: None)(tmp_path)
   before = contents(tmp_path)
   script, *arguments = shlex.split(bad.command)

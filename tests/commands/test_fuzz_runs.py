@@ -11,7 +11,7 @@ import re
 import tempfile
 import warnings
 
-import arranging
+import bad_inputs
 import markupsafe
 import pytest
 from fuzzing import HOSTILE, changed_bytes, clean, fuzz, result_or_message
@@ -114,7 +114,7 @@ def changed_file(draw, name, content, *, gently):
 @functools.cache
 def run_files():
   """The files of a real run: name -> bytes."""
-  folder = arranging.finished_run()
+  folder = bad_inputs.finished_run()
   return {name: (folder / name).read_bytes() for name in RUN_FILES}
 
 

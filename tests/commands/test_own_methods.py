@@ -5,7 +5,7 @@ import json
 import shutil
 import sys
 
-import arranging
+import bad_inputs
 import pytest
 from folders import ROOT
 
@@ -34,7 +34,7 @@ def outcome(capsys, *flags):
 
 
 def test_the_example_runs_and_is_resumed_as_long_as_its_code_is_the_same(tmp_path, capsys):
-  (tmp_path / "small.cfg").write_text(arranging.SMALL)
+  (tmp_path / "small.cfg").write_text(bad_inputs.SMALL)
   focal(tmp_path)
   code, out, _ = outcome(capsys, "--focal_gamma=1", "--lucir_lambda=5")
   assert code == 0
@@ -78,8 +78,8 @@ def test_the_example_runs_and_is_resumed_as_long_as_its_code_is_the_same(tmp_pat
 
 
 def test_the_example_lends_nothing_to_ssil_and_takes_nothing_from_it(tmp_path, capsys):
-  (tmp_path / "small.cfg").write_text(arranging.SMALL)
-  arranging.FINISHED(tmp_path)  # by ft, whose first state is that of ssil
+  (tmp_path / "small.cfg").write_text(bad_inputs.SMALL)
+  bad_inputs.FINISHED(tmp_path)  # by ft, whose first state is that of ssil
   focal(tmp_path)
   code, _, error = outcome(capsys, "--workdir=new", "--from_workdir=run")
   assert code == 2
@@ -161,7 +161,7 @@ def test_a_file_here_hides_no_library(tmp_path, monkeypatch):
 
 def test_a_setting_may_have_the_name_and_type_of_another_methods(tmp_path):
   setting = "  lucir_lambda: float = setting(3.0, 'mine')"
-  arranging.mine(f"{arranging.DATACLASS}{setting}")(tmp_path)
+  bad_inputs.mine(f"{bad_inputs.DATACLASS}{setting}")(tmp_path)
   request = run.parse(["run.py", "--method=mine:MINE", "--lucir_lambda=5"])
   assert request.config.method_settings.lucir_lambda == 5.0
   assert request.ignored == ()

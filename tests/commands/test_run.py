@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 
-import arranging
+import bad_inputs
 import pytest
 from folders import ROOT
 from small_runs import records
@@ -85,10 +85,10 @@ def test_a_setting_of_another_method_is_checked_and_named_and_is_no_part_of_the_
   assert run.main(["run.py", "--method=ssil", "--lucir_lambda=much"]) == 2
   assert capsys.readouterr().err == "error: --lucir_lambda=much must be a number\n"
 
-  (tmp_path / "small.cfg").write_text(arranging.SMALL)
-  arranging.FINISHED(tmp_path)
+  (tmp_path / "small.cfg").write_text(bad_inputs.SMALL)
+  bad_inputs.FINISHED(tmp_path)
   capsys.readouterr()
-  assert run.main([*arranging.SAME.split(), "--lucir_lambda=5"]) == 0
+  assert run.main([*bad_inputs.SAME.split(), "--lucir_lambda=5"]) == 0
   lines = capsys.readouterr().out.splitlines()
   assert lines[0] == "no effect on --method=ft: --lucir_lambda (lucir)"
   assert any("states 1 to 2 are done already" in line for line in lines)
@@ -98,9 +98,9 @@ def test_a_setting_of_another_method_is_checked_and_named_and_is_no_part_of_the_
 
 @pytest.mark.parametrize("scores", ["softmax", "logits"])
 def test_il2m_takes_all_of_ft_whichever_scores_it_rectifies(tmp_path, scores):
-  (tmp_path / "small.cfg").write_text(arranging.SMALL)
-  arranging.FINISHED(tmp_path)
-  command = [*arranging.BORROWING.split(), "--method=il2m", f"--il2m_scores={scores}"]
+  (tmp_path / "small.cfg").write_text(bad_inputs.SMALL)
+  bad_inputs.FINISHED(tmp_path)
+  command = [*bad_inputs.BORROWING.split(), "--method=il2m", f"--il2m_scores={scores}"]
   assert run.main(command) == 0
   results = json.loads((tmp_path / "new" / "results.json").read_text())
   taken = [state["from_workdir"] for state in results["states"]]
@@ -140,7 +140,7 @@ def test_help_has_all_settings_in_eighty_columns(capsys):
 
 
 def test_help_has_the_settings_of_a_method_of_ones_own(tmp_path, capsys):
-  arranging.mine()(tmp_path)
+  bad_inputs.mine()(tmp_path)
   (tmp_path / "a.cfg").write_text("--method=mine:MINE\n")
   for argument in ("--method=mine:MINE", "--flagfile=a.cfg"):
     assert run.main(["run.py", "--help", argument]) == 0

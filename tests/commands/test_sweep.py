@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 
-import arranging
+import bad_inputs
 import pytest
 from folders import ROOT
 
@@ -247,7 +247,7 @@ def test_a_sweep_with_a_method_of_ones_own_by_the_default_command(
   monkeypatch.setenv("JAX_PLATFORMS", "cpu")
   monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
   shutil.copy(ROOT / "examples" / "focal_ssil.py", tmp_path)
-  (tmp_path / "small.cfg").write_text(arranging.SMALL)
+  (tmp_path / "small.cfg").write_text(bad_inputs.SMALL)
   output = " [2024] *? $ % :smile: é ~ "  # which must make no difference
   methods = "--methods=focal_ssil:FOCAL"
   passed = ["--flagfile=small.cfg", "--num_states=1", "--width=1", "--focal_gamma=1"]

@@ -8,7 +8,6 @@ types are arrays, scalars, complex numbers and tuples. There is no pickle in it.
 """
 
 import ast
-import gzip
 import io
 import json
 import os
@@ -20,13 +19,13 @@ import sys
 import zlib
 
 import archives
-import arranging
+import bad_inputs
 import msgpack
 import numpy as np
 import pytest
 from folders import ROOT
 
-from ssil_jax.commands import prepare, run
+from ssil_jax.commands import run
 from ssil_jax.reports import page
 
 SOURCES = sorted((ROOT / "ssil_jax").rglob("*.py")) + sorted(
@@ -150,8 +149,8 @@ def more_files(checkpoint, bomb):
 
 def hostile_run(folder, part, change, bomb):
   """A finished run, with all its checkpoints or networks changed."""
-  (folder / "small.cfg").write_text(arranging.SMALL)
-  workdir = shutil.copytree(arranging.finished_run(), folder / "run")
+  (folder / "small.cfg").write_text(bad_inputs.SMALL)
+  workdir = shutil.copytree(bad_inputs.finished_run(), folder / "run")
   for checkpoint in (workdir / part).iterdir():
     change(checkpoint, bomb)
   return workdir
@@ -172,7 +171,7 @@ def outcome(monkeypatch, capfd, folder, command):
 )
 @pytest.mark.parametrize(
   ("part", "command"),
-  [("checkpoints", arranging.SAME), ("networks", arranging.BORROWING)],  # of another run
+  [("checkpoints", bad_inputs.SAME), ("networks", bad_inputs.BORROWING)],  # of another run
 )
 def test_what_orbax_reads_runs_no_code(
   part, command, change, tmp_path, place, monkeypatch, capfd
@@ -190,12 +189,12 @@ def test_what_orbax_reads_runs_no_code(
 
 def test_a_damaged_network_prints_one_line(tmp_path):
   # Pytest would keep what tensorstore's threads print to itself.
-  (tmp_path / "small.cfg").write_text(arranging.SMALL)
-  arranging.FINISHED(tmp_path)
+  (tmp_path / "small.cfg").write_text(bad_inputs.SMALL)
+  bad_inputs.FINISHED(tmp_path)
   network = tmp_path / "run" / "networks" / "1"
   for path in network.rglob("manifest.ocdbt"):
     path.write_bytes(b"x")
-  script, *flags = arranging.BORROWING.split()
+  script, *flags = bad_inputs.BORROWING.split()
   done = subprocess.run(
     [sys.executable, ROOT / "experiments" / script, *flags],
     env={**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "true"},
@@ -209,7 +208,7 @@ def test_a_damaged_network_prints_one_line(tmp_path):
 
 
 def test_a_report_does_not_follow_a_link_in_a_work_directory(tmp_path):
-  workdir = shutil.copytree(arranging.finished_run(), tmp_path / "run")
+  workdir = shutil.copytree(bad_inputs.finished_run(), tmp_path / "run")
   precious = tmp_path / "precious"
   precious.write_text("mine")
   links = [workdir / "report.html", workdir / "figures" / "accuracy.png"]
@@ -219,37 +218,6 @@ def test_a_report_does_not_follow_a_link_in_a_work_directory(tmp_path):
   page.write_report([workdir], workdir / "report.html")
   assert precious.read_text() == "mine"
   assert not any(link.is_symlink() for link in links)
-
-
-# Archives -------------------------------------------------------------------------------
-
-
-def climbing(images):
-  """The same images, in files that lie outside of the archive's folder."""
-  ways = ("../../{}", "/{}", "a/../../../{}", "./{}")
-  return {ways[i % 4].format(name): image for i, (name, image) in enumerate(images.items())}
-
-
-@pytest.mark.parametrize("dataset", ["imagenet", "landmarks_v2/10k", "cifar100"])
-def test_an_archive_writes_nowhere_else(dataset, tmp_path, monkeypatch):
-  folder = tmp_path / "a" / "b" / "archives"
-  archives.landmarks(folder, {1: 11, 2: 12}, prefix="../../../../train/")
-  archives.cifar(folder)
-  packed = archives.tar_of({"../../evil.bin": b"x", "cifar-100-binary/../../evil": b"x"})
-  whole = gzip.decompress((folder / "cifar-100-binary.tar.gz").read_bytes())
-  whole = packed.rstrip(b"\0") + bytes(-len(packed.rstrip(b"\0")) % 512) + whole
-  (folder / "cifar-100-binary.tar.gz").write_bytes(gzip.compress(whole))
-  train = {wnid: climbing(images) for wnid, images in archives.imagenet_train().items()}
-  validation = climbing(archives.imagenet_validation())
-  archives.imagenet(folder, {"../../" + wnid: train[wnid] for wnid in train}, validation)
-  before = contents(tmp_path)
-  monkeypatch.chdir(folder)
-  flags = [f"--archives={folder}", f"--data_dir={tmp_path / 'data'}", "--allow_partial"]
-  assert prepare.main(["prepare.py", dataset, *flags]) == 0
-  new = set(contents(tmp_path)) - set(before)
-  assert all(path.is_relative_to(tmp_path / "data") for path in new)
-  assert {path: path.read_bytes() for path in before} == before
-  assert not (tmp_path.parent / "evil.bin").exists()
 
 
 # Prepared data sets ---------------------------------------------------------------------
