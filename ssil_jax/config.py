@@ -271,10 +271,8 @@ def make_config(values: Mapping[str, Any], method: Any) -> Config:
   for name, epochs in _EPOCHS_OF.items():
     milestones = full.get(name, paper_milestones)
     full[name] = milestones(full[epochs]) if callable(milestones) else milestones
-  full.setdefault(
-    "batch_size_memory",
-    paper_batch_size_memory(full["batch_size_new"], full["num_states"]),
-  )
+  memory = paper_batch_size_memory(full["batch_size_new"], full["num_states"])
+  full.setdefault("batch_size_memory", memory)
   config = Config(**full, method_settings=own)
   if mistakes := list(_mistakes(config)):
     raise ConfigError("\n".join(mistakes))

@@ -197,8 +197,7 @@ def main(argv: Sequence[str]) -> int:
     return command_line.print_error(error)
   except Interrupted as interrupt:
     print(
-      f"{interrupt}; rerun the command to resume from the last checkpoint",
-      file=sys.stderr,
+      f"{interrupt}; rerun the command to resume from the last checkpoint", file=sys.stderr
     )
     return interrupt.exit_code
   except KeyboardInterrupt:  # before the run began, or for the second time

@@ -149,7 +149,14 @@ def _plot(
   """Draws the groups, if there are any; `seeds` says how several seeds are shown."""
   several = any(len(group.runs) > 1 for group in groups)
   notes = " ".join(text for text in (seeds if several else "", note) if text)
-  return Plot(name, alt, notes, _png(draw(groups)) if groups else None)
+  if not groups:
+    return Plot(name, alt, notes, None)
+  buffer = io.BytesIO()
+  with warnings.catch_warnings():
+    # A box stands for a character that the font lacks; the page has it as text.
+    warnings.filterwarnings("ignore", "Glyph .* missing from font")
+    draw(groups).savefig(buffer, format="png")
+  return Plot(name, alt, notes, buffer.getvalue())
 
 
 def _curve_plot(
@@ -321,12 +328,3 @@ def _legend(figure: Figure, ax: Axes, labels: Sequence[str]) -> None:
   further_rows = math.ceil(len(labels) / columns) - 1
   figure.set_figheight(figure.get_figheight() + 0.2 * further_rows)
   figure.legend(ax.get_lines(), labels, loc="outside upper left", ncols=columns)
-
-
-def _png(figure: Figure) -> bytes:
-  buffer = io.BytesIO()
-  with warnings.catch_warnings():
-    # A box stands for a character that the font lacks; the page has it as text.
-    warnings.filterwarnings("ignore", "Glyph .* missing from font")
-    figure.savefig(buffer, format="png")
-  return buffer.getvalue()

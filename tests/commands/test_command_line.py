@@ -33,7 +33,7 @@ def test_a_file_may_name_one_of_experiments(tmp_path):
   [
     (
       ("--flagfile=b.cfg", "--flagfile=./c.cfg", "--flagfile=./a.cfg"),
-      "=./a.cfg in .*c.cfg includes itself",
+      "./a.cfg in .*c.cfg includes itself",
     ),
     # A file may be named twice, but not many times, as by a "billion laughs".
     (("--flagfile=b.cfg\n" * 2, "", ""), None),
