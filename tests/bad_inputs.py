@@ -7,7 +7,6 @@ new bad input is a row there, and an entry of `ARRANGED` if it needs files.
 import contextlib
 import fcntl
 import functools
-import io
 import json
 import pathlib
 import re
@@ -92,18 +91,17 @@ STREAMED = (
 Arrange = Callable[[pathlib.Path], object]
 
 
-@functools.cache
-def _temporary() -> tempfile.TemporaryDirectory:
-  return tempfile.TemporaryDirectory()
+_TEMPORARY = tempfile.TemporaryDirectory()
 
 
 @functools.cache
-def finished_run() -> pathlib.Path:
-  """The work directory of a run of small.cfg by FT; not to be changed."""
-  folder = pathlib.Path(_temporary().name)
+def finished_run(command: str = SAME) -> pathlib.Path:
+  """The work directory of a run of small.cfg, by FT; not to be changed."""
+  folder = pathlib.Path(tempfile.mkdtemp(dir=_TEMPORARY.name))
+  folder_of(folder / "images", ("ape", "bat", "cat", "dog"), each=16)
   (folder / "small.cfg").write_text(SMALL)
   with contextlib.chdir(folder):
-    assert run.main(SAME.split()) == 0
+    assert run.main(command.split()) == 0
   return folder / "run"
 
 
@@ -171,12 +169,10 @@ def huge(path: pathlib.Path) -> None:
 
 def linked(folder: pathlib.Path) -> None:
   """Makes the validation archive one with a link out of the folder."""
-  file = io.BytesIO()
-  with tarfile.open(fileobj=file, mode="w") as tar:
+  with tarfile.open(folder / "ILSVRC2012_img_val.tar", mode="w") as tar:
     info = tarfile.TarInfo("../../evil")
     info.type, info.linkname = tarfile.SYMTYPE, "/etc/passwd"
     tar.addfile(info)
-  (folder / "ILSVRC2012_img_val.tar").write_bytes(file.getvalue())
 
 
 def damaged(checkpoints: pathlib.Path) -> None:
@@ -192,20 +188,10 @@ def on_other_data(workdir: pathlib.Path) -> None:
   (workdir / "config.json").write_text(json.dumps(config))
 
 
-@functools.cache
-def streamed_run() -> pathlib.Path:
-  """Returns a folder with `images` that are streamed, and `run`, a run on them."""
-  folder = pathlib.Path(_temporary().name) / "streamed"
-  folder_of(folder / "images", ("ape", "bat", "cat", "dog"), each=16)
-  (folder / "small.cfg").write_text(SMALL)
-  with contextlib.chdir(folder):
-    assert run.main([*STREAMED.split(), "--workdir=run"]) == 0
-  return folder
-
-
 def photos_replaced(folder: pathlib.Path) -> None:
-  """The folder of `streamed_run`, with another photo under the name of each."""
-  shutil.copytree(streamed_run(), folder, dirs_exist_ok=True)
+  """Images that are streamed and a run on them, with another photo in place of each."""
+  streamed = finished_run(f"{STREAMED} --workdir=run").parent
+  shutil.copytree(streamed, folder, dirs_exist_ok=True)
   for path in (folder / "images" / "train").rglob("*.png"):
     path.write_bytes(encode(noise(9, 9), "PNG"))
 

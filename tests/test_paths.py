@@ -8,7 +8,6 @@ import signal
 import string
 
 import archives
-import bad_inputs
 import pytest
 from folders import config_of, folder_of, open_folder, save
 from kills import differences
@@ -30,7 +29,7 @@ from written_runs import Page
 
 from ssil_jax.commands import compare, prepare
 from ssil_jax.commands import run as run_script
-from ssil_jax.config import workdir_path
+from ssil_jax.config import Config, fields_of, workdir_path
 from ssil_jax.data import fingerprint
 from ssil_jax.data.opening import open_dataset
 from ssil_jax.data.sources import labels
@@ -128,12 +127,6 @@ def test_a_path_may_be_as_long_as_is_not_refused(tmp_path):
 # Runs.
 
 
-@pytest.fixture(scope="module")
-def quickly():
-  with quick_network():
-    yield
-
-
 def stop_at(question):
   """Returns what interrupts a run at one of its questions."""
   questions = itertools.count()
@@ -145,17 +138,26 @@ def stop_at(question):
   return check_interrupt
 
 
+SIZES = {"num_classes": 4, "num_states": 2, "memory_size": 8, "num_devices": 2}
+
+
 def run(workdir, check_interrupt=lambda: None, **changes):
   """What a run prints."""
-  changes = {"num_classes": 4, "num_states": 2, "memory_size": 8, **changes}
   console = Console(file=io.StringIO(), width=100)
-  config = small_config(workdir, num_devices=2, **changes)
+  config = small_config(workdir, **SIZES, **changes)
   loop.run(config, console, check_interrupt=check_interrupt)
   return console.file.getvalue()
 
 
-@pytest.mark.usefixtures("quickly")
-def test_a_run_is_interrupted_repeated_and_lent(tmp_path):
+@pytest.fixture
+def _quickly(monkeypatch):
+  monkeypatch.setattr(devices, "prepare_cpu_devices", lambda config: None)
+  with quick_network():
+    yield
+
+
+@pytest.mark.usefixtures("_quickly")
+def test_a_run_is_interrupted_repeated_and_lent(tmp_path, capsys):
   workdir = tmp_path / "[2024] :smile: [/x]" / NAME
   run(tmp_path / "plain")
   with pytest.raises(Interrupted):
@@ -163,7 +165,12 @@ def test_a_run_is_interrupted_repeated_and_lent(tmp_path):
   before = last_checkpoint(workdir)
   assert f"state 1 is resumed after step {before.name}\n" in run(workdir)
   assert differences(tmp_path / "plain", workdir) == []
-  assert f"states 1 to 2 are done already, in {workdir}\n" in run(workdir)
+  config = small_config(workdir, **SIZES)
+  settings = {field.name: getattr(config, field.name) for field in fields_of(Config)}
+  assert run_script.main(["run.py", *run_script.arguments_of(settings)]) == 0
+  lines = capsys.readouterr().out.splitlines()
+  assert f"states 1 to 2 are done already, in {workdir}" in lines
+  assert f"report: {workdir}/report.html" in lines
   other = tmp_path / f"other {NAME}"
   text = run(other, from_workdir=str(workdir))
   assert f"states 1 to 2 are taken from {workdir}\n" in text
@@ -173,21 +180,6 @@ def test_a_run_is_interrupted_repeated_and_lent(tmp_path):
   page = Page(output)
   assert ["folder", NAME, f"other {NAME}"] in page.rows
   assert f"trained in {workdir} and taken from there." in page.text
-
-
-@pytest.mark.usefixtures("quickly")
-def test_what_is_printed_is_literal(tmp_path, monkeypatch, capsys):
-  workdir = tmp_path / NAME
-  (tmp_path / "small.cfg").write_text(bad_inputs.SMALL)
-  monkeypatch.setattr(devices, "prepare_cpu_devices", lambda config: None)
-  monkeypatch.chdir(tmp_path)
-  command = ["run.py", "--flagfile=small.cfg", "--method=ft", f"--workdir={NAME}"]
-  for _ in range(2):
-    capsys.readouterr()
-    assert run_script.main(command) == 0
-  lines = capsys.readouterr().out.splitlines()
-  assert f"states 1 to 2 are done already, in {workdir}" in lines
-  assert f"report: {workdir}/report.html" in lines
 
 
 def test_bars_are_literal():

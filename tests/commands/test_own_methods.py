@@ -2,7 +2,6 @@
 
 import importlib
 import json
-import shutil
 import sys
 
 import bad_inputs
@@ -154,7 +153,7 @@ def test_the_modules_that_it_imports_count_and_others_do_not(hash_of, tmp_path):
 def test_a_file_here_hides_no_library(tmp_path, monkeypatch):
   monkeypatch.delitem(sys.modules, "colorsys", raising=False)
   (tmp_path / "colorsys.py").write_text("mine = True\n")
-  shutil.copy(ROOT / "examples" / "focal_ssil.py", tmp_path)
+  focal(tmp_path)
   assert get_method("focal_ssil:FOCAL").title == "SS-IL, focal"
   assert not hasattr(importlib.import_module("colorsys"), "mine")
 
