@@ -57,7 +57,7 @@ def test_a_signal_keeps_the_finished_states(tmp_path, capfd, number, code):
       time.sleep(0.01)
     os.kill(os.getpid(), number)
 
-  thread = threading.Thread(target=send)
+  thread = threading.Thread(target=send, daemon=True)
   thread.start()
   flags = ["--flagfile=quickstart.cfg", "--epochs_first=1", "--epochs=10000", "--width=1"]
   assert run.main(["run.py", *flags, "--num_devices=1", "--workdir=run"]) == code

@@ -229,7 +229,7 @@ def test_an_interrupted_sweep_interrupts_its_run_and_starts_no_more(
       time.sleep(0.05)
     os.kill(os.getpid(), number)
 
-  thread = threading.Thread(target=interrupt)
+  thread = threading.Thread(target=interrupt, daemon=True)
   thread.start()
   assert sweep.main(["sweep.py", "--methods=ft,wa", "--output=runs"]) == 130
   thread.join()
