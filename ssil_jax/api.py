@@ -11,9 +11,11 @@ from ssil_jax.config import Config
 from ssil_jax.data.opening import check_dataset_name
 from ssil_jax.distributed import launch
 from ssil_jax.distributed.preemption import interrupts
-from ssil_jax.methods import get_method
+from ssil_jax.errors import ConfigError
+from ssil_jax.methods import METHODS, get_method
 from ssil_jax.reports.page import write_report
 from ssil_jax.reports.results import load_run
+from ssil_jax.settings import owners_of
 from ssil_jax.training import devices, loop
 
 __all__ = ["load_run", "make_config", "run", "write_report"]
@@ -30,7 +32,17 @@ def make_config(method: str = "ssil", **settings: Any) -> Config:
   Raises:
     ConfigError: with one line for every mistake, and the name that was perhaps meant.
   """
-  config = config_lib.make_config({"method": method, **settings}, get_method(method))
+  chosen = get_method(method)
+  owners = owners_of(METHODS)
+  others = settings.keys() & owners.keys() - owners_of({method: chosen}).keys()
+  if others:
+    raise ConfigError(
+      "\n".join(
+        f"{name} belongs to method {', '.join(owners[name])}, not to {method}: take it out"
+        for name in sorted(others)
+      )
+    )
+  config = config_lib.make_config({"method": method, **settings}, chosen)
   check_dataset_name(config.dataset)
   return config
 

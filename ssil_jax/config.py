@@ -10,7 +10,7 @@ import functools
 import pathlib
 from collections.abc import Iterator, Mapping
 from fractions import Fraction
-from typing import Any, Protocol
+from typing import Any
 
 from ssil_jax.errors import ConfigError
 from ssil_jax.paths import address_mistakes, real_path, run_mistakes
@@ -25,13 +25,13 @@ from ssil_jax.settings import (
 
 SMALLEST_IMAGE = 8  # side in pixels: the network halves it three times
 
-_data = functools.partial(setting, topic="Data", changes="every_state")
+_data = functools.partial(setting, topic="Data")
 _states = functools.partial(
   setting, topic="Incremental states and exemplars", changes="later_states"
 )
 _training = functools.partial(setting, topic="Training", changes="later_states")
 _from_first = functools.partial(_training, changes="every_state")
-_network = functools.partial(setting, topic="Network and arithmetic", changes="every_state")
+_network = functools.partial(setting, topic="Network and arithmetic")
 _running = functools.partial(setting, topic="Running", changes="nothing")
 _processes = functools.partial(setting, topic="Several processes", changes="nothing")
 
@@ -227,14 +227,6 @@ DEFAULTS: Mapping[str, Any] = {
 _EPOCHS_OF = {"milestones_first": "epochs_first", "milestones": "epochs"}
 
 
-class _Method(Protocol):
-  """What `make_config` needs of a `methods.base.Method`."""
-
-  defaults: Mapping[str, Any]
-  fixed: Mapping[str, Any]
-  settings: type
-
-
 def milestones_at(epochs: int, *fractions: Fraction | str) -> tuple[int, ...]:
   """Returns whole epochs, rounded down, at fractions of a state's training; never 0."""
   done = (int(epochs * Fraction(fraction)) for fraction in fractions)
@@ -253,15 +245,12 @@ def paper_batch_size_memory(batch_size_new: int, num_states: int) -> int:
   return max(1, round(16 / ratio) * batch_size_new // 16)
 
 
-def make_config(values: Mapping[str, Any], method: _Method) -> Config:
-  """Fills in what was not given and checks the whole.
+def make_config(values: Mapping[str, Any], method: Any) -> Config:
+  """Returns the settings of a run: what was not given is filled in, and all is checked.
 
   Args:
     values: name of a setting -> value, None where the default is wanted.
-    method: the method that `values["method"]` names.
-
-  Returns:
-    The complete Config.
+    method: the `methods.Method` that `values["method"]` names.
 
   Raises:
     ConfigError: with one line for every mistake that shows without looking at data.
@@ -282,10 +271,8 @@ def make_config(values: Mapping[str, Any], method: _Method) -> Config:
   for name, epochs in _EPOCHS_OF.items():
     milestones = full.get(name, paper_milestones)
     full[name] = milestones(full[epochs]) if callable(milestones) else milestones
-  full.setdefault(
-    "batch_size_memory",
-    paper_batch_size_memory(full["batch_size_new"], full["num_states"]),
-  )
+  memory = paper_batch_size_memory(full["batch_size_new"], full["num_states"])
+  full.setdefault("batch_size_memory", memory)
   config = Config(**full, method_settings=own)
   if mistakes := list(_mistakes(config)):
     raise ConfigError("\n".join(mistakes))
@@ -301,9 +288,7 @@ def _mistakes(config: Config) -> Iterator[str]:
       f"--image_size={config.image_size} is too small: use {SMALLEST_IMAGE} or more, or 0 "
       "for the data set's own"
     )
-  yield from _process_mistakes(
-    config.coordinator_address, config.num_processes, config.process_id
-  )
+  yield from _process_mistakes(config)
   yield from address_mistakes("data_dir", config.data_dir)
   if not config.workdir:
     yield "--workdir= is empty: name a folder, or leave the flag out"
@@ -319,10 +304,12 @@ def _mistakes(config: Config) -> Iterator[str]:
     yield "--initial_classes needs --num_states of 2 or more; with one state, leave it at 0"
 
 
-def _process_mistakes(address: str, count: int, number: int) -> Iterator[str]:
+def _process_mistakes(config: Config) -> Iterator[str]:
+  address, count = config.coordinator_address, config.num_processes
+  number = config.process_id
   if not address:
-    for name, value, unset in (("num_processes", count, 0), ("process_id", number, -1)):
-      if value != unset:
+    for name, value in (("num_processes", count), ("process_id", number)):
+      if value != DEFAULTS[name]:
         yield f"--{name}={value} needs --coordinator_address=HOST:PORT"
     return
   host, _, port = address.rpartition(":")
@@ -341,10 +328,7 @@ def to_json(config: Config) -> dict[str, Any]:
   """Returns all settings, the method's own among them, as JSON types, in one level."""
   values = {field.name: getattr(config, field.name) for field in fields_of(config)}
   values |= dataclasses.asdict(config.method_settings)
-  return {
-    name: list(value) if isinstance(value, tuple) else value
-    for name, value in values.items()
-  }
+  return {n: list(v) if isinstance(v, tuple) else v for n, v in values.items()}
 
 
 def identity(config: Config) -> dict[str, Any]:
@@ -360,8 +344,8 @@ def differences(
 
   Args:
     config: of this run.
-    saved: contents of the other's config.json; a setting that is not there, because the
-      version that wrote it had none, counts as its default.
+    saved: contents of the other's config.json; a setting that an earlier version did not
+      have counts as its default.
     changes: one of `CHANGES`, "results" or later: which settings matter.
   """
   now = to_json(config)

@@ -1,11 +1,10 @@
 """Folders that libraries are given: any name, but for a few that they refuse."""
 
 import glob
-import itertools
 import os
 import pathlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 from etils import epath
 
@@ -45,29 +44,23 @@ def address_mistakes(flag: str, given: str) -> list[str]:
 def data_mistakes(flag: str, given: str) -> list[str]:
   """Returns what keeps TFDS from a folder, a line each, with the flag that gave it."""
   path = pathlib.Path(os.path.abspath(os.path.expanduser(given)))
-  return _mistakes(flag, given, path, _cloud_reasons(path))
+  return _mistakes(flag, given, path)
 
 
 def run_mistakes(flag: str, given: str) -> list[str]:
   """Returns what keeps checkpoints from a work directory, a line each, with the flag."""
   path = real_path(given)
-  reasons = itertools.chain(_cloud_reasons(path), _tensorstore_reasons(path))
-  return _mistakes(flag, given, path, reasons)
+  return _mistakes(flag, given, path, *_tensorstore_reasons(path))
 
 
-def _mistakes(
-  flag: str, given: str, path: pathlib.Path, reasons: Iterable[str]
-) -> list[str]:
+def _mistakes(flag: str, given: str, path: pathlib.Path, *reasons: str) -> list[str]:
   place = f"--{flag}={given}" + ("" if str(path) == given else f" ({path})")
   shown = place if len(place) <= _LONGEST_SHOWN else f"{place[: _LONGEST_SHOWN - 20]}..."
+  if path.parts[1:2] and path.parts[1] in _CLOUDS:
+    reasons = (f"all below /{path.parts[1]} is taken for storage in a cloud", *reasons)
   return address_mistakes(flag, given) or [
     f"{shown} cannot be used: {reason}; name another folder" for reason in reasons
   ]
-
-
-def _cloud_reasons(path: pathlib.Path) -> Iterator[str]:
-  if path.parts[1:2] and path.parts[1] in _CLOUDS:
-    yield f"all below /{path.parts[1]} is taken for storage in a cloud"
 
 
 def _tensorstore_reasons(path: pathlib.Path) -> Iterator[str]:
@@ -80,9 +73,9 @@ def _tensorstore_reasons(path: pathlib.Path) -> Iterator[str]:
   for folder in path.parts[1:]:
     if "\\" in folder:
       yield f"no checkpoint can be written below {folder}, for its backslash"
-    if folder.endswith(("gs:", ".__lock")):
-      ending = "gs:" if folder.endswith("gs:") else ".__lock"
-      yield f"no checkpoint can be written below {folder}, for its ending {ending}"
+    for ending in ("gs:", ".__lock"):
+      if folder.endswith(ending):
+        yield f"no checkpoint can be written below {folder}, for its ending {ending}"
   longest = os.pathconf("/", "PC_PATH_MAX")
   if len(encoded) + _LONGEST_WITHIN > longest:
     yield (

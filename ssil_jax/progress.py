@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -28,29 +28,12 @@ def duration_text(seconds: float) -> str:
   return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
-class _Shown:
-  """A context manager that shows `_progress` while it lasts."""
-
-  _progress: Progress
-
-  def __enter__(self) -> Self:
-    self._progress.start()
-    return self
-
-  def __exit__(self, *exc_info) -> None:
-    self._progress.stop()
-
-
-class ProgressDisplay(_Shown):
+class ProgressDisplay(Progress):
   """Shows state, epoch, loss, images/s and time left of training; a context manager."""
 
   def __init__(self, console: Console, *, num_states: int, num_images: int):
     """`num_images`: to be trained on until the run ends."""
-    self._console = console
-    self._num_states = num_states
-    self._images_left = num_images
-    self._next_line = 0.0
-    self._progress = Progress(
+    super().__init__(
       TextColumn("{task.description}"),
       BarColumn(),
       TextColumn("{task.percentage:>3.0f}%"),
@@ -59,13 +42,12 @@ class ProgressDisplay(_Shown):
       transient=True,
       disable=not console.is_terminal,
     )
-    self._task = self._progress.add_task("compiling", total=num_images)
+    self._num_states = num_states
+    self._images_left = num_images
+    self._next_line = 0.0
+    self._task = self.add_task("compiling", total=num_images)
 
-  def print(self, text: str) -> None:
-    """Prints a line that stays, above the bar."""
-    self._console.print(text)
-
-  def update(self, record: dict[str, Any], *, epochs: int, images: int) -> None:
+  def show(self, record: dict[str, Any], *, epochs: int, images: int) -> None:
     """Shows a record of metrics.jsonl, in which `images` more were trained on."""
     self._images_left -= images
     speed = record["images_per_second"]
@@ -74,13 +56,13 @@ class ProgressDisplay(_Shown):
       f"epoch {record['epoch']}/{epochs}  loss {record['loss']:.3f}  "
       f"{speed:,.0f} img/s  {duration_text(self._images_left / speed)} left"
     )
-    self._progress.update(self._task, description=text, advance=images)
-    if not self._console.is_terminal and time.monotonic() >= self._next_line:
-      self._console.print(text)
+    self.update(self._task, description=text, advance=images)
+    if not self.console.is_terminal and time.monotonic() >= self._next_line:
+      self.print(text)
       self._next_line = time.monotonic() + _SECONDS_BETWEEN_TRAINING_LINES
 
 
-class ProgressBars(_Shown):
+class ProgressBars(Progress):
   """Shows the parts of a piece of work; a context manager.
 
   Without a terminal, each part gets a line when it begins, one every 30 seconds, and one
@@ -89,8 +71,8 @@ class ProgressBars(_Shown):
 
   def __init__(self, console: Console, check_interrupt: Callable[[], None] = lambda: None):
     """`check_interrupt` is called with every step; it may raise KeyboardInterrupt."""
-    self._console, self._check_interrupt = console, check_interrupt
-    self._progress = Progress(
+    self._check_interrupt = check_interrupt
+    super().__init__(
       TextColumn("{task.description}", markup=False),
       BarColumn(bar_width=20),
       TaskProgressColumn(),
@@ -101,20 +83,15 @@ class ProgressBars(_Shown):
     )
 
   def add(self, text: str, total: int, unit: str = "") -> Callable[[int], None]:
-    """Adds a bar.
-
-    Args:
-      text: what is done.
-      total: steps until it is full.
-      unit: of the steps, if they are worth showing.
+    """Adds a bar of `total` steps, whose `unit` is shown if there is one.
 
     Returns:
       A function to be called with the number of steps that were done; cheap. With 0 it
       checks for Ctrl-C alone.
     """
-    on_terminal, start, done = self._console.is_terminal, time.monotonic(), 0
+    on_terminal, start, done = self.console.is_terminal, time.monotonic(), 0
     if on_terminal:
-      task, next_update = self._progress.add_task(text, total=total, unit=unit), 0.0
+      task, next_update = self.add_task(text, total=total, unit=unit), 0.0
     else:
       self._print(text)
       next_update = start + _SECONDS_BETWEEN_LINES
@@ -128,7 +105,7 @@ class ProgressBars(_Shown):
       if now < next_update and (done < total or was_full):
         return
       if on_terminal:
-        self._progress.update(task, completed=done)
+        self.update(task, completed=done)
         next_update = now + _SECONDS_BETWEEN_UPDATES
       else:
         self._print(f"{text}: {_progress_text(done, total, unit, now - start)}")
@@ -137,7 +114,7 @@ class ProgressBars(_Shown):
     return advance
 
   def _print(self, line: str) -> None:
-    self._console.print(line, markup=False, emoji=False, soft_wrap=True)
+    self.print(line, markup=False, emoji=False, soft_wrap=True)
 
 
 def _progress_text(done: int, total: int, unit: str, seconds: float) -> str:

@@ -37,10 +37,7 @@ def setting(
     changes: one of `CHANGES`. With "nothing" the setting is no part of a run's identity;
       "results": the run is another one, and is trained alike; "later_states": it is trained
       differently after its first state; "every_state": in all states, whatever the method.
-    at_least: smallest value.
-    above: next to the smallest value.
-    at_most: largest value.
-    below: next to the largest value.
+    at_least, above, at_most, below: limits of a number.
     choices: all values, of a text.
     topic: its group in --help.
   """
@@ -59,13 +56,22 @@ def fields_of(settings: Any) -> tuple[dataclasses.Field, ...]:
   return tuple(f for f in dataclasses.fields(settings) if f.metadata)
 
 
+def owners_of(methods: Mapping[str, Any]) -> dict[str, list[str]]:
+  """Returns the names of the methods, of those given, that have each setting."""
+  owners: dict[str, list[str]] = {}
+  for name, method in methods.items():
+    for field in fields_of(method.settings):
+      owners.setdefault(field.name, []).append(name)
+  return owners
+
+
 _LIMITS = {
   "at_least": operator.ge,
   "above": operator.gt,
   "at_most": operator.le,
   "below": operator.lt,
 }
-_KINDS: Mapping[Any, tuple[type | tuple[type, ...], str]] = {
+_KINDS: Mapping[Any, tuple[Any, str]] = {
   str: (str, "text"),
   int: (numbers.Integral, "a whole number"),
   float: (numbers.Real, "a number"),
@@ -76,11 +82,7 @@ _KINDS: Mapping[Any, tuple[type | tuple[type, ...], str]] = {
 def check_types(
   values: Mapping[str, Any], fields: Iterable[dataclasses.Field]
 ) -> dict[str, Any]:
-  """Returns the values as the types of their fields.
-
-  Args:
-    values: by name.
-    fields: of settings.
+  """Returns the values, by name, as the types of their fields.
 
   Raises:
     ConfigError: a line for each value of another type, and for each name that no field has.
@@ -118,27 +120,26 @@ def limit_mistakes(settings: Any) -> Iterator[str]:
     flag = f"--{field.name}={value}"
     if limits["choices"] and value not in limits["choices"]:
       yield f"{flag} is unknown; choose from: {', '.join(limits['choices'])}"
-    if field.type not in (int, float) or (
-      math.isfinite(value)
-      and all(limits[n] is None or fits(value, limits[n]) for n, fits in _LIMITS.items())
-    ):
-      continue
-    low, high = (_shown(limits[name]) for name in ("above", "below"))
-    least, most = (_shown(limits[name]) for name in ("at_least", "at_most"))
-    too_small = least and not value >= limits["at_least"]
-    if too_small or not (low or high or most):
-      yield f"{flag} must be {least} or more"
-    elif low and (high or most):
-      yield f"{flag} must be " + (
-        f"between {low} and {high}" if high else f"above {low} and at most {most}"
-      )
-    elif low:
-      yield f"{flag} must be above {low}"
-    else:
-      yield f"{flag} must be " + (f"below {high}" if high else f"at most {most}")
+    if field.type in (int, float):
+      limits = {name: limits[name] for name in _LIMITS if limits[name] is not None}
+      within = all(_LIMITS[name](value, limit) for name, limit in limits.items())
+      if not (within and math.isfinite(value)):
+        yield f"{flag} must be {_wanted(value, limits)}"
 
 
-def _shown(limit: float | None) -> str:
-  if limit is None:
-    return ""
-  return "2**32" if limit == 2**32 else str(limit)
+def _wanted(value: float, limits: Mapping[str, float]) -> str:
+  """Returns what a value that is not within its limits must be."""
+  match limits:
+    case {"above": low, "below": high}:
+      return f"between {low} and {high}"
+    case {"above": low, "at_most": high}:
+      return f"above {low} and at most {high}"
+    case {"above": low}:
+      return f"above {low}"
+    case {"at_most": high} if value > high:
+      return f"at most {high}"
+    case {"below": high} if value >= high:
+      return f"below {'2**32' if high == 2**32 else high}"
+    case {"at_least": low}:
+      return f"{low} or more"
+  return "a finite number"

@@ -23,11 +23,7 @@ def usable_cores() -> int:
 
 
 def allow_open_files(number: int) -> None:
-  """Lets the process have so many files open, as far as it may decide that itself.
-
-  Raises:
-    DataError: the limit is lower, and only the system's administrator can raise it.
-  """
+  """Lets the process have so many files open; raises DataError if it may not."""
   wanted = number + _SPARE_FILES
   soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
   if soft == resource.RLIM_INFINITY or soft >= wanted:
@@ -50,14 +46,10 @@ def locked(path: pathlib.Path, warn: Callable[[str], None] | None = None) -> Ite
 
   The lock goes with the process, however it ends. The file says who had it last.
 
-  Args:
-    path: of the file.
-    warn: called with the reason if the file system has no locks; without it, that is an
-      error.
-
   Raises:
     LockedError: another process has it.
-    OSError: the file cannot be written, is a link, or cannot be locked.
+    OSError: the file cannot be written, is a link, or cannot be locked; if the file system
+      has no locks, only without `warn`, which else is called with the reason.
   """
   # The lock of a folder from elsewhere may be a link to something precious. The file is
   # open for writing, for NFS refuses to lock anything else.
@@ -86,7 +78,12 @@ def write_json(path: pathlib.Path, value: Any) -> None:
 
 def write_bytes(path: pathlib.Path, content: bytes) -> None:
   """Replaces a file whole: a reader, a kill or another writer never meets half of it."""
-  temporary = _beside(path)
+  # Hosts that share a disk may write the same file at the same time.
+  ending = f".{platform.node()}.{os.getpid()}.tmp"
+  room = os.pathconf(path.parent, "PC_NAME_MAX") - len(os.fsencode(ending))
+  # Cut in bytes, which must not end within a character.
+  start = os.fsencode(path.name)[:room].decode(errors="ignore")
+  temporary = path.with_name(start + ending)
   try:
     with open(temporary, "wb") as file:
       file.write(content)
@@ -96,13 +93,3 @@ def write_bytes(path: pathlib.Path, content: bytes) -> None:
   except BaseException:
     temporary.unlink(missing_ok=True)
     raise
-
-
-def _beside(path: pathlib.Path) -> pathlib.Path:
-  """Returns a temporary file in the same folder, its name as alike as there is room."""
-  # Hosts that share a disk may write the same file at the same time.
-  ending = f".{platform.node()}.{os.getpid()}.tmp"
-  room = os.pathconf(path.parent, "PC_NAME_MAX") - len(os.fsencode(ending))
-  # In bytes, which must not end within a character.
-  start = os.fsencode(path.name)[:room].decode(errors="ignore")
-  return path.with_name(start + ending)

@@ -1,13 +1,13 @@
 """Folders and files may have any name that the system allows, or are refused at once."""
 
 import io
+import itertools
 import os
 import pathlib
 import signal
 import string
 
 import archives
-import bad_inputs
 import pytest
 from folders import config_of, folder_of, open_folder, save
 from kills import differences
@@ -25,11 +25,11 @@ from saved_states import (
   truncate,
 )
 from small_runs import last_checkpoint, small_config
-from written_runs import Page, write_run
+from written_runs import Page
 
 from ssil_jax.commands import compare, prepare
 from ssil_jax.commands import run as run_script
-from ssil_jax.config import workdir_path
+from ssil_jax.config import Config, fields_of, workdir_path
 from ssil_jax.data import fingerprint
 from ssil_jax.data.opening import open_dataset
 from ssil_jax.data.sources import labels
@@ -127,74 +127,62 @@ def test_a_path_may_be_as_long_as_is_not_refused(tmp_path):
 # Runs.
 
 
-@pytest.fixture(scope="module")
-def quickly():
-  with quick_network():
-    yield
+def stop_at(question):
+  """Returns what interrupts a run at one of its questions."""
+  questions = itertools.count()
 
-
-class Stop:
-  """Interrupts a run at one of its questions."""
-
-  def __init__(self, at):
-    self.left = at
-
-  def __call__(self):
-    self.left -= 1
-    if self.left < 0:
+  def check_interrupt():
+    if next(questions) == question:
       raise Interrupted(signal.SIGINT)
+
+  return check_interrupt
+
+
+SIZES = {"num_classes": 4, "num_states": 2, "memory_size": 8, "num_devices": 2}
 
 
 def run(workdir, check_interrupt=lambda: None, **changes):
   """What a run prints."""
-  changes = {"num_classes": 4, "num_states": 2, "memory_size": 8, **changes}
-  file = io.StringIO()
-  console = Console(file=file, width=100)
-  loop.run(
-    small_config(workdir, num_devices=2, **changes),
-    console,
-    check_interrupt=check_interrupt,
-  )
-  return file.getvalue()
+  console = Console(file=io.StringIO(), width=100)
+  config = small_config(workdir, **SIZES, **changes)
+  loop.run(config, console, check_interrupt=check_interrupt)
+  return console.file.getvalue()
 
 
-@pytest.mark.usefixtures("quickly")
-def test_a_run_is_interrupted_repeated_and_lent(tmp_path):
+@pytest.fixture
+def _quickly(monkeypatch):
+  monkeypatch.setattr(devices, "prepare_cpu_devices", lambda config: None)
+  with quick_network():
+    yield
+
+
+@pytest.mark.usefixtures("_quickly")
+def test_a_run_is_interrupted_repeated_and_lent(tmp_path, capsys):
   workdir = tmp_path / "[2024] :smile: [/x]" / NAME
   run(tmp_path / "plain")
   with pytest.raises(Interrupted):
-    run(workdir, Stop(at=14))
+    run(workdir, stop_at(14))
   before = last_checkpoint(workdir)
   assert f"state 1 is resumed after step {before.name}\n" in run(workdir)
   assert differences(tmp_path / "plain", workdir) == []
-  assert f"states 1 to 2 are done already, in {workdir}\n" in run(workdir)
+  config = small_config(workdir, **SIZES)
+  settings = {field.name: getattr(config, field.name) for field in fields_of(Config)}
+  assert run_script.main(["run.py", *run_script.arguments_of(settings)]) == 0
+  lines = capsys.readouterr().out.splitlines()
+  assert f"states 1 to 2 are done already, in {workdir}" in lines
+  assert f"report: {workdir}/report.html" in lines
   other = tmp_path / f"other {NAME}"
   text = run(other, from_workdir=str(workdir))
   assert f"states 1 to 2 are taken from {workdir}\n" in text
-  flags = [f"--workdir={workdir}", f"--workdir={other}", f"--output={tmp_path / NAME}"]
+  output = tmp_path / NAME / f"{'x' * 250}.html"  # as long as can be
+  flags = [f"--workdir={workdir}", f"--workdir={other}", f"--output={output}"]
   assert compare.main(["compare.py", *flags]) == 0
-  page = Page(tmp_path / NAME / "report.html")
+  page = Page(output)
   assert ["folder", NAME, f"other {NAME}"] in page.rows
   assert f"trained in {workdir} and taken from there." in page.text
 
 
-@pytest.mark.usefixtures("quickly")
-def test_what_is_printed_is_literal(tmp_path, monkeypatch, capsys):
-  workdir = tmp_path / NAME
-  (tmp_path / "small.cfg").write_text(bad_inputs.SMALL)
-  monkeypatch.setattr(devices, "prepare_cpu_devices", lambda config: None)
-  monkeypatch.chdir(tmp_path)
-  command = ["run.py", "--flagfile=small.cfg", "--method=ft", f"--workdir={NAME}"]
-  for _ in range(2):
-    capsys.readouterr()
-    assert run_script.main(command) == 0
-  lines = capsys.readouterr().out.splitlines()
-  assert f"states 1 to 2 are done already, in {workdir}" in lines
-  assert f"report: {workdir}/report.html" in lines
-
-
 def test_bars_are_literal():
-  console = Console(file=io.StringIO(), force_terminal=True, width=200, color_system=None)
   for terminal in (True, False):
     console = Console(file=io.StringIO(), force_terminal=terminal, width=200)
     with ProgressBars(console) as bars:
@@ -211,14 +199,6 @@ def test_a_file_may_have_the_longest_of_names(tmp_path, name):
     write_bytes(tmp_path / name, content)
   assert [path.name for path in tmp_path.iterdir()] == [name]
   assert (tmp_path / name).read_bytes() == b"2"
-
-
-def test_a_page_may_have_the_longest_of_names(tmp_path):
-  output = tmp_path / f"{'x' * 250}.html"
-  run_there = write_run(tmp_path / "run")
-  flags = [f"--workdir={run_there}", f"--output={output}"]
-  assert compare.main(["compare.py", *flags]) == 0
-  assert output.is_file()
 
 
 # Data.
@@ -273,32 +253,29 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("flag", ["workdir", "from_workdir"])
 @pytest.mark.parametrize("name", REFUSED)
-def test_a_work_directory_is_refused_before_all_else(tmp_path, monkeypatch, name, flag):
+def test_a_work_directory_is_refused_before_all_else(tmp_path, monkeypatch, name):
   monkeypatch.chdir(tmp_path)
-  if REFUSED[name] is None:
-    config_of(**{flag: name})
-    return
-  with pytest.raises(ConfigError) as error:
-    config_of(**{flag: name})
-  (line,) = str(error.value).splitlines()
-  assert line.startswith(f"--{flag}={name[:500]}")
-  assert REFUSED[name] in line
-  assert line.endswith("; name another folder")
-  assert len(line) < 1000
+  for flag in ("workdir", "from_workdir"):
+    if REFUSED[name] is None:
+      config_of(**{flag: name})
+      continue
+    with pytest.raises(ConfigError) as error:
+      config_of(**{flag: name})
+    (line,) = str(error.value).splitlines()
+    assert line.startswith(f"--{flag}={name[:500]}")
+    assert REFUSED[name] in line
+    assert line.endswith("; name another folder")
+    assert len(line) < 1000
 
 
-def test_the_folder_that_a_run_starts_in_is_looked_at(tmp_path, monkeypatch):
+def test_all_of_a_path_is_looked_at(tmp_path, monkeypatch):
+  with pytest.raises(DataError, match=r"^--data_dir=/gs/x cannot be used: all below /gs"):
+    open_dataset(config_of(dataset="cifar100", data_dir="/gs/x"))
   (tmp_path / "a\\b").mkdir()
   monkeypatch.chdir(tmp_path / "a\\b")
   with pytest.raises(ConfigError, match=r"^--workdir=run \(.*/a\\b/run\) cannot be used"):
     config_of(workdir="run")
-
-
-def test_data_below_what_is_taken_for_a_cloud_are_refused():
-  with pytest.raises(DataError, match=r"^--data_dir=/gs/x cannot be used: all below /gs"):
-    open_dataset(config_of(dataset="cifar100", data_dir="/gs/x"))
 
 
 def test_a_dangling_link_is_followed(tmp_path):

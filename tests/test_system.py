@@ -20,37 +20,21 @@ def test_cores_are_those_the_process_may_use(monkeypatch):
   assert system.usable_cores() == 7
 
 
-@pytest.fixture
-def limits(monkeypatch):
-  """Sets what the system allows; returns the limits as the code under test sets them."""
-  state = {}
-
-  def allow(soft, hard):
-    state["limits"] = (soft, hard)
-    return state
-
-  monkeypatch.setattr(resource, "getrlimit", lambda which: state["limits"])
-  monkeypatch.setattr(
-    resource, "setrlimit", lambda which, limits: state.update(limits=limits)
-  )
-  return allow
-
-
-def test_the_limit_is_raised_as_far_as_needed(limits):
-  state = limits(1024, 1_048_576)
-  system.allow_open_files(2148)
-  assert state["limits"] == (2348, 1_048_576)
-
-
-def test_a_limit_that_suffices_is_left_alone(limits):
-  for soft in (4096, resource.RLIM_INFINITY):
-    state = limits(soft, 4096)
+def test_the_limit_of_open_files_is_raised_as_far_as_needed_or_named(monkeypatch):
+  infinite = resource.RLIM_INFINITY
+  now = {}
+  monkeypatch.setattr(resource, "getrlimit", now.get)
+  monkeypatch.setattr(resource, "setrlimit", now.__setitem__)
+  for limits, after in (
+    ((1024, 1_048_576), (2348, 1_048_576)),
+    ((1024, infinite), (2348, infinite)),
+    ((4096, 4096), (4096, 4096)),
+    ((infinite, infinite), (infinite, infinite)),
+  ):
+    now[resource.RLIMIT_NOFILE] = limits
     system.allow_open_files(2148)
-    assert state["limits"] == (soft, 4096)
-
-
-def test_a_limit_that_cannot_be_raised_is_named(limits):
-  limits(256, 1024)
+    assert now[resource.RLIMIT_NOFILE] == after
+  now[resource.RLIMIT_NOFILE] = (256, 1024)
   with pytest.raises(DataError, match="2348 open files.*1024.*ulimit -n 2348"):
     system.allow_open_files(2148)
 

@@ -21,11 +21,10 @@ def _open_closed_streams() -> None:
   for number, name in enumerate(("stdin", "stdout", "stderr")):
     if getattr(sys, name) is None:
       null = os.open(os.devnull, os.O_RDWR)
-      if null == number:
-        os.set_inheritable(null, True)
-      else:
+      if null != number:
         os.dup2(null, number)
         os.close(null)
+      os.set_inheritable(number, True)
       mode = "w" if number else "r"
       stream = open(number, mode, closefd=False)  # noqa: SIM115 - for good
       setattr(sys, name, stream)

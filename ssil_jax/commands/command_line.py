@@ -122,12 +122,14 @@ def flagfile_names() -> list[str]:
   return sorted(path.name for path in FLAGFILES.glob("*.cfg"))
 
 
-def read_flags(flag_values: flags.FlagValues, argv: Sequence[str]) -> None:
+def read_flags(
+  flag_values: flags.FlagValues, argv: Sequence[str], *, hint: str = ""
+) -> None:
   """Sets the flags from the command line and the flag files that it names.
 
   Raises:
     ConfigError: an argument is no flag, is unknown or has a wrong value, or a flag file
-      cannot be read.
+      cannot be read. `hint` follows what is said of an unknown flag that is like no other.
   """
   arguments = expand_flagfiles(argv[1:])
   for argument in arguments:
@@ -137,7 +139,8 @@ def read_flags(flag_values: flags.FlagValues, argv: Sequence[str]) -> None:
   except flags.IllegalFlagValueError as error:
     raise ConfigError(_of_wrong_kind(str(error))) from error
   except flags.UnrecognizedFlagError as error:
-    raise ConfigError(f"{error} (--help lists them all)") from error
+    more = "" if "Did you mean" in str(error) else hint
+    raise ConfigError(f"{error} (--help lists them all){more}") from error
   except (flags.Error, ValueError) as error:
     what = " ".join(str(error).split())
     raise ConfigError(f"{what}: flags are written --name=value") from error
@@ -145,9 +148,12 @@ def read_flags(flag_values: flags.FlagValues, argv: Sequence[str]) -> None:
     raise ConfigError(f"{rest[1]!r} is not a flag: flags are written --name=value")
   for name, value in flag_values.flag_values_dict().items():
     for item in value if isinstance(value, list) else [value]:
-      _check_value(name, item)
       if isinstance(item, str):
-        _check_one_flag(name, item, flag_values)
+        _check_string(name, item, flag_values)
+      elif isinstance(item, int) and abs(item) > LARGEST:
+        raise ConfigError(
+          f"--{name}={_shortened(str(item))} is too large a number: use one up to 2**53"
+        )
 
 
 def expand_flagfiles(arguments: Sequence[str]) -> list[str]:
@@ -268,13 +274,8 @@ def _check_text(argument: str) -> None:
     )
 
 
-def _check_value(name: str, value: object) -> None:
-  if isinstance(value, int) and abs(value) > LARGEST:
-    raise ConfigError(
-      f"--{name}={_shortened(str(value))} is too large a number: use one up to 2**53"
-    )
-  if not isinstance(value, str):
-    return
+def _check_string(name: str, value: str, flag_values: flags.FlagValues) -> None:
+  """Raises ConfigError for what is no path of this machine, or holds a second flag."""
   if name in _PATHS and (mistakes := address_mistakes(name, value)):
     raise ConfigError(mistakes[0])
   if value.startswith("~"):
@@ -284,11 +285,7 @@ def _check_value(name: str, value: object) -> None:
       raise ConfigError(
         f"--{name}={value}: there is no such user: give the folder itself"
       ) from error
-
-
-def _check_one_flag(name: str, value: str, flag_values: flags.FlagValues) -> None:
-  """Raises ConfigError for two flags in one argument, as quotes in a shell make it."""
-  for found in re.finditer(r"\s(--?\w+)", value):
+  for found in re.finditer(r"\s(--?\w+)", value):  # as quotes in a shell make it
     other = found[1].lstrip("-")
     if other in flag_values or other.removeprefix("no") in flag_values:
       raise ConfigError(
@@ -311,12 +308,7 @@ def print_error(error: UserError) -> int:
   """Prints the lines of an error; returns the exit code."""
   with contextlib.suppress(OutputError):  # then there is nowhere left to say it
     for line in filter(None, str(error).split("\n")):
-      print(f"error: {_visible(line)}", file=sys.stderr)
+      # Names of files may hold anything, also what drives a terminal.
+      shown = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+      print(f"error: {''.join(shown)}", file=sys.stderr)
   return error.exit_code
-
-
-def _visible(text: str) -> str:
-  """Escapes what could drive a terminal: names of files may hold anything."""
-  return "".join(
-    char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
-  )

@@ -15,7 +15,7 @@ from ssil_jax.config import Config
 from ssil_jax.errors import ConfigError, UserError
 from ssil_jax.methods import METHODS, Method, get_method
 from ssil_jax.methods.source import source_hash
-from ssil_jax.settings import fields_of
+from ssil_jax.settings import fields_of, owners_of
 
 # Not the docstring, which `python -OO` leaves out.
 _USAGE = """Trains a class-incremental model and reports its accuracy after every state.
@@ -29,6 +29,14 @@ the command to resume a run that was interrupted.
 """
 
 
+_DEFINE = {
+  str: flags.DEFINE_string,
+  int: flags.DEFINE_integer,
+  float: flags.DEFINE_float,
+  bool: flags.DEFINE_boolean,
+}
+
+
 class Request(NamedTuple):
   """What a command line asks for."""
 
@@ -37,8 +45,14 @@ class Request(NamedTuple):
   ignored: tuple[str, ...]  # settings of other methods
 
 
-def help_text() -> str:
-  """Returns all flags with their defaults: shared ones by topic, then each method's."""
+def help_text(argv: Sequence[str] = ("run.py",)) -> str:
+  """Returns all flags with their defaults: shared ones by topic, then each method's.
+
+  Raises:
+    ConfigError: the command line names a method of one's own that cannot be had.
+  """
+  chosen = _method_name(command_line.expand_flagfiles(argv[1:]))
+  methods = {**METHODS, **({chosen: get_method(chosen)} if ":" in chosen else {})}
   names = ", ".join(command_line.flagfile_names())
   lines = [_USAGE, textwrap.fill(f"Flag files: {names}", 78)]
   by_topic: dict[str, list[str]] = {}
@@ -47,7 +61,7 @@ def help_text() -> str:
   for topic, helps in by_topic.items():
     lines += ["", f"{topic}:", *helps]
   lines += ["", "Methods, each with its own settings and the defaults of its paper:"]
-  for name, method in METHODS.items():
+  for name, method in methods.items():
     defaults = ", ".join(_method_defaults(method))
     lines.append(command_line.flag_help(name, f"{method.title}: {defaults}", prefix=""))
     lines += [_field_help(field, indent=4) for field in fields_of(method.settings)]
@@ -65,20 +79,16 @@ def _method_defaults(method: Method) -> list[str]:
   """Returns a method's schedule and what else its paper gives it, each as text."""
   config = config_lib.make_config({}, method)
   schedule = (
-    "epochs_first",
-    "epochs",
-    "learning_rate",
-    "learning_rate_by_state",
-    "milestones_first",
-    "milestones",
-    "learning_rate_drop",
+    *("epochs_first", "epochs", "learning_rate", "learning_rate_by_state"),
+    *("milestones_first", "milestones", "learning_rate_drop"),
   )
-  texts = []
-  for name in dict.fromkeys((*schedule, *method.defaults)):
-    value = getattr(config, name)
-    shown = ",".join(map(str, value)) if isinstance(value, tuple) else value
-    texts.append(f"{name} {shown}")
+  names = dict.fromkeys((*schedule, *method.defaults))
+  texts = [f"{name} {_shown(getattr(config, name))}" for name in names]
   return [*texts, *(f"always {name} {value}" for name, value in method.fixed.items())]
+
+
+def _shown(value: Any) -> str:
+  return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def parse(argv: Sequence[str], *, methods: Sequence[str] = ()) -> Request:
@@ -98,24 +108,24 @@ def parse(argv: Sequence[str], *, methods: Sequence[str] = ()) -> Request:
   method = get_method(name)
   source_hash(name)  # of the code that was just loaded, whatever is saved later
   known = {**METHODS, **{other: get_method(other) for other in methods}, name: method}
-  owners: dict[str, list[str]] = {}
+  owners = owners_of(known)
   flag_values = flags.FlagValues()
-  for field in fields_of(Config):
-    _define(field, flag_values)
-  for owner, other in known.items():
-    for field in fields_of(other.settings):
+  for settings in (Config, *(other.settings for other in known.values())):
+    for field in fields_of(settings):
       if field.name not in flag_values:
-        _define(field, flag_values)
-      owners.setdefault(field.name, []).append(owner)
-  command_line.read_flags(flag_values, [argv[0], *arguments])
+        define = _DEFINE.get(field.type, flags.DEFINE_list)
+        define(field.name, None, field.metadata["help"], flag_values=flag_values)
+  hint = "" if ":" in name else "; a setting of your own method needs --method=MODULE:NAME"
+  command_line.read_flags(flag_values, [argv[0], *arguments], hint=hint)
   given = {
     name: _whole_numbers(name, value) if isinstance(value, list) else value
     for name, value in flag_values.flag_values_dict().items()
     if value is not None
   }
-  own = {field.name for field in fields_of(method.settings)}
-  ignored = tuple(name for name in given if name in owners and name not in own)
-  notes = tuple(f"--{name} ({', '.join(owners[name])})" for name in ignored)
+  ignored = given.keys() & owners.keys() - owners_of({name: method}).keys()
+  notes = tuple(
+    f"--{name} ({', '.join(owners[name])})" for name in given if name in ignored
+  )
   given = {name: value for name, value in given.items() if name not in ignored}
   config = config_lib.make_config(given, method)
   check_dataset_name(config.dataset)
@@ -133,17 +143,6 @@ def _method_name(arguments: Sequence[str]) -> str:
   return values.method
 
 
-def _define(field: dataclasses.Field, flag_values: flags.FlagValues) -> None:
-  """Defines the flag of a setting, None where it is not given."""
-  define = {
-    str: flags.DEFINE_string,
-    int: flags.DEFINE_integer,
-    float: flags.DEFINE_float,
-    bool: flags.DEFINE_boolean,
-  }.get(field.type, flags.DEFINE_list)
-  define(field.name, None, field.metadata["help"], flag_values=flag_values)
-
-
 def _whole_numbers(name: str, items: list[str]) -> tuple[int, ...]:
   try:
     return tuple(int(item) for item in items)
@@ -155,20 +154,16 @@ def _whole_numbers(name: str, items: list[str]) -> tuple[int, ...]:
 
 def arguments_of(given: Mapping[str, Any]) -> list[str]:
   """Returns settings as they are written on a command line."""
-  arguments = []
-  for name, value in given.items():
-    if isinstance(value, bool):
-      arguments.append(f"--{name}" if value else f"--no{name}")
-    else:
-      shown = ",".join(map(str, value)) if isinstance(value, tuple) else value
-      arguments.append(f"--{name}={shown}")
-  return arguments
+  return [f"--{name}={_shown(value)}" for name, value in given.items()]
 
 
 def main(argv: Sequence[str]) -> int:
   """Runs the command; returns the exit code."""
   if command_line.wants_help(argv):
-    print(help_text())
+    try:
+      print(help_text(argv))
+    except ConfigError as error:
+      return command_line.print_error(error)
     return 0
   # Only now: they take seconds to import, and help needs none of them.
   from rich.console import Console
@@ -202,8 +197,7 @@ def main(argv: Sequence[str]) -> int:
     return command_line.print_error(error)
   except Interrupted as interrupt:
     print(
-      f"{interrupt}; rerun the command to resume from the last checkpoint",
-      file=sys.stderr,
+      f"{interrupt}; rerun the command to resume from the last checkpoint", file=sys.stderr
     )
     return interrupt.exit_code
   except KeyboardInterrupt:  # before the run began, or for the second time

@@ -11,21 +11,17 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from absl import flags
 
 from ssil_jax import config as config_lib
-from ssil_jax.commands import command_line, compare, run
-from ssil_jax.data.opening import open_dataset
+from ssil_jax.commands import command_line, run
 from ssil_jax.errors import ConfigError, UserError
 from ssil_jax.methods import METHODS, get_method
 from ssil_jax.methods.source import source_hash
 from ssil_jax.paths import real_path, run_mistakes
-from ssil_jax.reports.results import has_finished_state
 from ssil_jax.system import usable_cores
-from ssil_jax.training import reuse
-from ssil_jax.training.plan import make_plan
 
 # Not the docstring, which `python -OO` leaves out.
 _USAGE = """Runs several methods with several seeds, one after the other, and compares them.
@@ -61,21 +57,18 @@ class Job(NamedTuple):
   lender: pathlib.Path | None = None  # the work directory that states are taken from
 
 
-class Sweep(NamedTuple):
-  """All runs; a lender comes before those that borrow from it."""
-
-  output: pathlib.Path
-  num_jobs: int
-  jobs: list[Job]
-
-
 def help_text() -> str:
   """Returns all flags."""
   return command_line.help_of_flags(_USAGE, _HELP)
 
 
-def parse(argv: Sequence[str]) -> Sweep:
-  """The runs that a command line asks for; raises UserError."""
+def parse(argv: Sequence[str]) -> tuple[pathlib.Path, int, list[Job]]:
+  """Returns what a command line asks for; raises UserError.
+
+  Returns:
+    The output folder; how many run at a time; all runs, a lender before those that borrow
+    from it.
+  """
   argv = list(argv)
   cut = argv.index("--") if "--" in argv else len(argv)
   own, passed_on = argv[:cut], argv[cut + 1 :]
@@ -93,7 +86,11 @@ def parse(argv: Sequence[str]) -> Sweep:
   for name in _SET_HERE:
     if any(argument.lstrip("-").split("=")[0] == name for argument in passed_on):
       raise ConfigError(f"--{name} after -- is set by the sweep itself: leave it out")
-  methods, seeds = _methods(flag_values.methods), _seeds(flag_values.seeds)
+  methods = _methods(flag_values.methods)
+  if not all(text.isdecimal() for text in flag_values.seeds):
+    given = ",".join(flag_values.seeds)
+    raise ConfigError(f"--seeds={given} must be whole numbers with commas between")
+  seeds = [int(text) for text in flag_values.seeds]
   for what, chosen in (("method", methods), ("seed", seeds)):
     if len(set(chosen)) < len(chosen):
       given = ",".join(flag_values[f"{what}s"].value)
@@ -113,7 +110,11 @@ def parse(argv: Sequence[str]) -> Sweep:
       of_seed.append(_with_lender(job, of_seed))
     jobs += of_seed
   _check_plans(jobs)
-  return Sweep(output, min(flag_values.jobs, len(jobs)), _lenders_first(jobs))
+  # Those without a lender, then those that borrow from these, and so on: few wait in vain.
+  named = {job.workdir: job for job in jobs}
+  lenders = {job.workdir: [job.lender] if job.lender else [] for job in jobs}
+  order = graphlib.TopologicalSorter(lenders).static_order()
+  return output, min(flag_values.jobs, len(jobs)), [named[name] for name in order]
 
 
 def _methods(names: list[str]) -> list[str]:
@@ -130,17 +131,14 @@ def _methods(names: list[str]) -> list[str]:
   return names
 
 
-def _seeds(texts: list[str]) -> list[int]:
-  if not all(text.isdecimal() for text in texts):
-    raise ConfigError(
-      f"--seeds={','.join(texts)} must be whole numbers with commas between"
-    )
-  return [int(text) for text in texts]
-
-
 def _with_lender(job: Job, earlier: list[Job]) -> Job:
   """Gives it the first of the earlier ones that trains as many states as possible alike."""
-  shared = [reuse.shared_states(job.config, _saved(other.config))[0] for other in earlier]
+  from ssil_jax.training import reuse
+
+  shared = []
+  for config in (other.config for other in earlier):
+    saved = {**config_lib.to_json(config), "method_source": source_hash(config.method)}
+    shared.append(reuse.shared_states(job.config, saved)[0])
   if not any(shared):
     return job
   lender = earlier[shared.index(max(shared))].workdir
@@ -148,13 +146,11 @@ def _with_lender(job: Job, earlier: list[Job]) -> Job:
   return job._replace(lender=lender, arguments=arguments)
 
 
-def _saved(config: config_lib.Config) -> dict[str, Any]:
-  """Returns what its config.json will say of how it is trained."""
-  return {**config_lib.to_json(config), "method_source": source_hash(config.method)}
-
-
 def _check_plans(jobs: list[Job]) -> None:
   """Raises UserError, before any training, for what the data and a method rule out."""
+  from ssil_jax.data.opening import open_dataset
+  from ssil_jax.training.plan import make_plan
+
   dataset = open_dataset(jobs[0].config)  # the same for all
   for method, job in {job.config.method: job for job in jobs}.items():
     try:
@@ -164,16 +160,6 @@ def _check_plans(jobs: list[Job]) -> None:
       raise ConfigError(
         "\n".join(f"--methods: {method}: {line}" for line in lines)
       ) from error
-
-
-def _lenders_first(jobs: list[Job]) -> list[Job]:
-  """Returns those without a lender, then those that borrow from these, and so on.
-
-  So few wait in vain.
-  """
-  named = {job.workdir: job for job in jobs}
-  lenders = {job.workdir: [job.lender] if job.lender else [] for job in jobs}
-  return [named[name] for name in graphlib.TopologicalSorter(lenders).static_order()]
 
 
 class Runner:
@@ -227,6 +213,9 @@ class Runner:
   def _run(self, job: Job) -> bool:
     """Returns whether the job went well; its output goes to WORKDIR.log."""
     name = job.workdir.name
+    # So that it finds this package where it is, installed or not.
+    root = str(pathlib.Path(__file__).resolve().parents[2])
+    python_path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     # The lender was submitted earlier, so that it has been started.
     if job.lender is not None and not self._finished[job.lender].result():
       if not self._stopped:
@@ -240,7 +229,7 @@ class Runner:
           print(f"{name} ...", flush=True)
           process = subprocess.Popen(
             [*self._command, *job.arguments],
-            env={**os.environ, "PYTHONPATH": _python_path()},
+            env={**os.environ, "PYTHONPATH": python_path},
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,  # so that Ctrl-C reaches it once, from here
@@ -276,34 +265,29 @@ def _signals_as_interrupts() -> Iterator[None]:
       signal.signal(number, handler)
 
 
-def _python_path() -> str:
-  """For a process that finds this package where it is, installed or not."""
-  root = str(pathlib.Path(__file__).resolve().parents[2])
-  return os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-
-
 def main(argv: Sequence[str]) -> int:
   """Returns the exit code."""
   if command_line.wants_help(argv):
     print(help_text())
     return 0
+  from ssil_jax.commands import compare  # only now: help is there at once
+  from ssil_jax.reports.results import has_finished_state
+
   try:
     with _signals_as_interrupts():
-      sweep = parse(argv)
-      sweep.output.mkdir(parents=True, exist_ok=True)
-      done = Runner(sweep.num_jobs).run(sweep.jobs)
-      started = [j.workdir for j in sweep.jobs if has_finished_state(j.workdir)]
+      output, num_jobs, jobs = parse(argv)
+      output.mkdir(parents=True, exist_ok=True)
+      done = Runner(num_jobs).run(jobs)
+      started = [job.workdir for job in jobs if has_finished_state(job.workdir)]
       compared = 0
       if started:
         workdirs = [f"--workdir={workdir}" for workdir in started]
-        compared = compare.main(["compare.py", *workdirs, f"--output={sweep.output}"])
+        compared = compare.main(["compare.py", *workdirs, f"--output={output}"])
   except UserError as error:
     return command_line.print_error(error)
   except OSError as error:
-    remedy = "name a folder that can be written"
-    return command_line.print_error(
-      ConfigError(f"--output cannot be used: {error}; {remedy}")
-    )
+    what = f"--output cannot be used: {error}; name a folder that can be written"
+    return command_line.print_error(ConfigError(what))
   except KeyboardInterrupt:
     print("interrupted: rerun the command to resume", file=sys.stderr)
     return _INTERRUPTED

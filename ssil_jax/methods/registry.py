@@ -24,7 +24,7 @@ from ssil_jax.methods.lwf import LWF
 from ssil_jax.methods.ssil import SSIL
 from ssil_jax.methods.ssil_tkd import SSIL_TKD
 from ssil_jax.methods.wa import WA
-from ssil_jax.settings import fields_of
+from ssil_jax.settings import check_types, fields_of
 
 METHODS: Mapping[str, Method] = {
   "ssil": SSIL,
@@ -131,9 +131,15 @@ def _mistakes(method: Method) -> Iterator[str]:
   own = {field.name: field.type for field in fields_of(settings)}
   for name in own.keys() & _IN_CONFIG_JSON:
     yield f"its setting {name} has a name that config.json needs: rename it"
-  shared = {field.name for field in fields_of(Config)}
-  for name in sorted({*method.defaults, *method.fixed} - shared):
-    yield f"{name}, of its defaults, is no shared setting: take it out"
+  shared = {field.name: field for field in fields_of(Config)}
+  for name, value in sorted({**method.defaults, **method.fixed}.items()):
+    if name not in shared:
+      yield f"{name}, of its defaults, is no shared setting: take it out"
+    elif not (callable(value) and name.startswith("milestones")):
+      try:
+        check_types({name: value}, [shared[name]])
+      except ConfigError as error:
+        yield f"of its defaults, {error}"
   owners = {"Config": Config, **{name: known.settings for name, known in METHODS.items()}}
   for owner, others in owners.items():
     for field in fields_of(others):

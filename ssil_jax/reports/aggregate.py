@@ -71,7 +71,13 @@ def alike(run: Run, other: Run) -> bool:
     return False
   seen, other_seen = ([s["num_seen"] for s in r.results["states"]] for r in (run, other))
   agree = seen == other_seen and _agree(settings(run), settings(other))
-  return agree and _agree(*_data(run.config or {}, other.config or {}))
+  configs = run.config or {}, other.config or {}
+  data = [config.get("data") for config in configs]
+  if all(data):
+    return agree and _agree(*data)
+  # Runs by earlier versions have one hash alone, or none.
+  hashes = {c["data_fingerprint"] for c in configs if "data_fingerprint" in c}
+  return agree and len(hashes) <= 1
 
 
 def settings(run: Run) -> dict[str, Any]:
@@ -81,16 +87,6 @@ def settings(run: Run) -> dict[str, Any]:
   """
   saved = run.config or {}
   return {name: saved[name] for name in saved if name not in _NO_SETTINGS}
-
-
-def _data(*configs: dict[str, Any]) -> list[dict[str, Any]]:
-  """Returns what each config.json says of its data, in terms that all have."""
-  parts = [config.get("data") for config in configs]
-  if all(parts):
-    return parts
-  # Runs by earlier versions have one hash alone.
-  names = ("data_fingerprint",)
-  return [{name: config[name] for name in names if name in config} for config in configs]
 
 
 def _agree(ours: dict[str, Any], theirs: dict[str, Any]) -> bool:

@@ -93,6 +93,12 @@ def draw_plots(runs: Sequence[Run]) -> list[Plot]:
   reached = [group for group in groups if len(group.states) > 1]
   single = ", ".join(group.label for group in groups if len(group.states) == 1)
   not_drawn = f"Not drawn, with one state only: {single}." if single else ""
+  lasts = [(group.label, group.states[-1]) for group in reached]
+  gaps = ", ".join(
+    f"{label} {last['score_new'] - last['score_old']:.2f}"
+    for label, last in lasts
+    if last["score_old"] is not None
+  )
   with_loss = [Group(g.label, [run for run in g.runs if run.loss]) for g in groups]
   without = ", ".join(group.label for group in with_loss if not group.runs)
   with matplotlib.rc_context(_STYLE):
@@ -115,7 +121,7 @@ def draw_plots(runs: Sequence[Run]) -> list[Plot]:
         reached,
         _score_figure,
         "Line charts of the mean network output of old and of new classes by number of "
-        f"classes seen, one a run.{_last_gaps(reached)}",
+        "classes seen, one a run." + (f" Last gap, new minus old: {gaps}." if gaps else ""),
         seeds="Lines are means over the seeds of a method.",
         note=not_drawn,
       ),
@@ -143,7 +149,14 @@ def _plot(
   """Draws the groups, if there are any; `seeds` says how several seeds are shown."""
   several = any(len(group.runs) > 1 for group in groups)
   notes = " ".join(text for text in (seeds if several else "", note) if text)
-  return Plot(name, alt, notes, _png(draw(groups)) if groups else None)
+  if not groups:
+    return Plot(name, alt, notes, None)
+  buffer = io.BytesIO()
+  with warnings.catch_warnings():
+    # A box stands for a character that the font lacks; the page has it as text.
+    warnings.filterwarnings("ignore", "Glyph .* missing from font")
+    draw(groups).savefig(buffer, format="png")
+  return Plot(name, alt, notes, buffer.getvalue())
 
 
 def _curve_plot(
@@ -161,16 +174,6 @@ def _curve_plot(
   )
   draw = functools.partial(curves, names=scores, top=top)
   return _plot(name, groups, draw, alt, seeds=seeds, note=note)
-
-
-def _last_gaps(groups: Groups) -> str:
-  lasts = [(group.label, group.states[-1]) for group in groups]
-  gaps = [
-    f"{label} {last['score_new'] - last['score_old']:.2f}"
-    for label, last in lasts
-    if last["score_old"] is not None
-  ]
-  return f" Last gap, new minus old: {', '.join(gaps)}." if gaps else ""
 
 
 def curves(groups: Groups, names: Sequence[str], *, top: float | None = None) -> Figure:
@@ -191,7 +194,12 @@ def curves(groups: Groups, names: Sequence[str], *, top: float | None = None) ->
       if many:
         line.set(linewidth=1.3, markersize=4)
       if len(group.runs) > 1:
-        _band(ax, seen, group.runs, name, color=line.get_color())
+        values = np.array(
+          [[row[name] for row in run.results["states"]] for run in group.runs], np.float64
+        )
+        values = 100 * values[:, ~np.isnan(values).any(axis=0)]  # null became NaN
+        band = {"color": line.get_color(), "alpha": 0.15, "linewidth": 0}
+        ax.fill_between(seen, values.min(0), values.max(0), **band)
     ax.set(title=SCORES[name].panel, xlabel="classes seen")
     ax.tick_params(labelleft=True)
     _class_ticks(ax, limit=20 // len(names))
@@ -200,17 +208,6 @@ def curves(groups: Groups, names: Sequence[str], *, top: float | None = None) ->
   axes[0].set_ylim(-0.03 * top, 1.04 * top)
   _legend(figure, axes[0], [group.label for group in groups])
   return figure
-
-
-def _band(
-  ax: Axes, seen: Sequence[int], runs: Sequence[Run], name: str, *, color: str
-) -> None:
-  """Fills from the lowest to the highest of several runs, where all have a value."""
-  values = np.array(
-    [[row[name] for row in run.results["states"]] for run in runs], dtype=np.float64
-  )
-  values = 100 * values[:, ~np.isnan(values).any(axis=0)]
-  ax.fill_between(seen, values.min(0), values.max(0), color=color, alpha=0.15, linewidth=0)
 
 
 def heat_maps(groups: Groups) -> Figure:
@@ -331,12 +328,3 @@ def _legend(figure: Figure, ax: Axes, labels: Sequence[str]) -> None:
   further_rows = math.ceil(len(labels) / columns) - 1
   figure.set_figheight(figure.get_figheight() + 0.2 * further_rows)
   figure.legend(ax.get_lines(), labels, loc="outside upper left", ncols=columns)
-
-
-def _png(figure: Figure) -> bytes:
-  buffer = io.BytesIO()
-  with warnings.catch_warnings():
-    # A box stands for a character that the font lacks; the page has it as text.
-    warnings.filterwarnings("ignore", "Glyph .* missing from font")
-    figure.savefig(buffer, format="png")
-  return buffer.getvalue()

@@ -27,13 +27,10 @@ _Table = tuple[str, list[str], list[list[str]]]  # heading, names of columns, ro
 
 
 def write_report(workdirs: Sequence[Path], output: Path) -> Path:
-  """Writes the page and, next to it, its figures as PNG files.
+  """Writes the page `output` and, in the folder `figures` beside it, its figures as PNG.
 
   Each file is replaced, even where it is a link: to what, someone else may have chosen.
-
-  Args:
-    workdirs: work directories of runs, in the order in which they are shown.
-    output: the HTML file; figures go to the folder `figures` beside it.
+  Runs are shown in the order of `workdirs`.
 
   Returns:
     `output`.
@@ -76,26 +73,22 @@ def _render(runs: Sequence[Run], plots: Sequence[Plot]) -> str:
   )
   labels = tables.run_labels(runs)
   labelled = list(zip(labels, runs, strict=True))
+  titles, datasets = (
+    ", ".join(dict.fromkeys(run.results[name] for run in runs))
+    for name in ("method_title", "dataset")
+  )
   return environment.get_template("report.html.jinja").render(
     tables=tables,
     runs=runs,
     labelled=labelled,
     plots=plots,
-    title=_page_title(runs),
+    title=f"{titles} on {datasets}",
     note=tables.comparability_note(runs),
     unfinished=[label for label, run in labelled if tables.progress(run.results)],
     settings=_settings_tables(labels, _settings_rows(runs)),
     over_seeds=tables.over_seeds(runs),
     schedules=_schedules(labels, runs),
   )
-
-
-def _page_title(runs: Sequence[Run]) -> str:
-  titles, datasets = (
-    ", ".join(dict.fromkeys(run.results[name] for run in runs))
-    for name in ("method_title", "dataset")
-  )
-  return f"{titles} on {datasets}"
 
 
 def _settings_rows(runs: Sequence[Run]) -> list[list[str]]:

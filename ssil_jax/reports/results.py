@@ -128,10 +128,8 @@ _CONFIG = Draft202012Validator(
 )
 _LOSS = {"state": _COUNT, "step": _COUNT, "loss": _NUMBER}
 _METRICS_LINE = Draft202012Validator(_object(**_LOSS))
-_MEASURES = ("learning_rate", "images_per_second", "input_wait")
-_JOURNAL_LINE = Draft202012Validator(
-  _object(**_LOSS, top1=_FRACTION, **dict.fromkeys(_MEASURES, _NUMBER))
-)
+_MEASURED = dict.fromkeys(("learning_rate", "images_per_second", "input_wait"), _NUMBER)
+_JOURNAL_LINE = Draft202012Validator(_object(**_LOSS, top1=_FRACTION, **_MEASURED))
 
 
 def load_run(workdir: Path) -> Run:
@@ -150,17 +148,18 @@ def load_run(workdir: Path) -> Run:
     )
   results = _parse(_read(path), _RESULTS, path)
   _check_states(results["states"], path)
-  return Run(
-    folder=_printable(workdir.resolve().name),
-    results=results,
-    schedule=_optional(workdir / "schedule.json", _SCHEDULE) or [],
-    loss=_load_loss(workdir / "metrics.jsonl"),
-    config=_optional(workdir / "config.json", _CONFIG),
+  schedule, config = (
+    _parse(_read(path), schema, path) if path.is_file() else None
+    for path, schema in (
+      (workdir / "schedule.json", _SCHEDULE),
+      (workdir / "config.json", _CONFIG),
+    )
   )
-
-
-def _optional(path: Path, schema: Draft202012Validator) -> Any:
-  return _parse(_read(path), schema, path) if path.is_file() else None
+  path = workdir / "metrics.jsonl"
+  rows = _rows(path, _METRICS_LINE) if path.is_file() else []
+  columns = (np.array([row[name] for row in rows]) for name in ("step", "loss", "state"))
+  loss = LossCurve(*columns) if rows else None
+  return Run(_printable(workdir.resolve().name), results, schedule or [], loss, config)
 
 
 def _wrong(place: Path | str, what: str) -> DataError:
@@ -219,12 +218,6 @@ def _check_states(states: Sequence[dict[str, Any]], path: Path) -> None:
     if any(len(line) != number for line in (row["confusion"], *row["confusion"])):
       raise _wrong(path, f"{place}.confusion must be {number} lists of {number} counts")
     num_old = row["num_seen"]
-
-
-def _load_loss(path: Path) -> LossCurve | None:
-  rows = _rows(path, _METRICS_LINE) if path.is_file() else []
-  columns = (np.array([row[name] for row in rows]) for name in ("step", "loss", "state"))
-  return LossCurve(*columns) if rows else None
 
 
 def load_journal(workdir: Path) -> list[dict[str, Any]]:

@@ -44,15 +44,13 @@ def run_labels(runs: Sequence[Run]) -> list[str]:
   Runs of one title are told apart by data set, |M|, T and seed, then by the name of the
   folder, then by a number. A run with states to come says how many it has done.
   """
-  labels = _labels(runs, _DISTINCTIONS, [run.folder for run in runs])
-  return [
-    _join((*label, progress(run.results))) for run, label in zip(runs, labels, strict=True)
-  ]
+  endings = [progress(run.results) for run in runs]
+  return _labels(runs, _DISTINCTIONS, [run.folder for run in runs], endings)
 
 
 def _labels(
-  runs: Sequence[Run], distinctions: dict[str, str], extras: Sequence[str]
-) -> list[tuple[str, ...]]:
+  runs: Sequence[Run], distinctions: dict[str, str], extras: list[str], endings: list[str]
+) -> list[str]:
   """Returns titles and, where runs share one, what differs, an extra, a number."""
   labels = []
   for results in (run.results for run in runs):
@@ -71,13 +69,11 @@ def _labels(
       (*label, extra) if counts[label] > 1 else label
       for label, extra in zip(labels, column, strict=True)
     ]
-  return labels
-
-
-def _join(label: Sequence[str]) -> str:
-  title, *details = label
-  details = [detail for detail in details if detail]
-  return f"{title} ({', '.join(details)})" if details else title
+  texts = []
+  for (title, *details), ending in zip(labels, endings, strict=True):
+    shown = ", ".join(filter(None, (*details, ending)))
+    texts.append(f"{title} ({shown})" if shown else title)
+  return texts
 
 
 class OverSeeds(NamedTuple):
@@ -107,13 +103,14 @@ def over_seeds(runs: Sequence[Run]) -> OverSeeds | None:
   labels = run_labels(runs)
   members = [[runs[number] for number in numbers] for numbers in groups]
   firsts = [group[0] for group in members]
-  names = _labels(firsts, _GROUP_DISTINCTIONS, _differing_settings(firsts))
+  extras, endings = _differing_settings(firsts), [""] * len(firsts)
+  names = _labels(firsts, _GROUP_DISTINCTIONS, extras, endings)
   notes = [
     ", ".join([*(labels[n] for n, why in left_out.items() if why == reason), reason])
     for reason in dict.fromkeys(left_out.values())
   ]
   return OverSeeds(
-    [Group(_join(name), group) for name, group in zip(names, members, strict=True)],
+    [Group(name, group) for name, group in zip(names, members, strict=True)],
     [Group(labels[number], [runs[number]]) for number in left_out],
     f"Left out of the means over seeds: {'; '.join(notes)}." if notes else "",
   )
@@ -304,13 +301,10 @@ def _duration(seconds: float) -> str:
 def schedule_table(
   rows: Sequence[dict[str, Any]], *, title: str, drop: float, settings: dict[str, Any]
 ) -> Table:
-  """Returns the schedule as it is printed before training.
+  """Returns the schedule as it is printed before training, from rows of schedule.json.
 
-  Args:
-    rows: of schedule.json.
-    title: of the table.
-    drop: factor of the learning rate at each drop.
-    settings: what else the method trains with.
+  `drop` is the factor of the learning rate at each drop; `settings` is what else the method
+  trains with.
   """
   table = Table(
     title=title,

@@ -127,4 +127,4 @@ class StepMetrics:
       self._session.recorder.add(record)
     if self._session.display is not None:
       images = num_steps * phase.batch_size
-      self._session.display.update(record, epochs=phase.epochs, images=images)
+      self._session.display.show(record, epochs=phase.epochs, images=images)

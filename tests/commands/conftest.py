@@ -1,9 +1,9 @@
-"""Commands run in this process, each in a folder of its own."""
+"""Commands run in this process, each in a folder of its own, on a network for tests."""
 
-import pathlib
 import sys
 
 import pytest
+from quick import quick_network
 
 from ssil_jax.training import devices
 
@@ -15,8 +15,9 @@ def _in_a_folder_of_its_own(tmp_path, monkeypatch):
   monkeypatch.setattr(sys, "path", [*sys.path])
   monkeypatch.setattr(sys, "dont_write_bytecode", True)  # of files edited in a second
   monkeypatch.setattr(devices, "prepare_cpu_devices", lambda config: None)
-  yield
-  for name, module in list(sys.modules.items()):
-    file = getattr(module, "__file__", None)
-    if file and pathlib.Path(file).is_relative_to(tmp_path):
+  before = {*sys.modules}
+  with quick_network():
+    yield
+  for name in {*sys.modules} - before:
+    if str(getattr(sys.modules[name], "__file__", "")).startswith(str(tmp_path)):
       del sys.modules[name]

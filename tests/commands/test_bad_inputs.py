@@ -4,18 +4,12 @@ import contextlib
 import re
 import shlex
 
-import arranging
 import bad_inputs
 import pytest
 
 from ssil_jax.commands import compare, prepare, run, sweep
 
-MAINS = {
-  "run.py": run.main,
-  "compare.py": compare.main,
-  "sweep.py": sweep.main,
-  "prepare.py": prepare.main,
-}
+COMMANDS = {"run.py": run, "compare.py": compare, "sweep.py": sweep, "prepare.py": prepare}
 ROWS = bad_inputs.rows()
 # What libraries print of a machine that is too busy or not the one they compiled for, some
 # of it long after the call: they begin a line with the place in their own source.
@@ -41,13 +35,13 @@ def contents(folder):
 
 @pytest.mark.parametrize("bad", ROWS, ids=[f"{bad.kind}: {bad.what}" for bad in ROWS])
 def test_the_message_is_right_and_nothing_is_lost(bad, tmp_path, capfd):
-  (tmp_path / "small.cfg").write_text(arranging.SMALL)
+  (tmp_path / "small.cfg").write_text(bad_inputs.SMALL)
   bad_inputs.ARRANGED.get(bad.kind, {}).get(bad.what, lambda folder: None)(tmp_path)
   before = contents(tmp_path)
   script, *arguments = shlex.split(bad.command)
   capfd.readouterr()
   with bad_inputs.MEANWHILE.get(bad.what, contextlib.nullcontext)(tmp_path):
-    assert MAINS[script]([script, *arguments]) == bad.exit_code
+    assert COMMANDS[script].main([script, *arguments]) == bad.exit_code
   errors = own_lines(capfd.readouterr().err).replace(str(tmp_path), "FOLDER")
   pattern = ".*".join(map(re.escape, bad.message.split("…"))) + "\n"
   if not re.fullmatch(pattern, errors):
@@ -58,7 +52,7 @@ def test_the_message_is_right_and_nothing_is_lost(bad, tmp_path, capfd):
 
 
 def test_there_are_rows_for_every_command_and_for_all_that_is_arranged():
-  assert {bad.command.split()[0] for bad in ROWS} == set(MAINS)
+  assert {bad.command.split()[0] for bad in ROWS} == set(COMMANDS)
   named = [(bad.kind, bad.what) for bad in ROWS]
   assert len(named) == len(set(named)) >= 130
   arranged = {(kind, what) for kind, rows in bad_inputs.ARRANGED.items() for what in rows}

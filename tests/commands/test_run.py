@@ -1,12 +1,17 @@
 """The command line of run.py, its help, and what a signal leaves."""
 
+import inspect
 import json
 import os
+import re
+import runpy
 import signal
 import subprocess
 import sys
+import threading
+import time
 
-import arranging
+import bad_inputs
 import pytest
 from folders import ROOT
 from small_runs import records
@@ -15,32 +20,30 @@ from ssil_jax import commands
 from ssil_jax.commands import command_line, compare, prepare, run, sweep
 from ssil_jax.config import Config, fields_of
 from ssil_jax.methods import METHODS
+from ssil_jax.reports.results import has_finished_state
 
 SCRIPT = ROOT / "experiments" / "run.py"
+COMMANDS = {"run": run, "sweep": sweep, "prepare": prepare, "compare": compare}
 
 
 def config_of(*arguments):
   return run.parse(["run.py", *arguments]).config
 
 
-def test_later_flags_win_over_a_flag_file():
+def test_later_flags_win_over_a_flag_file_which_is_looked_up_as_given_first(tmp_path):
   config = config_of("--flagfile=quickstart.cfg", "--epochs=3")
   assert (config.epochs, config.num_states, config.memory_size) == (3, 5, 10)
+  (tmp_path / "quickstart.cfg").write_text("--seed=7\n")
+  config = config_of("--flagfile=quickstart.cfg")
+  assert (config.seed, config.memory_size) == (7, 10_000)
 
 
-def test_a_flag_file_is_looked_up_as_given_first(tmp_path):
-  (tmp_path / "mine.cfg").write_text("--seed=7\n")
-  assert config_of(f"--flagfile={tmp_path / 'mine.cfg'}").seed == 7
-
-
-@pytest.mark.parametrize("name", command_line.flagfile_names())
-def test_flag_files_are_valid_with_an_image_folder(name):
-  config = config_of(f"--flagfile={name}", "--dataset=image_folder")
-  assert config.dataset == "image_folder"
-
-
-def test_flag_files_of_the_paper_keep_its_settings():
-  config = config_of("--flagfile=imagenet.cfg", "--dataset=image_folder")
+def test_flag_files_are_valid_with_an_image_folder_and_keep_the_papers_settings():
+  configs = {
+    name: config_of(f"--flagfile={name}", "--dataset=image_folder")
+    for name in command_line.flagfile_names()
+  }
+  config = configs["imagenet.cfg"]
   assert (config.num_states, config.memory_size) == (10, 10_000)
   assert (config.batch_size_new, config.batch_size_memory) == (128, 32)
   assert (config.epochs_first, config.milestones_first) == (100, (40, 80))
@@ -48,59 +51,44 @@ def test_flag_files_of_the_paper_keep_its_settings():
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_keeps_the_finished_states(tmp_path, number, code):
-  flags = [
-    "--flagfile=quickstart.cfg",
-    "--width=4",
-    "--epochs_first=1",
-    "--epochs=10000",
-    f"--workdir={tmp_path}",
-  ]
-  child = subprocess.Popen(
-    [sys.executable, "-u", SCRIPT, *flags],
-    stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE,
-    text=True,
-  )
-  for line in child.stdout:
-    if line.startswith("state 1/5 done"):  # and saved; state 2 is about to compile
-      child.send_signal(number)
-      break
-  _, error = child.communicate(timeout=60)
-  assert child.returncode == code
-  assert error.splitlines() == [
+def test_a_signal_keeps_the_finished_states(tmp_path, capfd, number, code):
+  def send():
+    while not has_finished_state(tmp_path / "run"):
+      time.sleep(0.01)
+    os.kill(os.getpid(), number)
+
+  thread = threading.Thread(target=send, daemon=True)
+  thread.start()
+  flags = ["--flagfile=quickstart.cfg", "--epochs_first=1", "--epochs=10000", "--width=1"]
+  assert run.main(["run.py", *flags, "--num_devices=1", "--workdir=run"]) == code
+  thread.join()
+  assert capfd.readouterr().err.splitlines() == [
     "stopping after this step; Ctrl-C again stops at once",
     f"stopped by {number.name}; rerun the command to resume from the last checkpoint",
   ]
-  results = json.loads((tmp_path / "results.json").read_text())
+  results = json.loads((tmp_path / "run" / "results.json").read_text())
   assert [state["state"] for state in results["states"]] == [1]
-  steps = json.loads((tmp_path / "schedule.json").read_text())[0]["steps"]
+  steps = json.loads((tmp_path / "run" / "schedule.json").read_text())[0]["steps"]
   # A checkpoint's number is that of the steps and of the finished states together.
-  assert (tmp_path / "checkpoints" / str(steps + 1)).is_dir()
+  assert (tmp_path / "run" / "checkpoints" / str(steps + 1)).is_dir()
 
 
 # Settings of other methods ---------------------------------------------------------------
 
 
-def test_a_setting_of_another_method_is_named_and_is_no_part_of_the_run(tmp_path):
-  request = run.parse(["run.py", "--method=ssil", "--lucir_lambda=5", "--width=4"])
-  assert request.ignored == ("--lucir_lambda (lucir)",)
-  assert request.given == {"method": "ssil", "width": 4}
+def test_a_setting_of_another_method_is_checked_and_named_and_is_no_part_of_the_run(
+  tmp_path, capsys
+):
   own = config_of("--method=lucir", "--lucir_lambda=5")
   assert own.method_settings.lucir_lambda == 5.0
-
-
-def test_an_ignored_setting_is_checked_all_the_same(capsys):
   # As a flag only: its limits are those of a method that does not run.
   assert run.main(["run.py", "--method=ssil", "--lucir_lambda=much"]) == 2
   assert capsys.readouterr().err == "error: --lucir_lambda=much must be a number\n"
 
-
-def test_a_run_goes_on_with_a_setting_of_another_method(tmp_path, capsys):
-  (tmp_path / "small.cfg").write_text(arranging.SMALL)
-  arranging.FINISHED(tmp_path)
+  (tmp_path / "small.cfg").write_text(bad_inputs.SMALL)
+  bad_inputs.FINISHED(tmp_path)
   capsys.readouterr()
-  assert run.main([*arranging.SAME.split(), "--lucir_lambda=5"]) == 0
+  assert run.main([*bad_inputs.SAME.split(), "--lucir_lambda=5"]) == 0
   lines = capsys.readouterr().out.splitlines()
   assert lines[0] == "no effect on --method=ft: --lucir_lambda (lucir)"
   assert any("states 1 to 2 are done already" in line for line in lines)
@@ -110,9 +98,9 @@ def test_a_run_goes_on_with_a_setting_of_another_method(tmp_path, capsys):
 
 @pytest.mark.parametrize("scores", ["softmax", "logits"])
 def test_il2m_takes_all_of_ft_whichever_scores_it_rectifies(tmp_path, scores):
-  (tmp_path / "small.cfg").write_text(arranging.SMALL)
-  arranging.FINISHED(tmp_path)
-  command = [*arranging.BORROWING.split(), "--method=il2m", f"--il2m_scores={scores}"]
+  (tmp_path / "small.cfg").write_text(bad_inputs.SMALL)
+  bad_inputs.FINISHED(tmp_path)
+  command = [*bad_inputs.BORROWING.split(), "--method=il2m", f"--il2m_scores={scores}"]
   assert run.main(command) == 0
   results = json.loads((tmp_path / "new" / "results.json").read_text())
   taken = [state["from_workdir"] for state in results["states"]]
@@ -125,20 +113,24 @@ def test_il2m_takes_all_of_ft_whichever_scores_it_rectifies(tmp_path, scores):
 
 def test_help_has_all_settings_in_eighty_columns(capsys):
   texts = {}
-  for name, command in (
-    ("run", run),
-    ("sweep", sweep),
-    ("prepare", prepare),
-    ("compare", compare),
-  ):
-    assert command.main([f"{name}.py", "--help"]) == 0
-    texts[name] = capsys.readouterr().out
+  for name, command in COMMANDS.items():
+    for flag in ("--help", "-h"):
+      assert command.main([f"{name}.py", flag]) == 0
+      texts[name], error = capsys.readouterr()
+      assert error == ""
     assert max(map(len, texts[name].splitlines())) <= 80
+  first_lines = [text.splitlines()[0] for text in texts.values()]
+  assert first_lines == [command.__doc__.splitlines()[0] for command in COMMANDS.values()]
+  for name, flags in (
+    ("compare", "workdir output"),
+    ("sweep", "methods seeds output jobs"),
+  ):
+    assert re.findall(r"^  --(\w+)$", texts[name], re.MULTILINE) == flags.split()
   lines = texts["run"].splitlines()
   shared = [f"  --{field.name}" for field in fields_of(Config)]
-  assert sorted(set(lines) & set(shared)) == sorted(shared)
+  assert sorted(line for line in lines if line.startswith("  --")) == sorted(shared)
   own = [f"      --{f.name}" for m in METHODS.values() for f in fields_of(m.settings)]
-  assert sorted(line for line in lines if line.startswith("      --")) == sorted(own)
+  assert [line for line in lines if line.startswith("      --")] == own
   assert len(own) >= 10
   for name in command_line.flagfile_names():
     assert name in texts["run"]
@@ -147,10 +139,32 @@ def test_help_has_all_settings_in_eighty_columns(capsys):
   assert [line for line in lines[:place] if line[:4].strip()][-1] == "  lucir"
 
 
+def test_help_has_the_settings_of_a_method_of_ones_own(tmp_path, capsys):
+  bad_inputs.mine()(tmp_path)
+  (tmp_path / "a.cfg").write_text("--method=mine:MINE\n")
+  for argument in ("--method=mine:MINE", "--flagfile=a.cfg"):
+    assert run.main(["run.py", "--help", argument]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[lines.index("  mine:MINE") :][-2:] == [
+      "      --gamma",
+      "          exponent (default: 2.0)",
+    ]
+  assert run.main(["run.py", "--help", "--method=mine:NONE"]) == 2
+  assert capsys.readouterr().err.startswith("error: --method=mine:NONE: NONE is no Method")
+
+
+def test_help_needs_no_docstrings():  # which `python -OO` leaves out
+  for command in COMMANDS.values():
+    assert "__doc__" not in inspect.getsource(command)
+
+
 def test_help_imports_nothing_heavy():
   heavy = ("orbax", "grain", "sklearn", "tensorflow_datasets", "matplotlib", "tensorstore")
   code = (
-    "import sys\nfrom ssil_jax.commands import run\nrun.main(['run.py', '--help'])\n"
+    "import sys\n"
+    "from ssil_jax.commands import run, sweep\n"
+    "for command in (run, sweep):\n"
+    "  command.main(['x.py', '--help'])\n"
     f"print('imported:', *[name for name in {heavy} if name in sys.modules])"
   )
   done = subprocess.run(
@@ -169,24 +183,33 @@ def test_ssil_jax_tells_its_commands(arguments, monkeypatch, capsys):
   commands.main()
   lines = capsys.readouterr().out.splitlines()
   assert lines[0].startswith("Usage: ssil-jax COMMAND")
-  assert [line.split()[0] for line in lines[2:]] == ["run", "sweep", "prepare", "compare"]
+  assert [line.split()[0] for line in lines[2:]] == list(COMMANDS)
 
 
 def test_ssil_jax_refuses_other_commands(monkeypatch, capsys):
   monkeypatch.setattr(sys, "argv", ["ssil-jax", "train"])
-  with pytest.raises(SystemExit) as caught:
+  with pytest.raises(SystemExit, match="2"):
     commands.main()
-  assert caught.value.code == 2
   out, error = capsys.readouterr()
   assert out == ""
   assert error.startswith("error: there is no command 'train'\nUsage: ssil-jax COMMAND")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_scripts_and_ssil_jax_execute_their_command(monkeypatch, name):
+  executed = []
+  monkeypatch.setattr(commands, "execute", executed.append)
+  runpy.run_path(str(ROOT / "experiments" / f"{name}.py"), run_name="__main__")
+  monkeypatch.setattr(sys, "argv", ["ssil-jax", name, "--help"])
+  commands.main()
+  assert executed == [name, name]
+  assert sys.argv == [f"ssil-jax {name}", "--help"]
 
 
 @pytest.mark.parametrize("command", [[SCRIPT], ["-m", "ssil_jax.commands", "run"]])
 def test_the_command_runs_from_anywhere_without_being_installed(tmp_path, command):
   done = subprocess.run(
     [sys.executable, *command, "--dataset=none"],
-    cwd=tmp_path,
     env={**os.environ, "PYTHONPATH": str(ROOT) if "-m" in command else ""},
     capture_output=True,
     text=True,

@@ -13,29 +13,19 @@ from ssil_jax.reports.results import load_run
 
 def test_load_run_reads_all_files(tmp_path):
   config = {"epochs": 5, "milestones": [2, 4], "data_fingerprint": "x"}
-  run = load_run(write_run(tmp_path / "a", config=config))
+  more = {"statistics": {"a": 0.5, "b": None}, "from_workdir": "/x\u001b"}
+  run = load_run(write_run(tmp_path / "a", results=with_states({}, more), config=config))
   assert run.folder == "a"
-  assert run.results == RESULTS
+  # What cannot be printed is replaced.
+  assert run.results == with_states({}, more | {"from_workdir": "/x\ufffd"})
   assert run.schedule == SCHEDULE
   assert run.config == config
-  np.testing.assert_array_equal(run.loss.steps, [10, 20, 30])
-  np.testing.assert_array_equal(run.loss.losses, [2.0, 1.0, 1.5])
-  np.testing.assert_array_equal(run.loss.states, [1, 1, 2])
+  np.testing.assert_array_equal(run.loss, [[10, 20, 30], [2.0, 1.0, 1.5], [1, 1, 2]])
 
 
 def test_load_run_needs_only_the_results(tmp_path):
   run = load_run(write_run(tmp_path, schedule=None, metrics=None))
   assert (run.schedule, run.loss, run.config) == ([], None, None)
-
-
-def test_what_cannot_be_printed_is_replaced(tmp_path):
-  more = {"statistics": {"a": 0.5, "b": None}, "from_workdir": "/x\u001b"}
-  run = load_run(write_run(tmp_path, results=with_states({}, more)))
-  assert run.results["states"][1] == {
-    **RESULTS["states"][1],
-    **more,
-    "from_workdir": "/x\ufffd",
-  }
 
 
 def test_metrics_of_a_killed_run(tmp_path):
@@ -138,8 +128,3 @@ def test_what_is_wrong_is_named_in_one_line(tmp_path, name, text, what):
   assert message.startswith(f"{path}: {what}")
   assert "\n" not in message
   assert len(message) < 300 + len(str(tmp_path))
-
-
-def test_missing_results(tmp_path):
-  with pytest.raises(DataError, match="results.json does not exist: give the work"):
-    load_run(tmp_path)

@@ -92,18 +92,15 @@ def test_run_labels_with_equal_folders(tmp_path):
   assert tables.run_labels(runs) == ["SS-IL (run, #1)", "SS-IL (run, #2)"]
 
 
-@pytest.mark.parametrize(
-  ("changes", "reason"),
-  [
+def test_comparability_note(tmp_path):
+  for changes, reason in (
     ({}, ""),
     ({"dataset": "birds"}, "different data sets (digits, birds)."),
     ({"num_classes": 10}, "different numbers of classes (4, 10)."),
-  ],
-)
-def test_comparability_note(tmp_path, changes, reason):
-  note = tables.comparability_note(load_runs(tmp_path, {}, changes))
-  assert note.endswith(reason)
-  assert bool(note) == bool(reason)
+  ):
+    note = tables.comparability_note(load_runs(tmp_path, {}, changes))
+    assert note.endswith(reason)
+    assert bool(note) == bool(reason)
 
 
 def test_seed_rows_in_order_of_first_appearance(tmp_path):
@@ -129,28 +126,25 @@ def test_seed_rows_in_order_of_first_appearance(tmp_path):
   assert {" ".join(row) for row in rows} <= set(lines)
 
 
-@pytest.mark.parametrize(
-  ("num_runs", "what"),
-  [
+def test_caption_over_seeds_says_what_the_deviation_is(tmp_path):
+  for num_runs, what in (
     ([2], "n is 2."),
     ([2, 1], "n is 1 or 2, without a deviation where it is 1."),
     ([3, 2, 1], "n is 1, 2 or 3, without a deviation where it is 1."),
-  ],
-)
-def test_caption_over_seeds_says_what_the_deviation_is(tmp_path, num_runs, what):
-  runs = [
-    {"seed": seed, "method_title": title}
-    for title, number in zip("abc", num_runs, strict=False)
-    for seed in range(number)
-  ]
-  caption = tables.over_seeds(load_runs(tmp_path, *runs)).caption
-  assert caption.startswith("Mean ± sample standard deviation (divisor n - 1)")
-  assert caption.endswith(what)
+  ):
+    runs = [
+      {"seed": seed, "method_title": title}
+      for title, number in zip("abc", num_runs, strict=False)
+      for seed in range(number)
+    ]
+    caption = tables.over_seeds(load_runs(tmp_path, *runs)).caption
+    assert caption.startswith("Mean ± sample standard deviation (divisor n - 1)")
+    assert caption.endswith(what)
 
 
-@pytest.mark.parametrize(
-  "changes",
-  [
+def test_nothing_over_seeds_of_runs_that_differ_otherwise(tmp_path):
+  first = load_run(write_run(tmp_path / "a"))
+  for changes in (
     {"seed": 7},  # the same again
     {"dataset": "birds"},
     {"method_title": "FT"},
@@ -158,11 +152,9 @@ def test_caption_over_seeds_says_what_the_deviation_is(tmp_path, num_runs, what)
     {"num_classes": 10},
     {"num_states": 3},  # not finished
     {"states": with_states({"num_seen": 3}, {"num_old": 3})["states"]},
-  ],
-)
-def test_nothing_over_seeds_of_runs_that_differ_otherwise(tmp_path, changes):
-  runs = [write_run(tmp_path / "a"), write_run(tmp_path / "b", **{"seed": 1, **changes})]
-  assert tables.over_seeds([load_run(workdir) for workdir in runs]) is None
+  ):
+    other = load_run(write_run(tmp_path / "b", **{"seed": 1, **changes}))
+    assert tables.over_seeds([first, other]) is None, changes
 
 
 @pytest.mark.parametrize(
@@ -243,20 +235,14 @@ def test_statistics_table():
     assert tables.statistics_table(with_states(nothing, nothing))[1] == []
 
 
-@pytest.mark.parametrize(
-  ("origins", "note"),
-  [
+def test_origin_note():
+  one, two = "State 1 was trained in /a", "State 2 was trained in /b"
+  for origins, note in (
     ((None, None), ""),
-    (("/a", None), "State 1 was trained in /a and taken from there."),
+    (("/a", None), f"{one} and taken from there."),
     (("/a", "/a"), "States 1 to 2 were trained in /a and taken from there."),
-    (
-      ("/a", "/b"),
-      "State 1 was trained in /a and taken from there. State 2 was trained in /b and "
-      "taken from there.",
-    ),
-  ],
-)
-def test_origin_note(origins, note):
-  states = [{"from_workdir": origin} for origin in origins]
-  assert tables.origin_note(with_states(*states)) == note
+    (("/a", "/b"), f"{one} and taken from there. {two} and taken from there."),
+  ):
+    states = [{"from_workdir": origin} for origin in origins]
+    assert tables.origin_note(with_states(*states)) == note
   assert tables.origin_note(RESULTS) == ""  # of an older file

@@ -33,7 +33,7 @@ class Told:
   def add(self, record):
     self.records.append(record)
 
-  def update(self, record, **shown):
+  def show(self, record, **shown):
     pass
 
 
