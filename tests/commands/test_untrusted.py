@@ -8,6 +8,8 @@ types are arrays, scalars, complex numbers and tuples. There is no pickle in it.
 """
 
 import ast
+import contextlib
+import gzip
 import io
 import json
 import os
@@ -16,6 +18,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+import tarfile
 import zlib
 
 import archives
@@ -26,6 +29,7 @@ import pytest
 from folders import ROOT
 
 from ssil_jax.commands import run
+from ssil_jax.errors import DataError
 from ssil_jax.reports import page
 
 SOURCES = sorted((ROOT / "ssil_jax").rglob("*.py")) + sorted(
@@ -210,6 +214,60 @@ def test_a_report_does_not_follow_a_link_in_a_work_directory(workdir, tmp_path):
   page.write_report([workdir], workdir / "report.html")
   assert precious.read_text() == "mine"
   assert not any(link.is_symlink() for link in links)
+
+
+# Archives -------------------------------------------------------------------------------
+
+# Names, types and targets of members of a tar.
+HOSTILE = {
+  "parent folders": [("../../../outside/{image}", tarfile.REGTYPE, "")],
+  "folders and parents": [("a/../../../outside/{image}", tarfile.REGTYPE, "")],
+  "absolute": [("{root}/outside/{image}", tarfile.REGTYPE, "")],
+  "hidden": [("../../outside/.{image}", tarfile.REGTYPE, "")],
+  "link": [
+    ("link", tarfile.SYMTYPE, "{root}/outside"),
+    ("link/{image}", tarfile.REGTYPE, ""),
+  ],
+  "hard link": [("{image}", tarfile.LNKTYPE, "{root}/outside/victim")],
+  "device": [("{image}", tarfile.CHRTYPE, "")],
+  "pipe": [("{image}", tarfile.FIFOTYPE, "")],
+}
+EXTENDED = {  # archive -> data set, and the name of an image in it
+  "ILSVRC2012_img_train.tar": ("imagenet", "n01440764.tar"),
+  "images_000.tar": ("landmarks_v2/1k", "0123456789abcdef.jpg"),
+  "cifar-100-binary.tar.gz": ("cifar100", "cifar-100-binary/train.bin"),
+}
+
+
+@pytest.mark.parametrize("evil", HOSTILE)
+@pytest.mark.parametrize("archive", EXTENDED)
+def test_nothing_is_written_outside_whatever_an_archive_holds(tmp_path, archive, evil):
+  dataset, image_name = EXTENDED[archive]
+  folder, target = tmp_path / "archives", tmp_path / "a" / "b" / "data"
+  (tmp_path / "outside").mkdir()
+  (tmp_path / "outside" / "victim").write_text("as it was")
+  archives.imagenet(folder)
+  archives.landmarks(folder, {1: 60, 2: 60})
+  archives.cifar(folder)
+  packed = archive.endswith(".gz")
+  content = (folder / archive).read_bytes()
+  file = io.BytesIO(gzip.decompress(content) if packed else content)
+  with tarfile.open(fileobj=file, mode="a") as tar:
+    for name, kind, link in HOSTILE[evil]:
+      info = tarfile.TarInfo(name.format(image=image_name, root=tmp_path))
+      info.type, info.linkname = kind, link.format(root=tmp_path)
+      data = archives.image(7) if kind == tarfile.REGTYPE else b""
+      info.size = len(data)
+      tar.addfile(info, io.BytesIO(data))
+  content = file.getvalue()
+  (folder / archive).write_bytes(gzip.compress(content) if packed else content)
+  before = contents(tmp_path)
+  with contextlib.suppress(DataError):
+    archives.prepare(dataset, folder, target)
+  after = contents(tmp_path)
+  assert {path: after[path] for path in after if target not in path.parents} == before
+  assert all(path.is_dir() or path.is_file() for path in target.rglob("*"))
+  assert not any(path.is_symlink() for path in target.rglob("*"))
 
 
 # Prepared data sets ---------------------------------------------------------------------
