@@ -212,14 +212,18 @@ def compare(folder, arguments, numbers, *, seed, **options):
   return len(digests(undisturbed)), differences(undisturbed, disturbed)
 
 
-def main():
+def make_parser():
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("--kills", type=int, default=30)
   parser.add_argument("--signal", default="KILL", choices=["KILL", "TERM", "INT"])
   parser.add_argument("--seed", type=int, default=0)
   parser.add_argument("--folder", help="where both runs are kept (default: none are)")
   parser.add_argument("arguments", nargs="*", help="of run.py, after --")
-  options = parser.parse_args()
+  return parser
+
+
+def main():
+  options = make_parser().parse_args()
   with tempfile.TemporaryDirectory() as temporary:
     folder = pathlib.Path(options.folder or temporary)
     folder.mkdir(parents=True, exist_ok=True)
