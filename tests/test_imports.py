@@ -21,10 +21,16 @@ CORE = FLOORS[3]
 def imported(path):
   """The parts of the package that a file imports."""
   for node in ast.walk(ast.parse(path.read_text())):
-    if isinstance(node, ast.ImportFrom) and node.module == "ssil_jax":
-      yield from (alias.name for alias in node.names)
-    elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ssil_jax."):
-      yield node.module.split(".")[1]
+    names = []
+    if isinstance(node, ast.Import):
+      names = [alias.name for alias in node.names]
+    elif isinstance(node, ast.ImportFrom):
+      assert node.level == 0, f"{path}: imports are absolute"
+      names = [f"{node.module}.{alias.name}" for alias in node.names]
+    for name in names:
+      package, *parts = name.split(".")
+      if package == "ssil_jax" and parts:
+        yield parts[0]
 
 
 def test_imports_go_one_way():
