@@ -308,7 +308,12 @@ def print_error(error: UserError) -> int:
   """Prints the lines of an error; returns the exit code."""
   with contextlib.suppress(OutputError):  # then there is nowhere left to say it
     for line in filter(None, str(error).split("\n")):
-      # Names of files may hold anything, also what drives a terminal.
-      shown = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
-      print(f"error: {''.join(shown)}", file=sys.stderr)
+      print(f"error: {printable(line)}", file=sys.stderr)
   return error.exit_code
+
+
+def printable(line: str) -> str:
+  """Escapes what drives a terminal, which names of files may hold, too."""
+  return "".join(
+    c if c.isprintable() else c.encode("unicode_escape").decode() for c in line
+  )

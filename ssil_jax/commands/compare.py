@@ -60,7 +60,8 @@ def main(argv: Sequence[str]) -> int:
     return command_line.print_error(error)
   console = Console(emoji=False)  # paths may look like emoji codes
   console.print(tables.comparison_table(runs))
-  lines = [tables.comparability_note(runs), f"report: {output.resolve()}"]
+  notes = [tables.not_averaged_note(runs), tables.comparability_note(runs)]
+  lines = [*notes, f"report: {output.resolve()}"]
   if over_seeds := tables.over_seeds(runs):
     console.print()
     console.print(tables.seed_table(over_seeds))

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import contextlib
+import enum
 import graphlib
 import os
 import pathlib
@@ -45,6 +46,11 @@ _HELP = {
 # -P: without the current folder, which a method of one's own is looked up in last.
 _RUN = (sys.executable, "-P", "-m", "ssil_jax.commands", "run")
 _INTERRUPTED = 128 + signal.SIGINT  # what a shell reports after Ctrl-C
+_STOPPED = {  # exit codes of runs that saved first, and of those that could not
+  code
+  for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL)
+  for code in (128 + number, -number)
+}
 _SET_HERE = ("method", "seed", "workdir", "from_workdir")  # flags of run.py
 
 
@@ -54,7 +60,17 @@ class Job(NamedTuple):
   workdir: pathlib.Path
   config: config_lib.Config
   arguments: list[str]  # of run.py
+  ignored: tuple[str, ...]  # settings of other methods
   lender: pathlib.Path | None = None  # the work directory that states are taken from
+
+
+class Outcome(enum.Enum):
+  """How a job ended."""
+
+  DONE = enum.auto()
+  STOPPED = enum.auto()  # by a signal
+  FAILED = enum.auto()
+  NOT_RUN = enum.auto()
 
 
 def help_text() -> str:
@@ -106,7 +122,8 @@ def parse(argv: Sequence[str]) -> tuple[pathlib.Path, int, list[Job]]:
       chosen = [f"--method={method}", f"--seed={seed}", f"--workdir={workdir}"]
       request = run.parse(["run.py", *passed_on, *chosen], methods=methods)
       # Without the settings of other methods, which its process may not know.
-      job = Job(workdir, request.config, run.arguments_of(request.given))
+      arguments = run.arguments_of(request.given)
+      job = Job(workdir, request.config, arguments, request.ignored)
       of_seed.append(_with_lender(job, of_seed))
     jobs += of_seed
   _check_plans(jobs)
@@ -179,15 +196,15 @@ class Runner:
       for number in range(num_jobs):
         self._shares.put(cores[number::num_jobs])
 
-  def run(self, jobs: list[Job]) -> bool:
-    """Returns whether all went well; on KeyboardInterrupt, interrupts the runs, too."""
+  def run(self, jobs: list[Job]) -> list[Outcome]:
+    """Returns how each ended; on KeyboardInterrupt, interrupts the runs, too."""
     with concurrent.futures.ThreadPoolExecutor(
       self._num_jobs, initializer=self._take_share
     ) as pool:
       try:
         for job in jobs:
           self._finished[job.workdir] = pool.submit(self._run, job)
-        done = [future.result() for future in self._finished.values()]
+        outcomes = [future.result() for future in self._finished.values()]
       except KeyboardInterrupt:
         self._stop(signal.SIGINT)
         print("the runs stop after their step; Ctrl-C again kills them", file=sys.stderr)
@@ -196,7 +213,7 @@ class Runner:
         except KeyboardInterrupt:
           self._stop(signal.SIGKILL)
         raise
-    return all(done)
+    return outcomes
 
   def _stop(self, number: signal.Signals) -> None:
     """Starts nothing more, and sends a signal to what runs."""
@@ -210,22 +227,23 @@ class Runner:
     if not self._shares.empty():
       os.sched_setaffinity(0, self._shares.get())
 
-  def _run(self, job: Job) -> bool:
-    """Returns whether the job went well; its output goes to WORKDIR.log."""
+  def _run(self, job: Job) -> Outcome:
+    """Returns how the job ended; its output goes to WORKDIR.log."""
     name = job.workdir.name
     # So that it finds this package where it is, installed or not.
     root = str(pathlib.Path(__file__).resolve().parents[2])
     python_path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     # The lender was submitted earlier, so that it has been started.
-    if job.lender is not None and not self._finished[job.lender].result():
+    if job.lender and self._finished[job.lender].result() is not Outcome.DONE:
       if not self._stopped:
         print(f"{name} needs {job.lender.name}, and is not run", flush=True)
-      return False
+      return Outcome.NOT_RUN
     try:
       with open(f"{job.workdir}.log", "a", encoding="utf-8") as log:
+        start = log.tell()
         with self._lock:
           if self._stopped:
-            return False
+            return Outcome.NOT_RUN
           print(f"{name} ...", flush=True)
           process = subprocess.Popen(
             [*self._command, *job.arguments],
@@ -240,13 +258,30 @@ class Runner:
           self._processes.remove(process)
     except OSError as error:
       print(f"{name} cannot be run: {error}", flush=True)
-      return False
-    if code in (_INTERRUPTED, 128 + signal.SIGTERM, -signal.SIGKILL):
-      outcome = "stopped"
-    else:
-      outcome = "done" if code == 0 else f"failed with exit code {code}, see {log.name}"
-    print(f"{name} {outcome}", flush=True)
-    return code == 0
+      return Outcome.FAILED
+    if code == 0:
+      print(f"{name} done", flush=True)
+      return Outcome.DONE
+    if code in _STOPPED:
+      print(f"{name} stopped", flush=True)
+      return Outcome.STOPPED
+    failed = f"{name} failed with exit code {code}, see {log.name}"
+    reasons = _reasons(log.name, start)
+    # At once: other threads print, too.
+    print("\n  ".join([f"{failed}:" if reasons else failed, *reasons]), flush=True)
+    return Outcome.FAILED
+
+
+def _reasons(log: str, start: int) -> list[str]:
+  """Returns the error lines after `start` in a log; if there are none, its last line."""
+  try:
+    with open(log, encoding="utf-8", errors="replace") as file:
+      file.seek(start)
+      lines = [line for line in file.read().split("\n") if line.strip()]
+  except OSError:
+    return []  # its name is said
+  errors = [line for line in lines if line.startswith("error: ")]
+  return [command_line.printable(line) for line in errors or lines[-1:]]
 
 
 @contextlib.contextmanager
@@ -277,11 +312,23 @@ def main(argv: Sequence[str]) -> int:
     with _signals_as_interrupts():
       output, num_jobs, jobs = parse(argv)
       output.mkdir(parents=True, exist_ok=True)
-      done = Runner(num_jobs).run(jobs)
-      started = [job.workdir for job in jobs if has_finished_state(job.workdir)]
+      no_effect = [
+        setting
+        for setting in jobs[0].ignored
+        if all(setting in job.ignored for job in jobs)
+      ]
+      if no_effect:
+        print(f"no effect on any of --methods: {', '.join(no_effect)}", flush=True)
+      outcomes = Runner(num_jobs).run(jobs)
+      # A work directory that was refused may hold results of other settings or sources.
+      accepted = [
+        job.workdir
+        for job, outcome in zip(jobs, outcomes, strict=True)
+        if outcome in (Outcome.DONE, Outcome.STOPPED) and has_finished_state(job.workdir)
+      ]
       compared = 0
-      if started:
-        workdirs = [f"--workdir={workdir}" for workdir in started]
+      if accepted:
+        workdirs = [f"--workdir={workdir}" for workdir in accepted]
         compared = compare.main(["compare.py", *workdirs, f"--output={output}"])
   except UserError as error:
     return command_line.print_error(error)
@@ -291,6 +338,10 @@ def main(argv: Sequence[str]) -> int:
   except KeyboardInterrupt:
     print("interrupted: rerun the command to resume", file=sys.stderr)
     return _INTERRUPTED
-  if not done:
-    print("error: not all runs are done; rerun the command to resume", file=sys.stderr)
-  return compared if done else 1
+  if all(outcome is Outcome.DONE for outcome in outcomes):
+    return compared
+  remedy = "fix what their logs say and " if Outcome.FAILED in outcomes else ""
+  print(
+    f"error: not all runs are done; {remedy}rerun the command to resume", file=sys.stderr
+  )
+  return 1

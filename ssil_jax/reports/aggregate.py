@@ -62,22 +62,32 @@ def group(runs: Sequence[Run]) -> tuple[list[list[int]], dict[int, str]]:
 
 
 def alike(run: Run, other: Run) -> bool:
-  """Returns whether two runs differ in nothing but the seed, as far as their files tell.
+  """Returns whether two runs differ in nothing but the seed, as far as their files tell."""
+  return of_one_kind(run, other) and not differences(run, other)
+
+
+def of_one_kind(run: Run, other: Run) -> bool:
+  """Returns whether they are alike in what labels of runs show, the seed aside."""
+  return all(run.results[key] == other.results[key] for key in _KEYS)
+
+
+def differences(run: Run, other: Run) -> list[str]:
+  """Returns names of what else keeps two runs from being averaged.
 
   A version of the program may know settings that another does not: what only one
   config.json has is not compared.
   """
-  if any(run.results[key] != other.results[key] for key in _KEYS):
-    return False
   seen, other_seen = ([s["num_seen"] for s in r.results["states"]] for r in (run, other))
-  agree = seen == other_seen and _agree(settings(run), settings(other))
+  names = [] if seen == other_seen else ["classes of the states"]
+  for name in _differing(settings(run), settings(other)):
+    names.append("source of the method" if name == "method_source" else name)
   configs = run.config or {}, other.config or {}
   data = [config.get("data") for config in configs]
   if all(data):
-    return agree and _agree(*data)
+    return [*names, "data"] if _differing(*data) else names
   # Runs by earlier versions have one hash alone, or none.
   hashes = {c["data_fingerprint"] for c in configs if "data_fingerprint" in c}
-  return agree and len(hashes) <= 1
+  return [*names, "data"] if len(hashes) > 1 else names
 
 
 def settings(run: Run) -> dict[str, Any]:
@@ -89,8 +99,8 @@ def settings(run: Run) -> dict[str, Any]:
   return {name: saved[name] for name in saved if name not in _NO_SETTINGS}
 
 
-def _agree(ours: dict[str, Any], theirs: dict[str, Any]) -> bool:
-  return all(ours[name] == theirs[name] for name in ours.keys() & theirs.keys())
+def _differing(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
+  return [name for name in ours if name in theirs and ours[name] != theirs[name]]
 
 
 def mean(values: Sequence[float | None]) -> float | None:

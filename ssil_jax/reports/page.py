@@ -87,6 +87,7 @@ def _render(runs: Sequence[Run], plots: Sequence[Plot]) -> str:
     unfinished=[label for label, run in labelled if tables.progress(run.results)],
     settings=_settings_tables(labels, _settings_rows(runs)),
     over_seeds=tables.over_seeds(runs),
+    not_averaged=tables.not_averaged_note(runs),
     schedules=_schedules(labels, runs),
   )
 

@@ -116,6 +116,23 @@ def over_seeds(runs: Sequence[Run]) -> OverSeeds | None:
   )
 
 
+def not_averaged_note(runs: Sequence[Run]) -> str:
+  """Says in one line what keeps finished runs of one method, with several seeds, apart.
+
+  Empty if nothing does. Groups of several runs have it in their labels.
+  """
+  groups, _ = aggregate.group(runs)
+  members = [runs[number] for numbers in groups for number in numbers]
+  differing: dict[str, dict[str, None]] = {}  # title -> names, in order
+  for run in (runs[numbers[0]] for numbers in groups if len(numbers) == 1):
+    for other in members:
+      if other.results["seed"] != run.results["seed"] and aggregate.of_one_kind(run, other):
+        names = dict.fromkeys(aggregate.differences(run, other))
+        differing.setdefault(_shorten(run.results["method_title"]), {}).update(names)
+  shown = [f"{title} ({', '.join(names)})" for title, names in differing.items() if names]
+  return f"Not averaged over seeds, as they differ: {'; '.join(shown)}." if shown else ""
+
+
 def _differing_settings(runs: Sequence[Run]) -> list[str]:
   """Returns, for each run, the settings in which it and others of its title differ."""
   known = [(run.results["method_title"], aggregate.settings(run)) for run in runs]

@@ -1,7 +1,7 @@
 """The script that compares runs; its tables and its page: see tests/reports."""
 
 import pytest
-from written_runs import SEED_ROW, SEED_RUNS, one_state, seed_run, write_run
+from written_runs import SEED_ROW, SEED_RUNS, Page, one_state, seed_run, write_run
 
 from ssil_jax.commands import compare
 
@@ -37,6 +37,18 @@ def test_runs_that_cannot_be_compared_are_shown_with_the_reason(
   assert "76.3" in text
   assert "not comparable" in text
   assert "Over seeds" not in text
+
+
+def test_seeds_of_an_edited_method_are_not_averaged_and_the_reason_is_said(
+  tmp_path, capsys, monkeypatch
+):
+  for seed, source in enumerate("ab"):
+    seed_run(tmp_path / source, seed, config={"method_source": source})
+  lines = output_of(tmp_path, capsys, monkeypatch, "a", "b")
+  assert "Over seeds" not in lines
+  note = "Not averaged over seeds, as they differ: SS-IL (source of the method)."
+  assert note in lines
+  assert note in Page(tmp_path / "pages" / "report.html").text
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import time
 import bad_inputs
 import pytest
 from folders import ROOT
+from written_runs import Page, one_state, write_run
 
 from ssil_jax.commands import run, sweep
 from ssil_jax.methods import METHODS
@@ -29,16 +30,25 @@ flags = dict(a.removeprefix("--").split("=", 1) for a in sys.argv[1:])
 workdir = pathlib.Path(flags["workdir"])
 workdir.mkdir(parents=True, exist_ok=True)
 cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
+call = {{"flags": flags, "cores": cores, "session": os.getsid(0)}}
 with open(workdir.parent / "calls.jsonl", "a") as file:
-  file.write(json.dumps({{"flags": flags, "cores": cores}}) + "\\n")
+  file.write(json.dumps(call) + "\\n")
 print("output of", workdir.name)
 print("errors of", workdir.name, file=sys.stderr)
 code = int(flags.get("seed")) if workdir.name.startswith("ft") else 0
 results = {{**RESULTS, "method_title": workdir.name, "seed": int(flags["seed"])}}
 if not code:
   (workdir / "results.json").write_text(json.dumps(results))
+  print("error: only a warning")
+else:
+  print("error: this of", workdir.name, "\\nnoise\\nerror: and \\x1b[31m that\\nnoise")
 sys.exit(code)
 """
+
+STOPPED = "error: not all runs are done; rerun the command to resume\n"
+FAILED = (
+  "error: not all runs are done; fix what their logs say and rerun the command to resume\n"
+)
 
 
 def parse(*arguments):
@@ -161,33 +171,95 @@ def test_the_runs_of_a_sweep_and_their_logs(calls, tmp_path, capsys):
   ]
   assert (runs / "report.html").is_file()
   log = (runs / "il2m-0.log").read_text().splitlines()
-  assert sorted(log) == ["errors of il2m-0", "output of il2m-0"]
+  assert sorted(log)[1:] == ["errors of il2m-0", "output of il2m-0"]
   out = capsys.readouterr().out
   assert out.splitlines()[:6] == [
     line for name in ("ft-0", "wa-0", "il2m-0") for line in (f"{name} ...", f"{name} done")
   ]
   assert compared(out) == ["ft-0", "wa-0", "il2m-0"]
   # The same runs are resumed, and logs grow: the story of an interrupted run stays.
-  first = calls()
+  first = [call["flags"] for call in calls()]
   assert sweep.main(["sweep.py", *command]) == 0
-  assert calls() == first * 2
-  assert len((runs / "il2m-0.log").read_text().splitlines()) == 4
+  assert [call["flags"] for call in calls()] == first * 2
+  assert len((runs / "il2m-0.log").read_text().splitlines()) == 6
+  # A terminal sends Ctrl-C to all of its session: it reaches the runs from here alone.
+  sessions = [os.getsid(0), *(call["session"] for call in calls())]
+  assert len(set(sessions)) == len(sessions) == 7
 
 
 def test_a_run_that_fails_is_named_and_stops_those_alone_that_need_it(
   calls, tmp_path, capsys
 ):
+  # As an earlier sweep has left it, say, before a method was edited.
+  for name in ("ft-3", "il2m-3"):
+    write_run(tmp_path / "runs" / name, method_title=name, seed=3)
+  log = tmp_path / "runs" / "ft-3.log"
+  log.write_text("error: long ago\n")
   command = ["--methods=ft,il2m,wa", "--seeds=0,3", "--output=runs"]
   assert sweep.main(["sweep.py", *command]) == 1
   called = [pathlib.Path(call["flags"]["workdir"]).name for call in calls()]
   assert called == ["ft-0", "wa-0", "ft-3", "wa-3", "il2m-0"]
   out, error = capsys.readouterr()
-  # What is finished is compared all the same.
+  # What is finished is compared all the same, but no results from before.
   assert compared(out) == ["ft-0", "wa-0", "wa-3", "il2m-0"]
-  assert "il2m-3 needs ft-3, and is not run" in out.splitlines()
-  log = tmp_path / "runs" / "ft-3.log"
-  assert f"ft-3 failed with exit code 3, see {log}" in out.splitlines()
-  assert error == "error: not all runs are done; rerun the command to resume\n"
+  assert "ft-3" not in Page(tmp_path / "runs" / "report.html").text
+  lines = out.splitlines()
+  assert "il2m-3 needs ft-3, and is not run" in lines
+  failed = lines.index(f"ft-3 failed with exit code 3, see {log}:")
+  reasons = ["  error: this of ft-3 ", "  error: and \\x1b[31m that"]
+  assert lines[failed + 1 : failed + 3] == reasons
+  assert out.count("error: ") == 2
+  assert error == FAILED
+
+
+def test_runs_that_all_fail_are_not_compared(calls, tmp_path, capsys):
+  write_run(tmp_path / "runs" / "ft-3", method_title="ft-3", seed=3)
+  assert sweep.main(["sweep.py", "--methods=ft", "--seeds=3", "--output=runs"]) == 1
+  out, error = capsys.readouterr()
+  assert "Comparison" not in out
+  assert error == FAILED
+  assert not (tmp_path / "runs" / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+  ("end", "stopped"),
+  [
+    ("sys.exit(130)", True),
+    ("sys.exit(143)", True),
+    ("os.kill(os.getpid(), 15)", True),  # before it handles signals
+    ("os.kill(os.getpid(), 9)", True),
+    ("os.abort()", False),
+    ("raise ValueError('no \\b such shape')", False),
+    ("sys.exit(1)", False),
+  ],
+)
+def test_runs_that_were_stopped_are_compared_and_resumed_by_rerunning(
+  tmp_path, monkeypatch, capsys, end, stopped
+):
+  write_run(tmp_path / "runs" / "ft-0", results=one_state(method_title="ft-0"))
+  script = tmp_path / "ending.py"
+  script.write_text(f"import os, sys\n{end}\n")
+  use(monkeypatch, script)
+  assert sweep.main(["sweep.py", "--methods=ft", "--output=runs"]) == 1
+  out, error = capsys.readouterr()
+  assert compared(out) == ["ft-0"] * stopped
+  assert error == (STOPPED if stopped else FAILED)
+  assert ("ft-0 stopped" in out.splitlines()) == stopped
+  # A crash has no error lines, but it may have a last one.
+  assert ("\n  ValueError: no \\x08 such shape\n" in out) == ("shape" in end)
+
+
+def test_settings_that_no_method_of_the_sweep_has_are_named_once(calls, capsys):
+  command = ["--methods=ft,il2m", "--seeds=0,1", "--output=runs", "--"]
+  given = ["--il2m_scores=logits", "--lucir_lambda=5", "--bic_held_out=0.2"]
+  for passed, line in (
+    (given, "no effect on any of --methods: --bic_held_out (bic), --lucir_lambda (lucir)"),
+    (given[:1], None),
+  ):
+    sweep.main(["sweep.py", *command, *passed])
+    lines = capsys.readouterr().out.splitlines()
+    assert [text for text in lines if "no effect" in text] == [line] * bool(line)
+    assert lines[0] == (line or "ft-0 ...")
 
 
 @pytest.mark.skipif(
@@ -247,11 +319,15 @@ def test_a_sweep_with_a_method_of_ones_own_by_the_default_command(
   monkeypatch.setenv("JAX_PLATFORMS", "cpu")
   monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
   shutil.copy(ROOT / "examples" / "focal_ssil.py", tmp_path)
+  monkeypatch.delenv("PYTHONPATH", raising=False)
+  # A module that the program needs comes before one in the current folder.
+  (tmp_path / "absl.py").write_text("raise ImportError('the wrong one')")
   (tmp_path / "small.cfg").write_text(bad_inputs.SMALL)
   output = " [2024] *? $ % :smile: é ~ "  # which must make no difference
   methods = "--methods=focal_ssil:FOCAL"
   passed = ["--flagfile=small.cfg", "--num_states=1", "--width=1", "--focal_gamma=1"]
-  code = sweep.main(["sweep.py", methods, f"--output={output}", "--", *passed])
+  command = ["sweep.py", methods, f"--output={output}", "--", *passed]
+  code = sweep.main(command)
   assert code == 0, [path.read_text() for path in (tmp_path / output).glob("*.log")]
   assert (tmp_path / output / "report.html").is_file()
   assert "SS-IL, focal" in capsys.readouterr().out
@@ -259,3 +335,13 @@ def test_a_sweep_with_a_method_of_ones_own_by_the_default_command(
   results = json.loads((workdir / "results.json").read_text())
   assert results["method_title"] == "SS-IL, focal"
   assert json.loads((workdir / "config.json").read_text())["focal_gamma"] == 1.0
+
+  # The results of an edited method are not those of the new one.
+  text = (tmp_path / "focal_ssil.py").read_text()
+  (tmp_path / "focal_ssil.py").write_text(text.replace("loss = ", "loss = 2 * ", 1))
+  del sys.modules["focal_ssil"]
+  assert sweep.main(command) == 1
+  out, error = capsys.readouterr()
+  assert "SS-IL, focal" not in out
+  assert "whose source has changed since" in out
+  assert error == FAILED

@@ -187,6 +187,47 @@ def test_settings_in_config_json_part_groups(tmp_path, ours, theirs, alike):
   assert (tables.over_seeds(runs) is not None) == alike
 
 
+@pytest.mark.parametrize(
+  ("changes", "differing"),
+  [
+    ([{"method_source": "a"}, {"method_source": "b"}], "SS-IL (source of the method)"),
+    ([{"epochs": 5, "width": 8}, {"epochs": 6, "width": 4}], "SS-IL (epochs, width)"),
+    ([{"data": {"sizes": "x"}}, {"data": {"sizes": "y"}}], "SS-IL (data)"),
+    ([{"data_fingerprint": "x"}, {"data_fingerprint": "y"}], "SS-IL (data)"),
+    ([{"epochs": 5}, {"epochs": 5}, {"epochs": 6}], "SS-IL (epochs)"),
+    ([{"epochs": 5}, {"epochs": 5}], ""),
+    ([{"epochs": 5}, {"my_gamma": 2}], ""),
+    ([{"epochs": 5}, {"epochs": 5}, {"epochs": 6}, {"epochs": 6}], ""),  # two means
+  ],
+)
+def test_runs_of_one_method_that_are_not_averaged_have_a_reason(
+  tmp_path, changes, differing
+):
+  runs = [{"seed": seed, "config": config} for seed, config in enumerate(changes)]
+  note = tables.not_averaged_note(load_runs(tmp_path, *runs))
+  whole = f"Not averaged over seeds, as they differ: {differing}."
+  assert note == (whole if differing else "")
+
+
+def test_runs_that_are_not_averaged_for_reasons_that_labels_give_need_no_other(tmp_path):
+  config = {"epochs": 5}
+  for changes in (
+    {"seed": 7},  # as the first one has it: settings are what is compared
+    {"method_title": "FT"},
+    {"memory_size": 80},
+    {"dataset": "birds"},
+    {"num_states": 3},  # not finished
+  ):
+    other = {"seed": 8, "config": {"epochs": 6}, **changes}
+    assert tables.not_averaged_note(load_runs(tmp_path, {"config": config}, other)) == ""
+  states = with_states({"num_seen": 3}, {"num_old": 3})["states"]
+  first = load_run(write_run(tmp_path / "a"))
+  other = load_run(write_run(tmp_path / "b", seed=8, states=states))
+  assert tables.not_averaged_note([first, other]) == (
+    "Not averaged over seeds, as they differ: SS-IL (classes of the states)."
+  )
+
+
 def test_a_run_without_config_joins_one_group_only(tmp_path):
   configs = (None, {"epochs": 5}, {"epochs": 6})
   runs = load_runs(tmp_path, *({"seed": n, "config": c} for n, c in enumerate(configs)))
