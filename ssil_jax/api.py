@@ -13,6 +13,7 @@ from ssil_jax.distributed import launch
 from ssil_jax.distributed.preemption import interrupts
 from ssil_jax.errors import ConfigError
 from ssil_jax.methods import METHODS, get_method
+from ssil_jax.methods.source import source_hash
 from ssil_jax.reports.page import write_report
 from ssil_jax.reports.results import load_run
 from ssil_jax.settings import owners_of
@@ -33,16 +34,20 @@ def make_config(method: str = "ssil", **settings: Any) -> Config:
     ConfigError: with one line for every mistake, and the name that was perhaps meant.
   """
   chosen = get_method(method)
+  source_hash(method)  # of the code that was just loaded, whatever is saved later
   owners = owners_of(METHODS)
   others = settings.keys() & owners.keys() - owners_of({method: chosen}).keys()
-  if others:
-    raise ConfigError(
-      "\n".join(
-        f"{name} belongs to method {', '.join(owners[name])}, not to {method}: take it out"
-        for name in sorted(others)
-      )
-    )
-  config = config_lib.make_config({"method": method, **settings}, chosen)
+  mistakes = [
+    f"{name} belongs to method {', '.join(owners[name])}, not to {method}: take it out"
+    for name in sorted(others)
+  ]
+  own = {name: value for name, value in settings.items() if name not in others}
+  try:
+    config = config_lib.make_config({"method": method, **own}, chosen)
+  except ConfigError as error:
+    raise ConfigError("\n".join([*mistakes, str(error)])) from error
+  if mistakes:
+    raise ConfigError("\n".join(mistakes))
   check_dataset_name(config.dataset)
   return config
 

@@ -122,8 +122,9 @@ def limit_mistakes(settings: Any) -> Iterator[str]:
       yield f"{flag} is unknown; choose from: {', '.join(limits['choices'])}"
     if field.type in (int, float):
       limits = {name: limits[name] for name in _LIMITS if limits[name] is not None}
-      within = all(_LIMITS[name](value, limit) for name, limit in limits.items())
-      if not (within and math.isfinite(value)):
+      if not math.isfinite(value):
+        yield f"{flag} must be a finite number"
+      elif not all(_LIMITS[name](value, limit) for name, limit in limits.items()):
         yield f"{flag} must be {_wanted(value, limits)}"
 
 
@@ -140,6 +141,4 @@ def _wanted(value: float, limits: Mapping[str, float]) -> str:
       return f"at most {high}"
     case {"below": high} if value >= high:
       return f"below {'2**32' if high == 2**32 else high}"
-    case {"at_least": low}:
-      return f"{low} or more"
-  return "a finite number"
+  return f"{limits['at_least']} or more"

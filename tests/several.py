@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import dataclasses
 import os
 import pathlib
 import sys
@@ -11,7 +12,10 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 import jax
 import numpy as np
+from quick import quick_network
+from rich.console import Console
 
+import ssil_jax
 from ssil_jax.config import make_config
 from ssil_jax.distributed import collectives, launch, preemption
 from ssil_jax.errors import ConfigError, DataError, UserError
@@ -76,6 +80,17 @@ def fail_in_all(config):
   for _ in run_on(config):
     time.sleep(jax.process_index())  # the others find it later
     raise DataError("cannot read image 7.jpg")
+
+
+def run_twice(config):
+  """Does two runs from Python, in folders of this one."""
+  with quick_network():
+    for name in ("first", "second"):
+      small = dataclasses.replace(
+        config, workdir=name, num_states=2, width=1, epochs_first=1, epochs=1
+      )
+      results = ssil_jax.run(small, console=Console(quiet=True))
+      print(name, "has states:", len(results["states"]))
 
 
 def join(config):

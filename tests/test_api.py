@@ -64,6 +64,16 @@ def test_a_mistake_in_make_config_is_one_line(settings, message):
   assert "\n" not in str(caught.value)
 
 
+def test_all_mistakes_are_named_at_once():
+  with pytest.raises(ssil_jax.UserError) as caught:
+    ssil_jax.make_config(lucir_lambda=5, memory_sise=3, epochs="x")
+  assert str(caught.value).splitlines() == [
+    "lucir_lambda belongs to method lucir, not to ssil: take it out",
+    "there is no setting 'memory_sise': did you mean 'memory_size'?",
+    "epochs='x' must be a whole number",
+  ]
+
+
 def test_a_run_and_its_results(tmp_path, capsys):
   sizes = {"num_classes": 4, "num_states": 2, "memory_size": 8, "width": 1}
   batches = {"batch_size_new": 32, "batch_size_memory": 8, "num_devices": 1}

@@ -270,7 +270,7 @@ def test_limits_are_told_as_they_are():
     ({"part": 0.0}, "--part=0.0 must be above 0 and at most 1"),
     ({"most": 0}, "--most=0 must be 1 or more"),
     ({"most": 5}, "--most=5 must be at most 4"),
-    ({"share": math.nan}, "--share=nan must be between 0 and 1"),
+    ({"share": math.nan}, "--share=nan must be a finite number"),
     ({"free": math.inf}, "--free=inf must be a finite number"),
   ):
     with pytest.raises(ConfigError) as caught:

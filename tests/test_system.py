@@ -39,6 +39,13 @@ def test_the_limit_of_open_files_is_raised_as_far_as_needed_or_named(monkeypatch
     system.allow_open_files(2148)
 
 
+def test_a_file_that_cannot_be_replaced_leaves_nothing_beside_it(tmp_path):
+  (tmp_path / "taken").mkdir()
+  with pytest.raises(OSError, match="directory"):
+    system.write_bytes(tmp_path / "taken", b"content")
+  assert os.listdir(tmp_path) == ["taken"]
+
+
 def test_a_lock_has_one_owner_and_tells_which(tmp_path):
   path = tmp_path / "lock"
   path.write_text("process 123456789 on a host with a very long name\n")

@@ -68,7 +68,7 @@ def _slurm_gpus() -> list[int]:
 
 @contextlib.contextmanager
 def connected(config: Config, *, start_seconds: float = START_SECONDS) -> Iterator[None]:
-  """Joins the other processes of the run, if there are any, for the length of the block.
+  """Joins the other processes of the run, if there are any and that is not done yet.
 
   Call it before anything else touches jax. A program that ends with an error in one of
   several processes should do so by `os._exit`: jax would wait for the others at exit.
@@ -82,7 +82,7 @@ def connected(config: Config, *, start_seconds: float = START_SECONDS) -> Iterat
     LostProcessError: another one ended within the block.
   """
   launch = find_launch(config)
-  if launch is not None:
+  if launch is not None and not jax.distributed.is_initialized():
     _join(launch, start_seconds)
   try:
     yield

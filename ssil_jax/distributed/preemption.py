@@ -9,6 +9,10 @@ from collections.abc import Callable, Iterator
 import jax
 from jax.experimental import multihost_utils
 
+# Jax wants questions about pre-emption to be numbered, upwards for as long as processes are
+# together, perhaps for several runs.
+_QUESTIONS = itertools.count(1)
+
 
 class Interrupted(KeyboardInterrupt):
   """A signal asked the program to stop."""
@@ -39,7 +43,6 @@ def interrupts(notice: str = "stopping after this step") -> Iterator[Callable[[]
   # Then jax handles SIGTERM, and tells all processes of it; nothing else may.
   shared = jax.distributed.is_initialized()
   requested: list[signal.Signals] = []
-  questions = itertools.count(1)
 
   def handle(signum, frame) -> None:
     number = signal.Signals(signum)
@@ -57,7 +60,7 @@ def interrupts(notice: str = "stopping after this step") -> Iterator[Callable[[]
     if not shared:
       if requested:
         raise Interrupted(requested[0])
-    elif multihost_utils.reached_preemption_sync_point(next(questions)):
+    elif multihost_utils.reached_preemption_sync_point(next(_QUESTIONS)):
       raise Interrupted(signal.SIGTERM)
 
   numbers = [signal.SIGINT] if shared else [signal.SIGINT, signal.SIGTERM]

@@ -83,17 +83,10 @@ class StepMetrics:
     for metrics in fetch(self._pending[:num_steps]):
       self._window.append(np.array([metrics[name] for name in METRICS]))
     del self._pending[:num_steps]
-    finite = np.isfinite([metrics[0] for metrics in self._window])
-    if not finite.all():
-      place = int(np.argmin(finite))
-      done = self._reported + place  # steps of the phase before that one
-      raise DivergedError(
-        f"the loss became {self._window[place][0]} in state {self._state.index}, epoch "
-        f"{done // self._phase.steps_per_epoch + 1}, step {self._steps_before + done + 1}"
-      )
     # Without a step there is no speed; those of an earlier process wait for the next one.
     while self._sent and len(self._window) >= self._log_every:
       self._write(self._log_every)
+    self._check_finite(len(self._window))
 
   def _read_clock(self) -> None:
     """Sets the speed from the steps that were done since the last reading."""
@@ -107,7 +100,20 @@ class StepMetrics:
     self._input_share = self._input_seconds / (now - self._timed_from)
     self._done_then, self._timed_from, self._input_seconds = done, now, 0.0
 
+  def _check_finite(self, num_steps: int) -> None:
+    """Raises DivergedError if the loss of one of the first steps of the window is not."""
+    finite = np.isfinite([metrics[0] for metrics in self._window[:num_steps]])
+    if finite.all():
+      return
+    place = int(np.argmin(finite))
+    done = self._reported + place  # steps of the phase before that one
+    raise DivergedError(
+      f"the loss became {self._window[place][0]} in state {self._state.index}, epoch "
+      f"{done // self._phase.steps_per_epoch + 1}, step {self._steps_before + done + 1}"
+    )
+
   def _write(self, num_steps: int) -> None:
+    self._check_finite(num_steps)
     phase = self._phase
     window, self._window = self._window[:num_steps], self._window[num_steps:]
     self._reported += num_steps

@@ -7,7 +7,9 @@ import sys
 import bad_inputs
 import pytest
 from folders import ROOT
+from rich.console import Console
 
+import ssil_jax
 from ssil_jax.commands import run
 from ssil_jax.methods import get_method
 from ssil_jax.methods.source import source_hash
@@ -74,6 +76,20 @@ def test_the_example_runs_and_is_resumed_as_long_as_its_code_is_the_same(tmp_pat
   code, out, error = outcome(capsys, "--focal_gamma=1")
   assert code == 2
   assert "source of --method" in error
+
+
+def test_a_run_from_python_is_of_the_code_that_was_loaded(tmp_path):
+  focal(tmp_path)
+  before = source_hash("focal_ssil:FOCAL")
+  focal(tmp_path)
+  settings = {"workdir": "run", "width": 1, "epochs_first": 1, "epochs": 1}
+  config = ssil_jax.make_config("focal_ssil:FOCAL", num_devices=1, **settings)
+  path = tmp_path / "focal_ssil.py"  # edited in a notebook's other window
+  path.write_text(path.read_text().replace("(1 - jnp", "(2 - jnp"))
+  ssil_jax.run(config, console=Console(quiet=True))
+  assert json.loads((tmp_path / "run" / "config.json").read_text())["method_source"] == (
+    before
+  )
 
 
 def test_the_example_lends_nothing_to_ssil_and_takes_nothing_from_it(tmp_path, capsys):

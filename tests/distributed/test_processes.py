@@ -162,6 +162,16 @@ def test_a_number_given_twice(tmp_path):
   assert sorted(code for code, _ in twins) == [-signal.SIGABRT, 2]
 
 
+def test_a_program_may_do_several_runs(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  flags = ["--num_devices=1"]
+  with started(2, "several.py", "run_twice", *flags, log_folder=tmp_path) as processes:
+    assert ends(processes) == [0, 0], output(tmp_path, 0) + output(tmp_path, 1)
+  for number in (0, 1):
+    said = output(tmp_path, number).splitlines()
+    assert said == ["first has states: 2", "second has states: 2"]
+
+
 def test_another_number_of_processes(tmp_path):
   arguments = ["--dataset=digits", f"--workdir={tmp_path / 'run'}"]
   address = f"--coordinator_address=127.0.0.1:{free_port()}"

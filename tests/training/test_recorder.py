@@ -15,6 +15,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from ssil_jax.errors import DivergedError, WorkdirError
 from ssil_jax.training import recorder as recorder_module
+from ssil_jax.training.devices import wait_for_earlier
 from ssil_jax.training.plan import make_plan
 from ssil_jax.training.recorder import Recorder
 from ssil_jax.training.run_state import NO_STEPS, Position, RunState, TrainState
@@ -196,8 +197,11 @@ def test_a_loss_that_is_not_finite_is_named_with_its_step(value, how, bad):
     f"the loss became {np.float32(value)} in state 1, epoch {epoch}, "
     f"step {1000 + done + bad + 1}"
   )
-  # No record has a loss of that kind.
+  # No record has a loss of that kind, and none before it is missing.
   assert all(np.isfinite(record["loss"]) for record in recorder.records)
+  assert [record["step"] for record in recorder.records] == (
+    [1000 + done + 4] if bad == 4 else []
+  )
 
 
 def test_a_bad_loss_in_the_window_is_named_with_its_step():
@@ -205,6 +209,13 @@ def test_a_bad_loss_in_the_window_is_named_with_its_step():
   piece = metrics_for(Told(), log_every=10, first_step=50, steps_done=7, window=window)
   with pytest.raises(DivergedError, match="epoch 1, step 57$"):
     piece.flush()
+
+
+def test_the_host_is_a_few_steps_ahead_of_the_devices_and_no_more():
+  losses = [Loss() for _ in range(20)]
+  for number in range(1, 21):
+    wait_for_earlier(losses[:number])
+    assert [loss.done for loss in losses].index(False) == max(number - 8, 0)
 
 
 def test_steps_sent_are_not_steps_done(clock):

@@ -2,6 +2,7 @@
 
 import signal
 
+import numpy as np
 import pytest
 from quick import quick_network
 from small_runs import run, small_config, untimed
@@ -11,11 +12,12 @@ from ssil_jax.distributed.preemption import Interrupted
 from ssil_jax.training import loop, session
 from ssil_jax.training.devices import choose_devices
 from ssil_jax.training.plan import make_plan
+from ssil_jax.training.run_state import RunState, TrainState
 from ssil_jax.training.session import Session, make_session
 
 
 class Files:
-  """Checkpoints and recorder: keeps the order in which it is called."""
+  """Checkpoints, networks, recorder, display: keeps the order in which it is called."""
 
   def __init__(self):
     self.calls = []
@@ -23,8 +25,14 @@ class Files:
   def sync(self):
     self.calls.append("sync")
 
-  def save(self, run):
-    self.calls.append(run)
+  def save(self, what, **state):
+    self.calls.append(what)
+
+  def add_scores(self, result, *, step):
+    self.calls.append("scores")
+
+  def print(self, text):
+    self.calls.append("line")
 
   def wait(self):
     self.calls.append("wait")
@@ -72,6 +80,17 @@ def test_saves_in_the_background_when_it_is_time_and_not_before(clock):
   clock[0] = 1300.0
   made.maybe_save(lambda: "second")
   assert calls[2:] == ["sync", "second"]
+
+
+def test_a_checkpoint_in_the_background_ends_before_a_network_is_saved(monkeypatch):
+  # Orbax's barriers of the two have the same names.
+  made, calls = session_and_calls(minutes=0)
+  made.folder, made.networks, made.display = "unused", made.checkpoints, made.recorder
+  monkeypatch.setattr(made, "write_results", lambda run: None)
+  state = dict.fromkeys(("state", "num_seen", "top1", "train_seconds"), 1)
+  train_state = TrainState(np.int32(7), {}, {}, ())
+  made.commit(RunState(train_state, None, {}, [{**state, "imbalance": None}]))
+  assert calls[:2] == ["wait", train_state]
 
 
 @pytest.mark.parametrize("is_multiprocess", [False, True])

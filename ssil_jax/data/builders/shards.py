@@ -159,7 +159,9 @@ class WorkFolder:
         if begun[part].get(name) != value
       ]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-      raise DataError(f"{self._plan} is damaged: remove the folder {self.path}") from error
+      raise DataError(
+        f"{self._plan} is damaged or of an earlier version: remove the folder {self.path}"
+      ) from error
     if different:
       more = f" ({len(different)} differences in all)" if len(different) > 1 else ""
       raise DataError(
