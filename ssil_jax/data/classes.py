@@ -66,7 +66,7 @@ def _read(path: str, flag: str, class_names: Sequence[str]) -> np.ndarray:
       )
     if name not in place_of:
       meant = difflib.get_close_matches(name[:100], class_names, n=1)
-      hint = f"did you mean {meant[0]}?" if meant else f"it has {class_names[0]}, ..."
+      hint = f"did you mean {meant[0]}?" if meant else f"its first one is {class_names[0]}"
       raise ConfigError(
         f"{flag}={path}: line {number}: the data set has no class {name:.100}; {hint}"
       )

@@ -17,14 +17,14 @@ import numpy as np
 from ssil_jax.config import Config
 from ssil_jax.data.dataset import Source, Split
 from ssil_jax.data.encoded import BadImage, EncodedImages, hash_names, hash_rows
+from ssil_jax.data.images import decode
 from ssil_jax.errors import DataError
 
 _LAYOUT = (
   "an image folder is DIR/train/CLASS/* and DIR/test/CLASS/* (or DIR/val), or DIR/CLASS/*"
 )
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-# Photos in formats that are not read.
-_UNREAD = (".avif", ".bmp", ".gif", ".heic", ".heif", ".jp2", ".jxl", ".tif", ".tiff")
+# Photos in formats that are not read, HEIC aside.
+_UNREAD = (".avif", ".bmp", ".gif", ".jp2", ".jxl", ".tif", ".tiff")
 MAX_BYTES = 1 << 30  # of a file; ten bytes for every pixel that an image may have
 _CHUNK = 256  # files whose status a thread asks for at a time
 
@@ -88,11 +88,16 @@ def _source(
     notes.append(
       f"{ignored.total()} files or folders beside the images are ignored: {kinds}"
     )
-    if unread := sorted(set(ignored) & set(_UNREAD)):
-      notes.append(
-        f"warning: images in {', '.join(unread)} files are not read: convert them to JPEG, "
-        "PNG or WebP, if they are meant to be learnt"
-      )
+    remedies = (
+      (_UNREAD, "convert them to JPEG, PNG or WebP"),
+      (decode.HEIC_SUFFIXES, "install pillow-heif (pip install 'ssil-jax[heic]')"),
+    )
+    notes += [
+      f"warning: images in {', '.join(unread)} files are not read: {remedy}, if they are "
+      "meant to be learnt"
+      for suffixes, remedy in remedies
+      if (unread := sorted(set(ignored) & set(suffixes)))
+    ]
   return Source(
     class_names=class_names,
     train=train,
@@ -132,14 +137,14 @@ def _list_split(
     # they are complained of; not what macOS hides beside NAME.png, ._NAME.png.
     found = []
     for entry in os.scandir(folder / name):
-      if entry.name.lower().endswith(_SUFFIXES) and not entry.name.startswith("."):
+      if entry.name.lower().endswith(decode.SUFFIXES) and not entry.name.startswith("."):
         found.append(entry.name)
       else:
         ignored[_kind(entry)] += 1
     found.sort()
     if not found:
       raise DataError(
-        f"{folder / name} has no images ({', '.join(_SUFFIXES)}): add some or "
+        f"{folder / name} has no images ({', '.join(decode.SUFFIXES)}): add some or "
         "remove the class"
       )
     encoded = [os.fsencode(file_name) for file_name in found]
