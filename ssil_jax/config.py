@@ -48,14 +48,34 @@ class Config:
   data_dir: str = _data(
     "",
     "folder of the data set; image_folder reads DIR/train/CLASS/* and "
-    "DIR/test/CLASS/* (or DIR/val), the others what prepare.py left there",
+    "DIR/test/CLASS/* (or DIR/val), or DIR/CLASS/*, the others what prepare.py left there",
     changes="nothing",
+  )
+  # Another value is noticed by the data, and so are those of `classes` and `class_order`.
+  test_fraction: float = _data(
+    0.2,
+    "share of the images of DIR/CLASS/* that are kept for testing, chosen by a hash of "
+    "their content",
+    changes="nothing",
+    above=0,
+    below=1,
   )
   method: str = _training(
     "ssil",
     "the method, one of those listed below, or MODULE:NAME for one of your own: a Method "
     "in a file of the current folder or in an installed package",
     changes="results",
+  )
+  classes: str = _states(
+    "",
+    "file with the names of the classes to use, one a line (default: all)",
+    changes="nothing",
+  )
+  class_order: str = _states(
+    "",
+    "file with the names of the classes in the order of learning, one a line (default: "
+    "as --class_order_seed says)",
+    changes="nothing",
   )
   num_classes: int = _states(
     0,
@@ -289,7 +309,13 @@ def _mistakes(config: Config) -> Iterator[str]:
       "for the data set's own"
     )
   yield from _process_mistakes(config)
-  yield from address_mistakes("data_dir", config.data_dir)
+  for name in ("data_dir", "classes", "class_order"):
+    yield from address_mistakes(name, getattr(config, name))
+  if config.class_order and config.class_order_seed:
+    yield (
+      f"--class_order_seed={config.class_order_seed} has no effect beside --class_order: "
+      "leave one of them out"
+    )
   if not config.workdir:
     yield "--workdir= is empty: name a folder, or leave the flag out"
   for name in ("workdir", "from_workdir"):

@@ -45,7 +45,7 @@ class Source(NamedTuple):
 
   class_names: tuple[str, ...]
   train: Split
-  test: Split
+  test: Split | None  # None if a share of the training images is to be held out
   # Natural side of the network's input, in pixels; None for what the images say.
   image_size: int | None
   flip: bool  # whether a mirrored image is still one of its class

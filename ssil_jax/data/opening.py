@@ -3,16 +3,19 @@
 import functools
 from collections.abc import Callable, Mapping
 
+import numpy as np
+
 from ssil_jax.config import Config
 from ssil_jax.data import verify
+from ssil_jax.data.classes import choose_classes
 from ssil_jax.data.dataset import LARGEST_RESIDENT, Dataset, Source, Split, in_class_order
+from ssil_jax.data.held_out import describe_shared, split_by_content
 from ssil_jax.data.images.augment import Augmentation
 from ssil_jax.data.resident import central_squares, describe_sizes, natural_size, read_sizes
 from ssil_jax.data.sources.digits import open_digits
 from ssil_jax.data.sources.folder import open_image_folder
 from ssil_jax.data.sources.tfds import NAMES, open_tfds
 from ssil_jax.errors import ConfigError
-from ssil_jax.schedule import class_order
 
 SOURCES: Mapping[str, Callable[[Config], Source]] = {
   "digits": open_digits,
@@ -49,11 +52,9 @@ def open_dataset(
   """
   check_dataset_name(config.dataset)
   source = SOURCES[config.dataset](config)
-  order = class_order(
-    len(source.class_names),
-    num_classes=config.num_classes,
-    seed=config.class_order_seed,
-  )
+  if source.test is None:
+    source = _hold_out(source, config, check_interrupt)
+  order = choose_classes(source.class_names, config)
   class_names = tuple(source.class_names[c] for c in order)
   splits = {
     "train": in_class_order(source.train, order),
@@ -89,6 +90,30 @@ def open_dataset(
   )
 
 
+def _hold_out(
+  source: Source, config: Config, check_interrupt: Callable[[], None]
+) -> Source:
+  """Keeps a share of the training images for testing."""
+  if not config.verify_data:
+    raise ConfigError(
+      "--noverify_data needs DIR/train and DIR/test: which images of "
+      f"--data_dir={config.data_dir} are test images is told by their content"
+    )
+  found = verify.verify({"train": source.train.images}, check_interrupt)
+  train, test = split_by_content(
+    source.train,
+    found.images["train"].contents,
+    found.bad["train"],
+    source.class_names,
+    fraction=config.test_fraction,
+  )
+  note = (
+    f"{len(test.labels)} of {len(source.train.labels)} images are kept for testing, chosen "
+    f"by a hash of their content (--test_fraction={config.test_fraction:g})"
+  )
+  return source._replace(train=train, test=test, notes=(*source.notes, note))
+
+
 def _open_encoded(
   config: Config,
   splits: Mapping[str, Split],
@@ -113,7 +138,8 @@ def _open_encoded(
     size, notes = size or natural_size(verification.sizes["train"]), verification.notes
     if size > LARGEST_RESIDENT:
       notes += describe_sizes(images, verification.sizes, size) + skip_notes
-      return size, kept, notes
+      stored = {name: split.images for name, split in kept.items()}
+      return size, kept, notes + describe_shared(kept, stored)
   size = size or natural_size(read_sizes(images["train"], check_interrupt))
   if size <= LARGEST_RESIDENT:
     pixels, bad, sizes = {}, {}, {}
@@ -121,7 +147,12 @@ def _open_encoded(
       squares, bad[name], sizes[name] = central_squares(images[name], size, check_interrupt)
       pixels[name] = Split(squares, split.labels)
     kept, skip_notes = leave_out_bad(pixels, bad, images)
-    return size, kept, notes + describe_sizes(images, sizes, size) + skip_notes
+    notes += describe_sizes(images, sizes, size) + skip_notes
+    stored = {
+      name: part.take(np.delete(np.arange(len(part)), [*bad[name]]))
+      for name, part in images.items()
+    }
+    return size, kept, notes + describe_shared(kept, stored)
   if not config.verify_data and not was_verified:
     if config.skip_bad_records:
       raise ConfigError(

@@ -273,8 +273,6 @@ def printer(console: Console) -> Callable[[str], None]:
 def _show_plan(plan: Plan, console: Console) -> None:
   """Prints what is to be done, and on what."""
   dataset, config = plan.dataset, plan.config
-  if dataset.ignored_files:
-    console.print(f"{dataset.ignored_files} files or folders beside the images are ignored")
   for note in dataset.notes:
     printer(console)(note)
   shared = ("momentum", "weight_decay", "selection")

@@ -2,11 +2,13 @@
 
 JPEG, told by its magic bytes, goes through libjpeg-turbo in strict mode, which refuses what
 is truncated or corrupt; PNG and WebP through Pillow, and the rare JPEG of a chroma sampling
-that TurboJPEG has no name for. Images stand as their EXIF orientation asks for (see
-`exif`); what XMP says of it is not read. Of an animation the first picture counts.
-Transparency is dropped: colours are those that are stored.
+that TurboJPEG has no name for; HEIC through pillow-heif, if that is installed. Images stand
+as their EXIF orientation asks for (see `exif`); what XMP says of it is not read. Of an
+animation the first picture counts. Transparency is dropped: colours are those that are
+stored.
 """
 
+import importlib.util
 import io
 import re
 import struct
@@ -26,7 +28,14 @@ MAX_PIXELS = 100_000_000
 # A scan of a JPEG may take a hundred bytes and cost 0.2 s; programs write about ten.
 MAX_SCANS = 100
 
+_HAS_HEIC = importlib.util.find_spec("pillow_heif") is not None
+HEIC_SUFFIXES = (".heic", ".heif")
+# Of files that can be read here.
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", *(HEIC_SUFFIXES if _HAS_HEIC else ()))
+
 _PNG, _RIFF, _WEBP = b"\x89PNG\r\n\x1a\n", b"RIFF", b"WEBP"
+# Brands of HEIF files with HEVC in them (ISO/IEC 23008-12, annex B), and what phones write.
+_HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 _RAW_PROFILE = "Raw profile type exif"  # where PNG had EXIF before it had a chunk for it
 
 # What Pillow raises for files that it cannot read.
@@ -143,6 +152,12 @@ def _open_other(data: bytes) -> Image.Image:
     name, file_class = "PNG", PngImagePlugin.PngImageFile
   elif data.startswith(_RIFF) and data.startswith(_WEBP, 8):
     name, file_class = "WebP", WebPImagePlugin.WebPImageFile
+  elif data.startswith(b"ftyp", 4) and data[8:12] in _HEIC:
+    if not _HAS_HEIC:
+      raise ImageError("a HEIC image, for which pillow-heif is needed: install it")
+    import pillow_heif  # an extra, which sets an image upright by itself
+
+    name, file_class = "HEIC", pillow_heif.HeifImageFile
   else:
     raise ImageError("not a JPEG, PNG or WebP image" if data else "it is empty")
   try:

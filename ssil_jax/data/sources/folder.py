@@ -1,5 +1,9 @@
-"""A folder of images: `DIR/train/CLASS/*` and `DIR/test/CLASS/*` (or `DIR/val`)."""
+"""A folder of images: `DIR/train/CLASS/*` and `DIR/test/CLASS/*` (or `DIR/val`).
 
+Or `DIR/CLASS/*`, a share of which is kept for testing.
+"""
+
+import collections
 import dataclasses
 import hashlib
 import os
@@ -13,10 +17,14 @@ import numpy as np
 from ssil_jax.config import Config
 from ssil_jax.data.dataset import Source, Split
 from ssil_jax.data.encoded import BadImage, EncodedImages, hash_names, hash_rows
+from ssil_jax.data.images import decode
 from ssil_jax.errors import DataError
 
-_LAYOUT = "an image folder is DIR/train/CLASS/* and DIR/test/CLASS/* (or DIR/val)"
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+_LAYOUT = (
+  "an image folder is DIR/train/CLASS/* and DIR/test/CLASS/* (or DIR/val), or DIR/CLASS/*"
+)
+# Photos in formats that are not read, HEIC aside.
+_UNREAD = (".avif", ".bmp", ".gif", ".jp2", ".jxl", ".tif", ".tiff")
 MAX_BYTES = 1 << 30  # of a file; ten bytes for every pixel that an image may have
 _CHUNK = 256  # files whose status a thread asks for at a time
 
@@ -46,6 +54,12 @@ def _open(config: Config) -> Source:
   root = data_folder(config, _LAYOUT)
   train_dir = root / "train"
   test_dir = root / "test" if (root / "test").is_dir() else root / "val"
+  if not train_dir.is_dir() and not test_dir.is_dir():
+    class_names = _class_names(root)
+    split, ignored = _list_split(root, class_names)
+    # Photos beside the classes, put there by mistake perhaps.
+    ignored.update(_kind(entry) for entry in os.scandir(root) if not entry.is_dir())
+    return _source(class_names, split, None, ignored)
   for folder in (train_dir, test_dir):
     if not folder.is_dir():
       raise DataError(f"{folder} is missing: {_LAYOUT}")
@@ -58,14 +72,48 @@ def _open(config: Config) -> Source:
       )
   train, ignored_train = _list_split(train_dir, names[train_dir])
   test, ignored_test = _list_split(test_dir, names[train_dir])
+  return _source(names[train_dir], train, test, ignored_train + ignored_test)
+
+
+def _source(
+  class_names: tuple[str, ...],
+  train: Split,
+  test: Split | None,
+  ignored: collections.Counter[str],
+) -> Source:
+  """Returns the source, with a note on what was ignored: extension -> count."""
+  notes = []
+  if ignored:
+    kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(ignored.items()))
+    notes.append(
+      f"{ignored.total()} files or folders beside the images are ignored: {kinds}"
+    )
+    remedies = (
+      (_UNREAD, "convert them to JPEG, PNG or WebP"),
+      (decode.HEIC_SUFFIXES, "install pillow-heif (pip install 'ssil-jax[heic]')"),
+    )
+    notes += [
+      f"warning: images in {', '.join(unread)} files are not read: {remedy}, if they are "
+      "meant to be learnt"
+      for suffixes, remedy in remedies
+      if (unread := sorted(set(ignored) & set(suffixes)))
+    ]
   return Source(
-    class_names=names[train_dir],
+    class_names=class_names,
     train=train,
     test=test,
     image_size=None,
     flip=True,
-    ignored_files=ignored_train + ignored_test,
+    ignored_files=ignored.total(),
+    notes=tuple(notes),
   )
+
+
+def _kind(entry: os.DirEntry[str]) -> str:
+  """Returns what a file is called by in a count: its extension."""
+  if entry.is_dir():
+    return "folder"
+  return os.path.splitext(entry.name)[1].lower()[:20] or "without extension"
 
 
 def _class_names(folder: pathlib.Path) -> tuple[str, ...]:
@@ -79,28 +127,30 @@ def _class_names(folder: pathlib.Path) -> tuple[str, ...]:
   return tuple(names)
 
 
-def _list_split(folder: pathlib.Path, class_names: tuple[str, ...]) -> tuple[Split, int]:
-  """Returns the files and labels, and how many entries were not taken for images."""
-  joined, lengths, counts, ignored = [], [], [], 0
+def _list_split(
+  folder: pathlib.Path, class_names: tuple[str, ...]
+) -> tuple[Split, collections.Counter[str]]:
+  """Returns the files and labels, and how many entries of which kind are no images."""
+  joined, lengths, counts, ignored = [], [], [], collections.Counter()
   for name in class_names:
     # Folders and broken links with the name of an image are taken for images, too, so that
     # they are complained of; not what macOS hides beside NAME.png, ._NAME.png.
-    listed = os.listdir(folder / name)
-    found = sorted(
-      file_name
-      for file_name in listed
-      if file_name.lower().endswith(_SUFFIXES) and not file_name.startswith(".")
-    )
+    found = []
+    for entry in os.scandir(folder / name):
+      if entry.name.lower().endswith(decode.SUFFIXES) and not entry.name.startswith("."):
+        found.append(entry.name)
+      else:
+        ignored[_kind(entry)] += 1
+    found.sort()
     if not found:
       raise DataError(
-        f"{folder / name} has no images ({', '.join(_SUFFIXES)}): add some or "
+        f"{folder / name} has no images ({', '.join(decode.SUFFIXES)}): add some or "
         "remove the class"
       )
     encoded = [os.fsencode(file_name) for file_name in found]
     joined.append(b"".join(encoded))
     lengths += map(len, encoded)
     counts.append(len(found))
-    ignored += len(listed) - len(found)
   labels = np.repeat(np.arange(len(class_names), dtype=np.int32), counts)
   files = Files(folder, class_names, labels, b"".join(joined), np.cumsum(lengths))
   return Split(EncodedImages(files, np.arange(len(labels))), labels), ignored

@@ -1,0 +1,85 @@
+"""Test images: none of them is to be trained on; images are told apart by content."""
+
+import hashlib
+from collections.abc import Mapping
+
+import numpy as np
+
+from ssil_jax.data import verify
+from ssil_jax.data.dataset import Split
+from ssil_jax.data.encoded import EncodedImages
+from ssil_jax.errors import DataError
+
+
+def split_by_content(
+  split: Split,
+  contents: np.ndarray,
+  bad: verify.Bad,
+  class_names: tuple[str, ...],
+  *,
+  fraction: float,
+) -> tuple[Split, Split]:
+  """Divides images into training and test images by a hash of their bytes alone.
+
+  An image therefore stays on its side whatever is added or renamed, and copies of it are on
+  the same side. Each class has at least one image on both; only there may one more photo
+  move another.
+
+  Args:
+    split: all images.
+    contents: uint64 [N], the hashes.
+    bad: the images that cannot be read; they count as training images.
+    class_names: of the labels.
+    fraction: of the images that are test images, on average.
+
+  Returns:
+    Training and test images, in their order.
+
+  Raises:
+    DataError: a class has not two different images.
+  """
+  is_test = np.zeros(len(split.labels), bool)
+  is_good = np.ones(len(split.labels), bool)
+  is_good[list(bad)] = False
+  for label in range(len(class_names)):
+    records = np.flatnonzero((split.labels == label) & is_good)
+    hashes = np.unique(contents[records])
+    if len(hashes) < 2:
+      raise DataError(
+        f"class {class_names[label]} has {len(hashes)} readable image"
+        f"{'' if len(hashes) == 1 else 's'}, copies not counted, and needs 2 or more, one "
+        "to train on and one to test: add some or remove the class"
+      )
+    # The first one above this is no test image; never the smallest, always the largest.
+    limit = min(max(int(fraction * 2.0**64), int(hashes[0]) + 1), int(hashes[-1]))
+    is_test[records] = contents[records] < np.uint64(limit)
+  return split.take(np.flatnonzero(~is_test)), split.take(np.flatnonzero(is_test))
+
+
+def describe_shared(
+  splits: Mapping[str, Split], images: Mapping[str, EncodedImages]
+) -> tuple[str, ...]:
+  """Returns a line on test images that are training images, too: links or copies.
+
+  Both are by split; `images` are the same images as they are stored, with their names.
+  Those in which nobody has looked, and whose content is not known, are not compared.
+  """
+  train, test = (_contents(splits[name]) for name in ("train", "test"))
+  if train is None or test is None:
+    return ()
+  shared = np.flatnonzero(np.isin(test, train))
+  if not len(shared):
+    return ()
+  return (
+    f"warning: {len(shared)} of {len(test)} test images are training images, too, such as "
+    f"{images['test'].name(int(shared[0]))}: accuracy on them says nothing of new images; "
+    "take them out of one side",
+  )
+
+
+def _contents(split: Split) -> np.ndarray | None:
+  """Returns hashes of pixels or bytes, uint64 [N], if they are known."""
+  if not split.on_device:
+    return split.images.contents
+  hashes = [hashlib.blake2b(pixels, digest_size=8).digest() for pixels in split.images]
+  return np.frombuffer(b"".join(hashes), np.uint64)
