@@ -148,6 +148,25 @@ def link(target: str) -> Arrange:
   return lambda folder: (folder / "link").symlink_to(target)
 
 
+def plain(change: Arrange) -> Arrange:
+  """The image folder `images`, changed, as DIR/CLASS/*."""
+
+  def flatten(root):
+    shutil.rmtree(root / "test")
+    for path in (root / "train").iterdir():
+      path.rename(root / path.name)
+    (root / "train").rmdir()
+    change(root)
+
+  return images(flatten)
+
+
+def keep_one(folder: pathlib.Path) -> None:
+  """Takes all files out but one."""
+  for path in sorted(folder.iterdir())[1:]:
+    path.unlink()
+
+
 def emptied(folder: pathlib.Path) -> None:
   """Takes all files out."""
   for path in folder.iterdir():
@@ -294,6 +313,14 @@ _FLAGS = {
 _DATA = {
   "an empty folder": lambda folder: (folder / "images").mkdir(),
   "no test images": images(lambda root: shutil.rmtree(root / "test")),
+  "only a part for testing": images(lambda root: shutil.rmtree(root / "train")),
+  "a plain folder, a class of one image": plain(lambda root: keep_one(root / "cat")),
+  "a plain folder, unverified": plain(lambda root: None),
+  "no file of classes": plain(lambda root: None),
+  "a class that there is not": both(
+    plain(lambda root: None), text("names.txt", "dog\nkat")
+  ),
+  "an order that lacks a class": both(plain(lambda root: None), text("names.txt", "cat")),
   "a class without a test folder": images(lambda root: shutil.rmtree(root / "test/dog")),
   "a class without images": images(lambda root: emptied(root / "train/cat")),
   "text in a file named .png": images(text("train/cat/1.png", "cat")),
