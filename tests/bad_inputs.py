@@ -431,7 +431,7 @@ _REUSE = {
   "a run that was trained otherwise": FINISHED,
   "a run on other data": run_with(on_other_data),
   "a run on photos that were replaced since": photos_replaced,
-  "a run by an earlier version": replaced("config.json", '"classes": ', '"groups": '),
+  "a run by an earlier version": replaced("config.json", '"data": ', '"images": '),
   "a damaged config.json": broken("config.json", "{"),
   "damaged results": replaced("results.json", '"top1": 0.', '"top1": 49.'),
   "a damaged line of metrics.jsonl": replaced("metrics.jsonl", '"loss"', '"lost"'),
