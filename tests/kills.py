@@ -39,7 +39,7 @@ SMALL_RUN = [
   "--log_every=7",
   "--num_devices=2",
 ]
-OFTEN = "--checkpoint_minutes=0.01"
+OFTEN = "--checkpoint_minutes=0.002"
 EVALUATION, TRAINING, CHECKPOINT = MOMENTS = ("evaluation", "training", "checkpoint")
 _STEPS_PER_KILL = 50
 _STEPS_PER_EPOCH = 43  # of all states of SMALL_RUN together
@@ -153,15 +153,22 @@ def _moment(workdir, ends):
 
 
 def _stop_in(moment, process, workdir, step, ends, *, journal):
-  """Stops a run in a moment, after that step; `journal` is the one of the run before."""
+  """Stops a run after that step, in that moment; returns the moment it stands in.
+
+  That is another one if the run is in its last fifth, and might end by itself. `journal` is
+  the one of the run before.
+  """
   deadline = time.monotonic() + _LONGEST
   while time.monotonic() < deadline:
     is_up = _journal(workdir) not in (None, journal)  # and has put its folder in order
-    if is_up and _last_step(workdir) >= step and _moment(workdir, ends) == moment:
+    is_late = _last_step(workdir) > 0.8 * ends[-1]
+    is_there = is_late or _moment(workdir, ends) == moment
+    if is_up and _last_step(workdir) >= step and is_there:
       process.send_signal(signal.SIGSTOP)
       time.sleep(0.01)  # until all threads stand
-      if _moment(workdir, ends) == moment:
-        return
+      found = _moment(workdir, ends)
+      if is_late or found == moment:
+        return found
       process.send_signal(signal.SIGCONT)
     assert process.poll() is None, f"the run ended before it was in {moment}, step {step}"
     time.sleep(0.002)
@@ -200,13 +207,13 @@ def compare(folder, arguments, numbers, *, seed, **options):
       begin = max((end for end in ends if end <= step), default=0)
       step, before = int(begin + 0.6 * (step - begin)), _journal(disturbed)
       with running(disturbed, arguments, **options) as process:
-        _stop_in(moment, process, disturbed, step, ends, journal=before)
+        found = _stop_in(moment, process, disturbed, step, ends, journal=before)
         process.send_signal(number)
         process.send_signal(signal.SIGCONT)
         code = process.wait(_LONGEST)
       # As the shell has it: 128 + n is the program's own exit, -n that of a killed one.
       assert code == (-number if number == signal.SIGKILL else 128 + number), code
-      print(f"{number.name} in {moment} after step {step}", flush=True)
+      print(f"{number.name} in {found} after step {step}", flush=True)
     with running(disturbed, arguments, **options) as process:
       assert process.wait(_LONGEST) == 0
   return len(digests(undisturbed)), differences(undisturbed, disturbed)
