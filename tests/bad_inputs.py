@@ -8,6 +8,7 @@ import contextlib
 import fcntl
 import functools
 import json
+import os
 import pathlib
 import re
 import shutil
@@ -319,6 +320,9 @@ _DATA = {
   "no file of classes": plain(lambda root: None),
   "a class that there is not": both(
     plain(lambda root: None), text("names.txt", "dog\nkat")
+  ),
+  "a pipe for a file of classes": both(
+    plain(lambda root: None), lambda folder: os.mkfifo(folder / "pipe")
   ),
   "an order that lacks a class": both(plain(lambda root: None), text("names.txt", "cat")),
   "a class without a test folder": images(lambda root: shutil.rmtree(root / "test/dog")),

@@ -1,7 +1,8 @@
 """Which classes are learnt, and in which order: by a seed, or from files of names."""
 
 import difflib
-import pathlib
+import os
+import stat
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,6 +10,8 @@ import numpy as np
 from ssil_jax.config import Config
 from ssil_jax.errors import ConfigError
 from ssil_jax.schedule import class_order
+
+_MAX_BYTES = 1 << 24  # of a file of names
 
 
 def choose_classes(class_names: Sequence[str], config: Config) -> np.ndarray:
@@ -47,16 +50,22 @@ def choose_classes(class_names: Sequence[str], config: Config) -> np.ndarray:
 def _read(path: str, flag: str, class_names: Sequence[str]) -> np.ndarray:
   """Reads names, one a line; returns their places in `class_names`, int64 [n]."""
   place_of = {name: place for place, name in enumerate(class_names)}
+  wanted = "give a file of class names, one a line"
   try:
-    text = pathlib.Path(path).expanduser().read_text("utf-8-sig", "surrogateescape")
-  except OSError as error:
-    raise ConfigError(
-      f"{flag}={path} cannot be read ({error.strerror}): give a file of class names, one "
-      "a line"
-    ) from error
+    status = os.stat(os.path.expanduser(path))
+    if not stat.S_ISREG(status.st_mode):  # a pipe may have no end
+      raise ConfigError(f"{flag}={path} is a folder, pipe or device: {wanted}")
+    if status.st_size > _MAX_BYTES:
+      raise ConfigError(f"{flag}={path} has more than {_MAX_BYTES} bytes: {wanted}")
+    with open(os.path.expanduser(path), "rb") as file:
+      text = file.read().decode("utf-8-sig", "surrogateescape")
+  except (OSError, ValueError) as error:
+    reason = getattr(error, "strerror", None) or error
+    raise ConfigError(f"{flag}={path} cannot be read ({reason}): {wanted}") from error
   line_of: dict[str, int] = {}
-  for number, line in enumerate(text.splitlines(), start=1):
-    name = line.strip()
+  for number, line in enumerate(text.split("\n"), start=1):
+    line = line.removesuffix("\r")
+    name = line if line in place_of else line.strip()
     if not name:
       continue
     if name in line_of:

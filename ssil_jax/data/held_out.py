@@ -21,9 +21,9 @@ def split_by_content(
 ) -> tuple[Split, Split]:
   """Divides images into training and test images by a hash of their bytes alone.
 
-  An image therefore stays on its side whatever is added or renamed, and copies of it are on
-  the same side. Each class has at least one image on both; only there may one more photo
-  move another.
+  An image therefore stays on its side whatever is added or renamed, and copies of it in its
+  class are there, too. Each class has at least one image on both sides; only where it would
+  not, in a class of few, may one more photo move another.
 
   Args:
     split: all images.
@@ -38,17 +38,18 @@ def split_by_content(
   Raises:
     DataError: a class has not two different images.
   """
-  is_test = np.zeros(len(split.labels), bool)
-  is_good = np.ones(len(split.labels), bool)
+  is_test, is_good = np.zeros(len(split.labels), bool), np.ones(len(split.labels), bool)
   is_good[list(bad)] = False
-  for label in range(len(class_names)):
-    records = np.flatnonzero((split.labels == label) & is_good)
+  by_class = np.argsort(split.labels, kind="stable")
+  ends = np.searchsorted(split.labels[by_class], np.arange(1, len(class_names)))
+  for name, of_class in zip(class_names, np.split(by_class, ends), strict=True):
+    records = of_class[is_good[of_class]]
     hashes = np.unique(contents[records])
     if len(hashes) < 2:
       raise DataError(
-        f"class {class_names[label]} has {len(hashes)} readable image"
-        f"{'' if len(hashes) == 1 else 's'}, copies not counted, and needs 2 or more, one "
-        "to train on and one to test: add some or remove the class"
+        f"class {name} has {len(of_class)} files and {len(hashes)} different images that "
+        "can be read, and needs 2 or more of them, to train on and to test: add some or "
+        "remove the class"
       )
     # The first one above this is no test image; never the smallest, always the largest.
     limit = min(max(int(fraction * 2.0**64), int(hashes[0]) + 1), int(hashes[-1]))

@@ -52,14 +52,14 @@ def open_dataset(
   """
   check_dataset_name(config.dataset)
   source = SOURCES[config.dataset](config)
-  if source.test is None:
-    source = _hold_out(source, config, check_interrupt)
   order = choose_classes(source.class_names, config)
   class_names = tuple(source.class_names[c] for c in order)
-  splits = {
-    "train": in_class_order(source.train, order),
-    "test": in_class_order(source.test, order),
-  }
+  splits, found = {"train": in_class_order(source.train, order)}, source.notes
+  if source.test is None:
+    *parts, note = _hold_out(splits["train"], class_names, config, check_interrupt)
+    splits, found = dict(zip(("train", "test"), parts, strict=True)), (*found, note)
+  else:
+    splits["test"] = in_class_order(source.test, order)
   size, notes = config.image_size or source.image_size, ()
   if splits["train"].on_device:
     kept = {
@@ -86,32 +86,43 @@ def open_dataset(
     skipped_records={
       name: len(splits[name].labels) - len(split.labels) for name, split in kept.items()
     },
-    notes=source.notes + notes,
+    notes=found + notes,
   )
 
 
 def _hold_out(
-  source: Source, config: Config, check_interrupt: Callable[[], None]
-) -> Source:
-  """Keeps a share of the training images for testing."""
+  split: Split,
+  class_names: tuple[str, ...],
+  config: Config,
+  check_interrupt: Callable[[], None],
+) -> tuple[Split, Split, str]:
+  """Returns training and test images, a share of all, and a line for the user."""
   if not config.verify_data:
     raise ConfigError(
       "--noverify_data needs DIR/train and DIR/test: which images of "
       f"--data_dir={config.data_dir} are test images is told by their content"
     )
-  found = verify.verify({"train": source.train.images}, check_interrupt)
+  verification = verify.verify({"train": split.images}, check_interrupt)
+  if not config.skip_bad_records:
+    verify.leave_out_bad(
+      {"train": split},
+      verification.bad,
+      {"train": split.images},
+      class_names=class_names,
+      skip=False,
+    )
   train, test = split_by_content(
-    source.train,
-    found.images["train"].contents,
-    found.bad["train"],
-    source.class_names,
+    split,
+    verification.images["train"].contents,
+    verification.bad["train"],
+    class_names,
     fraction=config.test_fraction,
   )
   note = (
-    f"{len(test.labels)} of {len(source.train.labels)} images are kept for testing, chosen "
-    f"by a hash of their content (--test_fraction={config.test_fraction:g})"
+    f"{len(test.labels)} of {len(split.labels)} images are kept for testing, chosen by a "
+    f"hash of their content (--test_fraction={config.test_fraction:g})"
   )
-  return source._replace(train=train, test=test, notes=(*source.notes, note))
+  return train, test, note
 
 
 def _open_encoded(

@@ -8,6 +8,7 @@ from ssil_jax.data.classes import choose_classes
 from ssil_jax.errors import ConfigError
 
 NAMES = ("ant", "bee", "cat", "dog", "élan")
+ODD = ("next\u0085line", " spaces ", "two\u2028lines")
 
 
 @pytest.fixture
@@ -38,6 +39,11 @@ def test_a_file_tells_the_order(write):
   assert chosen(class_order=write("", *order, "  ", end=" \r\n")) == order
   assert chosen(class_order=write("\ufeffdog", *order[1:])) == order  # as Windows writes
   assert chosen(class_order=write(*order), num_classes=3) == order[:3]
+
+
+def test_names_may_have_what_other_systems_take_for_the_end_of_a_line(write):
+  order = choose_classes(ODD, config_of(class_order=write(*reversed(ODD))))
+  assert order.tolist() == [2, 1, 0]
 
 
 def test_a_file_tells_which_classes(write):

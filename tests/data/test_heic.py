@@ -39,6 +39,28 @@ def test_a_photo_cut_off_is_refused_at_any_place():
       decode.read_rgb(data[:end])
 
 
+def test_what_libheif_cannot_decode_is_refused():
+  file = io.BytesIO()
+  Image.fromarray(photo(64, 64)).save(file, "AVIF")
+  data = bytearray(file.getvalue())
+  data[8:12] = b"mif1"  # as some programs write
+  with pytest.raises(decode.ImageError):
+    decode.read_rgb(bytes(data))
+
+
+def test_a_damaged_photo_is_refused_or_read_and_nothing_else_happens():
+  data, refused = heic(photo(64, 64)), 0
+  for seed in range(300):  # 125 and 272 are those that libheif calls an end of file
+    damaged, rng = bytearray(data), np.random.default_rng(seed)
+    for place in rng.integers(12, len(data), 3):
+      damaged[place] = rng.integers(256)
+    try:
+      decode.read_rgb(bytes(damaged))
+    except decode.ImageError:
+      refused += 1
+  assert refused
+
+
 def test_without_the_library_it_is_named(monkeypatch):
   monkeypatch.setattr(decode, "_HAS_HEIC", False)
   with pytest.raises(decode.ImageError, match="pillow-heif is needed: install it"):

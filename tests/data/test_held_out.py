@@ -76,8 +76,26 @@ def test_a_class_with_copies_of_one_image_is_named(plain):
   shutil.rmtree(plain / "b")
   for number in range(3):
     save(plain / "b" / f"{number}.png", RED)
-  with pytest.raises(DataError, match="class b has 1 readable image, copies not counted"):
+  with pytest.raises(DataError, match="class b has 3 files and 1 different images"):
     open_folder(plain)
+
+
+def test_classes_that_are_not_used_do_not_matter(plain):
+  save(plain / "c" / "0.png", RED)  # the only one
+  (plain / "names.txt").write_text("a\nb\n")
+  values = {"num_states": 1, "classes": str(plain / "names.txt")}
+  dataset = open_folder(plain, **values)
+  assert len(dataset.train.labels) + len(dataset.test.labels) == 80
+  assert f"{len(dataset.test.labels)} of 80 images are kept" in dataset.notes[1]
+
+
+def test_bad_images_are_named_before_their_class(plain):
+  for number in range(1, 40):
+    (plain / "b" / f"{number}.png").write_bytes(b"no image")
+  with pytest.raises(DataError, match="cannot read 39 of 80 images"):
+    open_folder(plain, num_states=1)
+  with pytest.raises(DataError, match="class b has 40 files and 1 different images that"):
+    open_folder(plain, num_states=1, skip_bad_records=True)
 
 
 def test_bad_images_are_named_or_counted_as_elsewhere(plain):
@@ -89,17 +107,27 @@ def test_bad_images_are_named_or_counted_as_elsewhere(plain):
 
 
 def test_what_is_no_image_is_counted_by_extension(plain):
-  for name in ("a/x.TIFF", "a/y.tif", "b/notes.txt", "b/LICENSE", "loose.jpg"):
+  for name in ("a/x.TIFF", "a/y.tif", "b/notes.txt", "b/LICENSE", "loose.jpg", "a/._0.png"):
     (plain / name).write_text("no image")
   (plain / "a" / "folder").mkdir()
   dataset = open_folder(plain, num_states=1)
-  assert dataset.ignored_files == 6
+  assert dataset.ignored_files == 7
   assert dataset.notes[:2] == (
-    "6 files or folders beside the images are ignored: 1 .jpg, 1 .tif, 1 .tiff, 1 .txt, 1 "
-    "folder, 1 without extension",
+    "7 files or folders beside the images are ignored: 1 .jpg, 1 .tif, 1 .tiff, 1 .txt, 1 "
+    "folder, 1 hidden, 1 without extension",
     "warning: images in .tif, .tiff files are not read: convert them to JPEG, PNG or WebP, "
     "if they are meant to be learnt",
   )
+
+
+def test_very_many_kinds_of_files_are_told_in_a_short_line(plain):
+  for number in range(30):
+    (plain / "a" / f"IMG.{number:04}").write_text("")
+    (plain / "a" / f"x.k{number}").write_text("")
+  (plain / "a" / "odd.\x1b[31m").write_text("")
+  (note,) = (n for n in open_folder(plain, num_states=1).notes if "ignored" in n)
+  assert note.startswith("61 files or folders beside the images are ignored: ")
+  assert note.endswith("31 without extension, and 21 other kinds")
 
 
 @pytest.mark.parametrize("image_size", [0, 8, 72])

@@ -38,9 +38,10 @@ _PNG, _RIFF, _WEBP = b"\x89PNG\r\n\x1a\n", b"RIFF", b"WEBP"
 _HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 _RAW_PROFILE = "Raw profile type exif"  # where PNG had EXIF before it had a chunk for it
 
-# What Pillow raises for files that it cannot read.
+# What Pillow raises for files that it cannot read, and pillow-heif, with libheif's words.
 _PARSE_ERRORS = (SyntaxError, ValueError, LookupError, TypeError, struct.error, zlib.error)
-_PILLOW_ERRORS = (Image.DecompressionBombError, OSError, *_PARSE_ERRORS)
+_HEIF_ERRORS = (EOFError, RuntimeError, MemoryError)
+_PILLOW_ERRORS = (Image.DecompressionBombError, OSError, *_PARSE_ERRORS, *_HEIF_ERRORS)
 # It warns of what is odd beside the pixels, a line for every such place in its source.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 

@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import os
 import pathlib
+import re
 import stat
 from concurrent.futures import ThreadPoolExecutor
 from typing import ClassVar
@@ -21,10 +22,12 @@ from ssil_jax.data.images import decode
 from ssil_jax.errors import DataError
 
 _LAYOUT = (
-  "an image folder is DIR/train/CLASS/* and DIR/test/CLASS/* (or DIR/val), or DIR/CLASS/*"
+  "an image folder is DIR/train/CLASS/* and DIR/test/CLASS/* (or DIR/val), or DIR/CLASS/* "
+  "with no class of these names"
 )
 # Photos in formats that are not read, HEIC aside.
 _UNREAD = (".avif", ".bmp", ".gif", ".jp2", ".jxl", ".tif", ".tiff")
+_KINDS = 10  # of ignored files, named in a note
 MAX_BYTES = 1 << 30  # of a file; ten bytes for every pixel that an image may have
 _CHUNK = 256  # files whose status a thread asks for at a time
 
@@ -84,9 +87,12 @@ def _source(
   """Returns the source, with a note on what was ignored: extension -> count."""
   notes = []
   if ignored:
-    kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(ignored.items()))
+    kinds = [f"{count} {kind}" for kind, count in sorted(ignored.most_common(_KINDS))]
+    if len(ignored) > _KINDS:
+      kinds.append(f"and {len(ignored) - _KINDS} other kinds")
     notes.append(
-      f"{ignored.total()} files or folders beside the images are ignored: {kinds}"
+      f"{ignored.total()} files or folders beside the images are ignored: "
+      f"{', '.join(kinds)}"
     )
     remedies = (
       (_UNREAD, "convert them to JPEG, PNG or WebP"),
@@ -110,10 +116,13 @@ def _source(
 
 
 def _kind(entry: os.DirEntry[str]) -> str:
-  """Returns what a file is called by in a count: its extension."""
-  if entry.is_dir():
+  """Returns what a file is called by in a count: its extension, if it is one."""
+  if entry.name.startswith("."):
+    return "hidden"
+  if entry.is_dir(follow_symlinks=False):
     return "folder"
-  return os.path.splitext(entry.name)[1].lower()[:20] or "without extension"
+  suffix = os.path.splitext(entry.name)[1].lower()
+  return suffix if re.fullmatch(r"\.[a-z][a-z0-9]{0,7}", suffix) else "without extension"
 
 
 def _class_names(folder: pathlib.Path) -> tuple[str, ...]:
