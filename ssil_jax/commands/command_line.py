@@ -1,4 +1,4 @@
-"""What all commands share: help, flags and errors on the command line."""
+"""Reads flags and flag files, and prints help and errors, for all commands."""
 
 import collections
 import contextlib

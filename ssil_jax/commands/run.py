@@ -38,7 +38,7 @@ _DEFINE = {
 
 
 class Request(NamedTuple):
-  """What a command line asks for."""
+  """Holds what a command line asks for."""
 
   config: Config
   given: Mapping[str, Any]  # settings that are not left at their defaults

@@ -65,7 +65,7 @@ class Job(NamedTuple):
 
 
 class Outcome(enum.Enum):
-  """How a job ended."""
+  """Tells how a job ended."""
 
   DONE = enum.auto()
   STOPPED = enum.auto()  # by a signal

@@ -1,4 +1,4 @@
-"""What was found out about data is kept in the user's cache, not beside the data."""
+"""Keeps what was found out about data in the user's cache, not beside the data."""
 
 import hashlib
 import os

@@ -1,4 +1,4 @@
-"""Which classes are learnt, and in which order: by a seed, or from files of names."""
+"""Chooses the classes and their order: by a seed, or from files of names."""
 
 import difflib
 import os

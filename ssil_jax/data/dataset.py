@@ -1,4 +1,4 @@
-"""What a data set is to the rest of the package."""
+"""Defines what a data set is to the rest of the package."""
 
 from collections.abc import Mapping
 from typing import NamedTuple

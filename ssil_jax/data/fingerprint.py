@@ -1,4 +1,4 @@
-"""Which data a run is on: record numbers in checkpoints mean nothing on others."""
+"""Tells data apart: record numbers in checkpoints mean nothing on others."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""What archives hold: the images of every split in record order, before any is read."""
+"""Lists what archives hold: each split's images in record order, before any is read."""
 
 import dataclasses
 import hashlib
@@ -95,7 +95,7 @@ class Records:
 
 
 class Tally(dict[str, dict[str, Any]]):
-  """What is said of images -> {"count": how many, "first": the names of the first}."""
+  """Maps what is said of images to {"count": how many, "first": names of the first}."""
 
   def add(self, text: str, name: str) -> None:
     """Counts an image."""

@@ -1,4 +1,4 @@
-"""What is stored of an image: its bytes as they are, once they were proved to decode.
+"""Makes what is stored of an image: its bytes as they are, once they proved to decode.
 
 Only CMYK and what is no JPEG is written anew, and what `--resize` and `--restart_markers`
 ask for.

@@ -1,4 +1,4 @@
-"""Where the members of a tar lie, found from its headers alone.
+"""Finds where the members of a tar lie, from its headers alone.
 
 An official archive has up to millions of small members. Its headers say where each of them
 begins, so that one image is read by one `os.pread`, and all of them are counted before

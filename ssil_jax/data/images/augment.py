@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 
 class Augmentation(NamedTuple):
-  """What happens to a training image on the device."""
+  """Says what happens to a training image on the device."""
 
   max_shift: int  # pixels of zero padding on each side, from which a random crop is cut
   flip: bool  # mirror every second image
