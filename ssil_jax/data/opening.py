@@ -54,12 +54,13 @@ def open_dataset(
   source = SOURCES[config.dataset](config)
   order = choose_classes(source.class_names, config)
   class_names = tuple(source.class_names[c] for c in order)
-  splits, found = {"train": in_class_order(source.train, order)}, source.notes
+  train, source_notes = in_class_order(source.train, order), source.notes
   if source.test is None:
-    *parts, note = _hold_out(splits["train"], class_names, config, check_interrupt)
-    splits, found = dict(zip(("train", "test"), parts, strict=True)), (*found, note)
+    train, test, note = _hold_out(train, class_names, config, check_interrupt)
+    source_notes += (note,)
   else:
-    splits["test"] = in_class_order(source.test, order)
+    test = in_class_order(source.test, order)
+  splits = {"train": train, "test": test}
   size, notes = config.image_size or source.image_size, ()
   if splits["train"].on_device:
     kept = {
@@ -86,7 +87,7 @@ def open_dataset(
     skipped_records={
       name: len(splits[name].labels) - len(split.labels) for name, split in kept.items()
     },
-    notes=found + notes,
+    notes=source_notes + notes,
   )
 
 
