@@ -1,3 +1,4 @@
+from .api import load as load
 from .api import load_run as load_run
 from .api import make_config as make_config
 from .api import run as run

@@ -101,6 +101,14 @@ class Config:
   memory_size: int = _states(
     10_000, "exemplars kept in all, |M|: floor(M / seen) of each class", at_least=1
   )
+  keep_test: int = _states(
+    100,
+    "test images of each class that are kept in --workdir, beside the exemplars, so that "
+    "the class can be tested when others are learnt later; of more, those with the "
+    "smallest hash of their content",
+    at_least=0,
+    changes="nothing",
+  )
   selection: str = _states(
     "ring",
     "which exemplars of a class are kept; ring: a random subset, herding: those whose mean "

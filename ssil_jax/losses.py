@@ -92,6 +92,30 @@ def seen_softmax_cross_entropy(
   return interval_cross_entropy(logits, labels, 0, num_seen)
 
 
+def lone_class_cross_entropy(
+  logits: jax.Array, labels: jax.Array, num_old: jax.Array | int
+) -> jax.Array:
+  """Returns the cross-entropy of "the one new class or any old one"; float32 [B].
+
+  The separated softmax of a state with a single new class is 1 whatever the scores, and
+  would teach it nothing. Here that class, y = `num_old`, competes with all old classes
+  together, p = sigmoid(s_y - log sum_{j old} exp(s_j)), of which the old scores are
+  constants: their gradient is exactly 0, as in equation (3) of the SS-IL paper, which does
+  not speak of this case.
+
+  Args:
+    logits: [B, C], scores of all classes.
+    labels: int [B], at most `num_old`.
+    num_old: classes of earlier states; without any, the result means nothing.
+  """
+  classes = jnp.arange(logits.shape[-1])[None, :]
+  # A softmax over no class at all would be NaN, and so would its gradient.
+  is_old = (classes < num_old) | (jnp.asarray(num_old) == 0)
+  old = jax.lax.stop_gradient(masked_logsumexp(logits, is_old))
+  score = jnp.sum(jnp.where(classes == num_old, logits.astype(jnp.float32), 0), axis=-1)
+  return jax.nn.softplus(jnp.where(labels < num_old, score - old, old - score))
+
+
 def softened_cross_entropy(
   logits: jax.Array,
   teacher_logits: jax.Array,

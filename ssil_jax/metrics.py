@@ -112,6 +112,8 @@ def summarize(counts: Counts, *, state: int) -> dict[str, Any]:
         compete, averaged over the states (figure 1, top).
       score_old, score_new: mean network output of old and new classes over all images
         (figure 6, center).
+      top1_by_state: accuracy on the images of each state's classes, a list of t; None of a
+        state without test images.
       confusion: images by state of the true and of the predicted class, t x t.
   """
   confusion = counts.confusion[:state, :state]
@@ -121,6 +123,10 @@ def summarize(counts: Counts, *, state: int) -> dict[str, Any]:
   new = images_by_state[-1] if old else 0
   error_new_as_old = _ratio(confusion[-1, :-1].sum(), new)
   with_images = images_by_state > 0
+  top1_by_state = [
+    _ratio(right, count)
+    for right, count in zip(counts.top1[:state], images_by_state, strict=True)
+  ]
   state_specific = counts.state_specific[:state][with_images] / images_by_state[with_images]
   return {
     "top1": _ratio(counts.top1.sum(), images),
@@ -131,6 +137,7 @@ def summarize(counts: Counts, *, state: int) -> dict[str, Any]:
     "state_specific_top1": _mean(state_specific.tolist()),
     "score_old": _ratio(counts.score_old.sum(), images) if old else None,
     "score_new": _ratio(counts.score_new.sum(), images),
+    "top1_by_state": top1_by_state,
     "confusion": confusion.tolist(),
   }
 

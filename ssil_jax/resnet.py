@@ -14,8 +14,25 @@ import jax
 import jax.numpy as jnp
 
 _conv_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
-# U(-1/sqrt(fan_in), 1/sqrt(fan_in)), whose variance is 1 / (3 fan_in).
-_head_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+
+def _head_init(fan_in: int):
+  """Draws from U(-1/sqrt(fan_in), 1/sqrt(fan_in)), for each class by itself.
+
+  The values of a class depend on the key and its place among the classes alone, so that a
+  head may get further classes and is then what a larger one would have been.
+  """
+  bound = fan_in**-0.5
+
+  def init(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
+    *rest, num_classes = shape
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(num_classes))
+    draw = functools.partial(
+      jax.random.uniform, shape=rest, dtype=dtype, minval=-bound, maxval=bound
+    )
+    return jax.vmap(draw, out_axes=-1)(keys)
+
+  return init
 
 
 class Outputs(NamedTuple):
@@ -27,7 +44,7 @@ class Outputs(NamedTuple):
 
 
 class ResNet18(nn.Module):
-  """ResNet-18 with a head over all classes there will ever be.
+  """ResNet-18 with a head over all classes of a run.
 
   Attributes:
     num_classes: columns of the head.
@@ -84,8 +101,8 @@ class ResNet18(nn.Module):
       return Outputs(features, logits, scale)
     logits = nn.Dense(
       self.num_classes,
-      kernel_init=_head_init,
-      bias_init=_head_bias_init(features.shape[-1]),
+      kernel_init=_head_init(features.shape[-1]),
+      bias_init=_head_init(features.shape[-1]),
       name="head",
     )(features)
     return Outputs(features, logits, jnp.ones(()))
@@ -99,7 +116,7 @@ class CosineHead(nn.Module):
   @nn.compact
   def __call__(self, features: jax.Array) -> tuple[jax.Array, jax.Array]:
     shape = features.shape[-1], self.num_classes
-    kernel = self.param("kernel", _head_init, shape)
+    kernel = self.param("kernel", _head_init(shape[0]), shape, jnp.float32)
     scale = self.param("scale", nn.initializers.ones, ())
     cosines = unit(features, axis=1) @ unit(kernel, axis=0)
     return scale * cosines, scale
@@ -129,8 +146,3 @@ class BasicBlock(nn.Module):
       x = self.conv(self.channels, (1, 1), strides=self.strides, name="project_conv")(x)
       x = self.norm(name="project_norm")(x)
     return nn.relu(x + y) if self.final_relu else x + y
-
-
-def _head_bias_init(fan_in: int):
-  bound = fan_in**-0.5
-  return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound)

@@ -72,6 +72,7 @@ class Sampling(NamedTuple):
   name: str  # in the schedule table
   epoch_records: Callable[[Pool], np.ndarray]  # Pool -> int64 [k]
   num_draws: int = 0
+  needs_all_data: bool = False  # of the old classes, and not their exemplars alone
 
   def records(self, pool: Pool) -> np.ndarray:
     """Returns every record that a batch of the phase may hold, once; int64 [k]."""
@@ -131,7 +132,7 @@ SHUFFLED = Sampling("shuffled", _new_and_memory)
 # Without a memory.
 NEW_ONLY = Sampling("new only", _new)
 # Joint training: D_t and all data of the earlier states.
-EVERYTHING = Sampling("all data", _new_and_old)
+EVERYTHING = Sampling("all data", _new_and_old, needs_all_data=True)
 # EEIL, section 3: as many records of each new class as there are exemplars of an old one.
 BALANCED = Sampling("balanced", _balanced)
 

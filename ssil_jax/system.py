@@ -2,13 +2,15 @@
 
 import contextlib
 import fcntl
+import functools
 import json
 import os
 import pathlib
 import platform
 import resource
+import subprocess
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, BinaryIO
 
 from ssil_jax.errors import DataError
 
@@ -34,6 +36,27 @@ def allow_open_files(number: int) -> None:
       f"its limit (ulimit -n {wanted}, or LimitNOFILE)"
     )
   resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+@functools.cache
+def source_commit() -> str | None:
+  """Returns the commit of the checkout that this code is in, "+" if it was changed since.
+
+  None if it is in none, or git is not there.
+  """
+  root = pathlib.Path(__file__).resolve().parents[1]
+  if not (root / ".git").exists():
+    return None
+  try:
+    done = subprocess.run(
+      ["git", "-C", root, "describe", "--always", "--exclude=*", "--dirty=+"],
+      capture_output=True,
+      timeout=10,
+      text=True,
+    )
+  except (OSError, subprocess.SubprocessError):
+    return None
+  return done.stdout.strip() or None
 
 
 class LockedError(Exception):
@@ -77,7 +100,17 @@ def write_json(path: pathlib.Path, value: Any) -> None:
 
 
 def write_bytes(path: pathlib.Path, content: bytes) -> None:
-  """Replaces a file whole: a reader, a kill or another writer never meets half of it."""
+  """Replaces a file as `replaced` does."""
+  with replaced(path) as file:
+    file.write(content)
+
+
+@contextlib.contextmanager
+def replaced(path: pathlib.Path) -> Iterator[BinaryIO]:
+  """Replaces a file whole: a reader, a kill or another writer never meets half of it.
+
+  Yields the file to write to; raises OSError, after which the old one is there.
+  """
   # Hosts that share a disk may write the same file at the same time.
   ending = f".{platform.node()}.{os.getpid()}.tmp"
   room = os.pathconf(path.parent, "PC_NAME_MAX") - len(os.fsencode(ending))
@@ -86,7 +119,7 @@ def write_bytes(path: pathlib.Path, content: bytes) -> None:
   temporary = path.with_name(start + ending)
   try:
     with open(temporary, "wb") as file:
-      file.write(content)
+      yield file
       file.flush()
       os.fsync(file.fileno())
     os.replace(temporary, path)

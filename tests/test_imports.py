@@ -13,6 +13,7 @@ FLOORS = [
   {"data", "methods"},
   {"distributed", "reports"},
   {"training"},
+  {"model"},
   {"api", "commands"},
 ]
 CORE = FLOORS[3]

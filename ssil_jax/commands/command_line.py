@@ -123,9 +123,16 @@ def flagfile_names() -> list[str]:
 
 
 def read_flags(
-  flag_values: flags.FlagValues, argv: Sequence[str], *, hint: str = ""
-) -> None:
+  flag_values: flags.FlagValues,
+  argv: Sequence[str],
+  *,
+  hint: str = "",
+  takes_paths: bool = False,
+) -> list[str]:
   """Sets the flags from the command line and the flag files that it names.
+
+  Returns:
+    The arguments that are no flags: paths, if the command takes any.
 
   Raises:
     ConfigError: an argument is no flag, is unknown or has a wrong value, or a flag file
@@ -144,7 +151,7 @@ def read_flags(
   except (flags.Error, ValueError) as error:
     what = " ".join(str(error).split())
     raise ConfigError(f"{what}: flags are written --name=value") from error
-  if len(rest) > 1:
+  if len(rest) > 1 and not takes_paths:
     raise ConfigError(f"{rest[1]!r} is not a flag: flags are written --name=value")
   for name, value in flag_values.flag_values_dict().items():
     for item in value if isinstance(value, list) else [value]:
@@ -154,6 +161,7 @@ def read_flags(
         raise ConfigError(
           f"--{name}={_shortened(str(item))} is too large a number: use one up to 2**53"
         )
+  return rest[1:]
 
 
 def expand_flagfiles(arguments: Sequence[str]) -> list[str]:

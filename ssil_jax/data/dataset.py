@@ -1,9 +1,11 @@
 """Defines what a data set is to the rest of the package."""
 
+import io
 from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from ssil_jax.data.encoded import EncodedImages
 from ssil_jax.data.images.augment import Augmentation, Normalization
@@ -19,6 +21,8 @@ class Split(NamedTuple):
   # uint8 [N, S, S, 3], to be put on the device whole, or encoded, to be streamed.
   images: np.ndarray | EncodedImages
   labels: np.ndarray  # int32 [N]
+  # What images on the device were decoded from; None of such that never were encoded.
+  files: EncodedImages | None = None
 
   @property
   def on_device(self) -> bool:
@@ -27,7 +31,20 @@ class Split(NamedTuple):
   def take(self, records: np.ndarray) -> "Split":
     """Returns those records (int64 [n]) alone, in that order."""
     images = self.images[records] if self.on_device else self.images.take(records)
-    return Split(images, self.labels[records])
+    files = self.files and self.files.take(records)
+    return Split(images, self.labels[records], files)
+
+  def encoded(self, record: int) -> bytes:
+    """Returns the file of an image; raises BadImage.
+
+    Of one that never was encoded, a PNG, which keeps every pixel.
+    """
+    files = self.files if self.on_device else self.images
+    if files is not None:
+      return files.store.read(int(files.numbers[record]))
+    file = io.BytesIO()
+    Image.fromarray(self.images[record]).save(file, "PNG")
+    return file.getvalue()
 
 
 class Batch(NamedTuple):
@@ -75,7 +92,7 @@ def in_class_order(split: Split, order: np.ndarray) -> Split:
   place[order] = np.arange(len(order), dtype=np.int32)
   labels = place[split.labels]
   kept = np.flatnonzero(labels >= 0)
-  return Split(split.take(kept).images, labels[kept])
+  return split.take(kept)._replace(labels=labels[kept])
 
 
 def records_of(labels: np.ndarray, low: int, high: int) -> np.ndarray:

@@ -20,7 +20,7 @@ from ssil_jax.data.images import crop
 from ssil_jax.sampling import Key, Pool, Purpose, Sampling, device_shares
 from ssil_jax.system import usable_cores
 
-_RESIZED, _CUT = 256, 224  # test images: short side, then centre (section 6.2)
+RESIZED, CUT = 256, 224  # test images: short side, then centre (section 6.2)
 _BATCHES_AHEAD = 3  # on the host
 _BATCHES_ON_DEVICE = 2  # beside the one in use
 
@@ -158,4 +158,4 @@ def random_crop(
 def central_crop(images: EncodedImages, record: int, size: int) -> np.ndarray:
   """Reads the middle of an image, uint8 [S, S, 3]."""
   pixels = images.open(record).read()
-  return crop.central_square(pixels, size, short_side=round(size * _RESIZED / _CUT))
+  return crop.central_square(pixels, size, short_side=round(size * RESIZED / CUT))

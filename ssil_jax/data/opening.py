@@ -157,7 +157,7 @@ def _open_encoded(
     pixels, bad, sizes = {}, {}, {}
     for name, split in splits.items():
       squares, bad[name], sizes[name] = central_squares(images[name], size, check_interrupt)
-      pixels[name] = Split(squares, split.labels)
+      pixels[name] = Split(squares, split.labels, files=images[name])
     kept, skip_notes = leave_out_bad(pixels, bad, images)
     notes += describe_sizes(images, sizes, size) + skip_notes
     stored = {

@@ -101,6 +101,13 @@ def mask_unseen(outputs: Outputs, context: PhaseContext, config: Config) -> jax.
   return jnp.where(seen, outputs.logits, -jnp.inf)
 
 
+def softmax_probabilities(
+  scores: jax.Array, context: PhaseContext, config: Config
+) -> jax.Array:
+  """Returns the softmax of a prediction's scores over the classes seen, float32 [B, C]."""
+  return jax.nn.softmax(scores.astype(jnp.float32), axis=-1)
+
+
 def normalized_features(
   outputs: Outputs, labels: jax.Array, context: PhaseContext, config: Config
 ) -> jax.Array:
@@ -160,6 +167,17 @@ def _keep(params: Any, before: Any, context: PhaseContext) -> Any:
   return params
 
 
+def into_corner(array: np.ndarray, fresh: np.ndarray) -> np.ndarray:
+  """Returns `fresh` with `array`, which is no larger, in place of its first entries."""
+  grown = np.array(fresh)
+  grown[tuple(map(slice, np.shape(array)))] = array
+  return grown
+
+
+def _grow_by_classes(stats: Any, fresh: Any, kept: np.ndarray) -> Any:
+  return jax.tree.map(into_corner, stats, fresh)
+
+
 class Method(NamedTuple):
   """A method of class-incremental learning.
 
@@ -172,12 +190,19 @@ class Method(NamedTuple):
     fixed: name of a shared setting -> the value it has in this method whatever is given.
     predict: (outputs, context, config) -> float32 [B, C], whose largest entry is the
       prediction; -inf for classes not seen yet.
+    probabilities: (scores of `predict`, context, config) -> float32 [B, C], in the same
+      order as the scores, 0 for classes not seen; rows sum to 1.
     has_teacher: whether the loss compares with the network as it was.
     cosine_head: whether the network ends in cosines (see `ResNet18`).
     project: (params, params before the step, context) -> params, after every step.
     align: (params, num_old, num_seen) -> params, host arrays, at the end of a state.
     init_stats: Sizes -> the statistics before the first state, host arrays.
     stats: (state, config) -> the statistics from this state on; shapes must stay.
+    grow_stats: (statistics, those of `init_stats` for more classes, int64 [m]) -> the
+      statistics with which classes are added to a trained model. The numbers are those of
+      the exemplars, which are records 0, 1, ... from now on, in the memory that `stats` got
+      last, in its order; -1 for one that was not there. By default entries of new classes
+      start as in `init_stats`.
     describe: (state, with the new statistics, config) -> numbers for results.json; null
       there if not finite, or beyond 1e30.
     trains_as: the method, by its `--method`, with which it shares all of training.
@@ -190,12 +215,16 @@ class Method(NamedTuple):
   defaults: Mapping[str, Any] = MappingProxyType({})
   fixed: Mapping[str, Any] = MappingProxyType({})
   predict: Callable[[Outputs, PhaseContext, Config], jax.Array] = mask_unseen
+  probabilities: Callable[[jax.Array, PhaseContext, Config], jax.Array] = (
+    softmax_probabilities
+  )
   has_teacher: bool = False
   cosine_head: bool = False
   project: Callable[[Any, Any, PhaseContext], Any] = _keep
   align: Callable[[Any, int, int], Any] | None = None
   init_stats: Callable[[Sizes], Any] = lambda sizes: {}
   stats: Callable[[FinishedState, Config], Any] = lambda state, config: state.stats
+  grow_stats: Callable[[Any, Any, np.ndarray], Any] = _grow_by_classes
   describe: Callable[[FinishedState, Config], dict[str, float]] = lambda state, config: {}
   trains_as: str | None = None
 

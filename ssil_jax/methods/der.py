@@ -22,6 +22,7 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 
+from ssil_jax.errors import ConfigError
 from ssil_jax.methods.base import Method, all_logits, one_phase, softmax_in_first_state
 from ssil_jax.methods.ft import softmax_loss
 from ssil_jax.sampling import RATIO_PRESERVING_TWICE
@@ -87,6 +88,18 @@ def _store(state, config):
   return {"row": row, "logits": stored}
 
 
+def _grow(stats, fresh, kept):
+  if (kept < 0).any():
+    raise ConfigError(
+      "--more_of_known is not for --method=der, which keeps with each exemplar the logits "
+      "that it had when its class was learnt: leave the flag out"
+    )
+  row, logits = np.array(fresh["row"]), np.array(fresh["logits"])
+  row[: len(kept)] = np.arange(len(kept))
+  logits[: len(kept), : stats["logits"].shape[1]] = stats["logits"][kept]
+  return {"row": row, "logits": logits}
+
+
 DER = Method(
   title="DER++",
   phases=lambda config, t: one_phase(config, t, RATIO_PRESERVING_TWICE),
@@ -98,4 +111,5 @@ DER = Method(
     "logits": np.zeros((sizes.memory_size, sizes.num_classes), np.float32),
   },
   stats=_store,
+  grow_stats=_grow,
 )

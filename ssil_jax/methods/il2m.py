@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ssil_jax.methods.base import mask_unseen
+from ssil_jax.methods.base import mask_unseen, softmax_probabilities
 from ssil_jax.methods.ft import FT
 from ssil_jax.settings import setting
 
@@ -73,6 +73,15 @@ def _predict(outputs, context, config):
     scores(outputs, context, config), context.stats["factor"], context.classes.num_old
   )
   return mask_unseen(outputs._replace(logits=rectified), context, config)
+
+
+def _probabilities(scores, context, config):
+  """Returns rectified probabilities as shares of their sum; of logits, the softmax."""
+  if config.method_settings.il2m_scores == "logits":
+    return softmax_probabilities(scores, context, config)
+  # Divided by the largest before they are added: a factor may be very large.
+  shares = jnp.maximum(scores / jnp.max(scores, axis=-1, keepdims=True), 0)
+  return shares / jnp.sum(shares, axis=-1, keepdims=True)
 
 
 def _own_and_top(outputs, labels, context, config):
@@ -143,6 +152,7 @@ IL2M = FT._replace(
   title="IL2M",
   settings=Settings,
   predict=_predict,
+  probabilities=_probabilities,
   init_stats=_init_stats,
   stats=_stats,
   describe=_describe,

@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import pathlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -19,9 +19,10 @@ from ssil_jax import memory, metrics
 from ssil_jax.config import Config
 from ssil_jax.data import fingerprint
 from ssil_jax.data.dataset import LARGEST_RESIDENT
+from ssil_jax.data.encoded import BadImage
 from ssil_jax.distributed import collectives
 from ssil_jax.distributed.preemption import Interrupted
-from ssil_jax.errors import DivergedError
+from ssil_jax.errors import DataError, DivergedError
 from ssil_jax.methods.base import Sizes
 from ssil_jax.methods.source import source_hash
 from ssil_jax.progress import ProgressDisplay
@@ -29,7 +30,7 @@ from ssil_jax.reports.tables import schedule_table
 from ssil_jax.resnet import ResNet18
 from ssil_jax.schedule import state_of_class
 from ssil_jax.system import write_json
-from ssil_jax.training import step, workdir
+from ssil_jax.training import model_files, step, workdir
 from ssil_jax.training.checkpoint import Checkpoints
 from ssil_jax.training.devices import Devices, choose_devices, initial_train_state
 from ssil_jax.training.plan import Plan, check_shares, make_plan, schedule_rows
@@ -58,6 +59,10 @@ class Session:
   checkpoints: Checkpoints | None = None
   networks: Networks | None = None
   recorder: Recorder | None = None
+  # What the model's files say of how its states are trained, beside settings and data.
+  trained_by: Mapping[str, Any] = dataclasses.field(
+    default_factory=lambda: {"trained_by": "run"}
+  )
   display: ProgressDisplay | None = None
   # The run at the last moment from which it can be resumed, if that is not saved.
   _unsaved: Callable[[], RunState] | None = None
@@ -129,6 +134,7 @@ class Session:
     self.networks.save(run.train_state, state=len(run.results))
     self._save(run)
     self._unsaved = None
+    self.save_model(run)
     self.write_results(run)
     result = run.results[-1]
     self.recorder.add_scores(result, step=int(run.train_state.step))
@@ -152,6 +158,24 @@ class Session:
       "states": run.results,
       "average": metrics.average(run.results),
     }
+
+  def save_model(self, run: RunState) -> None:
+    """Makes the last finished state the model that answers, unless it is already."""
+    if not collectives.is_main() or model_files.is_saved(self.folder, run):
+      return
+    try:
+      model_files.save(
+        self.folder,
+        self.plan,
+        run,
+        environment=self.devices.describe(),
+        origin=self.trained_by,
+      )
+    except BadImage as error:
+      raise DataError(
+        f"{error}: it belongs to the model from now on; put it back, and rerun the command "
+        "to resume"
+      ) from error
 
   def write_results(self, run: RunState) -> None:
     if collectives.is_main():
@@ -242,6 +266,8 @@ def open_session(
     )
     _show_progress(session, run, console)
     if not checkpoints.damaged:  # else it may know more states than the good checkpoint
+      if run.results:
+        session.save_model(run)
       session.write_results(run)
     steps_done = int(run.train_state.step)
     recorded = steps_done - (len(run.position.window) if run.position else 0)

@@ -118,15 +118,35 @@ def train_step(
   updates, opt_state = model.optimizer.update(grads, state.opt_state, state.params)
   updates = jax.tree.map(lambda update: -learning_rate * update, updates)
   params = optax.apply_updates(state.params, updates)
+  before = {"params": state.params, "opt_state": state.opt_state}
+  after = {
+    "params": method.project(params, state.params, context),
+    "opt_state": opt_state,
+  }
   new_state = TrainState(
     step=state.step + 1,
-    params=method.project(params, state.params, context),
     batch_stats=batch_stats,
-    opt_state=opt_state,
+    **_with_unseen_of(before, after, context.classes.num_seen),
   )
   predicted = jnp.argmax(mask_unseen(outputs, context, config), axis=-1)
   step_metrics = {"loss": loss, "top1": jnp.mean(predicted == batch.labels)}
   return new_state, jax.lax.pmean(step_metrics, AXIS)
+
+
+def _with_unseen_of(before: Any, after: Any, num_seen: jax.Array) -> Any:
+  """Returns `after` with the head's weights and momenta of unseen classes as in `before`.
+
+  Else weight decay would wear them away before their state begins, and classes that are
+  added to a trained network would not start as those that were there from its first state.
+  """
+
+  def choose(path, old, new):
+    if not any(getattr(key, "key", None) == "head" for key in path) or not new.ndim:
+      return new
+    index = jnp.arange(new.shape[-1]).reshape((1,) * (new.ndim - 1) + (-1,))
+    return jnp.where(index < num_seen, new, old)
+
+  return jax.tree_util.tree_map_with_path(choose, before, after)
 
 
 def _teacher_outputs(pixels: jax.Array, context: PhaseContext, model: Model) -> Outputs:

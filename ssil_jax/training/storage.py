@@ -11,6 +11,8 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from ssil_jax.errors import WorkdirError
@@ -105,15 +107,29 @@ class Networks:
 
   def load(self, state: int, *, like: TrainState) -> TrainState:
     """Returns `like`, host arrays, with the steps done and the network of a state's end."""
+    saved = self._restore(
+      state,
+      ocp.args.StandardRestore(_network(like)),
+      "leave --from_workdir out, or repeat that run",
+    )
+    return like.replace(**saved)
+
+  def read(self, state: int) -> dict[str, Any]:
+    """Returns step, params and batch_stats of a state's end as they are; host arrays."""
+    saved = self._restore(
+      state, ocp.args.StandardRestore(), "put a good one back, or repeat the run"
+    )
+    return jax.tree.map(np.asarray, saved)
+
+  def _restore(self, state: int, args: Any, remedy: str) -> Any:
     try:
       with quiet_threads():
-        saved = self._manager.restore(state, args=ocp.args.StandardRestore(_network(like)))
+        return self._manager.restore(state, args=args)
     except Exception as error:  # whatever a damaged file leads to
       raise WorkdirError(
         f"{self._folder / str(state)} is damaged or does not fit this run "
-        f"({reason_of(error)}): leave --from_workdir out, or repeat that run"
+        f"({reason_of(error)}): {remedy}"
       ) from error
-    return like.replace(**saved)
 
 
 def _network(train_state: TrainState) -> dict[str, Any]:

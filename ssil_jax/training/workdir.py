@@ -139,6 +139,11 @@ def _claim(
       f"{workdir} has checkpoints but no config.json: use another --workdir"
     )
   there = read_config(path) if path.exists() else None
+  if (workdir / "learning").exists() or _has_learnt(workdir, there):
+    raise WorkdirError(
+      f"{workdir} has learnt more since, by learn.py, and its run is complete: use "
+      "another --workdir, or learn.py"
+    )
   now = origin.to_json()
   # Of which nothing was saved, a run of this version leaves nothing to protect.
   if was_saved or (there is not None and not {"method_source", "data"} <= there.keys()):
@@ -150,6 +155,14 @@ def _claim(
     now = {**there, **{name: known[name] for name in names}}
   if now != there:
     write_json(path, now)
+
+
+def _has_learnt(workdir: pathlib.Path, saved: dict[str, Any] | None) -> bool:
+  """Returns whether a model has states that its run, of this config.json, had not."""
+  planned = (saved or {}).get("num_states")
+  if not isinstance(planned, int):
+    return False
+  return (workdir / "model" / str(planned + 1) / "state.json").exists()
 
 
 def warn_uncompared(

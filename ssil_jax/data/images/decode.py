@@ -54,6 +54,15 @@ _TOLERABLE = re.compile(
 _ODD_SAMPLING = "Could not determine subsampling level"
 
 
+def suffix(data: bytes) -> str:
+  """Returns the ending that the name of an image file usually has."""
+  if data.startswith(jpeg_layout.MAGIC):
+    return ".jpg"
+  if data.startswith(_PNG):
+    return ".png"
+  return ".webp" if data.startswith(_RIFF) else ".heic"
+
+
 class ImageError(ValueError):
   """The bytes are not those of a whole image; says why, and not of which image.
 

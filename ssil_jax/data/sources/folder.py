@@ -165,6 +165,27 @@ def _list_split(
   return Split(EncodedImages(files, np.arange(len(labels))), labels), ignored
 
 
+def read_file(path: str, num_bytes: int | None = None) -> bytes:
+  """Reads an image file, or its first bytes; raises BadImage."""
+  try:
+    # Without waiting for someone to write to a named pipe.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+      status = os.fstat(descriptor)
+      if not stat.S_ISREG(status.st_mode):
+        raise BadImage(path, "it is a folder, pipe or device, and not a file")
+      if status.st_size > MAX_BYTES:
+        raise BadImage(
+          path, f"it has {status.st_size} bytes, more than the {MAX_BYTES} allowed"
+        )
+      with open(descriptor, "rb", closefd=False) as file:
+        return file.read(num_bytes or status.st_size)
+    finally:
+      os.close(descriptor)
+  except OSError as error:
+    raise BadImage(path, error.strerror) from error
+
+
 @dataclasses.dataclass(frozen=True)
 class Files:
   """A `Store` of N image files in the folders of their classes."""
@@ -180,24 +201,7 @@ class Files:
   name_ends: np.ndarray  # int64 [N], where each of them ends
 
   def read(self, number: int, num_bytes: int | None = None) -> bytes:
-    path = self.name(number)
-    try:
-      # Without waiting for someone to write to a named pipe.
-      descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-      try:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-          raise BadImage(path, "it is a folder, pipe or device, and not a file")
-        if status.st_size > MAX_BYTES:
-          raise BadImage(
-            path, f"it has {status.st_size} bytes, more than the {MAX_BYTES} allowed"
-          )
-        with open(descriptor, "rb", closefd=False) as file:
-          return file.read(num_bytes or status.st_size)
-      finally:
-        os.close(descriptor)
-    except OSError as error:
-      raise BadImage(path, error.strerror) from error
+    return read_file(self.name(number), num_bytes)
 
   def name(self, number: int) -> str:
     (name,) = self._relative_names(np.array([number]))

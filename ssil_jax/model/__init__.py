@@ -1,0 +1,1 @@
+"""A trained model: it answers for photos, learns classes, and goes to other programs."""
