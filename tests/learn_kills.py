@@ -53,7 +53,7 @@ def moment_of(workdir):
     return "before it began" if not (workdir / "model" / "2").exists() else "after its end"
   if (workdir / "model" / "2").exists():
     return "in its commit"
-  saved = [path for path in (workdir / "learning").glob("checkpoints/*")]
+  saved = list((workdir / "learning").glob("checkpoints/*"))
   return "in training" if saved else "before its first checkpoint"
 
 

@@ -161,6 +161,9 @@ class _Job:
       },
       get_method(name),
     )
+    # Without what changes nothing but the course of the command.
+    lasting = model_files.settings_of(self.config)
+    self.changed = {name: settings[name] for name in settings if name in lasting}
 
   def find_done(self, new: Source) -> Learnt | None:
     """Returns what is known already if the last state was learnt from these very files.
@@ -199,11 +202,11 @@ class _Job:
     same = {
       "files": digest.hexdigest(),
       "class_names": new.class_names,
-      "settings": self.settings,
+      "settings": self.changed,
       "more_of_known": self.more_of_known,
     }
     text = json.dumps(same, sort_keys=True)
-    flags = [f"--{name}={value}" for name, value in self.settings.items()]
+    flags = [f"--{name}={value}" for name, value in self.changed.items()]
     flags += ["--more_of_known"] if self.more_of_known else []
     return {
       "request": hashlib.blake2b(text.encode(), digest_size=16).hexdigest(),
@@ -323,7 +326,7 @@ def _train(
     "trained_by": "learn",
     "request": request["request"],
     "data_dir": str(job.data_dir),
-    "changed": job.settings,
+    "changed": job.changed,
   }
   beginning = _grown(session, model, exemplars, load_run(job.folder).results["states"])
   workdir.check_space(
