@@ -145,12 +145,15 @@ def state_folder(folder: pathlib.Path, state: int) -> pathlib.Path:
 
 
 def is_saved(folder: pathlib.Path, run: RunState) -> bool:
-  """Returns whether the card is that of a run's last finished state, or a later one's."""
+  """Returns whether a run's last finished state is part of the model, with its files."""
   try:
-    card = read_card(folder)
+    last, num_states = len(run.results), len(read_card(folder)["states"])
+    read_statistics(folder, last, run.stats)
   except WorkdirError:
     return False
-  return len(card["states"]) >= len(run.results)
+  names = ("state.json", EXEMPLARS) if num_states == last else ("state.json",)
+  place = state_folder(folder, last)
+  return num_states >= last and all((place / name).exists() for name in names)
 
 
 def _save_test_photos(folder: pathlib.Path, plan: Plan, state: IncrementalState) -> None:
@@ -218,7 +221,12 @@ def _read_state(
   """Returns a state's `state.json`; of one that an earlier version trained, its numbers."""
   path = state_folder(folder, state.index) / "state.json"
   if path.exists():
-    return json.loads(path.read_bytes())
+    try:
+      return json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+      raise WorkdirError(
+        f"{path} cannot be read ({error}): remove it, and rerun the command to resume"
+      ) from error
   return {
     "state": state.index,
     "num_old": state.num_old,

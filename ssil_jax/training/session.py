@@ -163,6 +163,13 @@ class Session:
     """Makes the last finished state the model that answers, unless it is already."""
     if not collectives.is_main() or model_files.is_saved(self.folder, run):
       return
+    if run.position:  # its network is on the way to the next state's
+      last = len(run.results)
+      with Networks(self.folder, own=False) as networks:
+        if last not in networks.states():
+          return
+        saved = networks.read(last)
+      run = run._replace(train_state=run.train_state.replace(**saved), position=None)
     try:
       model_files.save(
         self.folder,
