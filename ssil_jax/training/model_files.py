@@ -15,6 +15,7 @@ import datetime
 import hashlib
 import io
 import json
+import os
 import pathlib
 import zipfile
 import zlib
@@ -276,9 +277,9 @@ def read_card(folder: pathlib.Path) -> dict[str, Any]:
   try:
     with open(path, "rb") as file:
       card = json.loads(file.read(_MAX_BYTES))
-  except FileNotFoundError as error:
-    raise WorkdirError(_no_card(folder)) from error
   except (OSError, ValueError, RecursionError) as error:
+    if isinstance(error, FileNotFoundError) or not os.path.isdir(folder):
+      raise WorkdirError(_no_card(folder)) from error
     reason = getattr(error, "strerror", None) or error
     raise WorkdirError(f"{path} cannot be read ({reason}): {_REMEDY}") from error
   found = card.get("format") if isinstance(card, dict) else None
@@ -306,7 +307,7 @@ _REMEDY = "rerun the command that trained it, or put a good file back"
 
 
 def _no_card(folder: pathlib.Path) -> str:
-  if not folder.is_dir():
+  if not os.path.isdir(folder):  # not by pathlib, which raises for some names
     return f"{folder} is not a folder: give the work directory of a run"
   if not (folder / "config.json").exists():
     return f"{folder} is not the work directory of a run: it has no {CARD}"
@@ -338,7 +339,8 @@ def read_statistics(folder: pathlib.Path, state: int, like: Any) -> Any:
     return jax.tree.unflatten(jax.tree.structure(like), [arrays[n] for n in names])
   except FileNotFoundError as error:
     raise WorkdirError(
-      f"{path} is missing: no state but the last of an earlier version's run has one"
+      f"{path} is missing: {_REMEDY}; of states that an earlier version trained, only the "
+      "last has one"
     ) from error
   except (OSError, ValueError, KeyError, EOFError, zlib.error, zipfile.BadZipFile) as error:
     reason = getattr(error, "strerror", None) or error
