@@ -137,6 +137,9 @@ def test_paths_bytes_and_pixels_are_answered_alike(model, test_photos):
     (one,) = model.predict(image)
     assert one.file == (some[0] if isinstance(image, str | os.PathLike) else None)
     assert_same_answers([one], expected[:1])
+  many = np.stack([noise(20, 30, seed=seed) for seed in range(3)])
+  assert model.predict(many) == model.predict(list(many))
+  assert model.probabilities(many).shape == (3, 6)
   assert model.predict([]) == []
   assert model.probabilities([]).shape == (0, 6)
 
