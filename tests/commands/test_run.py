@@ -17,13 +17,19 @@ from folders import ROOT
 from small_runs import records
 
 from ssil_jax import commands
-from ssil_jax.commands import command_line, compare, prepare, run, sweep
+from ssil_jax.commands import command_line, compare, predict, prepare, run, sweep
 from ssil_jax.config import Config, fields_of
 from ssil_jax.methods import METHODS
 from ssil_jax.reports.results import has_finished_state
 
 SCRIPT = ROOT / "experiments" / "run.py"
-COMMANDS = {"run": run, "sweep": sweep, "prepare": prepare, "compare": compare}
+COMMANDS = {
+  "run": run,
+  "predict": predict,
+  "sweep": sweep,
+  "prepare": prepare,
+  "compare": compare,
+}
 
 
 def config_of(*arguments):
