@@ -148,13 +148,19 @@ def state_folder(folder: pathlib.Path, state: int) -> pathlib.Path:
 def is_saved(folder: pathlib.Path, run: RunState) -> bool:
   """Returns whether a run's last finished state is part of the model, with its files."""
   try:
-    last, num_states = len(run.results), len(read_card(folder)["states"])
+    last, states = len(run.results), read_card(folder)["states"]
     read_statistics(folder, last, run.stats)
   except WorkdirError:
     return False
-  names = ("state.json", EXEMPLARS) if num_states == last else ("state.json",)
-  place = state_folder(folder, last)
-  return num_states >= last and all((place / name).exists() for name in names)
+  if len(states) < last:
+    return False
+  network = run.train_state
+  if run.position is None and states[last - 1]["network_crc32"] != checksum(
+    network.params, network.batch_stats
+  ):
+    return False  # it was trained again, from an earlier checkpoint
+  names = ("state.json", EXEMPLARS) if len(states) == last else ("state.json",)
+  return all((state_folder(folder, last) / name).exists() for name in names)
 
 
 def _save_test_photos(folder: pathlib.Path, plan: Plan, state: IncrementalState) -> None:
