@@ -21,7 +21,9 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import archives
+import numpy as np
 import pytest
+import safetensors.numpy
 from folders import ROOT, encode, folder_of, noise
 from written_runs import RESULTS
 
@@ -448,6 +450,31 @@ _REUSE = {
   "a link to nothing": link("nothing"),
   "a link to itself": link("link"),
 }
+
+
+def other_network(folder):
+  """Tensors of which one has a known name."""
+  tensors = {"conv1.weight": np.zeros((64, 3, 7, 7), np.float32), "embeddings": np.eye(2)}
+  arrays = {name: tensor.astype(np.float32) for name, tensor in tensors.items()}
+  safetensors.numpy.save_file(arrays, folder / "w.safetensors")
+
+
+_WEIGHTS: dict[str, Arrange] = {
+  "a checkpoint of torch.save": text("w.pth", b"PK\3\4"),
+  "weights of another network": other_network,
+  "a folder that is no run": images(lambda root: None),
+  "the run itself": run_with(lambda workdir: None),
+  "a wider network of another run": run_with(lambda workdir: None),
+  "a damaged model": run_with(lambda workdir: shutil.rmtree(workdir / "networks" / "2")),
+  "a run below a backslash": lambda folder: (folder / "a\\b").mkdir(),
+}
+_EXPORTS = (
+  "a state that the model does not have",
+  "an output that has something in it",
+  "an output that is a file",
+  "an output below a file",
+  "an output whose name is too long",
+)
 ARRANGED: dict[str, dict[str, Arrange]] = {
   "Flags and flag files": _FLAGS,
   "Data folders": _DATA,
@@ -457,6 +484,8 @@ ARRANGED: dict[str, dict[str, Arrange]] = {
   "Runs to compare": _COMPARE,
   "Sweeps": {"an output that is a link to itself": link("link")},
   "States of other runs": _REUSE,
+  "Pretrained weights": _WEIGHTS,
+  "Exports": {what: run_with(lambda workdir: None) for what in _EXPORTS},
 }
 # What is open while the command runs.
 MEANWHILE = {"one that another run uses": in_use, "a full disk": full_disk}

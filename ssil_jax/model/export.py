@@ -4,13 +4,17 @@ Each format is a folder with the model's file and `card.json`, which says what a
 program has to know; docs/models.md shows how to load each.
 """
 
+import contextlib
+import copy
 import dataclasses
 import datetime
 import importlib.metadata
+import json
 import logging
+import math
 import os
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -197,19 +201,15 @@ def _to_onnx(model: "TrainedModel") -> _Contents:
       f"--format=onnx needs {error.name}: pip install -r requirements-onnx.txt, or "
       "'ssil-jax[onnx]'"
     ) from error
-  # Runtimes have few bfloat16 kernels.
-  network, own = model.network.clone(dtype=jnp.float32), model.network
+  # Runtimes have few bfloat16 kernels. They pool over three axes at most, and jax2onnx
+  # counts all that there are.
+  plain = copy.copy(model)
+  plain.network = model.network.clone(dtype=jnp.float32, max_pool=_max_pool_by_axes)
   pixels = _pixels(model)
-  model.network = network
-  try:
-    # As a jaxpr: what jax2onnx makes of Flax's own layers mixes up their axes.
-    function = jaxpr_as_fun(jax.make_jaxpr(_of_pixels(model))(pixels))
-  finally:
-    model.network = own
-  logger = logging.getLogger("onnx_ir")
-  level = logger.level
-  logger.setLevel(logging.ERROR)  # it tells of shapes whose type nobody needs
-  try:
+  # As a jaxpr: what jax2onnx makes of Flax's own layers mixes up their axes.
+  function = jaxpr_as_fun(jax.make_jaxpr(_of_pixels(plain))(pixels))
+  # They tell of parts of other libraries that are not there, and of unknown shapes.
+  with _quiet("jax2onnx", "onnx_ir"):
     proto = jax2onnx.to_onnx(
       lambda pixels: tuple(function(pixels)),
       [jax.ShapeDtypeStruct(("batch", *pixels.shape[1:]), jnp.uint8)],
@@ -217,11 +217,36 @@ def _to_onnx(model: "TrainedModel") -> _Contents:
       input_names=["pixels"],
       output_names=["scores", "probabilities"],
     )
-  finally:
-    logger.setLevel(level)
   onnx.checker.check_model(proto)
   card = {"opset": proto.opset_import[0].version, **_card_of_pixels(model)}
   return _Contents({"model.onnx": proto.SerializeToString()}, card)
+
+
+def _max_pool_by_axes(x: jax.Array) -> jax.Array:
+  """Returns the maxima over 3x3/2 windows of [B, H, W, C] with one pixel of padding."""
+  for axis in (1, 2):
+    x = jnp.moveaxis(x, axis, 1)
+    batch, side, *others = x.shape
+    flat = x.reshape(batch, side, math.prod(others))
+    pooled = jax.lax.reduce_window(
+      flat, -jnp.inf, jax.lax.max, (1, 3, 1), (1, 2, 1), ((0, 0), (1, 1), (0, 0))
+    )
+    x = jnp.moveaxis(pooled.reshape(batch, pooled.shape[1], *others), 1, axis)
+  return x
+
+
+@contextlib.contextmanager
+def _quiet(*names: str) -> Iterator[None]:
+  """Holds back warnings of loggers."""
+  loggers = [logging.getLogger(name) for name in names]
+  levels = [logger.level for logger in loggers]
+  try:
+    for logger in loggers:
+      logger.setLevel(logging.CRITICAL)
+    yield
+  finally:
+    for logger, level in zip(loggers, levels, strict=True):
+      logger.setLevel(level)
 
 
 def _to_safetensors(model: "TrainedModel") -> _Contents:
@@ -230,8 +255,10 @@ def _to_safetensors(model: "TrainedModel") -> _Contents:
   known = len(model.class_names)
   tensors["fc.weight"] = np.ascontiguousarray(head["kernel"][:, :known].T)
   tensors["fc.bias"] = np.ascontiguousarray(head["bias"][:known])
-  # Hugging Face's tools want to know whose layout it is.
-  files = {"model.safetensors": safetensors.numpy.save(tensors, {"format": "pt"})}
+  # Hugging Face's tools want to know whose layout it is, and --init_from the rest.
+  numbers = {name: model.card["preprocessing"][name] for name in ("mean", "std")}
+  metadata = {"format": "pt", **{name: json.dumps(n) for name, n in numbers.items()}}
+  files = {"model.safetensors": safetensors.numpy.save(tensors, metadata)}
   if needs_statistics:
     files[STATISTICS] = safetensors.numpy.save(_statistics(model), {"format": "np"})
   size = model.image_size
@@ -271,7 +298,7 @@ def _statistics(model: "TrainedModel") -> dict[str, np.ndarray]:
   known, found = len(model.class_names), {}
   for name, array in model_files.arrays_of(model.stats).items():
     of_classes = array.ndim and array.shape[0] == model.num_columns
-    found[name] = np.ascontiguousarray(array[:known] if of_classes else array)
+    found[name] = np.array(array[:known] if of_classes else array, order="C")
   return {**found, "num_old": np.array(model.num_old, np.int64)}
 
 

@@ -1,10 +1,12 @@
 """Weights that the first state starts from (`--init_from`): a ResNet-18 without its head.
 
 They come from a .safetensors file with the names of torchvision's or timm's ResNet-18, or
-from the model in another work directory. The head is drawn as always.
+from the model in another work directory. The head is drawn as always. Images are normalized
+as they were where the weights come from, or as ImageNet's if a file does not say.
 """
 
 import hashlib
+import json
 import os
 import pathlib
 from collections.abc import Mapping
@@ -17,6 +19,7 @@ import safetensors
 
 from ssil_jax import config as config_lib
 from ssil_jax.data.dataset import LARGEST_RESIDENT
+from ssil_jax.data.images.augment import IMAGENET_NORMALIZATION, Normalization
 from ssil_jax.errors import ConfigError
 from ssil_jax.paths import real_path, run_mistakes
 from ssil_jax.resnet import ResNet18
@@ -35,11 +38,18 @@ class Weights(NamedTuple):
 
   Attributes:
     tensors: float32 arrays by the names of torchvision, without the head.
-    digest: a hash of them all.
+    normalization: of the images that it was trained on; None for pixels from 0 to 1.
+    digest: a hash of all that.
   """
 
   tensors: Mapping[str, np.ndarray]
+  normalization: Normalization | None
   digest: str
+
+  def normalized(self, plan: Plan) -> Plan:
+    """Returns the plan, with images as these weights expect them."""
+    dataset = plan.dataset._replace(normalization=self.normalization)
+    return plan._replace(dataset=dataset)
 
   def into(self, initial: TrainState) -> TrainState:
     """Returns the state before any training with these weights; the head is its own."""
@@ -63,42 +73,46 @@ def read(plan: Plan) -> Weights | None:
   if not config.init_from:
     return None
   flag, path = f"--init_from={config.init_from}", real_path(config.init_from)
-  if not path.exists():
-    raise ConfigError(f"{flag} does not exist: {_WANTED}")
-  of_workdir = path.is_dir()
-  if of_workdir:
+  if os.path.isdir(path):
     if path == config_lib.workdir_path(config):
       raise ConfigError(f"{flag} is --workdir itself: give another one")
-    found = _of_workdir(config.init_from, path)
+    found, numbers = _of_workdir(config.init_from, path)
+  elif os.path.isfile(path):
+    found, numbers = _of_file(flag, path)
   else:
-    found = _of_file(flag, path)
+    raise ConfigError(f"{flag} is neither a file nor a folder: {_WANTED}")
+  normalization = _normalization(flag, numbers)
   _check_fit(flag, found, _expected(plan), plan.dataset.image_size)
   for name, tensor in found.items():
     if not np.isfinite(tensor).all() or (name.endswith("running_var") and tensor.min() < 0):
       kind = "negative variances" if np.isfinite(tensor).all() else "NaN or infinity"
       raise ConfigError(f"{flag}: {name} has {kind}: give a file of a sound network")
-  digest = hashlib.blake2b(digest_size=16)
+  digest = hashlib.blake2b(repr(normalization).encode(), digest_size=16)
   for name, tensor in sorted(found.items()):
     digest.update(f"{name}{tensor.shape}".encode())
     digest.update(tensor.tobytes())
-  return Weights(found, digest.hexdigest())
+  return Weights(found, normalization, digest.hexdigest())
 
 
-def _of_workdir(given: str, folder: pathlib.Path) -> dict[str, np.ndarray]:
+def _of_workdir(given: str, folder: pathlib.Path) -> tuple[dict[str, np.ndarray], Any]:
+  """Returns the tensors, and the mean and std of images; see `_normalization`."""
   if mistakes := run_mistakes("init_from", given):
     raise ConfigError(mistakes[0])
-  row = model_files.read_card(folder)["states"][-1]
+  card = model_files.read_card(folder)
+  row, known = card["states"][-1], card["preprocessing"]
   saved = model_files.read_network(folder, row["state"], row["network_crc32"])
   tensors = torch_names.to_torch(saved, steps=0)
-  return {name: t for name, t in tensors.items() if not _is_left_out(name)}
+  taken = {name: t for name, t in tensors.items() if not _is_left_out(name)}
+  return taken, [known.get(name) for name in ("mean", "std")]
 
 
-def _of_file(flag: str, path: pathlib.Path) -> dict[str, np.ndarray]:
+def _of_file(flag: str, path: pathlib.Path) -> tuple[dict[str, np.ndarray], Any]:
+  """Returns the tensors, and the mean and std of images; see `_normalization`."""
   try:
     with open(path, "rb") as file:
       start = file.read(9)
       size = os.fstat(file.fileno()).st_size
-    if start[:2] == b"PK" or start[:1] == b"\x80":
+    if start[:2] == b"PK" or (start[:1] == b"\x80" and start[8:] != b"{"):
       raise ConfigError(
         f"{flag} is a file of torch.save, a pickle, which may run code when it is read: "
         "convert it: safetensors.torch.save_file(torch.load(FILE, weights_only=True), "
@@ -117,13 +131,34 @@ def _of_file(flag: str, path: pathlib.Path) -> dict[str, np.ndarray]:
             "convert it to float32"
           )
         found[name] = np.asarray(file.get_tensor(name)).astype(np.float32)
-      return found
+      metadata = file.metadata() or {}
+      if not {"mean", "std"} & metadata.keys():
+        return found, [IMAGENET_NORMALIZATION.mean, IMAGENET_NORMALIZATION.std]
+      return found, [json.loads(metadata.get(name, "0")) for name in ("mean", "std")]
+  except (ValueError, RecursionError) as error:
+    raise ConfigError(f"{flag}: mean and std in its metadata are no numbers") from error
   except OSError as error:
     raise ConfigError(
       f"{flag} cannot be read ({error.strerror or error}): {_WANTED}"
     ) from error
   except safetensors.SafetensorError as error:
     raise ConfigError(f"{flag} is no safetensors file ({error}): {_WANTED}") from error
+
+
+def _normalization(flag: str, numbers: Any) -> Normalization | None:
+  """Returns that of mean and std, three numbers each; raises ConfigError for others."""
+  try:
+    mean, std = np.asarray(numbers, np.float64)
+    sound = mean.shape == (3,) and np.isfinite([mean, std]).all() and (std > 0).all()
+  except (TypeError, ValueError):
+    sound = False
+  if not sound:
+    raise ConfigError(
+      f"{flag} says that images have mean and std {str(numbers):.100}: three numbers each "
+      "are needed, those of std above 0"
+    )
+  mean, std = tuple(mean.tolist()), tuple(std.tolist())
+  return None if (mean, std) == ((0.0,) * 3, (1.0,) * 3) else Normalization(mean, std)
 
 
 def _is_left_out(name: str) -> bool:

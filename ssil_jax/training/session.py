@@ -233,7 +233,8 @@ def open_session(
   plan = make_plan(config, check_interrupt=alone)
   mesh = choose_devices(config)
   check_shares(plan, mesh.size)
-  weights = pretrained.read(plan)
+  if weights := pretrained.read(plan):
+    plan = weights.normalized(plan)
   parts = fingerprint.parts(plan.dataset) | (weights.parts() if weights else {})
   origin = workdir.Origin(config_lib.to_json(config), source_hash(config.method), parts)
   lender = open_lender(plan, origin, warn=warn)

@@ -78,7 +78,8 @@ def _map_backbone(change: Callable[[str, Any], Any], variables: Any) -> Any:
       return leaf
     return change(".".join([*map(_module, modules), _ARRAYS.get(array, array)]), leaf)
 
-  return jax.tree_util.tree_map_with_path(one, dict(variables))
+  whole = {name: variables[name] for name in ("params", "batch_stats")}
+  return jax.tree_util.tree_map_with_path(one, whole)
 
 
 def _backbone(variables: Any) -> Iterator[tuple[str, Any]]:
