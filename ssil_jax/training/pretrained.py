@@ -168,7 +168,10 @@ def _is_left_out(name: str) -> bool:
 def _expected(plan: Plan) -> dict[str, tuple[int, ...]]:
   size = plan.dataset.image_size
   network = ResNet18(
-    num_classes=1, width=plan.config.width, small_images=size <= LARGEST_RESIDENT
+    num_classes=1,
+    cosine_head=plan.method.cosine_head,
+    width=plan.config.width,
+    small_images=size <= LARGEST_RESIDENT,
   )
   images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
 

@@ -48,16 +48,16 @@ def test_a_run_starts_from_what_another_one_exported(tmp_path):
     run(tmp_path / "old", method="bic", learning_rate=0.05, **SMALL | {"num_classes": 6})
     model = ssil_jax.load(tmp_path / "old")
     model.export(tmp_path / "out", format="safetensors")
-    drawn = initial_of(tmp_path / "drawn", method="lucir")
+    drawn = initial_of(tmp_path / "drawn", method="icarl")
     for number, given in enumerate(("out/model.safetensors", "old")):
       init_from = str(tmp_path / given)
-      initial = initial_of(tmp_path / str(number), method="lucir", init_from=init_from)
+      initial = initial_of(tmp_path / str(number), method="icarl", init_from=init_from)
       found = backbone(variables_of(initial))
       assert_same(found, backbone(model.variables))
       assert not np.array_equal(
         found["conv1.weight"], backbone(variables_of(drawn))["conv1.weight"]
       )
-      # The head, of another kind and with other classes, is drawn as always.
+      # The head, of other classes, is drawn as always.
       for name, array in drawn.params["head"].items():
         assert np.array_equal(initial.params["head"][name], array)
 
