@@ -24,7 +24,7 @@ import onnxruntime
 import safetensors.numpy
 import torch
 import torchvision_reference
-from absl import app, flags
+from absl import app, flags, logging
 
 import ssil_jax
 from ssil_jax.model.trained import paths_of
@@ -66,6 +66,7 @@ def run_torch(folder: pathlib.Path, pixels: np.ndarray) -> np.ndarray:
 
 def main(argv: list[str]) -> None:
   del argv
+  logging.set_verbosity(logging.WARNING)
   model = ssil_jax.load(_FLAGS.workdir)
   paths = list(paths_of([_FLAGS.photos]))
   chosen = np.linspace(0, len(paths) - 1, min(_FLAGS.count, len(paths))).astype(int)

@@ -20,6 +20,8 @@ import ssil_jax
 from ssil_jax.commands import export as command
 from ssil_jax.data.images.augment import IMAGENET_NORMALIZATION
 from ssil_jax.errors import ConfigError
+from ssil_jax.methods import METHODS
+from ssil_jax.methods.base import mask_unseen, softmax_probabilities
 from ssil_jax.model import export
 
 CASES = {
@@ -243,6 +245,13 @@ def test_a_prediction_in_other_words_is_told_of(model_of, tmp_path):
   model.export(tmp_path / "out", format="safetensors")
   assert "by the code of --method=ssil" in read_card(tmp_path / "out")["prediction"]
   assert (tmp_path / "out" / "statistics.safetensors").exists()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_says_how_it_predicts(name):
+  method = METHODS[name]
+  is_plain = method.predict is mask_unseen and method.probabilities is softmax_probabilities
+  assert bool(method.prediction) != is_plain
 
 
 def block(name):
