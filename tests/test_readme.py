@@ -52,11 +52,11 @@ def test_python_blocks_are_found():
 def known_flags():
   import kills
 
-  from ssil_jax.commands import compare, learn, predict, prepare, run, sweep
+  from ssil_jax.commands import compare, export, learn, predict, prepare, run, sweep
 
   known = {"flagfile", "help", *FOREIGN_FLAGS}
   known |= {f"no{field.name}" for field in dataclasses.fields(Config) if field.type is bool}
-  for command in (run, learn, predict, prepare, sweep, compare):
+  for command in (run, export, learn, predict, prepare, sweep, compare):
     known |= set(re.findall(r"^ +--(\w+)", command.help_text(), re.MULTILINE))
   return known | set(re.findall(r"^ +--(\w+)", kills.make_parser().format_help(), re.M))
 
