@@ -7,6 +7,7 @@ import sys
 COMMANDS = {
   "run": "train a class-incremental model",
   "predict": "say which classes photos are of",
+  "serve": "answer on a page: name photos, learn new classes",
   "sweep": "run several methods with several seeds, and compare them",
   "prepare": "prepare a data set from its official archives",
   "compare": "compare runs: tables, figures and a page",
