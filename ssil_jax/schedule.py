@@ -147,11 +147,7 @@ def schedule(
   Raises:
     ConfigError: the classes cannot be dealt out, or the memory is too small for them.
   """
-  if config.memory_size < num_classes:
-    raise ConfigError(
-      f"--memory_size={config.memory_size} cannot hold one exemplar of each of the "
-      f"{num_classes} classes: use {num_classes} or more"
-    )
+  check_memory(config, num_classes)
   bounds = class_boundaries(
     num_classes, num_states=config.num_states, initial_classes=config.initial_classes
   )
@@ -159,6 +155,15 @@ def schedule(
     IncrementalState(t, bounds[t - 1], bounds[t], phases(config, t))
     for t in range(1, config.num_states + 1)
   )
+
+
+def check_memory(config: Config, num_classes: int) -> None:
+  """Raises ConfigError unless the memory has room for so many classes."""
+  if config.memory_size < num_classes:
+    raise ConfigError(
+      f"--memory_size={config.memory_size} cannot hold one exemplar of each of the "
+      f"{num_classes} classes: use {num_classes} or more"
+    )
 
 
 def state_of_class(states: tuple[IncrementalState, ...]) -> np.ndarray:

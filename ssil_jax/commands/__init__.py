@@ -6,6 +6,7 @@ import sys
 
 COMMANDS = {
   "run": "train a class-incremental model",
+  "learn": "teach a trained model new classes",
   "predict": "say which classes photos are of",
   "serve": "answer on a page: name photos, learn new classes",
   "sweep": "run several methods with several seeds, and compare them",

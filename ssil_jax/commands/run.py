@@ -4,7 +4,7 @@ import dataclasses
 import signal
 import sys
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from absl import flags
@@ -109,19 +109,10 @@ def parse(argv: Sequence[str], *, methods: Sequence[str] = ()) -> Request:
   source_hash(name)  # of the code that was just loaded, whatever is saved later
   known = {**METHODS, **{other: get_method(other) for other in methods}, name: method}
   owners = owners_of(known)
-  flag_values = flags.FlagValues()
-  for settings in (Config, *(other.settings for other in known.values())):
-    for field in fields_of(settings):
-      if field.name not in flag_values:
-        define = _DEFINE.get(field.type, flags.DEFINE_list)
-        define(field.name, None, field.metadata["help"], flag_values=flag_values)
+  flag_values = define_settings(known.values())
   hint = "" if ":" in name else "; a setting of your own method needs --method=MODULE:NAME"
   command_line.read_flags(flag_values, [argv[0], *arguments], hint=hint)
-  given = {
-    name: _whole_numbers(name, value) if isinstance(value, list) else value
-    for name, value in flag_values.flag_values_dict().items()
-    if value is not None
-  }
+  given = given_settings(flag_values)
   ignored = given.keys() & owners.keys() - owners_of({name: method}).keys()
   notes = tuple(
     f"--{name} ({', '.join(owners[name])})" for name in given if name in ignored
@@ -130,6 +121,26 @@ def parse(argv: Sequence[str], *, methods: Sequence[str] = ()) -> Request:
   config = config_lib.make_config(given, method)
   check_dataset_name(config.dataset)
   return Request(config, given, notes)
+
+
+def define_settings(methods: Iterable[Method]) -> flags.FlagValues:
+  """Defines a flag for each shared setting, and for each of some methods."""
+  flag_values = flags.FlagValues()
+  for settings in (Config, *(method.settings for method in methods)):
+    for field in fields_of(settings):
+      if field.name not in flag_values:
+        define = _DEFINE.get(field.type, flags.DEFINE_list)
+        define(field.name, None, field.metadata["help"], flag_values=flag_values)
+  return flag_values
+
+
+def given_settings(flag_values: flags.FlagValues) -> dict[str, Any]:
+  """Returns the settings that were given; raises ConfigError for bad lists of numbers."""
+  return {
+    name: _whole_numbers(name, value) if isinstance(value, list) else value
+    for name, value in flag_values.flag_values_dict().items()
+    if value is not None
+  }
 
 
 def _method_name(arguments: Sequence[str]) -> str:

@@ -53,14 +53,37 @@ def open_dataset(
   check_dataset_name(config.dataset)
   source = SOURCES[config.dataset](config)
   order = choose_classes(source.class_names, config)
-  class_names = tuple(source.class_names[c] for c in order)
-  train, source_notes = in_class_order(source.train, order), source.notes
-  if source.test is None:
-    train, test, note = _hold_out(train, class_names, config, check_interrupt)
-    source_notes += (note,)
-  else:
-    test = in_class_order(source.test, order)
-  splits = {"train": train, "test": test}
+  test = source.test and in_class_order(source.test, order)
+  chosen = source._replace(
+    class_names=tuple(source.class_names[c] for c in order),
+    train=in_class_order(source.train, order),
+    test=test,
+  )
+  return open_source(with_test(chosen, config, check_interrupt), config, check_interrupt)
+
+
+def with_test(
+  source: Source, config: Config, check_interrupt: Callable[[], None] = lambda: None
+) -> Source:
+  """Returns a source with test images: a share of all, if it has none of their own.
+
+  Raises ConfigError and DataError as `open_dataset`.
+  """
+  if source.test is not None:
+    return source
+  train, test, note = _hold_out(source.train, source.class_names, config, check_interrupt)
+  return source._replace(train=train, test=test, notes=(*source.notes, note))
+
+
+def open_source(
+  source: Source, config: Config, check_interrupt: Callable[[], None] = lambda: None
+) -> Dataset:
+  """Makes a data set of a source whose classes are in the order of learning.
+
+  Raises ConfigError and DataError as `open_dataset`.
+  """
+  class_names, source_notes = source.class_names, source.notes
+  splits = {"train": source.train, "test": source.test}
   size, notes = config.image_size or source.image_size, ()
   if splits["train"].on_device:
     kept = {

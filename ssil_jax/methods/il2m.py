@@ -128,10 +128,10 @@ def _means(values, labels, classes):
 
 
 def _describe(state, config):
-  if not state.num_old:
-    return {}
   shown = min(state.num_first, _SHOWN_CLASSES)
   old = np.flatnonzero(state.test_labels < state.num_old)
+  if not (state.test_labels[old] < shown).any():  # a model may keep no test photos
+    return {}
   own, top, right = state.extract(old, _own_and_top, test=True).T
   of_shown = state.test_labels[old] < shown
   return {

@@ -1,9 +1,11 @@
 """A trained model, loaded from its work directory: it needs none of its training data."""
 
+import contextlib
 import functools
 import itertools
 import os
 import pathlib
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from rich.console import Console
 
 from ssil_jax import config as config_lib
 from ssil_jax.config import Config
@@ -20,6 +23,7 @@ from ssil_jax.data.encoded import BadImage
 from ssil_jax.data.images import crop, decode
 from ssil_jax.data.images.augment import Normalization, to_float
 from ssil_jax.data.sources.folder import read_file
+from ssil_jax.distributed.preemption import interrupts
 from ssil_jax.errors import ConfigError, WorkdirError
 from ssil_jax.methods import Method, get_method
 from ssil_jax.methods.base import PhaseContext, SeenClasses, Sizes
@@ -28,7 +32,6 @@ from ssil_jax.paths import real_path
 from ssil_jax.resnet import ResNet18
 from ssil_jax.system import usable_cores
 from ssil_jax.training import model_files, numerics
-from ssil_jax.training.run_state import TrainState
 from ssil_jax.training.storage import Networks
 
 # A path of an image file, its bytes, or its pixels, uint8 [H, W, 3].
@@ -83,7 +86,7 @@ class TrainedModel:
     self.num_old, num_seen = row["num_old"], row["num_seen"]
     self.class_names = tuple(card["class_names"][:num_seen])
     self.image_size = card["preprocessing"]["image_size"]
-    self.normalization = _normalization(card["preprocessing"])
+    self.normalization = normalization_of(card["preprocessing"])
     saved = _read_network(workdir, state, row["network_crc32"])
     self.variables = {name: saved[name] for name in ("params", "batch_stats")}
     self.num_steps = int(saved["step"])
@@ -268,9 +271,58 @@ class TrainedModel:
     scores = self.method.predict(outputs, context, self.config)
     return scores, self.method.probabilities(scores, context, self.config)
 
-  def train_state(self, like: TrainState) -> TrainState:
-    """Returns `like` with this network and the steps done; host arrays."""
-    return like.replace(step=np.int32(self.num_steps), **self.variables)
+  def learn(
+    self,
+    data_dir: str | os.PathLike,
+    *,
+    more_of_known: bool = False,
+    console: Console | None = None,
+    **settings: Any,
+  ) -> dict[str, Any]:
+    """Learns the classes of a folder of photos, and answers with them from then on.
+
+    Ctrl-C saves what is done, and calling it again goes on. Until the end, the model in
+    the work directory is the old one.
+
+    Args:
+      data_dir: DIR/CLASS/*, or DIR/train/CLASS/* and DIR/test/CLASS/*.
+      more_of_known: whether photos of known classes, which are refused otherwise, are
+        added to those that the exemplars of their class are chosen from.
+      console: where progress is shown; standard output by default.
+      **settings: by the names of their flags, those that this state is to have otherwise
+        than the one before.
+
+    Returns:
+      The row of results.json that it added.
+
+    Raises:
+      UserError: bad input, named, before any training; or the loss diverged.
+      KeyboardInterrupt: Ctrl-C.
+    """
+    from ssil_jax.model.learning import learn  # which loads models itself
+
+    if self.state != len(self.card["states"]):
+      raise ConfigError(
+        f"this is the model of state {self.state}, and {self.workdir} has "
+        f"{len(self.card['states'])}: load the last one to let it learn"
+      )
+    own = self.config.method if ":" in self.config.method else None
+    with contextlib.ExitStack() as stack:
+      check = lambda: None  # noqa: E731
+      if threading.current_thread() is threading.main_thread():  # where signals arrive
+        check = stack.enter_context(interrupts())
+      learnt = learn(
+        self.workdir,
+        data_dir,
+        more_of_known=more_of_known,
+        method=own,
+        console=console or Console(),
+        check_interrupt=check,
+        settings=settings,
+      )
+    vars(self).clear()
+    vars(self).update(vars(load(learnt.workdir, method=own)))
+    return learnt.result
 
 
 def load(
@@ -303,17 +355,7 @@ def load(
       f"--state={number}: the model in {folder} has the states 1 to {last}: choose one"
     )
   row = card["states"][number - 1]
-  name = row["settings"].get("method", card["method"])
-  if name != method and (":" in name or method is not None):
-    wanted = f"give --method={name} to have its code imported"
-    raise ConfigError(
-      f"the model in {folder} was trained by --method={name}"
-      + (
-        f", and not {method}: {wanted if ':' in name else 'leave the flag out'}"
-        if method
-        else f", a method of someone's own: {wanted}"
-      )
-    )
+  name = method_of(card, folder, number, method)
   found = get_method(name)
   settings = {**row["settings"], "method": name, "workdir": str(folder)}
   try:
@@ -329,6 +371,30 @@ def load(
       "trained: its predictions may be others"
     )
   return TrainedModel(folder, card, number, config, found)
+
+
+def method_of(
+  card: dict[str, Any], folder: pathlib.Path, state: int, given: str | None
+) -> str:
+  """Returns the name of the method of a state of a model.
+
+  Raises:
+    ConfigError: another one is given; or the method is no part of the package, and is not
+      given: whose code is imported is the user's to say, not the card's, which may come
+      from elsewhere.
+  """
+  name = card["states"][state - 1]["settings"].get("method", card["method"])
+  if given is not None and given != name:
+    raise ConfigError(
+      f"--method={given}: the model in {folder} was trained by {name}: leave the flag out, "
+      "or give that"
+    )
+  if ":" in name and given is None:
+    raise ConfigError(
+      f"the model in {folder} was trained by a method of someone's own: give "
+      f"--method={name} to have its code imported"
+    )
+  return name
 
 
 def _read_network(workdir: pathlib.Path, state: int, crc32: int) -> dict[str, Any]:
@@ -347,7 +413,8 @@ def _read_network(workdir: pathlib.Path, state: int, crc32: int) -> dict[str, An
   return saved
 
 
-def _normalization(preprocessing: dict[str, Any]) -> Normalization | None:
+def normalization_of(preprocessing: dict[str, Any]) -> Normalization | None:
+  """Returns what a card's preprocessing says of the channels; None if nothing."""
   mean, std = (tuple(preprocessing[name]) for name in ("mean", "std"))
   return None if (mean, std) == ((0.0,) * 3, (1.0,) * 3) else Normalization(mean, std)
 

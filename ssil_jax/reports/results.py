@@ -96,6 +96,7 @@ _STATE = _object(
   optional={  # older runs have none
     "statistics": {"type": "object", "additionalProperties": _or_null(_NUMBER)},
     "from_workdir": _or_null(_TEXT),
+    "learnt": {"type": "object"},
     "top1_by_state": {"type": "array", "items": _or_null(_FRACTION)},
   },
   state=_COUNT,

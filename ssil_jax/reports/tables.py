@@ -244,6 +244,52 @@ def seed_rows(found: OverSeeds) -> list[list[str]]:
   return rows
 
 
+LEARNT_COLUMNS = ("classes of", "test photos", "before", "after", "change")
+
+
+def learnt_rows(result: dict[str, Any]) -> list[list[str]]:
+  """Returns cells under LEARNT_COLUMNS of a state that `learn` has added.
+
+  A row for the classes of each state, then for all old ones, and for all.
+  """
+  learnt, counts = result["learnt"], [sum(row) for row in result["confusion"]]
+  *earlier, _ = counts
+  before = learnt["top1_by_state_before"] or [None] * len(earlier)
+  rows = [
+    (f"state {number}", count, old, new)
+    for number, (count, old, new) in enumerate(
+      zip(counts, (*before, None), result["top1_by_state"], strict=True), start=1
+    )
+  ]
+  rows.append(("all before", sum(earlier), learnt["top1_old_before"], learnt["top1_old"]))
+  rows.append(("all now", sum(counts), None, result["top1"]))
+  return [
+    [name, str(count), _percent(old), _percent(new), _change(old, new)]
+    for name, count, old, new in rows
+  ]
+
+
+def _change(before: float | None, after: float | None) -> str:
+  if before is None or after is None:
+    return "-"
+  return f"{100 * (after - before):+.1f}"
+
+
+def learnt_table(result: dict[str, Any]) -> Table:
+  """Returns what new classes cost the old ones, from the row of results.json."""
+  names = ", ".join(result["learnt"]["new_classes"])
+  errors = ", ".join(
+    f"{SCORES[name].title} {_percent(result[name])}"
+    for name in ("error_old_as_new", "error_new_as_old")
+  )
+  return _rich_table(
+    LEARNT_COLUMNS,
+    learnt_rows(result),
+    f"learnt in state {result['state']}: {_shorten(names)}",
+    f"Top-1 accuracy in %;\n{errors}:\nold classes taken for new, and new for old.",
+  )
+
+
 def statistics_table(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
   """Returns columns and rows of a method's own numbers, a row a state; or no rows."""
   states = [(row["state"], row.get("statistics", {})) for row in results["states"]]

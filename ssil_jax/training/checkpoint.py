@@ -84,6 +84,10 @@ class Checkpoints:
     with contextlib.suppress(*([] if error_type is None else [Exception])):
       self._manager.close()
 
+  def close(self) -> None:
+    """Waits for what is being written; nothing is saved or read afterwards."""
+    self._manager.close()
+
   @property
   def last(self) -> pathlib.Path | None:
     return None if self._whole is None else self._folder / str(self._whole)

@@ -1,5 +1,6 @@
 """What a run will do, settled from settings and data before a device is used."""
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -12,7 +13,11 @@ from ssil_jax.data.opening import open_dataset
 from ssil_jax.errors import ConfigError, DataError
 from ssil_jax.methods import Method, get_method
 from ssil_jax.sampling import Key, Pool, left_out
-from ssil_jax.schedule import IncrementalState, Phase, schedule
+from ssil_jax.schedule import IncrementalState, Phase, check_memory, schedule
+
+
+class _TooFewError(ConfigError):
+  """A phase has fewer images than a batch."""
 
 
 class Plan(NamedTuple):
@@ -83,6 +88,54 @@ def make_plan(
   return plan._replace(states=tuple(states))
 
 
+def plan_next(
+  config: Config,
+  dataset: Dataset,
+  done: tuple[IncrementalState, ...],
+  exemplars: memory.Memory,
+  *,
+  may_shrink: bool,
+) -> Plan:
+  """Plans the state that follows those of a trained model.
+
+  Args:
+    config: of that state.
+    dataset: the model's exemplars as records of the classes in `done`, and images of new
+      classes, whose labels follow.
+    done: the model's states.
+    exemplars: of the classes in `done`.
+    may_shrink: whether both batch sizes are halved, again and again, while the state has
+      fewer images than a batch.
+
+  Raises:
+    ConfigError: settings and data do not go together, or a class would not be trained.
+  """
+  method, num_seen = get_method(config.method), len(dataset.class_names)
+  index = len(done) + 1
+  phases = method.phases(config, index)
+  if any(phase.sampling.needs_all_data for phase in phases):
+    raise ConfigError(
+      f"--method={config.method} trains on all images of all classes, and a model keeps no "
+      "more than exemplars of those learnt before: train a new model on all of them"
+    )
+  check_memory(config, num_seen)
+  state = IncrementalState(index, done[-1].num_seen, num_seen, phases)
+  plan = Plan(config, method, dataset, (*done, state))
+  pool = plan.pool(state, exemplars)
+  while True:
+    try:
+      state = _counted(state, pool, plan.config)
+      break
+    except _TooFewError:
+      sizes = plan.config.batch_size_new // 2, plan.config.batch_size_memory // 2
+      if not may_shrink or not all(sizes):
+        raise
+      smaller = dict(zip(("batch_size_new", "batch_size_memory"), sizes, strict=True))
+      plan = plan._replace(config=dataclasses.replace(plan.config, **smaller))
+  _check_new_classes(plan, state, pool)
+  return plan._replace(states=(*done, state))
+
+
 def _check_images(plan: Plan) -> None:
   """Raises DataError for a class or a state without training or test images."""
   names, test_labels = plan.dataset.class_names, plan.dataset.test.labels
@@ -115,7 +168,7 @@ def _counted(state: IncrementalState, pool: Pool, config: Config) -> Incremental
     raise ConfigError(f"state {state.index} {error}") from error
   for phase in phases:
     if phase.steps_per_epoch == 0:
-      raise ConfigError(
+      raise _TooFewError(
         f"state {state.index} trains on {phase.num_new} images of new classes and "
         f"{phase.num_replayed} of old ones; an epoch ({phase.sampling.name}) goes through "
         f"{phase.epoch_size} images, too few for one batch of "

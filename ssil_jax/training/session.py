@@ -69,16 +69,82 @@ class Session:
   _saved_at: float = dataclasses.field(default_factory=time.monotonic)
   _calls: int = 0
 
-  def start(self) -> RunState:
-    """Returns a run that has done nothing yet."""
+  def start(self, *, num_exemplars: int = 0) -> RunState:
+    """Returns a run that has done nothing yet, with room for so many exemplars at least."""
     sizes = Sizes(
       num_classes=len(self.plan.dataset.class_names),
       num_features=self.initial.params["head"]["kernel"].shape[0],
       num_records=len(self.plan.dataset.train.labels),
-      memory_size=self.plan.config.memory_size,
+      memory_size=max(self.plan.config.memory_size, num_exemplars),
     )
     stats = self.plan.method.init_stats(sizes)
     return RunState(self.initial, memory.empty(), stats, [])
+
+  def open_files(
+    self,
+    stack: contextlib.ExitStack,
+    folder: pathlib.Path,
+    checkpoints_in: pathlib.Path,
+    beginning: RunState,
+    *,
+    identity: Mapping[str, Any],
+    warn: Callable[[str], None],
+  ) -> RunState:
+    """Opens the files that hold a run, until `stack` is closed.
+
+    Args:
+      stack: what closes them.
+      folder: the work directory.
+      checkpoints_in: the folder of `checkpoints` and damaged ones.
+      beginning: the run of which nothing is saved yet.
+      identity: of the run, without which a checkpoint means nothing.
+      warn: called with a line for each damaged one.
+
+    Returns:
+      The run as it was saved last.
+    """
+    self.folder = folder
+    self.checkpoints = stack.enter_context(
+      Checkpoints(
+        checkpoints_in,
+        kept=self.plan.config.checkpoints_kept,
+        origin=identity,
+        warn=warn,
+      )
+    )
+    self.networks = stack.enter_context(Networks(folder))
+    return self.checkpoints.latest(default=beginning)
+
+  @contextlib.contextmanager
+  def recording(
+    self, run: RunState, console: Console, *, warn: Callable[[str], None]
+  ) -> Iterator[None]:
+    """Records and shows the training that `run` lacks, and tells what to do if it diverges.
+
+    `warn` is called with a line if records are missing.
+    """
+    steps_done = int(run.train_state.step)
+    recorded = steps_done - (len(run.position.window) if run.position else 0)
+    images_left = _images_left(self, run)
+    with (
+      Recorder(
+        self.folder, steps_done=steps_done, steps_recorded=recorded, warn=warn
+      ) as self.recorder,
+      ProgressDisplay(
+        console, num_states=len(self.plan.states), num_images=images_left
+      ) as self.display,
+    ):
+      try:
+        yield
+      except DivergedError as error:
+        self.checkpoints.wait()
+        last = self.checkpoints.last
+        raise DivergedError(
+          f"{error}; there is no checkpoint before that: lower --learning_rate"
+          if last is None
+          else f"{error}; the last good checkpoint is {last}: lower --learning_rate, with "
+          "another --workdir"
+        ) from error
 
   @contextlib.contextmanager
   def saving_on_interruption(self) -> Iterator[None]:
@@ -134,8 +200,8 @@ class Session:
     self.networks.save(run.train_state, state=len(run.results))
     self._save(run)
     self._unsaved = None
-    self.save_model(run)
     self.write_results(run)
+    self.save_model(run)
     result = run.results[-1]
     self.recorder.add_scores(result, step=int(run.train_state.step))
     self.display.print(_one_line(result, len(self.plan.states)))
@@ -161,7 +227,9 @@ class Session:
 
   def save_model(self, run: RunState) -> None:
     """Makes the last finished state the model that answers, unless it is already."""
-    if not collectives.is_main() or model_files.is_saved(self.folder, run):
+    if not run.results or not collectives.is_main():
+      return
+    if model_files.is_saved(self.folder, run):
       return
     try:
       model_files.save(
@@ -246,15 +314,16 @@ def open_session(
     _show_plan(plan, console)
     session = make_session(plan, mesh, check_interrupt)
     beginning = session.start()
-    workdir.check_space(folder, _bytes_needed(plan, beginning, folder))
-    session.folder = folder
-    session.checkpoints = checkpoints = stack.enter_context(
-      Checkpoints(
-        folder, kept=config.checkpoints_kept, origin=origin.identity(config), warn=warn
-      )
+    needed = bytes_needed(
+      plan,
+      beginning,
+      checkpoints=len(workdir.saved(folder, "checkpoints")),
+      networks=len(workdir.saved(folder, "networks")),
     )
-    session.networks = stack.enter_context(Networks(folder))
-    run = checkpoints.latest(default=beginning)
+    workdir.check_space(folder, needed)
+    run = session.open_files(
+      stack, folder, folder, beginning, identity=origin.identity(config), warn=warn
+    )
     if run.position:  # a state that was begun here is finished here
       lender = lender._replace(num_states=min(lender.num_states, len(run.results)))
     session.lender = lender
@@ -265,30 +334,12 @@ def open_session(
       }
     )
     _show_progress(session, run, console)
-    if not checkpoints.damaged:  # else it may know more states than the good checkpoint
-      if run.results:
-        session.save_model(run)
+    # Else it may know more states than the good checkpoint.
+    if not session.checkpoints.damaged:
       session.write_results(run)
-    steps_done = int(run.train_state.step)
-    recorded = steps_done - (len(run.position.window) if run.position else 0)
-    session.recorder = stack.enter_context(
-      Recorder(folder, steps_done=steps_done, steps_recorded=recorded, warn=warn)
-    )
-    session.display = stack.enter_context(
-      ProgressDisplay(
-        console, num_states=len(plan.states), num_images=_images_left(session, run)
-      )
-    )
-    try:
+      session.save_model(run)
+    with session.recording(run, console, warn=warn):
       yield session, run
-    except DivergedError as error:
-      checkpoints.wait()
-      raise DivergedError(
-        f"{error}; there is no checkpoint before that: lower --learning_rate"
-        if checkpoints.last is None
-        else f"{error}; the last good checkpoint is {checkpoints.last}: lower "
-        "--learning_rate, with another --workdir"
-      ) from error
 
 
 def printer(console: Console) -> Callable[[str], None]:
@@ -349,16 +400,16 @@ def _images_left(session: Session, run: RunState) -> int:
   return images
 
 
-def _bytes_needed(plan: Plan, beginning: RunState, folder: pathlib.Path) -> int:
-  """Returns the room for what is still to be saved."""
+def bytes_needed(
+  plan: Plan, beginning: RunState, *, checkpoints: int, networks: int
+) -> int:
+  """Returns the room for what is still to be saved, where so many of both are there."""
   network = _size((beginning.train_state.params, beginning.train_state.batch_stats))
   teacher = network if plan.method.has_teacher else 0
   saved = _size((beginning.train_state, beginning.stats)) + teacher
   # An old checkpoint is deleted after a new one is whole.
-  there = len(workdir.saved(folder, "checkpoints"))
-  checkpoints = max(1, plan.config.checkpoints_kept + 1 - there)
-  states = len(plan.states) - len(workdir.saved(folder, "networks"))
-  return checkpoints * saved + states * network
+  more = max(1, plan.config.checkpoints_kept + 1 - checkpoints)
+  return more * saved + (len(plan.states) - networks) * network
 
 
 def _size(tree: Any) -> int:

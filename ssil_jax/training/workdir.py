@@ -85,7 +85,7 @@ def claimed(
     if collectives.is_main():
       with writing(config, "name a folder that can be written"):
         workdir.mkdir(parents=True, exist_ok=True)
-        stack.enter_context(_locked(workdir, warn))
+        stack.enter_context(locked_by_run(workdir, warn))
         for name in _FILES:  # what files.write_bytes left in a killed process
           for temporary in workdir.glob(f"{name}.*.tmp"):
             temporary.unlink()
@@ -109,7 +109,7 @@ def writing(
 
 
 @contextlib.contextmanager
-def _locked(workdir: pathlib.Path, warn: Callable[[str], None]) -> Iterator[None]:
+def locked_by_run(workdir: pathlib.Path, warn: Callable[[str], None]) -> Iterator[None]:
   """Raises WorkdirError if another process has the lock."""
   remedy = "see to it that no other run uses it"
   try:

@@ -33,7 +33,7 @@ _CHUNK = 256  # files whose status a thread asks for at a time
 
 
 def open_image_folder(config: Config) -> Source:
-  """Lists the files; classes and files in the order of their names.
+  """Lists the files of `--data_dir`; classes and files in the order of their names.
 
   Raises DataError, with the folder that is missing or empty, or the class that differs.
   """
