@@ -1,4 +1,4 @@
-"""The routes of the server: a page, and a REST interface with three verbs."""
+"""The routes of the server: a page, and a REST interface that does the same."""
 
 import asyncio
 import contextlib
@@ -181,6 +181,10 @@ class Service:
       job = await self._learner.start(upload)
     return JSON({"job": job}, 202)
 
+  async def cancel(self, request: Request) -> Response:
+    await self._learner.cancel()
+    return JSON(await asyncio.to_thread(self._learner.progress))
+
   async def progress(self, request: Request) -> Response:
     return JSON(await asyncio.to_thread(self._learner.progress))
 
@@ -249,6 +253,7 @@ def make_app(
       Route("/api/model", service.model),
       Route("/api/predict", service.predict, methods=["POST"]),
       Route("/api/learn", service.learn, methods=["POST"]),
+      Route("/api/learn", service.cancel, methods=["DELETE"]),
       Route("/api/learn", service.progress),
       Route("/api/classes/{index:int}/exemplar", service.exemplar),
       Mount("/static", StaticFile(directory=STATIC)),

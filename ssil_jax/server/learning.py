@@ -144,7 +144,8 @@ class Job:
 
   def __init__(self, folder: pathlib.Path, classes: Sequence[JobClass], flags: list[str]):
     self.folder, self.classes, self.flags = folder, tuple(classes), flags
-    self.status = "learning"  # or: done, failed, interrupted
+    self.status = "learning"  # or: done, failed, cancelled, interrupted
+    self.is_cancelled = False
     self.errors: list[str] = []
     self.change: dict[str, Any] | None = None
     self.last_progress: dict[str, Any] = {}
@@ -256,18 +257,36 @@ class Learner:
     for line in job.errors:
       self._say(f"error: {line}")
     if job.status != "interrupted":
-      shutil.rmtree(job.folder, ignore_errors=True)
+      await asyncio.to_thread(self._forget, job)
+
+  def _forget(self, job: Job) -> None:
+    """Removes the photos of a job, and what is half learnt of them."""
+    request = self._request()
+    if str(request.get("asked", "")).startswith(f"--data_dir={job.folder}{os.sep}"):
+      shutil.rmtree(self.workdir / "learning", ignore_errors=True)
+    shutil.rmtree(job.folder, ignore_errors=True)
+
+  def _request(self) -> dict[str, Any]:
+    """Returns what learn.py notes of what it is learning; nothing, if it is not."""
+    try:
+      found = json.loads((self.workdir / "learning" / "request.json").read_bytes())
+    except (OSError, ValueError, RecursionError):
+      return {}
+    return found if isinstance(found, dict) else {}
 
   async def _learn(self, job: Job) -> None:
     # The lock is the process's as well: it holds if this server is killed and the process
     # goes on, and the next server waits for it.
     with open(job.folder / _LOCK, "wb") as lock:
       while not _try_lock(lock.fileno()):
+        if self._is_closing:
+          job.status = "interrupted"
+          return
         await asyncio.sleep(_PATIENCE)
       for attempt in range(_ATTEMPTS):
         code = await self._run_process(job, lock.fileno())
-        if self._is_closing and code:
-          job.status = "interrupted"
+        if code and (job.is_cancelled or self._is_closing):
+          job.status = "cancelled" if job.is_cancelled else "interrupted"
           return
         was_killed = code < 0 or code in (128 + signal.SIGINT, 128 + signal.SIGTERM)
         if not was_killed:
@@ -302,7 +321,7 @@ class Learner:
         start_new_session=True,
         pass_fds=[lock],
       )
-    if self._is_closing:  # while it was started
+    if self._is_closing or job.is_cancelled:  # while it was started
       self._signal(signal.SIGTERM)
     try:
       return await self._process.wait()
@@ -314,20 +333,27 @@ class Learner:
       with contextlib.suppress(ProcessLookupError):
         self._process.send_signal(number)
 
+  async def cancel(self) -> None:
+    """Gives up the job that runs; the model stays as it is. Raises Problem."""
+    job = self._job
+    if job is None or not self.is_busy:
+      raise Problem("the model is learning nothing that could be given up", 409)
+    job.is_cancelled = True
+    await self._stop()
+
   async def close(self) -> None:
     """Stops a job, which goes on when the next server starts."""
     self._is_closing = True
-    if self._task is None or self._task.done():
-      return
-    self._say("stopping the learning; it goes on when the server is started again")
+    if self.is_busy:
+      self._say("stopping the learning; it goes on when the server is started again")
+      await self._stop()
+
+  async def _stop(self) -> None:
     self._signal(signal.SIGTERM)
-    if self._process is None:  # it waits for a process of an earlier server
-      self._task.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-      _, running = await asyncio.wait({self._task}, timeout=_SECONDS_TO_STOP)
-      if running:
-        self._signal(signal.SIGKILL)  # the last checkpoint is what it goes on from
-        await self._task
+    _, running = await asyncio.wait({self._task}, timeout=_SECONDS_TO_STOP)
+    if running:
+      self._signal(signal.SIGKILL)  # the last checkpoint is what it goes on from
+      await self._task
 
   def progress(self) -> dict[str, Any]:
     """Returns how far the job is, or how the last one has ended, as JSON types."""
@@ -347,11 +373,11 @@ class Learner:
 
   def _note_progress(self, job: Job) -> None:
     """Reads what the command has written; what it has not written yet stays as it was."""
+    request = self._request()
     try:
-      request = json.loads((self.workdir / "learning" / "request.json").read_bytes())
       first, number = int(request["first_step"]), int(request["num_steps"])
       state, names = int(request["state"]), list(request["classes"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):
       return
     if set(names) != {c.name for c in job.classes}:
       return  # of another command

@@ -275,6 +275,18 @@ function showButtons(enabled) {
   for (const button of find("learn").querySelectorAll("button")) button.disabled = !enabled;
 }
 
+find("give-up").addEventListener("click", async () => {
+  find("give-up").disabled = true;
+  try {
+    await ask("api/learn", { method: "DELETE" });
+  } catch (error) {
+    refused(error.message);
+  }
+  find("give-up").disabled = false;
+  await look();
+  find("new-classes").querySelector("input").focus();
+});
+
 function names(classes) {
   const parts = classes.flatMap(({ name }, i) => [i ? ", " : "", element("bdi", {}, shown(name))]);
   return parts.slice(1);
@@ -293,12 +305,14 @@ function showJob(job) {
       learning: job.step > 0 ? ["Learning ", ...names(job.classes), "…"] : ["Getting ready to learn ", ...names(job.classes), "…"],
       done: ["Learnt ", ...names(job.classes), "."],
       failed: ["Not learnt: ", ...names(job.classes), ". The model is as it was."],
+      cancelled: ["Given up: ", ...names(job.classes), ". The model is as it was."],
       interrupted: ["Interrupted: ", ...names(job.classes), ". It goes on when the server is started again."],
     }[job.status];
     find("job-status").replaceChildren(...text);
   }
   const progress = find("job-bar");
-  progress.hidden = job.status === "done" || job.status === "failed";
+  progress.hidden = !isLearning;
+  find("give-up").hidden = !isLearning;
   if (job.num_steps && job.step) {
     progress.max = job.num_steps;
     progress.value = job.step;
@@ -325,22 +339,19 @@ function drawLosses({ losses = [], num_steps: steps = 1 }) {
 
 function change(found) {
   const added = found.num_classes - found.num_classes_before;
-  const rows = found.top1_by_state.map((after, i) => {
-    const before = found.top1_by_state_before[i];
-    const isNew = before === undefined || before === null;
-    const points = isNew || after === null ? null : 100 * (after - before);
+  const row = (title, before, after) => {
+    const points = typeof before === "number" && typeof after === "number" ? 100 * (after - before) : null;
     const moved = points === null ? "" : points > 0.05 ? "better" : points < -0.05 ? "worse" : "";
+    const sign = points > 0.05 ? "+" : points < -0.05 ? "−" : "±";
     return element("tr", {},
-      element("th", { scope: "row" }, `State ${i + 1}${i + 1 === found.state ? " (new)" : ""}`),
-      element("td", {}, isNew ? "–" : percent(before)),
+      element("th", { scope: "row" }, title),
+      element("td", {}, percent(before)),
       element("td", {}, percent(after)),
-      element("td", { className: moved }, points === null ? "–" : `${points > 0 ? "+" : points < 0 ? "−" : "±"}${Math.abs(points).toFixed(1)}`));
-  });
-  const old = element("tr", {},
-    element("th", { scope: "row" }, "All old classes"),
-    element("td", {}, percent(found.top1_old_before)),
-    element("td", {}, percent(found.top1_old)),
-    element("td", {}, ""));
+      element("td", { className: moved }, points === null ? "–" : `${sign}${Math.abs(points).toFixed(1)}`));
+  };
+  const rows = found.top1_by_state.map((after, i) =>
+    row(`State ${i + 1}${i + 1 === found.state ? " (new)" : ""}`, found.top1_by_state_before?.[i], after));
+  const old = row("All old classes", found.top1_old_before, found.top1_old);
   const head = ["", "before", "after", "points"].map((name) => element("th", { scope: "col" }, name));
   return [
     element("p", {}, `It knows ${plural(found.num_classes, "class")} now, ${added} more than before, and classifies ${percent(found.top1)} of all test photos correctly.`),
