@@ -12,6 +12,7 @@ import select
 import shutil
 import signal
 import subprocess
+import sys
 import time
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -26,6 +27,17 @@ _FLAGS = (
   "--disable-component-update",
   "--disable-sync",
 )
+# A browser looks for its pipes at 3 and 4.
+_TAKE_PLACES = """
+import fcntl, os, sys
+given = [int(number) for number in sys.argv[1:3]]
+copies = [fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, 10) for number in given]
+for number in given:
+  os.close(number)
+for number, copy in enumerate(copies, start=3):
+  os.dup2(copy, number)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
 _SECONDS = 120  # for any answer, on a busy machine
 
 
@@ -139,16 +151,12 @@ def chromium(profile):
   to_read, to_send = os.pipe()  # what the browser reads, and where it comes from
   answers, to_answer = os.pipe()
 
-  def take_places():  # 3 and 4 are where it looks
-    first, second = os.dup(to_read), os.dup(to_answer)
-    first, second = (os.dup(n) if n in (3, 4) else n for n in (first, second))
-    os.dup2(first, 3)
-    os.dup2(second, 4)
-
   process = subprocess.Popen(
-    [CHROMIUM, *_FLAGS, f"--user-data-dir={profile}"],
-    preexec_fn=take_places,
-    pass_fds=(3, 4),
+    [
+      *(sys.executable, "-c", _TAKE_PLACES, str(to_read), str(to_answer)),
+      *(CHROMIUM, *_FLAGS, f"--user-data-dir={profile}"),
+    ],
+    pass_fds=(to_read, to_answer),
     stdout=subprocess.DEVNULL,
     stderr=subprocess.DEVNULL,
     start_new_session=True,

@@ -163,7 +163,7 @@ class Learner:
     workdir: pathlib.Path,
     *,
     flags: Sequence[str] = (),
-    command: Sequence[str] = COMMAND,
+    command: Sequence[str] | None = None,
     refresh: Callable[[], Awaitable[None]],
     say: Callable[[str], None],
   ):
@@ -172,13 +172,13 @@ class Learner:
     Args:
       workdir: of the model.
       flags: of learn.py, for all jobs that begin.
-      command: that learns.
+      command: that learns; `COMMAND` by default.
       refresh: called when a job is done, before anyone is told.
       say: called with a line when a job begins or ends.
     """
     self.workdir = workdir
     self._uploads = workdir / UPLOADS
-    self._flags, self._command = list(flags), tuple(command)
+    self._flags, self._command = list(flags), tuple(command or COMMAND)
     self._refresh, self._say = refresh, say
     self._job: Job | None = None
     self._is_receiving = self._is_closing = False
@@ -189,10 +189,10 @@ class Learner:
     """Removes what never became a job, and goes on with one that was interrupted."""
     for folder in sorted(self._uploads.glob("*")):
       path = folder / _JOB
-      if not folder.is_dir() or self._job is not None:
-        continue
       if folder.name.endswith(".part"):
         shutil.rmtree(folder, ignore_errors=True)
+        continue
+      if not folder.is_dir() or self._job is not None:
         continue
       try:
         saved = json.loads(path.read_bytes())

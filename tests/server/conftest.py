@@ -4,6 +4,13 @@ import shutil
 
 import pytest
 import served
+from quick import quick_network
+
+
+@pytest.fixture(autouse=True)
+def _network():
+  with quick_network():
+    yield
 
 
 @pytest.fixture(scope="session")

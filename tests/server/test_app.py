@@ -12,7 +12,6 @@ import pytest
 from folders import encode, noise
 from jsonschema import Draft202012Validator
 from PIL import Image
-from quick import quick_network
 from served import NAMES, class_form, photos_of, serving
 from starlette.routing import Route
 
@@ -24,12 +23,6 @@ from ssil_jax.server.uploads import Limits
 DESCRIPTION = json.loads((STATIC / "openapi.json").read_text())
 PHOTO = encode(noise(20, 30), "PNG")
 TEXT = b"no photo"
-
-
-@pytest.fixture(autouse=True)
-def _network():
-  with quick_network():
-    yield
 
 
 @pytest.fixture

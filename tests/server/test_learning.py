@@ -1,21 +1,15 @@
-"""Learning through the server: by learn.py itself, killed and resumed, refused, given up."""
+"""Learning through the server: done, refused, given up, stopped and resumed."""
 
-import contextlib
 import json
-import os
-import signal
 import time
 import unicodedata
 
 import pytest
-import small_runs
 from folders import encode, noise
-from quick import quick_network
 from served import LEARN, class_form, photos_of, script, serving, wait_for
 from test_app import check_described
 
 from ssil_jax.model.trained import load
-from ssil_jax.server import learning
 from ssil_jax.server.learning import COMMAND
 from ssil_jax.server.names import class_name
 from ssil_jax.server.problems import Problem
@@ -46,12 +40,6 @@ while not (workdir / "go on").exists():
 print("error: told to fail", file=sys.stderr)
 sys.exit(2)
 """
-
-
-@pytest.fixture(autouse=True)
-def _network():
-  with quick_network():
-    yield
 
 
 @pytest.fixture
@@ -93,7 +81,7 @@ def test_classes_are_learnt_from_what_is_sent(workdir):
     check_described("/api/learn", "get", client.get("/api/learn"))
     after = client.get("/api/model").json()
     # It answers by the new classes as soon as it says that it is done.
-    best = client.post("/api/predict?top=6", files=photos_of(PHOTOS[0])).json()[0]["classes"]
+    (answer,) = client.post("/api/predict?top=6", files=photos_of(PHOTOS[0])).json()
   assert found["status"] == "done", found
   assert found["job"] == job
   assert {c["name"]: c["photos"] for c in found["classes"]} == {names[0]: 5, "caf\u00e9": 5}
@@ -102,7 +90,7 @@ def test_classes_are_learnt_from_what_is_sent(workdir):
   assert found["change"]["top1_by_state"] == row["top1_by_state"]
   assert found["change"]["top1_old_before"] == before["accuracy"]["top1"]
   assert found["change"]["num_classes"] == len(after["classes"]) == 6
-  assert {c["name"] for c in best} == {c["name"] for c in after["classes"]}
+  assert {c["name"] for c in answer["classes"]} == {c["name"] for c in after["classes"]}
   assert [c["has_exemplar"] for c in after["classes"]] == [True] * 6
   assert {c["name"] for c in after["classes"] if c["state"] == 3} == {names[0], "caf\u00e9"}
   assert len(after["states"]) == 3
@@ -110,19 +98,6 @@ def test_classes_are_learnt_from_what_is_sent(workdir):
   assert not (workdir / "learning").exists()
   assert len(load(workdir).class_names) == 6
   assert said[-1].startswith("learnt ")
-
-
-def test_what_learn_says_of_its_input_is_told_and_the_photos_are_removed(workdir):
-  """By the very command that a server runs."""
-  with serving(workdir, command=COMMAND, flags=["--width=9"]) as client:
-    assert send(client).status_code == 202
-    found = wait_for(client, "done", "failed")
-    assert found["status"] == "failed"
-    assert found["errors"] == [
-      "--width: learning one more state cannot change that: leave it out"
-    ]
-    assert client.post("/api/predict", files=photos_of(PHOTOS[0])).status_code == 200
-  assert not jobs(workdir)
 
 
 def test_one_job_at_a_time_and_the_old_model_answers_meanwhile(workdir, slow):
@@ -165,15 +140,18 @@ def test_a_job_can_be_given_up(workdir, slow):
     client.delete("/api/learn")
 
 
-def test_what_another_command_is_learning_is_left_alone(workdir, tmp_path):
-  """A job fails that way while learn.py runs in a terminal."""
+def test_what_another_command_is_learning_is_left_alone(workdir):
+  """By the very command that a server runs; a terminal has been learning something else."""
   request = workdir / "learning" / "request.json"
   request.parent.mkdir()
   request.write_text(json.dumps({"asked": "--data_dir=/elsewhere", "request": "other"}))
   with serving(workdir, command=COMMAND) as client:
     send(client)
-    assert "is learning state 3 already" in wait_for(client, "failed")["errors"][0]
+    (error,) = wait_for(client, "failed")["errors"]
+    assert "is learning state 3 already: --data_dir=/elsewhere; rerun that" in error
+    assert client.post("/api/predict", files=photos_of(PHOTOS[0])).status_code == 200
   assert request.exists()
+  assert not jobs(workdir)
 
 
 def test_a_server_that_is_stopped_goes_on_when_it_is_started_again(workdir, slow):
@@ -196,7 +174,9 @@ def test_a_server_that_is_stopped_goes_on_when_it_is_started_again(workdir, slow
 
 
 def test_a_process_that_is_killed_goes_on_and_one_that_always_is_fails(workdir, tmp_path):
-  killed = "import os, pathlib, sys; open(sys.argv[1][10:] + '/started', 'a').write('x\\n')\n"
+  killed = (
+    "import os, pathlib, sys; open(sys.argv[1][10:] + '/started', 'a').write('x\\n')\n"
+  )
   command = script(tmp_path, killed + "os.kill(os.getpid(), 9)")
   with serving(workdir, command=command) as client:
     send(client)
@@ -205,27 +185,23 @@ def test_a_process_that_is_killed_goes_on_and_one_that_always_is_fails(workdir, 
   assert len(started(workdir)) == 3
 
 
-def test_a_server_waits_for_the_process_of_one_that_was_killed(workdir, slow, monkeypatch):
-  """As after SIGKILL of the server alone: the process holds the lock and goes on."""
-  with serving(workdir, command=slow) as client:
-    send(client)
-    wait_until(lambda: started(workdir))
-    # What closing would do to the process does not reach it.
-    monkeypatch.setattr(learning.Learner, "_signal", lambda self, number: None)
-    monkeypatch.setattr(learning, "_SECONDS_TO_STOP", 0)
-    pid = client.portal.call(_pid_of, client)
-    client.portal.call(_abandon, client)
-  monkeypatch.undo()
-  try:
-    with serving(workdir, command=slow) as client:
-      time.sleep(3 * learning._PATIENCE)
-      assert client.get("/api/learn").json()["status"] == "learning"
-      assert client.get("/api/learn").json()["step"] == 3  # of the other process
-      assert len(started(workdir)) == 1
-      os.kill(pid, signal.SIGKILL)
-      wait_until(lambda: len(started(workdir)) == 2)
-      (workdir / "go on").touch()
-      wait_for(client, "failed")
-  finally:
-    with contextlib.suppress(ProcessLookupError):
-      os.kill(pid, signal.SIGKILL)
+@pytest.mark.parametrize(
+  ("given", "kept"),
+  [
+    (" lynx ", "lynx"),
+    ("cafe\u0301", "caf\u00e9"),
+    ("\u0645\u06cc\u200c\u0634\u0648\u062f", "\u0645\u06cc\u200c\u0634\u0648\u062f"),
+    ("a: *b* 'c' \"d\" $(e)", "a: *b* 'c' \"d\" $(e)"),
+    ("n" * 255, "n" * 255),
+  ],
+)
+def test_names_in_any_script_are_kept(given, kept):
+  assert class_name(given) == kept
+
+
+@pytest.mark.parametrize(
+  "given", ["", ".", "..", "a/b", "a\\b", "\ud800", "n" * 256, "a\nb"]
+)
+def test_names_that_are_no_folders_are_refused(given):
+  with pytest.raises(Problem):
+    class_name(given)
