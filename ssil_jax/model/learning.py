@@ -161,6 +161,9 @@ class _Job:
       },
       get_method(name),
     )
+    # Without what changes nothing but the course of the command.
+    lasting = model_files.settings_of(self.config)
+    self.changed = {name: settings[name] for name in settings if name in lasting}
 
   def find_done(self, new: Source) -> Learnt | None:
     """Returns what is known already if the last state was learnt from these very files.
@@ -199,11 +202,11 @@ class _Job:
     same = {
       "files": digest.hexdigest(),
       "class_names": new.class_names,
-      "settings": self.settings,
+      "settings": self.changed,
       "more_of_known": self.more_of_known,
     }
     text = json.dumps(same, sort_keys=True)
-    flags = [f"--{name}={value}" for name, value in self.settings.items()]
+    flags = [f"--{name}={value}" for name, value in self.changed.items()]
     flags += ["--more_of_known"] if self.more_of_known else []
     return {
       "request": hashlib.blake2b(text.encode(), digest_size=16).hexdigest(),
@@ -212,14 +215,15 @@ class _Job:
 
   def check_classes(self, names: Sequence[str]) -> None:
     """Raises ConfigError for classes that are known, and if none is new."""
-    known = {unicodedata.normalize("NFC", name): name for name in self.known}
-    twice = [n for n in names if unicodedata.normalize("NFC", n) in known]
-    spelled = [n for n in twice if n not in self.known]
-    if spelled:
-      raise ConfigError(
-        f"{self.data_dir}: class {spelled[0]!r} ({len(spelled)} in all) is known, spelled "
-        "with other characters that look the same: rename its folder as the model has it"
-      )
+    spelled = {unicodedata.normalize("NFC", name): name for name in self.known}
+    for name in names:
+      other = spelled.setdefault(unicodedata.normalize("NFC", name), name)
+      if other != name:
+        raise ConfigError(
+          f"{self.data_dir}: class {ascii(name)} is {ascii(other)}, spelled with other "
+          "characters that look the same: give its folder that name"
+        )
+    twice = [name for name in names if name in self.known]
     if twice and not self.more_of_known:
       row = next(row for row in self.card["states"] if twice[0] in row["classes"])
       raise ConfigError(
@@ -323,7 +327,10 @@ def _train(
     "trained_by": "learn",
     "request": request["request"],
     "data_dir": str(job.data_dir),
-    "changed": job.settings,
+    "changed": job.changed,
+    # The next state goes on with those that were asked for.
+    "settings": model_files.settings_of(job.config),
+    "batch_sizes": [config.batch_size_new, config.batch_size_memory],
   }
   beginning = _grown(session, model, exemplars, load_run(job.folder).results["states"])
   workdir.check_space(

@@ -225,6 +225,13 @@ def _check_same_run(
     )
   different, unknown = origin.compare(there)
   if different:
+    now = config_lib.to_json(config)
+    # They are no part of a run's identity, but make other data.
+    different += [
+      f"--{name}: {saved.get(name)!r:.100} there, {now[name]!r} now"
+      for name in ("classes", "class_order", "test_fraction")
+      if saved.get(name, now[name]) != now[name]
+    ]
     raise WorkdirError(
       f"{workdir} holds a run on other data than --data_dir={config.data_dir} has: use "
       "another --workdir, or that run's data\n" + "\n".join(different)

@@ -293,3 +293,14 @@ def test_write_json_never_writes_into_the_file_itself(tmp_path):
   other_name.hardlink_to(path)
   system.write_json(path, {"b": 2})
   assert json.loads(other_name.read_text()) == {"a": 1}
+
+
+def test_what_makes_other_data_is_named(tmp_path):
+  finish_a_state(claim(config_of(tmp_path, class_order="a.txt")))
+  parts = {**PARTS, "labels of test images": "ffff"}
+  lines = refusal(config_of(tmp_path, test_fraction=0.5), parts=parts).splitlines()
+  assert lines[1:] == [
+    "labels of test images: different",
+    "--class_order: 'a.txt' there, '' now",
+    "--test_fraction: 0.2 there, 0.5 now",
+  ]
