@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import ipaddress
+import os
 import pathlib
 import signal
 import socket
@@ -18,13 +19,14 @@ from ssil_jax.paths import UPLOADS, real_path
 from ssil_jax.system import LockedError, locked
 
 # Not the docstring, which `python -OO` leaves out.
-_USAGE = """Serves a page of a trained model: drop a photo to have it named, or photos of a
-new class to have it learnt. A REST interface does the same; /api describes it.
+_USAGE = """Serves a page and a REST interface of a trained model.
 
   python experiments/serve.py --workdir=W [-- FLAGS OF learn.py]
 
-W is the work directory of a run; its training data are not needed. Ctrl-C ends it; a
-class that is being learnt then goes on when it is started again.
+Drop a photo on the page to see its class, or photos of a new class to have it
+learnt. The address /api describes how programs do the same. W is the work
+directory of a run; its training data are not needed. Ctrl-C ends the server,
+and what it is learning goes on when it is started again.
 """
 _HELP = {
   "workdir": "work directory of a run, with its model",
@@ -173,7 +175,9 @@ def _listening(request: Request) -> socket.socket:
     )[0]
     return socket.create_server(address, family=family, backlog=128)
   except (OSError, UnicodeError) as error:
-    reason = getattr(error, "strerror", None) or error
+    number = getattr(error, "errno", None) or 0
+    # Of a name that is not found the number is negative, and no error of the system.
+    reason = os.strerror(number) if number > 0 else getattr(error, "strerror", error)
     raise ConfigError(
       f"{place} cannot be listened at ({reason}): choose another one, or --port=0 for a "
       "free port"

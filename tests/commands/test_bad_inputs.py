@@ -7,9 +7,15 @@ import shlex
 import bad_inputs
 import pytest
 
-from ssil_jax.commands import compare, prepare, run, sweep
+from ssil_jax.commands import compare, prepare, run, serve, sweep
 
-COMMANDS = {"run.py": run, "compare.py": compare, "sweep.py": sweep, "prepare.py": prepare}
+COMMANDS = {
+  "run.py": run,
+  "serve.py": serve,
+  "compare.py": compare,
+  "sweep.py": sweep,
+  "prepare.py": prepare,
+}
 ROWS = bad_inputs.rows()
 # What libraries print of a machine that is too busy or not the one they compiled for, some
 # of it long after the call: they begin a line with the place in their own source.
