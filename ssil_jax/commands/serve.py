@@ -133,24 +133,28 @@ def _serve(request: Request) -> int:
   workdir = real_path(request.workdir)
   model_files.read_card(workdir)  # before anything is made there
   with _listening(request) as listener, _claimed(workdir):
+    own_method = [f"--method={request.method}"] if request.method else []
     answerer = Answerer(workdir, method=request.method, warn=_say)
     app = make_app(
       answerer,
       Learner(
         workdir,
-        flags=request.learn_flags,
+        flags=[*own_method, *request.learn_flags],
         refresh=lambda: asyncio.to_thread(answerer.refresh),
         say=_say,
       ),
       hosts=[request.host, *request.allowed_hosts],
     )
     host, port = listener.getsockname()[:2]
-    if not ipaddress.ip_address(host).is_loopback:
+    address = ipaddress.ip_address(host)
+    if not address.is_loopback:
       _say(
         f"warning: --host={request.host} is reached from other machines, and there is no "
         "login: whoever reaches it can ask the model and change it"
       )
     shown = f"[{host}]" if ":" in host else host
+    if address.is_unspecified:  # all of this machine's
+      shown = socket.gethostname()
     print(f"http://{shown}:{port}/ answers; Ctrl-C ends it", flush=True)
     server = uvicorn.Server(
       uvicorn.Config(

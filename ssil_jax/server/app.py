@@ -27,7 +27,7 @@ from ssil_jax.server.uploads import Limits, PhotosInMemory, receive
 STATIC = pathlib.Path(__file__).with_name("static")
 
 _SECONDS_BETWEEN_LOOKS = 1.0  # for a model that was changed from elsewhere
-_MOST_WAITING = 4  # requests whose photos are in memory at a time
+_MOST_WAITING = 2  # requests whose photos are in memory at a time
 _LONGEST_TOP = 1000
 _HEADERS = {
   # Scripts, styles and images are this server's own, and a name that looks like markup is

@@ -107,7 +107,7 @@ def learner(workdir):
 def test_nothing_is_lost_however_a_server_ends(workdir):
   with server(workdir, *MANY_STEPS) as (process, url):
     send(url, "new")
-    stopped = wait_for(url, lambda found: found.get("step", 0) > 20)["step"]
+    wait_for(url, lambda found: found.get("step", 0) > 20)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 128 + signal.SIGINT
@@ -117,13 +117,18 @@ def test_nothing_is_lost_however_a_server_ends(workdir):
   assert len(load(workdir).class_names) == 4
 
   with server(workdir) as (process, url):
-    wait_for(url, lambda found: found.get("step", 0) > stopped + 20)
+    while not (found := learner(workdir)):
+      time.sleep(0.01)
+    (pid,) = found
+    os.kill(pid, signal.SIGSTOP)  # so that it does not end before the server does
     process.kill()
     process.wait()
-  (pid,) = learner(workdir)  # which goes on alone
 
-  # The next server waits for it, and does not disturb it.
+  # The next server waits for the process, which goes on alone, and does not disturb it.
   with server(workdir) as (process, url):
+    assert progress(url)["status"] == "learning"
+    assert learner(workdir) == [pid]
+    os.kill(pid, signal.SIGCONT)
     found = wait_for(url, lambda found: found["status"] != "learning")
     assert (found["status"], found["errors"]) == ("done", [])
     assert found["change"]["num_classes"] == 5
@@ -131,7 +136,7 @@ def test_nothing_is_lost_however_a_server_ends(workdir):
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 128 + signal.SIGTERM
   assert said(errors) == ["going on to learn new", "learnt new", "stopped"]
-  assert pid not in learner(workdir)
+  assert not learner(workdir)
   assert load(workdir).class_names[-1] == "new"
   rows = (workdir / "metrics.jsonl").read_text().splitlines()
   steps = [json.loads(row)["step"] for row in rows]

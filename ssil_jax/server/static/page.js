@@ -220,6 +220,8 @@ function mistake(classes) {
   }
   const number = classes.reduce((sum, { files }) => sum + files.length, 0);
   if (limits && number > limits.learn_photos) return `More than ${limits.learn_photos.toLocaleString("en")} photos are chosen: learn fewer at a time.`;
+  const size = classes.flatMap(({ files }) => files).reduce((sum, file) => sum + file.size, 0);
+  if (limits && size > limits.learn_bytes) return `The photos have more than ${megabytes(limits.learn_bytes)}: learn fewer at a time.`;
   return "";
 }
 
