@@ -486,7 +486,51 @@ _SERVE: dict[str, Arrange] = {
     lambda workdir: (workdir / "uploads").touch()
   ),
 }
+_MODELS = {
+  "a folder that is no run": lambda folder: folder_of(folder / "images"),
+  "a run without a model": run_with(lambda workdir: (workdir / "model.json").unlink()),
+  "a state that there is not": both(FINISHED, text("a.png", encode(noise(8, 8), "PNG"))),
+  "no such photo": FINISHED,
+  "a folder without photos": both(FINISHED, text("images/notes.txt", "none")),
+  "photos that are none": both(
+    both(FINISHED, text("images/a.png", "none")),
+    both(text("images/b.jpg", ""), text("images/c.jpg", encode(noise(8, 8))[:-40])),
+  ),
+  "a photo of a billion pixels": both(
+    both(FINISHED, text("a.png", encode(noise(8, 8), "PNG"))),
+    lambda folder: huge(folder / "a.png"),
+  ),
+  "a pipe for a photo": both(FINISHED, lambda folder: os.mkfifo(folder / "a.png")),
+  "a damaged card": replaced("model.json", '"class_names": [', '"class_names": '),
+  "a card without the method": replaced("model.json", '"method": "ft"', '"by": "ft"'),
+  "a card of a later version": replaced("model.json", '"format": 1', '"format": 9'),
+  "a card whose states do not fit": replaced(
+    "model.json", '"num_seen": 4', '"num_seen": 3'
+  ),
+  "a setting that is out of range": run_with(
+    lambda workdir: (workdir / "model.json").write_text(
+      (workdir / "model.json").read_text().replace('"width": 4', '"width": 0')
+    )
+  ),
+  "a method that is unknown here": run_with(
+    lambda workdir: (workdir / "model.json").write_text(
+      (workdir / "model.json").read_text().replace('"method": "ft"', '"method": "svm"')
+    )
+  ),
+  "a network that is gone": run_with(lambda workdir: shutil.rmtree(workdir / "networks/2")),
+  "a network of another state": run_with(
+    lambda workdir: shutil.copytree(
+      workdir / "networks/1", workdir / "networks/2", dirs_exist_ok=True
+    )
+  ),
+  "a damaged network": run_with(lambda workdir: damaged(workdir / "networks")),
+  "damaged statistics": broken("model/2/statistics.npz", "none"),
+  "no statistics": run_with(lambda w: (w / "model/2/statistics.npz").unlink()),
+  "a method of the package by a wrong name": FINISHED,
+  "a link to itself": link("link"),
+}
 ARRANGED: dict[str, dict[str, Arrange]] = {
+  "Models": _MODELS,
   "Flags and flag files": _FLAGS,
   "Data folders": _DATA,
   "Archives": _ARCHIVES,

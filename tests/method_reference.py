@@ -65,6 +65,21 @@ def task_wise_distillation(scores, teacher, groups, num_teacher_classes, tempera
   return total
 
 
+def log_sum(scores):
+  """log of the sum of exp(s)."""
+  largest = max(float(s) for s in scores)
+  total = 0.0
+  for s in scores:
+    total += np.exp(float(s) - largest)
+  return np.log(total) + largest
+
+
+def lone_class(score, old_scores, *, is_new):
+  """-log p of a new sample, -log(1 - p) of an old one, p = e^s / (e^s + sum_old e^s_j)."""
+  both = log_sum([score, *old_scores])
+  return both - float(score) if is_new else both - log_sum(old_scores)
+
+
 # The methods' losses of a batch.
 
 
@@ -85,6 +100,7 @@ class Batch(NamedTuple):
   num_drawn: int
   stored: list  # DER++: logits of the samples as exemplars
   line: tuple  # BiC: first and last class, alpha and beta of the teacher's correction
+  constant: list  # the logits again, where no gradient flows through them
 
 
 def ft(batch, i, own=None):
@@ -93,9 +109,17 @@ def ft(batch, i, own=None):
 
 
 def ssil(batch, i, own):
-  """Equation 3: an old sample among P_t, a new one among N_t."""
-  group = own_group(batch.labels[i], batch.num_old, batch.num_seen)
-  return softmax_cross_entropy(batch.logits[i], batch.labels[i], group)
+  """Equation 3: an old sample among P_t, a new one among N_t.
+
+  And the class that is new alone against the old ones, whose scores are constants.
+  """
+  label, num_old = batch.labels[i], batch.num_old
+  group = own_group(label, num_old, batch.num_seen)
+  loss = softmax_cross_entropy(batch.logits[i], label, group)
+  if num_old and batch.num_seen == num_old + 1:
+    old = batch.constant[i][:num_old]
+    loss += lone_class(batch.logits[i][num_old], old, is_new=label == num_old)
+  return loss
 
 
 def lwf_new(batch, i, own):

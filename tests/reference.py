@@ -55,6 +55,20 @@ def top1(scores, labels):
   return correct / len(labels)
 
 
+def top1_by_state(scores, labels, state_of_class, num_states):
+  """Share of right samples among those of each state; None where there are none."""
+  shares = []
+  for state in range(num_states):
+    right, samples = 0, 0
+    for row, label in zip(scores, labels, strict=True):
+      if state_of_class[label] == state:
+        samples += 1
+        if best_class(row, range(len(row))) == label:
+          right += 1
+    shares.append(right / samples if samples else None)
+  return shares
+
+
 def top5(scores, labels):
   """Share of samples whose class is among the five with the highest scores."""
   correct = 0

@@ -16,6 +16,7 @@ NAMES = [
   "RATIO_PRESERVING",
   "ResNet18",
   "UserError",
+  "load",
   "load_run",
   "make_config",
   "run",

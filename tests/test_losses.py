@@ -199,6 +199,44 @@ def test_without_taught_classes_distillation_is_exactly_zero(loss):
       np.testing.assert_array_equal(result, 0)
 
 
+def lone(logits, labels, teacher, num_old, num_seen, temperature):
+  return losses.lone_class_cross_entropy(logits, labels, num_old)
+
+
+@pytest.mark.parametrize("scale", [3.0, 1e4])
+@pytest.mark.parametrize("split", [(4, 5), (9, 10), (11, 12)])
+def test_a_lone_class_competes_with_all_old_ones_together(split, scale):
+  num_old = split[0]
+  logits, labels, teacher = batch(*split, scale=scale)
+  assert {*(labels < num_old).tolist()} == {True, False}
+  values, gradients, _ = results_of(lone, logits, labels, teacher, *split)
+  assert values.dtype == np.float32
+  for i, label in enumerate(labels.tolist()):
+
+    def loop(score, i=i, is_new=label == num_old):
+      old = logits[i, :num_old].tolist()
+      return method_reference.lone_class(score[0], old, is_new=is_new)
+
+    np.testing.assert_allclose(values[i], loop(logits[i, num_old:]), rtol=1e-5, atol=1e-5)
+    (own,) = method_reference.numerical_gradient(loop, logits[i, num_old : num_old + 1])
+    np.testing.assert_allclose(gradients[i, num_old], own, rtol=1e-4, atol=1e-5)
+  # Exactly nothing reaches an old score, nor one of a class that is not seen.
+  assert not np.delete(gradients, num_old, axis=1).any()
+
+
+def test_a_lone_class_by_hand():
+  # The new class has the odds 6 : 1 + 2; of the sample of an old class 3 : 1 + 5.
+  logits = jnp.log(jnp.array([[1.0, 2.0, 6.0, 99.0], [1.0, 5.0, 3.0, 99.0]]))
+  values = losses.lone_class_cross_entropy(logits, jnp.array([2, 0]), 2)
+  np.testing.assert_allclose(values, np.log([9 / 6, 9 / 6]), rtol=1e-5)
+
+
+def test_a_lone_class_in_the_first_state_is_no_nan():
+  # The value means nothing there, and is multiplied by 0 or not chosen.
+  for result in results_of(lone, *batch(0, 1), 0, 1):
+    assert np.isfinite(result).all()
+
+
 def test_without_old_classes_both_softmaxes_are_the_same():
   jax.tree.map(
     np.testing.assert_array_equal,

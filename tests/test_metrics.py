@@ -70,6 +70,8 @@ def test_same_as_the_reference(state):
   assert got["confusion"] == (
     reference.state_confusion(seen, labels, states, state).tolist()
   )
+  by_state = reference.top1_by_state(seen, labels, states, state)
+  assert got["top1_by_state"] == pytest.approx(by_state)
 
 
 def test_state_1_has_no_old_classes():
@@ -99,6 +101,7 @@ def test_worked_by_hand():
   scores = logits.copy()
   scores[:, 4:] = no
   got = summary_of(scores, [0, 1, 2, 3, 3], state=2, logits=logits)
+  assert got.pop("top1_by_state") == pytest.approx([1 / 3, 1 / 2])
   assert {name: got[name] for name in got if name != "confusion"} == pytest.approx(
     {
       "top1": 2 / 5,
@@ -181,6 +184,7 @@ def test_no_new_images_in_the_test_set():
   got = summary_of(np.eye(10)[labels], labels, state=2)
   assert got["error_old_as_new"] == 0.0
   assert got["error_new_as_old"] is None
+  assert got["top1_by_state"] == [1.0, None]
 
 
 def test_average_leaves_the_first_imbalance_out():

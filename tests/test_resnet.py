@@ -112,3 +112,27 @@ def test_initial_values_are_torchvisions():
   norm = params["stem_norm"]
   np.testing.assert_array_equal(norm["scale"], 1)
   np.testing.assert_array_equal(norm["bias"], 0)
+
+
+@pytest.mark.parametrize("cosine_head", [False, True])
+def test_a_head_of_more_classes_begins_as_one_of_fewer(cosine_head):
+  images = jnp.zeros((1, 8, 8, 3))
+
+  def head(num_classes, seed=0):
+    network = ResNet18(num_classes, width=4, small_images=True, cosine_head=cosine_head)
+    variables = network.init(jax.random.key(seed), images, train=False)
+    return jax.device_get(variables["params"])
+
+  with quick_network():
+    few, many, other = head(5), head(12), head(5, seed=1)
+  names = {"kernel"} if cosine_head else {"kernel", "bias"}
+  assert names <= set(few["head"])
+  for name in names:
+    small, large = few["head"][name], many["head"][name]
+    assert large.shape == (*small.shape[:-1], 12)
+    np.testing.assert_array_equal(large[..., :5], small)
+    # All are drawn by themselves, and by the seed.
+    assert len(np.unique(large)) == large.size
+    assert not np.array_equal(other["head"][name], small)
+  for part in few.keys() - {"head"}:
+    jax.tree.map(np.testing.assert_array_equal, many[part], few[part])

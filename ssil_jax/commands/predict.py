@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from absl import flags
 
 from ssil_jax.commands import command_line
-from ssil_jax.errors import ConfigError, UserError
+from ssil_jax.errors import ConfigError, DataError, UserError
 from ssil_jax.progress import ProgressBars
 
 # Not the docstring, which `python -OO` leaves out.
@@ -120,10 +120,11 @@ def main(argv: Sequence[str]) -> int:
     return 128 + signal.SIGINT
   if predictions or request.format == "json":
     print(_FORMATTERS[request.format](predictions), end="")
+  if not predictions:
+    return command_line.print_error(DataError(f"none of {len(bad)} photos can be read"))
   if bad:
-    left = "none is left" if not predictions else f"{len(predictions)} are answered"
-    _say(f"{len(bad)} of {len(paths)} photos cannot be read; {left}")
-  return 0 if predictions else 2
+    _say(f"warning: {len(bad)} of {len(paths)} photos cannot be read and are left out")
+  return 0
 
 
 def _say(line: str) -> None:
@@ -132,13 +133,15 @@ def _say(line: str) -> None:
 
 def _table(predictions: Sequence[Any]) -> str:
   from rich.console import Console
-  from rich.table import Table
+  from rich.table import Column, Table
   from rich.text import Text
 
   def cell(text: str) -> Text:
     return Text(command_line.printable(text))  # a name may look like markup
 
-  table = Table("photo", "class", "probability", "others")
+  # Long names go on in the next line, whole.
+  headers = ("photo", "class", "probability", "others")
+  table = Table(*(Column(header, overflow="fold") for header in headers))
   for file, classes in predictions:
     best, *others = classes
     told = ", ".join(f"{name} {probability:.1%}" for name, probability in others)

@@ -77,9 +77,11 @@ def open_photos(path: pathlib.Path) -> Photos:
     archive = Archive.open(path)
     index = json.loads(archive.file.read(_INDEX)[:_MAX_INDEX])
     labels, ranks = (np.array(index[name], np.int32) for name in ("labels", "ranks"))
-    if not len(labels) == len(ranks) == len(archive.entries):
+    if not labels.shape == ranks.shape == (len(archive.entries),) or (
+      len(labels) and min(labels.min(), ranks.min()) < 0
+    ):
       raise ValueError("the index does not fit the photos")
-  except (OSError, ValueError, KeyError, TypeError, RecursionError, *_DAMAGE) as error:
+  except (OSError, ValueError, LookupError, TypeError, *_BAD_INDEX, *_DAMAGE) as error:
     reason = getattr(error, "strerror", None) or error
     raise DataError(
       f"{path} cannot be read ({reason}): put a good one back, or repeat the run"
@@ -87,6 +89,7 @@ def open_photos(path: pathlib.Path) -> Photos:
   return Photos(EncodedImages(archive, np.arange(len(labels))), labels, ranks)
 
 
+_BAD_INDEX = (OverflowError, RecursionError)
 _DAMAGE = (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError, RuntimeError)
 
 

@@ -114,7 +114,7 @@ class TrainedModel:
 
     Args:
       images: paths of image files, or the contents of such files, or pixels, uint8
-        [H, W, 3] each; or one of these.
+        [H, W, 3] each; or one of these. uint8 [N, H, W, 3] are N images.
       top: how many classes to name, or all if there are fewer.
       batch_size: images that the network sees at a time.
       on_bad: called with the error of each image that cannot be read, which is then left
@@ -128,11 +128,9 @@ class TrainedModel:
     Raises:
       BadImage: an image cannot be read; it is named.
     """
-    if isinstance(images, Image):
-      images = [images]
     found = []
     for names, scores, probabilities in self._in_batches(
-      images, batch_size, on_bad, advance
+      _several(images), batch_size, on_bad, advance
     ):
       best = self.best_classes(scores, probabilities, top)
       found += map(Prediction, names, best)
@@ -156,11 +154,8 @@ class TrainedModel:
     self, images: Image | Iterable[Image], *, batch_size: int = 64
   ) -> np.ndarray:
     """Returns the probability of every class, float32 [N, classes]; see `predict`."""
-    if isinstance(images, Image):
-      images = [images]
-    parts = [
-      p for _, _, p in self._in_batches(images, batch_size, None, lambda count: None)
-    ]
+    batches = self._in_batches(_several(images), batch_size, None, lambda count: None)
+    parts = [probabilities for _, _, probabilities in batches]
     return np.concatenate([np.zeros((0, len(self.class_names)), np.float32), *parts])
 
   def prepare(self, image: Image) -> np.ndarray:
@@ -323,6 +318,12 @@ class TrainedModel:
     vars(self).clear()
     vars(self).update(vars(load(learnt.workdir, method=own)))
     return learnt.result
+
+
+def _several(images: Image | Iterable[Image]) -> Iterable[Image]:
+  """Returns images, of which one alone or an array of all may have been given."""
+  is_one = isinstance(images, Image) and getattr(images, "ndim", 3) != 4
+  return [images] if is_one else images
 
 
 def load(

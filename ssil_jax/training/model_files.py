@@ -15,6 +15,7 @@ import datetime
 import hashlib
 import io
 import json
+import os
 import pathlib
 import zipfile
 import zlib
@@ -145,12 +146,15 @@ def state_folder(folder: pathlib.Path, state: int) -> pathlib.Path:
 
 
 def is_saved(folder: pathlib.Path, run: RunState) -> bool:
-  """Returns whether the card is that of a run's last finished state, or a later one's."""
+  """Returns whether a run's last finished state is part of the model, with its files."""
   try:
-    card = read_card(folder)
+    last, num_states = len(run.results), len(read_card(folder)["states"])
+    read_statistics(folder, last, run.stats)
   except WorkdirError:
     return False
-  return len(card["states"]) >= len(run.results)
+  names = ("state.json", EXEMPLARS) if num_states == last else ("state.json",)
+  place = state_folder(folder, last)
+  return num_states >= last and all((place / name).exists() for name in names)
 
 
 def _save_test_photos(folder: pathlib.Path, plan: Plan, state: IncrementalState) -> None:
@@ -218,7 +222,12 @@ def _read_state(
   """Returns a state's `state.json`; of one that an earlier version trained, its numbers."""
   path = state_folder(folder, state.index) / "state.json"
   if path.exists():
-    return json.loads(path.read_bytes())
+    try:
+      return json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+      raise WorkdirError(
+        f"{path} cannot be read ({error}): remove it, and rerun the command to resume"
+      ) from error
   return {
     "state": state.index,
     "num_old": state.num_old,
@@ -268,9 +277,9 @@ def read_card(folder: pathlib.Path) -> dict[str, Any]:
   try:
     with open(path, "rb") as file:
       card = json.loads(file.read(_MAX_BYTES))
-  except FileNotFoundError as error:
-    raise WorkdirError(_no_card(folder)) from error
   except (OSError, ValueError, RecursionError) as error:
+    if isinstance(error, FileNotFoundError) or not os.path.isdir(folder):
+      raise WorkdirError(_no_card(folder)) from error
     reason = getattr(error, "strerror", None) or error
     raise WorkdirError(f"{path} cannot be read ({reason}): {_REMEDY}") from error
   found = card.get("format") if isinstance(card, dict) else None
@@ -298,7 +307,7 @@ _REMEDY = "rerun the command that trained it, or put a good file back"
 
 
 def _no_card(folder: pathlib.Path) -> str:
-  if not folder.is_dir():
+  if not os.path.isdir(folder):  # not by pathlib, which raises for some names
     return f"{folder} is not a folder: give the work directory of a run"
   if not (folder / "config.json").exists():
     return f"{folder} is not the work directory of a run: it has no {CARD}"
@@ -330,7 +339,8 @@ def read_statistics(folder: pathlib.Path, state: int, like: Any) -> Any:
     return jax.tree.unflatten(jax.tree.structure(like), [arrays[n] for n in names])
   except FileNotFoundError as error:
     raise WorkdirError(
-      f"{path} is missing: no state but the last of an earlier version's run has one"
+      f"{path} is missing: {_REMEDY}; of states that an earlier version trained, only the "
+      "last has one"
     ) from error
   except (OSError, ValueError, KeyError, EOFError, zlib.error, zipfile.BadZipFile) as error:
     reason = getattr(error, "strerror", None) or error

@@ -231,6 +231,13 @@ class Session:
       return
     if model_files.is_saved(self.folder, run):
       return
+    if run.position:  # its network is on the way to the next state's
+      last = len(run.results)
+      with Networks(self.folder, own=False) as networks:
+        if last not in networks.states():
+          return
+        saved = networks.read(last)
+      run = run._replace(train_state=run.train_state.replace(**saved), position=None)
     try:
       model_files.save(
         self.folder,

@@ -7,10 +7,11 @@ import shlex
 import bad_inputs
 import pytest
 
-from ssil_jax.commands import compare, prepare, run, serve, sweep
+from ssil_jax.commands import compare, predict, prepare, run, serve, sweep
 
 COMMANDS = {
   "run.py": run,
+  "predict.py": predict,
   "serve.py": serve,
   "compare.py": compare,
   "sweep.py": sweep,
@@ -53,8 +54,10 @@ def test_the_message_is_right_and_nothing_is_lost(bad, tmp_path, capfd):
   if not re.fullmatch(pattern, errors):
     assert errors == bad.message + "\n"  # shows where they differ
   assert {path: path.read_bytes() for path in before} == before
-  for line in errors.splitlines():
-    assert line.startswith("error: ")
+  *_, last = lines = errors.splitlines()
+  assert last.startswith("error: ")
+  # Before it others, and in predict.py the photos that it goes on without.
+  assert all(line.startswith(("error: ", "warning: cannot read image ")) for line in lines)
 
 
 def test_there_are_rows_for_every_command_and_for_all_that_is_arranged():

@@ -24,7 +24,9 @@ from small_runs import (
   untimed_records,
 )
 
+import ssil_jax
 from ssil_jax import metrics
+from ssil_jax.data.photos import open_photos
 from ssil_jax.methods import METHODS
 from ssil_jax.methods.base import PhaseContext, SeenClasses
 from ssil_jax.resnet import Outputs
@@ -46,6 +48,7 @@ SETTINGS = {
   "learning_rate_by_state": "inverse",
   "learning_rate_drop": 0.1,
   "num_devices": 2,
+  "keep_test": 1000,  # all of them, so that a model can be asked about each
 }
 PLAIN = [name for name, method in METHODS.items() if method.steps_like_softmax_first]
 
@@ -228,6 +231,120 @@ def test_classes_not_seen_yet_are_never_predicted(watched):
     assert not np.isnan(scores).any()
     assert np.isneginf(scores[:, 2:]).all()
     assert {*np.argmax(np.asarray(scores), axis=-1).tolist()} == {0, 1}
+
+
+def test_probabilities_sum_to_one_and_are_ordered_as_the_scores(watched):
+  rng = np.random.default_rng(1)
+  width = watched.runs[0].train_state.params["head"]["kernel"].shape[0]
+  logits = 3 * rng.standard_normal((64, 4)).astype(np.float32)
+  outputs = Outputs(
+    features=jnp.asarray(rng.standard_normal((64, width)), jnp.float32),
+    logits=jnp.asarray(logits),
+  )
+  config = watched.plan.config
+  context = PhaseContext(
+    SeenClasses(*map(jnp.int32, (1, 3, 0))), None, watched.runs[-1].stats
+  )
+  scores = watched.method.predict(outputs, context, config)
+  probabilities = np.asarray(watched.method.probabilities(scores, context, config))
+  assert (probabilities.shape, probabilities.dtype) == ((64, 4), np.float32)
+  np.testing.assert_array_equal(probabilities[:, 3], 0)
+  np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-5)
+  by_score = np.take_along_axis(probabilities, np.argsort(-np.asarray(scores)), axis=1)
+  assert (np.diff(by_score, axis=1) <= 0).all()
+  assert len(np.unique(probabilities)) > 64
+
+
+def kept_photos(workdir, num_states):
+  """Every test photo of the classes of the states given, as a file, and its class."""
+  files, labels = [], []
+  for state in range(1, num_states + 1):
+    photos = open_photos(workdir / "model" / str(state) / "test.zip")
+    files += [photos.images.open(record).data for record in range(len(photos.labels))]
+    labels += photos.labels.tolist()
+  return files, np.array(labels)
+
+
+def check_model(watched, state):
+  """Asks the model of a state about all test photos; compares with results.json."""
+  row, states = watched.results["states"][state - 1], watched.plan.states
+  files, labels = kept_photos(watched.workdir, state)
+  assert len(labels) == np.sum(row["confusion"])
+  with quick_network():
+    model = ssil_jax.load(watched.workdir, state=state)
+    # One batch, so that one program serves; of probabilities, too.
+    found = model.predict(files, top=9, batch_size=1024)
+    probabilities = model.probabilities(files, batch_size=1024)
+  names = watched.plan.dataset.class_names[: row["num_seen"]]
+  assert model.class_names == names
+  place = {name: label for label, name in enumerate(names)}
+  predicted = np.array([place[classes[0].name] for _, classes in found])
+  assert np.mean(predicted == labels) == pytest.approx(row["top1"], abs=1e-9)
+  state_of = np.repeat(np.arange(state), [s.num_seen - s.num_old for s in states[:state]])
+  confusion = np.zeros((state, state), int)
+  np.add.at(confusion, (state_of[labels], state_of[predicted]), 1)
+  assert confusion.tolist() == row["confusion"]
+  for t, share in enumerate(row["top1_by_state"]):
+    of_state = state_of[labels] == t
+    assert np.mean((predicted == labels)[of_state]) == pytest.approx(share, abs=1e-9)
+  assert probabilities.shape == (len(labels), row["num_seen"])
+  np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-5)
+  for (file, classes), of_image in zip(found, probabilities, strict=True):
+    assert file is None
+    assert {name for name, _ in classes} == {*names}
+    for name, probability in classes:
+      assert probability == of_image[place[name]]
+    shares = [probability for _, probability in classes]
+    assert shares == sorted(shares, reverse=True)
+
+
+def test_the_model_answers_as_the_results_say(watched):
+  check_model(watched, len(watched.plan.states))
+
+
+@pytest.mark.parametrize("name", ["ssil", "icarl", "il2m", "bic"])
+def test_the_model_of_an_earlier_state_answers_as_its_results_say(every_run, name):
+  check_model(every_run(name), 1)
+
+
+def test_weights_of_unseen_classes_wait_for_their_state(watched):
+  for state, before, after in watched.phases:
+    trees = (before.train_state, after.train_state)
+    heads = [[tree.params["head"], *momenta_of(tree.opt_state)] for tree in trees]
+    for old, new in zip(*heads, strict=True):
+      for name, leaf in new.items():
+        if leaf.ndim:
+          unseen = (..., slice(state.num_seen, None))
+          np.testing.assert_array_equal(leaf[unseen], old[name][unseen])
+
+
+def momenta_of(opt_state):
+  """The parts of the optimizer's state that belong to the head."""
+  leaves = jax.tree_util.tree_leaves_with_path(opt_state)
+  head = {
+    jax.tree_util.keystr(path): leaf for path, leaf in leaves if "'head'" in str(path)
+  }
+  assert head
+  return [head]
+
+
+def test_a_class_that_is_new_alone_is_learnt(tmp_path):
+  # By SS-IL, whose separated softmax over a single class has no gradient at all.
+  changes = {"num_classes": 3, "num_states": 3, "weight_decay": 0.0}
+  config = small_config(tmp_path / "run", **settings_of("ssil") | changes)
+  with (
+    quick_network(),
+    open_session(config, Console(quiet=True), lambda: None) as (session, run_state),
+  ):
+    for state in session.plan.states:
+      before = loop.begin_state(session, state, run_state)
+      after = loop.train_state(session, state, before)
+      run_state = session.commit(loop.finish_state(session, state, after))
+      old, new = (r.train_state.params["head"] for r in (before, after))
+      for name in ("kernel", "bias"):
+        moved = (old[name] != new[name]).reshape(-1, 3).any(axis=0)
+        # In the first state the only class competes with none.
+        assert moved[state.num_old] == (state.index > 1)
 
 
 def test_the_teacher_is_the_network_as_it_was(watched):

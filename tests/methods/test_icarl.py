@@ -5,9 +5,11 @@ import jax
 import method_reference as reference
 import numpy as np
 import pytest
+from reference import softmax_cross_entropy
 
 from ssil_jax.methods import METHODS
 from ssil_jax.methods.base import Sizes
+from ssil_jax.methods.icarl import fit_sharpness
 
 ICARL = METHODS["icarl"]
 jitted = jax.jit(ICARL.predict, static_argnums=2)
@@ -95,3 +97,78 @@ def test_features_of_zero_are_no_nan():
   assert np.isfinite(scores[:, :2]).all()
   np.testing.assert_array_equal(scores[:, 2], -np.inf)
   assert np.argmax(scores[1]) == 1
+
+
+# Probabilities ---------------------------------------------------------------------------
+
+
+def leave_one_out_loss(sharpness, features, labels):
+  """-log p of the own class, p ~ exp(-s |f - mu|^2), each left out of its own mean."""
+  total, count = 0.0, 0
+  for i, (feature, label) in enumerate(zip(features, labels, strict=True)):
+    if list(labels).count(label) < 2:
+      continue
+    scores = []
+    for c in sorted(set(labels)):
+      others = [j for j in range(len(labels)) if labels[j] == c and j != i]
+      mean = reference.exemplar_mean([features[j] for j in others], [c] * len(others), c)
+      scores.append(-sharpness * reference.squared_distance(feature, mean))
+    total += softmax_cross_entropy(scores, label, range(len(scores)))
+    count += 1
+  return total / count
+
+
+@pytest.mark.parametrize(
+  ("seed", "spread", "counts"),
+  [(0, 0.6, (4, 4, 4)), (1, 1.0, (5, 2, 3)), (2, 0.9, (1, 6, 2)), (3, 3.0, (4, 4))],
+)
+def test_the_sharpness_is_of_the_highest_likelihood(seed, spread, counts):
+  rng = np.random.default_rng(seed)
+  labels = np.repeat(np.arange(len(counts)), counts)
+  features = np.eye(len(counts), 6)[labels] + spread * rng.standard_normal((sum(counts), 6))
+  features /= np.linalg.norm(features, axis=1, keepdims=True)
+  features = features.astype(np.float32)
+  sums = np.zeros((len(counts), 6), np.float32)
+  np.add.at(sums, labels, features)
+  found = fit_sharpness(features, labels, sums)
+  grid = [0, *np.geomspace(0.02, 1000, 60)]
+  losses = [leave_one_out_loss(s, features, labels.tolist()) for s in grid]
+  best = int(np.argmin(losses))
+  own = leave_one_out_loss(found, features, labels.tolist())
+  assert own <= losses[best] + 1e-4
+  assert grid[max(best - 1, 0)] - 1e-3 <= found <= grid[min(best + 1, 60)]
+
+
+def test_with_an_exemplar_of_each_class_there_is_nothing_to_fit():
+  features = np.eye(3, dtype=np.float32)
+  assert fit_sharpness(features, np.arange(3), features) == 1.0
+  stats = class_means(np.eye(3), [[0], [1], [2]], num_classes=3, labels=[0, 1, 2])
+  assert stats["sharpness"] == 1.0
+  assert (stats["sharpness"].shape, stats["sharpness"].dtype) == ((), np.float32)
+
+
+def test_classes_that_are_far_apart_are_as_sharp_as_is_allowed():
+  features = np.repeat(np.eye(2, dtype=np.float32), 3, axis=0)
+  labels = np.repeat(np.arange(2), 3)
+  sums = np.array([[3, 0], [0, 3]], np.float32)
+  found = fit_sharpness(features, labels, sums)
+  assert 10 < found <= 1000  # where exp(-2 s) is next to nothing
+
+
+def test_exemplars_that_are_all_the_same_say_nothing():
+  features = np.tile(np.float32([[1, 0]]), (6, 1))
+  sums = np.array([[3, 0], [3, 0]], np.float32)
+  assert np.isfinite(fit_sharpness(features, np.repeat(np.arange(2), 3), sums))
+
+
+def test_probabilities_by_hand():
+  # Squared distances 0.8 and 0.4, s = 5 log 2 / 2: exp(-s d) is 1 / 4 and 1 / 2.
+  stats = {
+    "means": np.float32([[1, 0], [0, 1], [0, 0]]),
+    "sharpness": np.float32(5 / 2 * np.log(2)),
+  }
+  scores = predict([[3, 4]], stats, 2)
+  context = finished_states.context_of(0, 2, stats=stats)
+  config = finished_states.config_of("icarl")
+  found = ICARL.probabilities(scores, context, config)
+  np.testing.assert_allclose(found, [[1 / 3, 2 / 3, 0]], rtol=1e-5)

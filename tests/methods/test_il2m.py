@@ -9,6 +9,7 @@ from reference import best_class
 
 from ssil_jax.methods import METHODS
 from ssil_jax.methods.base import Sizes
+from ssil_jax.methods.il2m import rectification
 from ssil_jax.sampling import Pool
 
 IL2M = METHODS["il2m"]
@@ -218,3 +219,35 @@ def test_two_states_by_hand():
   np.testing.assert_allclose(
     predicted, [[0.9, 0.3, 0.5], [0.4, 0.3, 0.3], [0.3, 0.15, 0.8]], rtol=1e-5
   )
+
+
+# Probabilities ---------------------------------------------------------------------------
+
+
+def probabilities(scores, num_old, num_seen, **values):
+  config = finished_states.config_of("il2m", **values)
+  context = finished_states.context_of(num_old, num_seen, stats={})
+  return np.asarray(IL2M.probabilities(np.float32(scores), context, config))
+
+
+def test_rectified_probabilities_are_shares_of_their_sum():
+  no = -np.inf
+  found = probabilities([[0.9, 0.3, 0.6, no], [0.4, 0.3, 0.3, no]], 2, 3)
+  np.testing.assert_allclose(found, [[0.5, 1 / 6, 1 / 3, 0], [0.4, 0.3, 0.3, 0]], rtol=1e-6)
+
+
+def test_factors_of_any_size_make_probabilities():
+  # The largest that there may be; an old probability that vanished, and one below 0.
+  no, big = -np.inf, np.float32(1e20)
+  assert rectification(*np.float32([[1], [1], [1e-38], [1]]))[0] == big
+  found = probabilities(
+    [[big, big, 0.5, no], [big, 1e-30, 0, no], [0, 0, 1, no], [-1e-3, 0.5, 0.5, no]], 2, 3
+  )
+  expected = [[0.5, 0.5, 0, 0], [1, 0, 0, 0], [0, 0, 1, 0], [0, 0.5, 0.5, 0]]
+  np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_of_logits_the_softmax_is_taken():
+  logits = [[np.log(3), 0.0, -1e30, -np.inf]]
+  found = probabilities(logits, 2, 3, il2m_scores="logits")
+  np.testing.assert_allclose(found, [[0.75, 0.25, 0, 0]], rtol=1e-6)

@@ -63,6 +63,7 @@ def batch_of(num_old, num_seen, num_teacher_classes):
     num_drawn=NUM_DRAWN,
     stored=np.float32(stored).tolist(),
     line=line,
+    constant=np.float32(logits).tolist(),
   )
 
 

@@ -86,6 +86,7 @@ def test_a_checkpoint_in_the_background_ends_before_a_network_is_saved(monkeypat
   # Orbax's barriers of the two have the same names.
   made, calls = session_and_calls(minutes=0)
   made.folder, made.networks, made.display = "unused", made.checkpoints, made.recorder
+  monkeypatch.setattr(made, "save_model", lambda run: None)
   monkeypatch.setattr(made, "write_results", lambda run: None)
   state = dict.fromkeys(("state", "num_seen", "top1", "train_seconds"), 1)
   train_state = TrainState(np.int32(7), {}, {}, ())

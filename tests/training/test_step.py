@@ -14,6 +14,7 @@ from ssil_jax.data.images.augment import (
   augment,
   to_float,
 )
+from ssil_jax.methods import get_method
 from ssil_jax.methods.base import PhaseContext, SeenClasses
 from ssil_jax.methods.ssil import SSIL
 from ssil_jax.resnet import Outputs
@@ -160,3 +161,70 @@ def test_training_and_evaluation_see_the_same_normalized_pixels(normalization, e
   loss, counts = jax.jit(jax.vmap(both, axis_name=AXIS))(state)
   assert float(loss[0]) == pytest.approx(expected, rel=1e-5)
   assert float(counts.score_new[0, 0]) == pytest.approx(expected, rel=1e-5)
+
+
+class LinearHead:
+  """A network of nothing but a head, with or without a cosine head's scale."""
+
+  def apply(self, variables, images, *, train, mutable=()):
+    head = variables["params"]["head"]
+    logits = images.mean((1, 2)) @ head["kernel"] + head.get("bias", jnp.zeros(6))[None]
+    outputs = Outputs(features=images.mean((1, 2)), logits=logits)
+    return (outputs, {"batch_stats": {}}) if mutable else outputs
+
+
+@pytest.mark.parametrize("kind", [{"bias": (6,)}, {"scale": ()}])
+@pytest.mark.parametrize("name", ["ft", "wa"])  # without and with a projection
+def test_weights_of_classes_that_are_not_seen_stay_as_they_are(name, kind):
+  method = get_method(name)
+  rng = np.random.default_rng(0)
+  shapes = {"kernel": (3, 6), **kind}
+  head = {
+    key: jnp.asarray(rng.standard_normal(shape), jnp.float32)
+    for key, shape in shapes.items()
+  }
+  model = Model(
+    network=LinearHead(),
+    # Every score is in the loss, so that only the rule keeps those of unseen classes.
+    method=method._replace(
+      loss=lambda examples, config: (examples.outputs.logits**2).sum(-1)
+    ),
+    optimizer=make_optimizer(momentum=0.9, weight_decay=0.5),
+    augmentation=Augmentation(max_shift=0, flip=False),
+    normalization=None,
+    config=make_config({"method": name}, method),
+    state_of_class=(0, 0, 1, 1, 2, 2),
+  )
+  params = {"head": head}
+  start = TrainState(jnp.int32(0), params, {}, model.optimizer.init(params))
+  batch = Batch(
+    inputs=images(4, size=4),
+    labels=jnp.arange(4, dtype=jnp.int32),
+    positions=jnp.arange(4, dtype=jnp.int32),
+    records=jnp.arange(4, dtype=jnp.int32),
+  )
+  teacher = {"params": params, "batch_stats": {}} if method.has_teacher else None
+  context = PhaseContext(SeenClasses(*map(jnp.int32, (2, 4, 2))), teacher, {})
+
+  def step(state):
+    return train_step(state, batch, context, 0.1, None, model=model)[0]
+
+  mapped = jax.jit(jax.vmap(step, axis_name=AXIS))
+  state = jax.tree.map(lambda x: x[None], start)
+  for _ in range(3):
+    state = mapped(state)
+  after = jax.tree.map(lambda x: np.asarray(x[0]), state)
+  for tree, before in (
+    (after.params, start.params),
+    (after.opt_state, start.opt_state),
+  ):
+    leaves, started = jax.tree.leaves(tree), jax.tree.leaves(before)
+    assert len(leaves) == len(started)
+    of_classes = 0
+    for leaf, old in zip(leaves, started, strict=True):
+      if not leaf.ndim:  # the scale, which belongs to no class
+        continue
+      of_classes += 1
+      np.testing.assert_array_equal(leaf[..., 4:], old[..., 4:])
+      assert (leaf[..., :4] != old[..., :4]).any(axis=tuple(range(leaf.ndim - 1))).all()
+    assert of_classes == (2 if "bias" in kind else 1)
