@@ -6,9 +6,11 @@ import os
 import re
 import select
 import signal
+import socket
 import subprocess
 import sys
 import time
+import urllib.parse
 import urllib.request
 
 import browser
@@ -22,7 +24,7 @@ from ssil_jax.errors import ConfigError
 from ssil_jax.model.trained import load
 
 PHOTOS = [encode(noise(16, 16, seed=100 + i), "PNG") for i in range(10)]
-MANY_STEPS = ("--epochs=300", "--log_every=5", "--checkpoint_minutes=0.01")
+MANY_STEPS = ("--epochs=300", "--log_every=5")
 SERVER = f"""
 import sys
 sys.path.insert(0, {str(ROOT / "tests")!r})
@@ -83,6 +85,19 @@ def send(url, name):
   )
   with urllib.request.urlopen(request) as answer:
     assert answer.status == 202
+
+
+def cut_off(url):
+  """Sends half of a form, and goes away."""
+  address = urllib.parse.urlsplit(url)
+  head = (
+    f"POST /api/learn HTTP/1.1\r\nHost: {address.netloc}\r\nContent-Length: 100000\r\n"
+    "Content-Type: multipart/form-data; boundary=b\r\n\r\n"
+    '--b\r\nContent-Disposition: form-data; name="name"\r\n\r\nhalf\r\n'
+    '--b\r\nContent-Disposition: form-data; name="photos"; filename="x"\r\n\r\nabc'
+  )
+  with socket.create_connection((address.hostname, address.port)) as connection:
+    connection.sendall(head.encode())
 
 
 def said(errors):
@@ -154,6 +169,7 @@ def test_the_page_names_photos_and_learns(workdir, tmp_path):
     server(workdir, "--epochs=2", "--log_every=1") as (_, url),
     browser.chromium(tmp_path / "profile") as tab,
   ):
+    cut_off(url)
     tab.look(390, dark=True)
     tab.open(url)
     tab.wait("document.querySelectorAll('.classes li').length === 4")
@@ -175,6 +191,7 @@ def test_the_page_names_photos_and_learns(workdir, tmp_path):
     assert "photo 10 <b>.png" in answers
     assert "This photo cannot be read: not a JPEG, PNG or WebP image" in answers
 
+    assert [path.name for path in (workdir / "uploads").iterdir()] == ["lock"]
     # By keyboard alone, but for the choice of files, which is the system's.
     for _ in range(2):
       tab.press("Tab", 9)

@@ -278,6 +278,7 @@ function showButtons(enabled) {
 }
 
 find("give-up").addEventListener("click", async () => {
+  if (!confirm("Give it up? What was learnt of it is lost, and its photos have to be sent again.")) return;
   find("give-up").disabled = true;
   try {
     await ask("api/learn", { method: "DELETE" });
