@@ -8,6 +8,8 @@ from collections.abc import Iterator
 
 from etils import epath
 
+UPLOADS = "uploads"  # of a work directory: photos that a server was sent
+
 _LONGEST_WITHIN = 256  # bytes of a path in a work directory, and some to spare
 _LONGEST_SHOWN = 600  # characters
 _CLOUDS = ("gs", "s3", "az", "hf")  # what epath, of orbax and TFDS, has a scheme for

@@ -12,6 +12,7 @@ import os
 import pathlib
 import re
 import shutil
+import socket
 import struct
 import sys
 import tarfile
@@ -280,6 +281,32 @@ def in_use(folder: pathlib.Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def port_in_use(folder: pathlib.Path) -> Iterator[None]:
+  """Another program listens at an address of this machine that nobody else uses."""
+  with socket.create_server(("127.9.8.7", 8000)):
+    yield
+
+
+@contextlib.contextmanager
+def served_already(folder: pathlib.Path) -> Iterator[None]:
+  """Another server has the lock of `run`."""
+  path = folder / "run" / "uploads" / "lock"
+  path.parent.mkdir()
+  path.write_text("process 7 on here\n")
+  with open(path) as file:
+    fcntl.flock(file, fcntl.LOCK_EX)
+    yield
+
+
+@contextlib.contextmanager
+def without_uvicorn(folder: pathlib.Path) -> Iterator[None]:
+  """The server's library is not installed."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setitem(sys.modules, "uvicorn", None)
+    yield
+
+
+@contextlib.contextmanager
 def full_disk(folder: pathlib.Path) -> Iterator[None]:
   """All disks say that they have 1,000 bytes left."""
   with pytest.MonkeyPatch.context() as patch:
@@ -450,6 +477,17 @@ _REUSE = {
   "a link to nothing": link("nothing"),
   "a link to itself": link("link"),
 }
+_SERVE: dict[str, Arrange] = {
+  "a folder that is no work directory": text("other/notes", "mine"),
+  "a damaged card": replaced("model.json", "{", "["),
+  "a model of the future": replaced("model.json", '"format": 1', '"format": 99'),
+  "a port that is in use": run_with(lambda workdir: None),
+  "an address of another machine": run_with(lambda workdir: None),
+  "a model that is served already": run_with(lambda workdir: None),
+  "a work directory that cannot be written": run_with(
+    lambda workdir: (workdir / "uploads").touch()
+  ),
+}
 _MODELS = {
   "a folder that is no run": lambda folder: folder_of(folder / "images"),
   "a run without a model": run_with(lambda workdir: (workdir / "model.json").unlink()),
@@ -579,10 +617,14 @@ ARRANGED: dict[str, dict[str, Arrange]] = {
   "States of other runs": _REUSE,
   "Pretrained weights": _WEIGHTS,
   "Exports": {what: run_with(lambda workdir: None) for what in _EXPORTS},
+  "Serving": _SERVE,
 }
 # What is open while the command runs.
 MEANWHILE = {
   "one that another run uses": in_use,
   "one that another command uses": in_use,
   "a full disk": full_disk,
+  "a port that is in use": port_in_use,
+  "a model that is served already": served_already,
+  "without the extra [serve]": without_uvicorn,
 }

@@ -14,6 +14,7 @@ FLOORS = [
   {"distributed", "reports"},
   {"training"},
   {"model"},
+  {"server"},
   {"api", "commands"},
 ]
 CORE = FLOORS[3]

@@ -1,6 +1,7 @@
 """The README and the pages in docs/: their Python runs, their flags and files exist."""
 
 import dataclasses
+import importlib
 import re
 
 import numpy as np
@@ -52,11 +53,12 @@ def test_python_blocks_are_found():
 def known_flags():
   import kills
 
-  from ssil_jax.commands import compare, export, learn, predict, prepare, run, sweep
+  from ssil_jax.commands import COMMANDS
 
   known = {"flagfile", "help", *FOREIGN_FLAGS}
   known |= {f"no{field.name}" for field in dataclasses.fields(Config) if field.type is bool}
-  for command in (run, export, learn, predict, prepare, sweep, compare):
+  for name in COMMANDS:
+    command = importlib.import_module(f"ssil_jax.commands.{name}")
     known |= set(re.findall(r"^ +--(\w+)", command.help_text(), re.MULTILINE))
   return known | set(re.findall(r"^ +--(\w+)", kills.make_parser().format_help(), re.M))
 

@@ -9,6 +9,7 @@ COMMANDS = {
   "learn": "teach a trained model new classes",
   "predict": "say which classes photos are of",
   "export": "write a trained model for other programs",
+  "serve": "answer on a page: name photos, learn new classes",
   "sweep": "run several methods with several seeds, and compare them",
   "prepare": "prepare a data set from its official archives",
   "compare": "compare runs: tables, figures and a page",

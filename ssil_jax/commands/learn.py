@@ -18,10 +18,10 @@ _USAGE = """Teaches a trained model new classes from a folder of photos.
 
   python experiments/learn.py --workdir=W --data_dir=NEW
 
-W is the work directory of a run that is complete; the photos that it was trained
-on are not needed. NEW is NEW/CLASS/*, a share of which is kept for testing, or
-NEW/train/CLASS/* and NEW/test/CLASS/*. Rerun the command to resume what was
-interrupted; until the end, the model that answers is the old one.
+W is the work directory of a run that is complete; the photos that it was
+trained on are not needed. NEW is NEW/CLASS/*, a share of which is kept for
+testing, or NEW/train/CLASS/* and NEW/test/CLASS/*. Rerun the command to resume
+what was interrupted; until the end, the model that answers is the old one.
 """
 _HELP = {
   "workdir": "work directory of the model",

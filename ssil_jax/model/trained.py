@@ -128,17 +128,27 @@ class TrainedModel:
     Raises:
       BadImage: an image cannot be read; it is named.
     """
-    count = min(top, len(self.class_names))
     found = []
     for names, scores, probabilities in self._in_batches(
       _several(images), batch_size, on_bad, advance
     ):
-      # By score, for probabilities may be equal where scores are not.
-      best = np.argsort(-scores, axis=-1, kind="stable")[:, :count]
-      for name, classes, of_image in zip(names, best.tolist(), probabilities, strict=True):
-        pairs = (ClassProbability(self.class_names[c], float(of_image[c])) for c in classes)
-        found.append(Prediction(name, tuple(pairs)))
+      best = self.best_classes(scores, probabilities, top)
+      found += map(Prediction, names, best)
     return found
+
+  def best_classes(
+    self, scores: np.ndarray, probabilities: np.ndarray, top: int
+  ) -> list[tuple[ClassProbability, ...]]:
+    """Returns the `top` classes of each image, the best first, from what `scores` returns.
+
+    All classes, if there are fewer.
+    """
+    # By score, for probabilities may be equal where scores are not.
+    best = np.argsort(-scores, axis=-1, kind="stable")[:, :top]
+    return [
+      tuple(ClassProbability(self.class_names[c], float(of_image[c])) for c in classes)
+      for classes, of_image in zip(best.tolist(), probabilities, strict=True)
+    ]
 
   def probabilities(
     self, images: Image | Iterable[Image], *, batch_size: int = 64

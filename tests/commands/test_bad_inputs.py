@@ -7,12 +7,13 @@ import shlex
 import bad_inputs
 import pytest
 
-from ssil_jax.commands import compare, export, learn, predict, prepare, run, sweep
+from ssil_jax.commands import compare, export, learn, predict, prepare, run, serve, sweep
 
 COMMANDS = {
   "run.py": run,
   "predict.py": predict,
   "learn.py": learn,
+  "serve.py": serve,
   "compare.py": compare,
   "sweep.py": sweep,
   "prepare.py": prepare,

@@ -1,5 +1,6 @@
 """The command line of run.py, its help, and what a signal leaves."""
 
+import importlib
 import inspect
 import json
 import os
@@ -17,18 +18,14 @@ from folders import ROOT
 from small_runs import records
 
 from ssil_jax import commands
-from ssil_jax.commands import command_line, compare, predict, prepare, run, sweep
+from ssil_jax.commands import command_line, run
 from ssil_jax.config import Config, fields_of
 from ssil_jax.methods import METHODS
 from ssil_jax.reports.results import has_finished_state
 
 SCRIPT = ROOT / "experiments" / "run.py"
 COMMANDS = {
-  "run": run,
-  "predict": predict,
-  "sweep": sweep,
-  "prepare": prepare,
-  "compare": compare,
+  name: importlib.import_module(f"ssil_jax.commands.{name}") for name in commands.COMMANDS
 }
 
 

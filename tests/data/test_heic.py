@@ -62,7 +62,7 @@ def test_a_damaged_photo_is_refused_or_read_and_nothing_else_happens():
 
 
 def test_without_the_library_it_is_named(monkeypatch):
-  monkeypatch.setattr(decode, "_HAS_HEIC", False)
+  monkeypatch.setattr(decode, "HAS_HEIC", False)
   with pytest.raises(decode.ImageError, match="pillow-heif is needed: install it"):
     decode.read_rgb(heic(photo(64, 64)))
 

@@ -28,10 +28,10 @@ MAX_PIXELS = 100_000_000
 # A scan of a JPEG may take a hundred bytes and cost 0.2 s; programs write about ten.
 MAX_SCANS = 100
 
-_HAS_HEIC = importlib.util.find_spec("pillow_heif") is not None
+HAS_HEIC = importlib.util.find_spec("pillow_heif") is not None
 HEIC_SUFFIXES = (".heic", ".heif")
 # Of files that can be read here.
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", *(HEIC_SUFFIXES if _HAS_HEIC else ()))
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", *(HEIC_SUFFIXES if HAS_HEIC else ()))
 
 _PNG, _RIFF, _WEBP = b"\x89PNG\r\n\x1a\n", b"RIFF", b"WEBP"
 # Brands of HEIF files with HEVC in them (ISO/IEC 23008-12, annex B), and what phones write.
@@ -163,7 +163,7 @@ def _open_other(data: bytes) -> Image.Image:
   elif data.startswith(_RIFF) and data.startswith(_WEBP, 8):
     name, file_class = "WebP", WebPImagePlugin.WebPImageFile
   elif data.startswith(b"ftyp", 4) and data[8:12] in _HEIC:
-    if not _HAS_HEIC:
+    if not HAS_HEIC:
       raise ImageError("a HEIC image, for which pillow-heif is needed: install it")
     import pillow_heif  # an extra, which sets an image upright by itself
 
