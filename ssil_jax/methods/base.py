@@ -198,6 +198,7 @@ class Method(NamedTuple):
     fold: (head, statistics) -> a linear head, {"kernel": [d, C], "bias": [C]}, whose logits
       are the scores of `predict`, if that has statistics and is linear.
     has_teacher: whether the loss compares with the network as it was.
+    fewest_new: classes that a later state must have for the loss to teach them.
     cosine_head: whether the network ends in cosines (see `ResNet18`).
     project: (params, params before the step, context) -> params, after every step.
     align: (params, num_old, num_seen) -> params, host arrays, at the end of a state.
@@ -226,6 +227,7 @@ class Method(NamedTuple):
   prediction: str = ""
   fold: Callable[[Any, Any], Any] | None = None
   has_teacher: bool = False
+  fewest_new: int = 1
   cosine_head: bool = False
   project: Callable[[Any, Any, PhaseContext], Any] = _keep
   align: Callable[[Any, int, int], Any] | None = None
