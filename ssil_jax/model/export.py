@@ -208,15 +208,26 @@ def _to_onnx(model: "TrainedModel") -> _Contents:
   pixels = _pixels(model)
   # As a jaxpr: what jax2onnx makes of Flax's own layers mixes up their axes.
   function = jaxpr_as_fun(jax.make_jaxpr(_of_pixels(plain))(pixels))
-  # They tell of parts of other libraries that are not there, and of unknown shapes.
-  with _quiet("jax2onnx", "onnx_ir"):
-    proto = jax2onnx.to_onnx(
-      lambda pixels: tuple(function(pixels)),
-      [jax.ShapeDtypeStruct(("batch", *pixels.shape[1:]), jnp.uint8)],
-      model_name="ssil_jax",
-      input_names=["pixels"],
-      output_names=["scores", "probabilities"],
+  try:
+    # They tell of parts of other libraries that are not there, and of unknown shapes.
+    with _quiet("jax2onnx", "onnx_ir"):
+      proto = jax2onnx.to_onnx(
+        lambda pixels: tuple(function(pixels)),
+        [jax.ShapeDtypeStruct(("batch", *pixels.shape[1:]), jnp.uint8)],
+        model_name="ssil_jax",
+        input_names=["pixels"],
+        output_names=["scores", "probabilities"],
+      )
+  except (
+    Exception
+  ) as error:  # what an operation or a version that it does not know leads to
+    versions = " and ".join(
+      f"{name} {importlib.metadata.version(name)}" for name in ("jax2onnx", "jax")
     )
+    raise ConfigError(
+      f"--format=onnx: {versions} cannot write this model ({type(error).__name__}: "
+      f"{' '.join(str(error).split()):.200}): use jax 0.10, or --format=jax"
+    ) from error
   onnx.checker.check_model(proto)
   card = {"opset": proto.opset_import[0].version, **_card_of_pixels(model)}
   return _Contents({"model.onnx": proto.SerializeToString()}, card)
