@@ -529,8 +529,57 @@ _MODELS = {
   "a method of the package by a wrong name": FINISHED,
   "a link to itself": link("link"),
 }
+
+
+def _photos_of(*classes: str, change: Arrange = lambda folder: None) -> Arrange:
+  """The finished run, and `images` of new classes, changed."""
+
+  def arrange(folder):
+    FINISHED(folder)
+    change(folder_of(folder / "images", classes))
+
+  return arrange
+
+
+def _plain_with_one(images: pathlib.Path) -> None:
+  """Makes it a plain folder, in which a class has one photo."""
+  shutil.rmtree(images / "test")
+  for name in ("ape", "cat"):
+    os.rename(images / "train" / name, images / name)
+  (images / "cat" / "1.png").unlink()
+  shutil.rmtree(images / "train")
+
+
+_NEW = _photos_of("ape", "bat", "cat", "dog")
+_LEARNING = {
+  "no such folder of photos": FINISHED,
+  "a folder that is no run": lambda folder: folder_of(folder / "images"),
+  "a run that is not complete": both(
+    replaced("model.json", '"planned_states": 2', '"planned_states": 3'),
+    lambda folder: folder_of(folder / "images"),
+  ),
+  "a class that is known": _photos_of("8", "ape"),
+  "known classes alone": _photos_of("8", "2"),
+  "a class of one photo": _photos_of("ape", "cat", change=_plain_with_one),
+  "a photo that is none": _photos_of(
+    "ape", "cat", change=lambda images: (images / "train/ape/0.png").write_text("none")
+  ),
+  "another network": _NEW,
+  "a memory that is too small": _NEW,
+  "a rate that is none": _NEW,
+  "one that another command uses": both(
+    _NEW, text("run/lock", "process 123 on elsewhere\n")
+  ),
+  "another folder, half learnt": both(
+    _NEW,
+    text("run/learning/request.json", '{"request": "", "asked": "--data_dir=/photos"}'),
+  ),
+  "damaged exemplars": both(_NEW, text("run/model/2/exemplars.zip", "none")),
+  "a run after it has learnt more": broken("model/3/state.json", "{}"),
+}
 ARRANGED: dict[str, dict[str, Arrange]] = {
   "Models": _MODELS,
+  "Learning": _LEARNING,
   "Flags and flag files": _FLAGS,
   "Data folders": _DATA,
   "Archives": _ARCHIVES,
@@ -544,6 +593,7 @@ ARRANGED: dict[str, dict[str, Arrange]] = {
 # What is open while the command runs.
 MEANWHILE = {
   "one that another run uses": in_use,
+  "one that another command uses": in_use,
   "a full disk": full_disk,
   "a port that is in use": port_in_use,
   "a model that is served already": served_already,

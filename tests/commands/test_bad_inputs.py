@@ -7,11 +7,12 @@ import shlex
 import bad_inputs
 import pytest
 
-from ssil_jax.commands import compare, predict, prepare, run, serve, sweep
+from ssil_jax.commands import compare, learn, predict, prepare, run, serve, sweep
 
 COMMANDS = {
   "run.py": run,
   "predict.py": predict,
+  "learn.py": learn,
   "serve.py": serve,
   "compare.py": compare,
   "sweep.py": sweep,
