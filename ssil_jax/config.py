@@ -175,6 +175,12 @@ class Config:
     "convolution; above, they are streamed and it starts with 7x7/2 and a max-pool",
     at_least=0,
   )
+  init_from: str = _network(
+    "",
+    "start the first state from these weights instead of drawn ones, but for the head: a "
+    ".safetensors file with the names of torchvision's or timm's ResNet-18, or the work "
+    "directory of another run, of whose model the last network is taken",
+  )
   augment: str = _data(
     "auto",
     "training images: none, crop, crop_flip, or auto (crop for digits, else crop_flip)",
@@ -317,7 +323,7 @@ def _mistakes(config: Config) -> Iterator[str]:
       "for the data set's own"
     )
   yield from _process_mistakes(config)
-  for name in ("data_dir", "classes", "class_order"):
+  for name in ("data_dir", "classes", "class_order", "init_from"):
     yield from address_mistakes(name, getattr(config, name))
   if config.class_order and config.class_order_seed:
     yield (

@@ -7,6 +7,7 @@ Flax keeps the biased batch variance in its running statistics.
 """
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -54,6 +55,7 @@ class ResNet18(nn.Module):
     small_images: 3x3 stem without max-pool.
     dtype: of the computation; parameters and BatchNorm statistics are float32.
     axis_name: devices over which BatchNorm takes its batch statistics, None for one.
+    max_pool: of the stem for large images, 3x3/2 with one pixel of padding.
   """
 
   num_classes: int
@@ -62,6 +64,9 @@ class ResNet18(nn.Module):
   small_images: bool = False
   dtype: jnp.dtype = jnp.float32
   axis_name: str | None = None
+  max_pool: Callable[[jax.Array], jax.Array] = functools.partial(
+    nn.max_pool, window_shape=(3, 3), strides=(2, 2), padding=((1, 1), (1, 1))
+  )
 
   @nn.compact
   def __call__(self, images: jax.Array, *, train: bool) -> Outputs:
@@ -84,7 +89,7 @@ class ResNet18(nn.Module):
     else:
       x = conv(self.width, (7, 7), strides=2, padding=3, name="stem_conv")(x)
       x = nn.relu(norm(name="stem_norm")(x))
-      x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+      x = self.max_pool(x)
     for stage in range(4):
       for block in range(2):
         x = BasicBlock(

@@ -22,7 +22,9 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import archives
+import numpy as np
 import pytest
+import safetensors.numpy
 from folders import ROOT, encode, folder_of, noise
 from written_runs import RESULTS
 
@@ -577,6 +579,31 @@ _LEARNING = {
   "damaged exemplars": both(_NEW, text("run/model/2/exemplars.zip", "none")),
   "a run after it has learnt more": broken("model/3/state.json", "{}"),
 }
+
+
+def other_network(folder):
+  """Tensors of which one has a known name."""
+  tensors = {"conv1.weight": np.zeros((64, 3, 7, 7), np.float32), "embeddings": np.eye(2)}
+  arrays = {name: tensor.astype(np.float32) for name, tensor in tensors.items()}
+  safetensors.numpy.save_file(arrays, folder / "w.safetensors")
+
+
+_WEIGHTS: dict[str, Arrange] = {
+  "a checkpoint of torch.save": text("w.pth", b"PK\3\4"),
+  "weights of another network": other_network,
+  "a folder that is no run": images(lambda root: None),
+  "the run itself": run_with(lambda workdir: None),
+  "a wider network of another run": run_with(lambda workdir: None),
+  "a damaged model": run_with(lambda workdir: shutil.rmtree(workdir / "networks" / "2")),
+  "a run below a backslash": lambda folder: (folder / "a\\b").mkdir(),
+}
+_EXPORTS = (
+  "a state that the model does not have",
+  "an output that has something in it",
+  "an output that is a file",
+  "an output below a file",
+  "an output whose name is too long",
+)
 ARRANGED: dict[str, dict[str, Arrange]] = {
   "Models": _MODELS,
   "Learning": _LEARNING,
@@ -588,6 +615,8 @@ ARRANGED: dict[str, dict[str, Arrange]] = {
   "Runs to compare": _COMPARE,
   "Sweeps": {"an output that is a link to itself": link("link")},
   "States of other runs": _REUSE,
+  "Pretrained weights": _WEIGHTS,
+  "Exports": {what: run_with(lambda workdir: None) for what in _EXPORTS},
   "Serving": _SERVE,
 }
 # What is open while the command runs.

@@ -28,7 +28,7 @@ BLOCKS = [
 CHECKED = {name: text for name, text in TEXTS.items() if name != "docs/bad_inputs.md"}
 # Flags of the example in examples/, of sbatch, gcloud, TFDS' own command and XLA.
 FOREIGN_FLAGS = {"focal_gamma", "nodes", "ntasks", "gpus", "pty", "worker", "command"}
-FOREIGN_FLAGS |= {"file_format", "xla_gpu_deterministic_ops"}
+FOREIGN_FLAGS |= {"count", "file_format", "photos", "seeds", "xla_gpu_deterministic_ops"}
 
 
 @pytest.mark.parametrize(("name", "block"), BLOCKS, ids=[name for name, _ in BLOCKS])

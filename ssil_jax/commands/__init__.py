@@ -8,6 +8,7 @@ COMMANDS = {
   "run": "train a class-incremental model",
   "learn": "teach a trained model new classes",
   "predict": "say which classes photos are of",
+  "export": "write a trained model for other programs",
   "serve": "answer on a page: name photos, learn new classes",
   "sweep": "run several methods with several seeds, and compare them",
   "prepare": "prepare a data set from its official archives",

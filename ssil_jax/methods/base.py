@@ -192,7 +192,13 @@ class Method(NamedTuple):
       prediction; -inf for classes not seen yet.
     probabilities: (scores of `predict`, context, config) -> float32 [B, C], in the same
       order as the scores, 0 for classes not seen; rows sum to 1.
+    prediction: how both are made of the network's features and logits and of the
+      statistics, in words, for programs that cannot call them; none are needed where both
+      are the default.
+    fold: (head, statistics) -> a linear head, {"kernel": [d, C], "bias": [C]}, whose logits
+      are the scores of `predict`, if that has statistics and is linear.
     has_teacher: whether the loss compares with the network as it was.
+    fewest_new: classes that a later state must have for the loss to teach them.
     cosine_head: whether the network ends in cosines (see `ResNet18`).
     project: (params, params before the step, context) -> params, after every step.
     align: (params, num_old, num_seen) -> params, host arrays, at the end of a state.
@@ -218,7 +224,10 @@ class Method(NamedTuple):
   probabilities: Callable[[jax.Array, PhaseContext, Config], jax.Array] = (
     softmax_probabilities
   )
+  prediction: str = ""
+  fold: Callable[[Any, Any], Any] | None = None
   has_teacher: bool = False
+  fewest_new: int = 1
   cosine_head: bool = False
   project: Callable[[Any, Any, PhaseContext], Any] = _keep
   align: Callable[[Any, int, int], Any] | None = None

@@ -134,6 +134,11 @@ BIC = Method(
   defaults=LARGE_SCALE,
   settings=Settings,
   predict=_predict,
+  prediction="scores: alpha * logits + beta; probabilities: the softmax of the scores",
+  fold=lambda head, stats: {
+    "kernel": head["kernel"] * stats["alpha"],
+    "bias": head["bias"] * stats["alpha"] + stats["beta"],
+  },
   has_teacher=True,
   init_stats=lambda sizes: _init_stats(sizes.num_classes),
   stats=_stats,

@@ -109,6 +109,10 @@ ICARL = Method(
   settings=Distillation,
   predict=_nearest_mean,
   probabilities=_probabilities,
+  prediction=(
+    "scores: 2 (f / |f|) . means[k] - 2 for each class k, with f the features, fc's input; "
+    "probabilities: the softmax of sharpness * scores"
+  ),
   has_teacher=True,
   init_stats=lambda sizes: {
     "means": np.zeros((sizes.num_classes, sizes.num_features), np.float32),

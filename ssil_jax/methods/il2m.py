@@ -153,6 +153,12 @@ IL2M = FT._replace(
   settings=Settings,
   predict=_predict,
   probabilities=_probabilities,
+  prediction=(
+    "p: the softmax of the logits (with il2m_scores=logits, the logits); scores: "
+    "p, but where the best class is one from number num_old on, counted from 0, that of "
+    "each class k before it times factor[k]; probabilities: scores over their sum (with "
+    "il2m_scores=logits, the softmax of the scores)"
+  ),
   init_stats=_init_stats,
   stats=_stats,
   describe=_describe,

@@ -50,7 +50,7 @@ from ssil_jax.training.session import Session, bytes_needed, make_session, print
 _FIXED = (
   *("dataset", "method", "classes", "class_order", "num_classes", "num_states"),
   *("initial_classes", "class_order_seed", "epochs_first", "milestones_first"),
-  *("width", "image_size", "from_workdir", "resume", "workdir", "data_dir"),
+  *("width", "image_size", "init_from", "from_workdir", "resume", "workdir", "data_dir"),
   *("coordinator_address", "num_processes", "process_id"),
 )
 _REQUEST = "request.json"

@@ -28,11 +28,11 @@ from ssil_jax.errors import ConfigError, WorkdirError
 from ssil_jax.methods import Method, get_method
 from ssil_jax.methods.base import PhaseContext, SeenClasses, Sizes
 from ssil_jax.methods.source import source_hash
+from ssil_jax.model.export import export
 from ssil_jax.paths import real_path
 from ssil_jax.resnet import ResNet18
 from ssil_jax.system import usable_cores
 from ssil_jax.training import model_files, numerics
-from ssil_jax.training.storage import Networks
 
 # A path of an image file, its bytes, or its pixels, uint8 [H, W, 3].
 Image = str | os.PathLike | bytes | np.ndarray
@@ -87,7 +87,7 @@ class TrainedModel:
     self.class_names = tuple(card["class_names"][:num_seen])
     self.image_size = card["preprocessing"]["image_size"]
     self.normalization = normalization_of(card["preprocessing"])
-    saved = _read_network(workdir, state, row["network_crc32"])
+    saved = model_files.read_network(workdir, state, row["network_crc32"])
     self.variables = {name: saved[name] for name in ("params", "batch_stats")}
     self.num_steps = int(saved["step"])
     num_features, self.num_columns = saved["params"]["head"]["kernel"].shape
@@ -319,6 +319,12 @@ class TrainedModel:
     vars(self).update(vars(load(learnt.workdir, method=own)))
     return learnt.result
 
+  def export(
+    self, output: str | os.PathLike, *, format: str = "jax"
+  ) -> dict[pathlib.Path, int]:
+    """Writes the model for other programs, see `ssil_jax.model.export.export`."""
+    return export(self, output, format=format)
+
 
 def _several(images: Image | Iterable[Image]) -> Iterable[Image]:
   """Returns images, of which one alone or an array of all may have been given."""
@@ -396,22 +402,6 @@ def method_of(
       f"--method={name} to have its code imported"
     )
   return name
-
-
-def _read_network(workdir: pathlib.Path, state: int, crc32: int) -> dict[str, Any]:
-  path = workdir / "networks" / str(state)
-  if not path.is_dir():
-    raise WorkdirError(f"{path} is missing: put it back, or repeat the run")
-  with Networks(workdir, own=False) as networks:
-    saved = networks.read(state)
-  try:
-    found = model_files.checksum(saved["params"], saved["batch_stats"])
-    is_whole = crc32 in (0, found) and saved["params"]["head"]["kernel"].ndim == 2
-  except (KeyError, TypeError, AttributeError):
-    is_whole = False
-  if not is_whole:
-    raise WorkdirError(f"{path} is damaged: put a good one back, or repeat the run")
-  return saved
 
 
 def normalization_of(preprocessing: dict[str, Any]) -> Normalization | None:

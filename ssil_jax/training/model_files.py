@@ -40,6 +40,7 @@ from ssil_jax.schedule import IncrementalState
 from ssil_jax.system import replaced, source_commit, write_json
 from ssil_jax.training.plan import Plan
 from ssil_jax.training.run_state import RunState
+from ssil_jax.training.storage import Networks
 
 CARD = "model.json"
 EXEMPLARS, TEST = "exemplars.zip", "test.zip"
@@ -148,13 +149,19 @@ def state_folder(folder: pathlib.Path, state: int) -> pathlib.Path:
 def is_saved(folder: pathlib.Path, run: RunState) -> bool:
   """Returns whether a run's last finished state is part of the model, with its files."""
   try:
-    last, num_states = len(run.results), len(read_card(folder)["states"])
+    last, states = len(run.results), read_card(folder)["states"]
     read_statistics(folder, last, run.stats)
   except WorkdirError:
     return False
-  names = ("state.json", EXEMPLARS) if num_states == last else ("state.json",)
-  place = state_folder(folder, last)
-  return num_states >= last and all((place / name).exists() for name in names)
+  if len(states) < last:
+    return False
+  network = run.train_state
+  if run.position is None and states[last - 1]["network_crc32"] != checksum(
+    network.params, network.batch_stats
+  ):
+    return False  # it was trained again, from an earlier checkpoint
+  names = ("state.json", EXEMPLARS) if len(states) == last else ("state.json",)
+  return all((state_folder(folder, last) / name).exists() for name in names)
 
 
 def _save_test_photos(folder: pathlib.Path, plan: Plan, state: IncrementalState) -> None:
@@ -345,6 +352,32 @@ def read_statistics(folder: pathlib.Path, state: int, like: Any) -> Any:
   except (OSError, ValueError, KeyError, EOFError, zlib.error, zipfile.BadZipFile) as error:
     reason = getattr(error, "strerror", None) or error
     raise WorkdirError(f"{path} cannot be read ({reason}): {_REMEDY}") from error
+
+
+def read_network(folder: pathlib.Path, state: int, crc32: int) -> dict[str, Any]:
+  """Returns step, params and batch_stats of a state, host arrays.
+
+  Args:
+    folder: the work directory.
+    state: from 1.
+    crc32: of `checksum`; 0 if it is not known.
+
+  Raises:
+    WorkdirError: they are missing or damaged.
+  """
+  path = folder / "networks" / str(state)
+  if not path.is_dir():
+    raise WorkdirError(f"{path} is missing: put it back, or repeat the run")
+  with Networks(folder, own=False) as networks:
+    saved = networks.read(state)
+  try:
+    found = checksum(saved["params"], saved["batch_stats"])
+    is_whole = crc32 in (0, found) and saved["params"]["head"]["kernel"].ndim == 2
+  except (KeyError, TypeError, AttributeError):
+    is_whole = False
+  if not is_whole:
+    raise WorkdirError(f"{path} is damaged: put a good one back, or repeat the run")
+  return saved
 
 
 def checksum(params: Any, batch_stats: Any) -> int:

@@ -118,6 +118,11 @@ def plan_next(
       f"--method={config.method} trains on all images of all classes, and a model keeps no "
       "more than exemplars of those learnt before: train a new model on all of them"
     )
+  if num_seen - done[-1].num_seen < method.fewest_new:
+    raise ConfigError(
+      f"--method={config.method} trains new classes by a softmax among themselves, and "
+      f"would learn nothing of {dataset.class_names[-1]} alone: add another new class"
+    )
   check_memory(config, num_seen)
   state = IncrementalState(index, done[-1].num_seen, num_seen, phases)
   plan = Plan(config, method, dataset, (*done, state))

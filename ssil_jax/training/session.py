@@ -30,7 +30,7 @@ from ssil_jax.reports.tables import schedule_table
 from ssil_jax.resnet import ResNet18
 from ssil_jax.schedule import state_of_class
 from ssil_jax.system import write_json
-from ssil_jax.training import model_files, step, workdir
+from ssil_jax.training import model_files, pretrained, step, workdir
 from ssil_jax.training.checkpoint import Checkpoints
 from ssil_jax.training.devices import Devices, choose_devices, initial_train_state
 from ssil_jax.training.plan import Plan, check_shares, make_plan, schedule_rows
@@ -308,9 +308,10 @@ def open_session(
   plan = make_plan(config, check_interrupt=alone)
   mesh = choose_devices(config)
   check_shares(plan, mesh.size)
-  origin = workdir.Origin(
-    config_lib.to_json(config), source_hash(config.method), fingerprint.parts(plan.dataset)
-  )
+  if weights := pretrained.read(plan):
+    plan = weights.normalized(plan)
+  parts = fingerprint.parts(plan.dataset) | (weights.parts() if weights else {})
+  origin = workdir.Origin(config_lib.to_json(config), source_hash(config.method), parts)
   lender = open_lender(plan, origin, warn=warn)
   collectives.check_same(origin.comparable())
   with contextlib.ExitStack() as stack:
@@ -320,6 +321,8 @@ def open_session(
       write_json(folder / "schedule.json", schedule_rows(plan))
     _show_plan(plan, console)
     session = make_session(plan, mesh, check_interrupt)
+    if weights:
+      session.initial = weights.into(session.initial)
     beginning = session.start()
     needed = bytes_needed(
       plan,

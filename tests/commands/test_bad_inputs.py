@@ -7,7 +7,7 @@ import shlex
 import bad_inputs
 import pytest
 
-from ssil_jax.commands import compare, learn, predict, prepare, run, serve, sweep
+from ssil_jax.commands import compare, export, learn, predict, prepare, run, serve, sweep
 
 COMMANDS = {
   "run.py": run,
@@ -17,6 +17,7 @@ COMMANDS = {
   "compare.py": compare,
   "sweep.py": sweep,
   "prepare.py": prepare,
+  "export.py": export,
 }
 ROWS = bad_inputs.rows()
 # What libraries print of a machine that is too busy or not the one they compiled for, some

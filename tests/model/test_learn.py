@@ -273,6 +273,13 @@ def test_one_class_alone_is_learnt(method, photos, tmp_path):
   assert learnt.result["top1_by_state"][-1] > 0.5
 
 
+@pytest.mark.parametrize("method", ["lwf", "er_ace"])
+def test_one_class_alone_that_would_not_be_learnt(method, photos, tmp_path):
+  workdir = trained(tmp_path / "w", photos, method=method)
+  with pytest.raises(ConfigError, match="would learn nothing of g alone: add another"):
+    learn(workdir, photos / "g")
+
+
 def test_what_differs_in_a_state_is_kept(model, photos):
   learn(model, photos / "1", epochs=7, learning_rate=0.02, keep_test=2)
   card = json.loads((model / "model.json").read_text())

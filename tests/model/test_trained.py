@@ -191,6 +191,18 @@ def test_icarls_probabilities_are_of_distances_to_means(model, test_photos):
   np.testing.assert_allclose(model.probabilities(test_photos), expected, rtol=1e-2)
 
 
+def test_a_method_is_told_which_classes_are_old():
+  model = ssil_jax.load(models.finished(method="il2m"))
+  photos = np.stack([photo(20, 20, seed=seed) for seed in range(32)])
+  new = {*model.class_names[4:]}
+  bias = model.variables["params"]["head"]["bias"]
+  model.variables["params"]["head"]["bias"] = bias + np.float32([0, 0, 0, 0, 5, 5])
+  assert new & {classes[0].name for _, classes in model.predict(photos)}
+  # Such factors let an old class win wherever a new one would.
+  model.stats = {**model.stats, "factor": np.full(6, 1e6, np.float32)}
+  assert not new & {classes[0].name for _, classes in model.predict(photos)}
+
+
 # Photos that cannot be read --------------------------------------------------------------
 
 

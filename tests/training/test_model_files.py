@@ -180,6 +180,16 @@ def test_damaged_statistics_are_written_again(workdir, tmp_path):
   assert files_of(copy) == files_of(workdir)
 
 
+def test_a_state_that_was_trained_again_has_its_new_network_noted(workdir, tmp_path):
+  copy = models.copy_of(workdir, tmp_path / "copy")
+  path = copy / "model.json"
+  card = json.loads(path.read_bytes())
+  card["states"][2]["network_crc32"] += 1
+  path.write_text(json.dumps(card))
+  reopened(copy, workdir.parent / "images")
+  assert files_of(copy) == files_of(workdir)
+
+
 def stopped_in_state(workdir, root, number, steps=2):
   """A run that was stopped after some steps of a state."""
   asked = []
