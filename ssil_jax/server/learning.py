@@ -146,6 +146,7 @@ class Job:
     self.folder, self.classes, self.flags = folder, tuple(classes), flags
     self.status = "learning"  # or: done, failed, cancelled, interrupted
     self.is_cancelled = False
+    self.is_elsewhere = False  # in a process of a server that was killed
     self.errors: list[str] = []
     self.change: dict[str, Any] | None = None
     self.last_progress: dict[str, Any] = {}
@@ -221,7 +222,7 @@ class Learner:
       yield upload
     except OSError as error:
       raise Problem(
-        f"the photos cannot be kept ({error.strerror}): nothing was learnt", 507
+        f"the photos cannot be kept ({error.strerror or error}): nothing was learnt", 507
       ) from error
     finally:
       self._is_receiving = False
@@ -248,16 +249,20 @@ class Learner:
     self._task = asyncio.create_task(self._run(job))
 
   async def _run(self, job: Job) -> None:
+    # What it did not come to say, its folder says to the next server.
+    status = "interrupted"
     try:
-      await self._learn(job)
+      status = await self._learn(job)
     except (OSError, UserError) as error:
-      job.errors, job.status = [f"the job cannot be run: {error}"], "failed"
-    if job.status == "done":
+      job.errors, status = [f"the job cannot be run: {error}"], "failed"
+    finally:
+      if status != "interrupted":
+        await asyncio.to_thread(self._forget, job)
+      job.status = status  # another one may begin
+    if status == "done":
       self._say(f"learnt {_named(job.classes)}")
     for line in job.errors:
       self._say(f"error: {line}")
-    if job.status != "interrupted":
-      await asyncio.to_thread(self._forget, job)
 
   def _forget(self, job: Job) -> None:
     """Removes the photos of a job, and what is half learnt of them."""
@@ -274,34 +279,34 @@ class Learner:
       return {}
     return found if isinstance(found, dict) else {}
 
-  async def _learn(self, job: Job) -> None:
+  async def _learn(self, job: Job) -> str:
+    """Runs the command until it ends by itself; returns the status of the job."""
     # The lock is the process's as well: it holds if this server is killed and the process
     # goes on, and the next server waits for it.
     with open(job.folder / _LOCK, "wb") as lock:
       while not _try_lock(lock.fileno()):
         if self._is_closing:
-          job.status = "interrupted"
-          return
+          return "interrupted"
+        job.is_elsewhere = True
         await asyncio.sleep(_PATIENCE)
-      for attempt in range(_ATTEMPTS):
+      job.is_elsewhere = False
+      for _ in range(_ATTEMPTS):
         code = await self._run_process(job, lock.fileno())
-        if code and (job.is_cancelled or self._is_closing):
-          job.status = "cancelled" if job.is_cancelled else "interrupted"
-          return
-        was_killed = code < 0 or code in (128 + signal.SIGINT, 128 + signal.SIGTERM)
-        if not was_killed:
+        if code and job.is_cancelled:
+          return "cancelled"
+        if code and self._is_closing:
+          return "interrupted"
+        if code >= 0 and code not in (128 + signal.SIGINT, 128 + signal.SIGTERM):
           break
-        if attempt < _ATTEMPTS - 1:
-          self._say(f"the learning was stopped (exit code {code}); going on")
+        self._say(f"the process that learns was stopped (exit code {code})")
     if code:
       job.errors = _errors_of(job.folder / _LOG, code)
-      job.status = "failed"
-      return
+      return "failed"
     if "num_steps" in job.last_progress:
       job.last_progress["step"] = job.last_progress["num_steps"]
     job.change = await asyncio.to_thread(self._change, job)
     await self._refresh()
-    job.status = "done"
+    return "done"
 
   async def _run_process(self, job: Job, lock: int) -> int:
     """Runs the command to its end; returns the exit code."""
@@ -338,6 +343,10 @@ class Learner:
     job = self._job
     if job is None or not self.is_busy:
       raise Problem("the model is learning nothing that could be given up", 409)
+    if job.is_elsewhere:
+      raise Problem(
+        "a server that was killed has left a process that learns: wait for its end", 409
+      )
     job.is_cancelled = True
     await self._stop()
 

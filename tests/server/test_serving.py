@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.parse
 import urllib.request
 
@@ -143,6 +144,9 @@ def test_nothing_is_lost_however_a_server_ends(workdir):
   with server(workdir) as (process, url):
     assert progress(url)["status"] == "learning"
     assert learner(workdir) == [pid]
+    give_up = urllib.request.Request(f"{url}api/learn", method="DELETE")
+    with pytest.raises(urllib.error.HTTPError, match="409"):
+      urllib.request.urlopen(give_up)  # it is no process of this server
     os.kill(pid, signal.SIGCONT)
     found = wait_for(url, lambda found: found["status"] != "learning")
     assert (found["status"], found["errors"]) == ("done", [])

@@ -169,7 +169,7 @@ function addClass() {
   const number = find("new-classes").childElementCount;
   const name = element("input", { type: "text", autocomplete: "off", spellcheck: false, maxLength: 255 });
   name.dir = "auto";
-  const input = element("input", { type: "file", multiple: true });
+  const input = element("input", { type: "file", multiple: true, accept: "image/*,.heic,.heif" });
   input.ariaLabel = "photos of the new class";
   const title = element("span", { className: "drop-title" }, "Drop its photos here, or ", element("span", { className: "link" }, "choose some"));
   const count = element("span", { className: "soft" }, "A few dozen are a good start");
@@ -397,8 +397,9 @@ async function showModel() {
   find("subtitle").textContent =
     `${model.method_title}, ${plural(model.states.length, "state")}; ${percent(model.accuracy.top1)} of its test photos are classified correctly.`;
   find("ask-kinds").textContent = `${model.formats.join(", ")}; up to ${megabytes(limits.photo_bytes)} each`;
+  const kept = model.num_exemplars ? `, with ${plural(model.num_exemplars, "exemplar")} kept in all: one of each class is shown` : "";
   find("known").textContent =
-    `${number}, learnt in ${plural(model.states.length, "state")}, with ${plural(model.num_exemplars ?? 0, "exemplar")} kept in all: one of each class is shown. ` +
+    `${number}, learnt in ${plural(model.states.length, "state")}${kept}. ` +
     "The bars show how many of a state's test photos are classified correctly, among all classes.";
   find("states").replaceChildren(...model.states.map((state) => stateBlock(state, model, version, hadOne)));
   find("version").textContent = `· ssil_jax ${model.version}`;
