@@ -187,8 +187,8 @@ def test_a_method_of_ones_own(photos, tmp_path, capfd):
   code, _, error = outcome(capfd, "--workdir=run", photos)
   assert code == 2
   assert error == [
-    f"error: the model in {tmp_path}/run was trained by --method=mine:MINE, a method of "
-    "someone's own: give --method=mine:MINE to have its code imported"
+    f"error: the model in {tmp_path}/run was trained by a method of someone's own: give "
+    "--method=mine:MINE to have its code imported"
   ]
   code, _, error = outcome(capfd, "--workdir=run", "--method=mine:MINE", photos)
   assert (code, error) == (0, [])

@@ -13,7 +13,7 @@ import pytest
 import safetensors.numpy
 import torchvision_reference
 from folders import ROOT, noise, photo, save
-from models import STEPS, write_model
+from random_models import STEPS, write_model
 from scipy.special import softmax
 
 import ssil_jax
