@@ -13,7 +13,7 @@ quickstart: .venv/installed
 	$(BIN)/python experiments/compare.py --workdir=$(RUNS)/ft --workdir=$(RUNS)/ssil --output=$(RUNS)
 
 test: .venv/installed-dev lint
-	$(BIN)/python -m pytest -q -n logical --maxprocesses=4 --dist=loadfile
+	$(BIN)/python -m pytest -q -n logical --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .
