@@ -23,6 +23,8 @@ import sys
 import tempfile
 import time
 
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
 import numpy as np
 import orbax.checkpoint as ocp
 from folders import ROOT
