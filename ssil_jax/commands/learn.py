@@ -89,6 +89,7 @@ def main(argv: Sequence[str]) -> int:
   from ssil_jax.model.learning import learn
   from ssil_jax.paths import real_path
   from ssil_jax.reports import page, tables
+  from ssil_jax.reports.results import load_run
 
   width = None if sys.stdout.isatty() else 100
   # Paths may look like emoji codes.
@@ -107,6 +108,7 @@ def main(argv: Sequence[str]) -> int:
       )
     workdir = real_path(request.workdir)
     path = page.write_report([workdir], workdir / "report.html")
+    row = load_run(workdir).results["states"][-1]  # whose names drive no terminal
   except UserError as error:
     return command_line.print_error(error)
   except Interrupted as interrupt:
@@ -119,6 +121,6 @@ def main(argv: Sequence[str]) -> int:
     return 128 + signal.SIGINT
   if learnt.was_known:
     console.print(f"state {learnt.state} has learnt these photos already")
-  console.print(tables.learnt_table(learnt.result))
+  console.print(tables.learnt_table(row))
   console.print(f"report: {path}", markup=False, soft_wrap=True)
   return 0

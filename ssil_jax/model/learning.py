@@ -26,9 +26,11 @@ from ssil_jax import memory
 from ssil_jax.config import Config
 from ssil_jax.data import fingerprint
 from ssil_jax.data.dataset import Dataset, Source, Split
+from ssil_jax.data.encoded import EncodedImages
 from ssil_jax.data.opening import open_source, with_test
 from ssil_jax.data.photos import Photos, join, open_photos
 from ssil_jax.data.sources.folder import open_image_folder
+from ssil_jax.data.verify import read_each
 from ssil_jax.errors import ConfigError, DataError, WorkdirError
 from ssil_jax.memory import Memory
 from ssil_jax.methods import get_method
@@ -36,7 +38,7 @@ from ssil_jax.methods.base import into_corner, normalized_features
 from ssil_jax.methods.source import source_hash
 from ssil_jax.model.trained import TrainedModel, load, method_of, normalization_of
 from ssil_jax.paths import real_path
-from ssil_jax.reports.results import load_run
+from ssil_jax.reports.results import Run, load_run
 from ssil_jax.reports.tables import schedule_table
 from ssil_jax.schedule import IncrementalState
 from ssil_jax.system import write_json
@@ -107,6 +109,7 @@ def learn(
     card = model_files.read_card(workdir_path)  # nobody changes it from here on
     job = _Job(workdir_path, card, data_dir, more_of_known, method, settings)
     shutil.rmtree(job.finished, ignore_errors=True)
+    job.known_run = load_run(workdir_path)  # before any time is spent
     new = open_image_folder(job.config)
     if (done := job.find_done(new)) is not None:
       return done
@@ -137,6 +140,7 @@ class _Job:
     self.more_of_known = more_of_known
     self.learning, self.finished = folder / "learning", folder / "learning.finished"
     self.known = tuple(card["class_names"])
+    self.known_run: Run | None = None  # what the work directory holds of its states
     self.data_dir = real_path(os.fspath(data_dir))
     self.settings = dict(settings)
     fixed = [f"--{name}" for name in settings if name in _FIXED]
@@ -166,14 +170,14 @@ class _Job:
     self.changed = {name: settings[name] for name in settings if name in lasting}
 
   def find_done(self, new: Source) -> Learnt | None:
-    """Returns what is known already if the last state was learnt from these very files.
+    """Returns what is known already if the last state is of files of these names and sizes.
 
     Raises WorkdirError if another folder, or with other settings, is being learnt.
     """
     last, request = self.card["states"][-1], self.request(new)
     if last.get("request") == request["request"]:
       shutil.rmtree(self.learning, ignore_errors=True)
-      row = load_run(self.folder).results["states"][-1]
+      row = self.known_run.results["states"][-1]
       return Learnt(self.folder, last["state"], tuple(last["classes"]), row, was_known=True)
     path = self.learning / _REQUEST
     if not path.exists():
@@ -185,6 +189,9 @@ class _Job:
       raise WorkdirError(
         f"{path} cannot be read ({error}): delete {self.learning}, and learning begins anew"
       ) from error
+    if there == last.get("request"):  # learnt, and killed before this was removed
+      shutil.rmtree(self.learning)
+      return None
     if there != request["request"]:
       raise WorkdirError(
         f"{self.folder} is learning state {len(self.card['states']) + 1} already: {asked}; "
@@ -252,6 +259,12 @@ class _Job:
     ]
     exemplars = open_photos(places[-1] / model_files.EXEMPLARS)
     tests = [open_photos(place / model_files.TEST) for place in places]
+    last = self.card["states"][-1]
+    _check_labels(exemplars, 0, last["num_seen"], last.get("exemplars"))
+    for photos, row in zip(tests, self.card["states"], strict=True):
+      _check_labels(photos, row["num_old"], row["num_seen"])
+    tests, notes = _readable(tests)
+    new, more_notes = self._without_kept(new, [exemplars, *tests])
     names = [*self.known, *(name for name in new.class_names if name not in self.known)]
     label_of = {name: label for label, name in enumerate(names)}
     labels = np.array([label_of[name] for name in new.class_names], np.int32)
@@ -270,7 +283,7 @@ class _Job:
       flip=self.card["preprocessing"]["flip"],
       normalization=normalization_of(self.card["preprocessing"]),
       ignored_files=new.ignored_files,
-      notes=new.notes,
+      notes=(*new.notes, *notes, *more_notes),
     )
     dataset = open_source(source, self.config, check_interrupt)
     train, count = dataset.train, len(exemplars.labels)
@@ -282,15 +295,57 @@ class _Job:
       )
     return dataset, exemplars
 
+  def _without_kept(
+    self, new: Source, kept: Sequence[Photos]
+  ) -> tuple[Source, tuple[str, ...]]:
+    """Leaves out photos of known classes that the model keeps already, and says how many.
+
+    Else one photo would be several exemplars, or test photos would be trained on.
+    """
+    known = [label for label, name in enumerate(new.class_names) if name in self.known]
+    if not known:
+      return new, ()
+    stored = {
+      _digest(photos.images, record)
+      for photos in kept
+      for record in range(len(photos.labels))
+    }
+    left, dropped = {}, 0
+    for name in ("train", "test"):
+      split = getattr(new, name)
+      again = [
+        record
+        for record in np.flatnonzero(np.isin(split.labels, known)).tolist()
+        if _digest(split.images, record) in stored
+      ]
+      left[name] = split.take(np.delete(np.arange(len(split.labels)), again))
+      dropped += len(again)
+    if not dropped:
+      return new, ()
+    note = f"{dropped} photos of known classes are left out: the model keeps them already"
+    return new._replace(**left), (note,)
+
   def plan(self, dataset: Dataset, exemplars: Memory, say: Callable[[str], None]) -> Plan:
     """Plans the state, with smaller batches if its photos are fewer than one.
 
     Raises ConfigError if settings and data do not go together.
     """
+    done = model_files.class_intervals(self.card["states"])
+    more = _more_of_known(dataset, exemplars, done[-1].num_seen)
+    if len(more):
+      # With any selection, there are as many of each class.
+      exemplars = _with_more(
+        exemplars,
+        more,
+        dataset.train.labels,
+        lambda candidates, count: np.arange(len(candidates)),
+        memory_size=self.config.memory_size,
+        num_seen=done[-1].num_seen,
+      )
     plan = plan_next(
       self.config,
       dataset,
-      model_files.class_intervals(self.card["states"]),
+      done,
       exemplars,
       may_shrink="batch_size_new" not in self.settings,
     )
@@ -332,9 +387,11 @@ def _train(
     "settings": model_files.settings_of(job.config),
     "batch_sizes": [config.batch_size_new, config.batch_size_memory],
   }
-  beginning = _grown(session, model, exemplars, load_run(job.folder).results["states"])
+  beginning = _grown(session, model, exemplars, job.known_run.results["states"])
   workdir.check_space(
-    job.folder, bytes_needed(plan, beginning, checkpoints=0, networks=len(plan.states) - 1)
+    job.folder,
+    bytes_needed(plan, beginning, checkpoints=0, networks=len(plan.states) - 1),
+    "make room, or lower --checkpoints_kept",
   )
   if not (job.learning / _REQUEST).exists():
     # Of a state that was given up, or of another run in the same folder.
@@ -363,12 +420,6 @@ def _train(
   run = session.open_files(
     stack, job.folder, job.learning, beginning, identity=origin.identity(config), warn=say
   )
-  earlier = [
-    row
-    for row in load_run(job.folder).schedule
-    if row["state"] < state.index  # of an earlier call, if not
-  ]
-  write_json(job.folder / "schedule.json", [*earlier, *rows])
   if run.position:
     say(f"state {state.index} is resumed after step {int(run.train_state.step)}")
   if len(run.results) < state.index:
@@ -376,6 +427,9 @@ def _train(
       before = _scores_before(session, before_it, beginning)
       run = loop.finish_state(session, state, loop.train_state(session, state, run))
       run.results[-1]["learnt"] = _comparison(before, run.results[-1], new_classes)
+      # Later ones are of what was given up at this point.
+      earlier = [row for row in job.known_run.schedule if row["state"] < state.index]
+      write_json(job.folder / "schedule.json", [*earlier, *rows])
       run = session.commit(run)
   session.write_results(run)
   session.save_model(run)
@@ -416,8 +470,7 @@ def _grown(
     train_state=train_state, exemplars=exemplars, results=list(rows[: len(plan.states) - 1])
   )
   num_stored = len(exemplars.records)
-  more = np.arange(num_stored, len(plan.dataset.train.labels))
-  more = more[plan.dataset.train.labels[more] < num_known]
+  more = _more_of_known(plan.dataset, exemplars, num_known)
   if len(more):
     # The method's statistics before they are grown serve to read features.
     run = run._replace(exemplars=_chosen_anew(session, run, more))
@@ -431,18 +484,89 @@ def _chosen_anew(session: Session, run: RunState, more: np.ndarray) -> Memory:
   """Returns the exemplars, chosen anew where there are more photos of their class."""
   plan, labels = session.plan, session.plan.dataset.train.labels
   state, config = plan.states[-2], plan.config
-  again = np.isin(run.exemplars.labels, labels[more])
-  candidates = np.concatenate([run.exemplars.records[again], more])
-  sizes = {"memory_size": config.memory_size, "num_seen": state.num_seen}
   extract = extractor(session, state, run.train_state, run.stats)
-  priority = memory.SELECTIONS[config.selection](
-    labels[candidates],
-    memory.random_order(len(candidates), seed=config.seed, state=plan.states[-1].index),
-    lambda: extract(candidates, normalized_features),
-    count=memory.quota(**sizes),
+
+  def priority_of(candidates: np.ndarray, count: int) -> np.ndarray:
+    return memory.SELECTIONS[config.selection](
+      labels[candidates],
+      memory.random_order(len(candidates), seed=config.seed, state=plan.states[-1].index),
+      lambda: extract(candidates, normalized_features),
+      count=count,
+    )
+
+  return _with_more(
+    run.exemplars,
+    more,
+    labels,
+    priority_of,
+    memory_size=config.memory_size,
+    num_seen=state.num_seen,
   )
-  others = Memory(*(field[~again] for field in run.exemplars))
+
+
+def _more_of_known(dataset: Dataset, exemplars: Memory, num_known: int) -> np.ndarray:
+  """Returns the records of further photos of known classes, int64 [n]."""
+  labels = dataset.train.labels
+  records = np.arange(len(exemplars.records), len(labels))
+  return records[labels[records] < num_known]
+
+
+def _with_more(
+  exemplars: Memory,
+  more: np.ndarray,
+  labels: np.ndarray,
+  priority_of: Callable[[np.ndarray, int], np.ndarray],
+  **sizes: int,
+) -> Memory:
+  """Returns the exemplars with those of some classes chosen among further records, too.
+
+  Args:
+    exemplars: the memory.
+    more: int64 [n], the records.
+    labels: of all records.
+    priority_of: (records, exemplars of each class) -> priority for `memory.update`.
+    **sizes: as of `memory.update`.
+  """
+  again = np.isin(exemplars.labels, labels[more])
+  candidates = np.concatenate([exemplars.records[again], more])
+  others = Memory(*(field[~again] for field in exemplars))
+  priority = priority_of(candidates, memory.quota(**sizes))
   return memory.update(others, candidates, labels[candidates], priority, **sizes)
+
+
+def _check_labels(photos: Photos, low: int, high: int, count: int | None = None) -> None:
+  """Raises DataError unless all are of the classes `[low, high)`, and so many."""
+  labels = photos.labels
+  if ((labels < low) | (labels >= high)).any() or count not in (None, len(labels)):
+    raise DataError(
+      f"{photos.images.store.path} has other photos than the model's card says: put the "
+      "right one back, or repeat the run"
+    )
+
+
+def _readable(tests: Sequence[Photos]) -> tuple[list[Photos], tuple[str, ...]]:
+  """Leaves out test photos that can no longer be read, and says which and how many."""
+  readable, bad = [], []
+  for photos in tests:
+    found = read_each(
+      np.arange(len(photos.labels)),
+      lambda record, images=photos.images: images.open(record).read(),
+      lambda count: None,
+    )
+    bad += [f"{photos.images.name(record)}: {why}" for record, why in found.items()]
+    left = np.delete(np.arange(len(photos.labels)), list(found))
+    readable.append(
+      Photos(photos.images.take(left), photos.labels[left], photos.ranks[left])
+    )
+  if not bad:
+    return readable, ()
+  line = f"warning: {len(bad)} kept test photos cannot be read, such as {bad[0]}"
+  return readable, (f"{line}: they are left out",)
+
+
+def _digest(images: EncodedImages, record: int) -> bytes:
+  content = images.store.read(int(images.numbers[record]))
+  return hashlib.blake2b(content, digest_size=16).digest()
 
 
 def _scores_before(

@@ -315,8 +315,8 @@ class TrainedModel:
         check_interrupt=check,
         settings=settings,
       )
-    vars(self).clear()
-    vars(self).update(vars(load(learnt.workdir, method=own)))
+    new = load(learnt.workdir, method=own)
+    self.__dict__ = vars(new)  # at once, for other threads may be asking
     return learnt.result
 
   def export(

@@ -1,7 +1,7 @@
 """What a run will do, settled from settings and data before a device is used."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -76,6 +76,7 @@ def make_plan(
   _check_images(plan)
   states, exemplars = [], memory.empty()
   for state in plan.states:
+    _check_fewest_new(config, method, state, dataset.class_names)
     # With any selection, there are as many exemplars.
     pool = plan.pool(state, exemplars)
     state = _counted(state, pool, config)
@@ -118,13 +119,9 @@ def plan_next(
       f"--method={config.method} trains on all images of all classes, and a model keeps no "
       "more than exemplars of those learnt before: train a new model on all of them"
     )
-  if num_seen - done[-1].num_seen < method.fewest_new:
-    raise ConfigError(
-      f"--method={config.method} trains new classes by a softmax among themselves, and "
-      f"would learn nothing of {dataset.class_names[-1]} alone: add another new class"
-    )
   check_memory(config, num_seen)
   state = IncrementalState(index, done[-1].num_seen, num_seen, phases)
+  _check_fewest_new(config, method, state, dataset.class_names)
   plan = Plan(config, method, dataset, (*done, state))
   pool = plan.pool(state, exemplars)
   while True:
@@ -181,6 +178,18 @@ def _counted(state: IncrementalState, pool: Pool, config: Config) -> Incremental
         "fewer states"
       )
   return state._replace(phases=phases)
+
+
+def _check_fewest_new(
+  config: Config, method: Method, state: IncrementalState, class_names: Sequence[str]
+) -> None:
+  """Raises ConfigError for a later state whose classes the method could not learn."""
+  if state.num_old and state.num_seen - state.num_old < method.fewest_new:
+    raise ConfigError(
+      f"--method={config.method} trains new classes by a softmax among themselves, and "
+      f"would learn nothing of {class_names[state.num_old]}, alone in state {state.index}: "
+      f"give the state {method.fewest_new} classes or more"
+    )
 
 
 def _check_new_classes(plan: Plan, state: IncrementalState, pool: Pool) -> None:

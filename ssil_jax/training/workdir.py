@@ -247,11 +247,15 @@ def saved_origin(saved: Mapping[str, Any]) -> Origin | None:
   return Origin(saved, saved.get("method_source"), parts)
 
 
-def check_space(workdir: pathlib.Path, needed: int) -> None:
+def check_space(
+  workdir: pathlib.Path,
+  needed: int,
+  remedy: str = "make room, use another --workdir, or lower --checkpoints_kept",
+) -> None:
   """Raises WorkdirError if there is no room for so many bytes."""
   free = shutil.disk_usage(workdir).free
   if needed > free:
     raise WorkdirError(
       f"{workdir} has {as_bytes(free)} free, and checkpoints and networks of this run need "
-      f"{as_bytes(needed)}: make room, use another --workdir, or lower --checkpoints_kept"
+      f"{as_bytes(needed)}: {remedy}"
     )

@@ -274,7 +274,7 @@ def test_one_class_alone_is_learnt(photos, tmp_path):
 
 def test_one_class_alone_that_would_not_be_learnt(photos, tmp_path):
   workdir = trained(tmp_path / "w", photos, method="er_ace")
-  with pytest.raises(ConfigError, match="would learn nothing of g alone: add another"):
+  with pytest.raises(ConfigError, match="would learn nothing of g, alone in state 2"):
     learn(workdir, photos / "g")
 
 
@@ -334,6 +334,58 @@ def test_more_photos_of_known_classes(model, photos, tmp_path):
     "00003 f": 6,
   }
   assert 0 < sum(content in added for content in kept) < 6
+
+
+@pytest.mark.parametrize("method", ["ft"])
+def test_the_schedule_counts_further_photos(method, photos, tmp_path):
+  # Eleven photos of a known class are no exemplars of the model.
+  workdir = trained(tmp_path / "w", photos, method=method, memory_size=10)
+  data = shutil.copytree(photos / "1", tmp_path / "new")
+  for number in range(11):
+    pixels = np.full((8, 8, 3), number, np.uint8)
+    save(data / "train" / "a" / f"{number}.png", pixels)
+  save(data / "test" / "a" / "0.png", np.full((8, 8, 3), 99, np.uint8))
+  learn(workdir, data, more_of_known=True, memory_size=40, log_every=1)
+  row = json.loads((workdir / "schedule.json").read_text())[-1]
+  assert row["images"] == f"{5 + 5 + 11} + 32"
+  steps = [json.loads(x) for x in (workdir / "metrics.jsonl").read_text().splitlines()]
+  assert sum(record["state"] == 2 for record in steps) == row["steps"] == 53 // 8
+
+
+def test_photos_that_the_model_keeps_are_not_taken_twice(model, photos, tmp_path):
+  data = shutil.copytree(photos / "1", tmp_path / "new")
+  # A test photo among the training photos, and all others as they were.
+  for split in ("train", "test"):
+    shutil.copytree(photos / "0" / split / "a", data / split / "a")
+  kept = photos / "0" / "test" / "a" / "16.png"
+  shutil.copy(kept, data / "train" / "a" / "again.png")
+  result = learn(model, data, more_of_known=True).result
+  assert [sum(row) for row in result["confusion"]] == [12, 12]
+  with zipfile.ZipFile(model / "model" / "2" / "exemplars.zip") as archive:
+    names = [name for name in archive.namelist() if name != "index.json"]
+    contents = [archive.read(name) for name in names]
+  assert len(set(contents)) == len(contents)
+  assert kept.read_bytes() not in contents
+
+
+def test_archives_of_another_model_are_refused(model, undisturbed, photos):
+  place = model / "model" / "1"
+  own = (place / "exemplars.zip").read_bytes()
+  shutil.copy(undisturbed / "model" / "2" / "exemplars.zip", place)
+  with pytest.raises(DataError, match=r"exemplars\.zip has other photos than the model's"):
+    learn(model, photos / "1")
+  (place / "exemplars.zip").write_bytes(own)
+  shutil.copy(undisturbed / "model" / "2" / "test.zip", place)
+  with pytest.raises(DataError, match=r"test\.zip has other photos than the model's card"):
+    learn(model, photos / "1")
+
+
+def test_a_test_photo_that_cannot_be_read_is_left_out(model, photos):
+  path = model / "model" / "1" / "test.zip"
+  content = bytearray(path.read_bytes())
+  content[content.index(b"IDAT") + 10] ^= 1
+  path.write_bytes(content)
+  assert [sum(row) for row in learn(model, photos / "1").result["confusion"]] == [11, 12]
 
 
 def save_bytes(number):
@@ -435,6 +487,7 @@ def test_another_folder_while_one_is_half_learnt(model, photos):
   with pytest.raises(WorkdirError, match=r"is learning state 2 already: --data_dir=.*/1"):
     learn(model, photos / "2")
   # Given up: nothing of it is left in what is learnt then.
+  assert len(json.loads((model / "schedule.json").read_text())) == 1
   shutil.rmtree(model / "learning")
   learn(model, photos / "2")
   assert ssil_jax.load(model).class_names == ("c", "a", "d", "e")

@@ -61,7 +61,11 @@ def _open(config: Config) -> Source:
     class_names = _class_names(root)
     split, ignored = _list_split(root, class_names)
     # Photos beside the classes, put there by mistake perhaps.
-    ignored.update(_kind(entry) for entry in os.scandir(root) if not entry.is_dir())
+    ignored.update(
+      _kind(entry)
+      for entry in os.scandir(root)
+      if not entry.is_dir() or entry.name.startswith(".")
+    )
     return _source(class_names, split, None, ignored)
   for folder in (train_dir, test_dir):
     if not folder.is_dir():
