@@ -105,7 +105,7 @@ class Config:
     100,
     "test images of each class that are kept in --workdir, beside the exemplars, so that "
     "the class can be tested when others are learnt later; of more, those with the "
-    "smallest hash of their content",
+    "smallest hash of their content; of classes that the model has, those kept stay",
     at_least=0,
     changes="nothing",
   )

@@ -505,6 +505,16 @@ _MODELS = {
   "a pipe for a photo": both(FINISHED, lambda folder: os.mkfifo(folder / "a.png")),
   "a damaged card": replaced("model.json", '"class_names": [', '"class_names": '),
   "a card without the method": replaced("model.json", '"method": "ft"', '"by": "ft"'),
+  "a card without a mean": replaced("model.json", '"mean": [', '"means": ['),
+  "a card whose class names differ": run_with(
+    lambda workdir: (workdir / "model.json").write_text(
+      re.sub(
+        r'("class_names": \[\s*)".*?"',
+        r'\1"another"',
+        (workdir / "model.json").read_text(),
+      )
+    )
+  ),
   "a card of a later version": replaced("model.json", '"format": 1', '"format": 9'),
   "a card whose states do not fit": replaced(
     "model.json", '"num_seen": 4', '"num_seen": 3'
@@ -527,6 +537,9 @@ _MODELS = {
   ),
   "a damaged network": run_with(lambda workdir: damaged(workdir / "networks")),
   "damaged statistics": broken("model/2/statistics.npz", "none"),
+  "statistics of another model": run_with(
+    lambda w: np.savez(w / "model/2/statistics.npz", means=np.zeros((4, 7)))
+  ),
   "no statistics": run_with(lambda w: (w / "model/2/statistics.npz").unlink()),
   "a method of the package by a wrong name": FINISHED,
   "a link to itself": link("link"),

@@ -78,6 +78,7 @@ class Dataset(NamedTuple):
   train: Split
   test: Split
   image_size: int  # S
+  flip: bool  # whether a mirrored image is still one of its class
   augmentation: Augmentation  # of training images, on the device
   random_resized_crop: bool  # of training images, on the host
   normalization: Normalization | None  # of all images, on the device

@@ -101,6 +101,7 @@ def open_source(
     train=kept["train"],
     test=kept["test"],
     image_size=size,
+    flip=source.flip,
     augmentation=Augmentation(
       max_shift=size // 8 if crop and on_device else 0, flip=augment == "crop_flip"
     ),

@@ -19,6 +19,7 @@ import numpy as np
 from ssil_jax.data.dataset import Split
 from ssil_jax.data.encoded import BadImage, EncodedImages
 from ssil_jax.data.images import decode
+from ssil_jax.data.sources.folder import MAX_BYTES
 from ssil_jax.errors import DataError
 from ssil_jax.system import replaced
 
@@ -26,7 +27,7 @@ _INDEX = "index.json"
 _LONGEST_NAME = 50  # characters of a class in the name of an entry
 _NOT_IN_NAMES = '/\\:*?"<>|'
 _DATE = (1980, 1, 1, 0, 0, 0)  # the same photos make the same archive
-_MAX_INDEX = 1 << 30  # bytes
+_MAX_INDEX = 1 << 28  # bytes, ten for every photo
 
 
 class Photos(NamedTuple):
@@ -75,7 +76,7 @@ def open_photos(path: pathlib.Path) -> Photos:
   """Opens an archive; raises DataError if it is damaged or cannot be read."""
   try:
     archive = Archive.open(path)
-    index = json.loads(archive.file.read(_INDEX)[:_MAX_INDEX])
+    index = json.loads(_content(archive.file, archive.file.getinfo(_INDEX), _MAX_INDEX))
     labels, ranks = (np.array(index[name], np.int32) for name in ("labels", "ranks"))
     if not labels.shape == ranks.shape == (len(archive.entries),) or (
       len(labels) and min(labels.min(), ranks.min()) < 0
@@ -91,6 +92,19 @@ def open_photos(path: pathlib.Path) -> Photos:
 
 _BAD_INDEX = (OverflowError, RecursionError)
 _DAMAGE = (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError, RuntimeError)
+
+
+def _content(
+  file: zipfile.ZipFile, entry: zipfile.ZipInfo, most: int, num_bytes: int | None = None
+) -> bytes:
+  """Returns an entry, or its first bytes; raises ValueError if it has more than `most`."""
+  size = entry.file_size
+  if size > most:
+    raise ValueError(f"{entry.filename} has {size} bytes, more than the {most} allowed")
+  # It checks the checksum when it has read all, and closes nothing else. An archive from
+  # elsewhere may unpack to more than it says, which a read without a number would do.
+  with file.open(entry) as content:
+    return content.read(size if num_bytes is None else num_bytes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,9 +132,7 @@ class Archive:
 
   def read(self, number: int, num_bytes: int | None = None) -> bytes:
     try:
-      # It checks the checksum when it has read all, and closes nothing else.
-      with self.file.open(self.entries[number]) as entry:
-        return entry.read() if num_bytes is None else entry.read(num_bytes)
+      return _content(self.file, self.entries[number], MAX_BYTES, num_bytes)
     except (OSError, ValueError, *_DAMAGE) as error:
       raise BadImage(self.name(number), str(error)) from error
 

@@ -99,7 +99,9 @@ class TrainedModel:
       dtype=jnp.dtype(config.precision),
     )
     sizes = Sizes(self.num_columns, num_features, 1, config.memory_size)
-    self.stats = model_files.read_statistics(workdir, state, method.init_stats(sizes))
+    # Of how many records there were, nothing is known.
+    likes = [method.init_stats(sizes._replace(num_records=n)) for n in (1, 2)]
+    self.stats = model_files.read_statistics(workdir, row, likes)
 
   def predict(
     self,
@@ -127,7 +129,11 @@ class TrainedModel:
 
     Raises:
       BadImage: an image cannot be read; it is named.
+      ConfigError: `top` or `batch_size` is below 1.
     """
+    for name, number in (("top", top), ("batch_size", batch_size)):
+      if number < 1:
+        raise ConfigError(f"{name}={number} must be at least 1")
     found = []
     for names, scores, probabilities in self._in_batches(
       _several(images), batch_size, on_bad, advance

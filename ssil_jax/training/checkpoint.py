@@ -141,7 +141,8 @@ class Checkpoints:
   @contextlib.contextmanager
   def _errors_named(self, number: int) -> Iterator[None]:
     try:
-      yield
+      with quiet_threads():
+        yield
     except Exception as error:  # orbax and tensorstore raise many kinds
       raise WorkdirError(
         f"checkpoint {self._folder / str(number)} cannot be written ({reason_of(error)}); "

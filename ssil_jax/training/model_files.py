@@ -50,10 +50,16 @@ _MAX_BYTES = 1 << 28  # of a card
 _COUNT = {"type": "integer", "minimum": 0}
 _OBJECT = {"type": "object"}
 _TEXT = {"type": "string"}
+_NAMES = {"type": "array", "items": _TEXT, "minItems": 1}
 
 
 def _object(**properties: Any) -> dict[str, Any]:
   return {"type": "object", "required": list(properties), "properties": properties}
+
+
+def _channels(**limits: float) -> dict[str, Any]:
+  number = {"type": "number", **limits}
+  return {"type": "array", "items": number, "minItems": 3, "maxItems": 3}
 
 
 _SCHEMA = Draft202012Validator(
@@ -61,9 +67,13 @@ _SCHEMA = Draft202012Validator(
     version=_TEXT,
     method=_TEXT,
     method_source=_TEXT,
-    class_names={"type": "array", "items": _TEXT, "minItems": 1},
+    class_names=_NAMES,
     preprocessing=_object(
-      image_size={"type": "integer", "minimum": config_lib.SMALLEST_IMAGE, "maximum": 4096}
+      image_size={"type": "integer", "minimum": config_lib.SMALLEST_IMAGE, "maximum": 4096},
+      resize_short_side={"type": "integer", "minimum": 1, "maximum": 8192},
+      mean=_channels(minimum=-1e6, maximum=1e6),
+      std=_channels(exclusiveMinimum=0, maximum=1e6),
+      flip={"type": "boolean"},
     ),
     network=_object(num_features=_COUNT),
     planned_states=_COUNT,
@@ -74,6 +84,7 @@ _SCHEMA = Draft202012Validator(
         state=_COUNT,
         num_old=_COUNT,
         num_seen=_COUNT,
+        classes=_NAMES,
         settings=_OBJECT,
         network_crc32=_COUNT,
       ),
@@ -114,8 +125,9 @@ def save(
     exemplars.ranks,
     plan.dataset.class_names,
   )
+  arrays = arrays_of(run.stats)
   with replaced(place / "statistics.npz") as file:
-    np.savez(file, **arrays_of(run.stats))
+    np.savez(file, **arrays)
   state = plan.states[last - 1]
   write_json(
     place / "state.json",
@@ -129,6 +141,7 @@ def save(
       "test_images": _count(plan.dataset.test.labels, state),
       "exemplars": len(exemplars.records),
       "network_crc32": checksum(run.train_state.params, run.train_state.batch_stats),
+      "statistics_crc32": _crc32(arrays),
       "method_source": source_hash(plan.config.method),
       "version": ssil_jax.__version__,
       "commit": source_commit(),
@@ -138,8 +151,19 @@ def save(
     },
   )
   write_json(folder / CARD, _card(folder, plan, run))
+  tidy(folder, last)
+
+
+def tidy(folder: pathlib.Path, last: int) -> None:
+  """Removes what is no longer of use, or never was: a process may have been killed.
+
+  Exemplars of states before `last`, whose card is written, and files written in part.
+  """
   for earlier in range(1, last):
     (state_folder(folder, earlier) / EXEMPLARS).unlink(missing_ok=True)
+  for pattern in (f"{CARD}.*.tmp", "model/*/*.tmp"):  # as `system.replaced` names them
+    for temporary in folder.glob(pattern):
+      temporary.unlink()
 
 
 def state_folder(folder: pathlib.Path, state: int) -> pathlib.Path:
@@ -150,10 +174,10 @@ def is_saved(folder: pathlib.Path, run: RunState) -> bool:
   """Returns whether a run's last finished state is part of the model, with its files."""
   try:
     last, states = len(run.results), read_card(folder)["states"]
-    read_statistics(folder, last, run.stats)
+    if len(states) < last:
+      return False
+    read_statistics(folder, states[last - 1], [run.stats])
   except WorkdirError:
-    return False
-  if len(states) < last:
     return False
   network = run.train_state
   if run.position is None and states[last - 1]["network_crc32"] != checksum(
@@ -258,7 +282,7 @@ def preprocessing(dataset: Dataset) -> dict[str, Any]:
     "divide_by": 255,
     "mean": list(normalization.mean) if normalization else [0.0, 0.0, 0.0],
     "std": list(normalization.std) if normalization else [1.0, 1.0, 1.0],
-    "flip": dataset.augmentation.flip,  # whether training images are mirrored
+    "flip": dataset.flip,  # of the data, whatever --augment was: what is learnt later asks
     "layout": "batch, height, width, channel",
   }
 
@@ -305,8 +329,14 @@ def read_card(folder: pathlib.Path) -> dict[str, Any]:
     or ends != sorted(set(ends))
     or ends[-1] != len(card["class_names"])
     or numbers != list(range(1, len(ends) + 1))
+    or [name for row in card["states"] for name in row["classes"]] != card["class_names"]
+    or [len(row["classes"]) for row in card["states"]]
+    != [end - start for start, end in zip(starts, ends, strict=True)]
   ):
     raise WorkdirError(f"{path}: its states and classes do not fit together: {_REMEDY}")
+  sizes = card["preprocessing"]
+  if sizes["resize_short_side"] < sizes["image_size"]:
+    raise WorkdirError(f"{path}: resize_short_side is less than image_size: {_REMEDY}")
   return card
 
 
@@ -332,18 +362,32 @@ def arrays_of(tree: Any) -> dict[str, np.ndarray]:
   }
 
 
-def read_statistics(folder: pathlib.Path, state: int, like: Any) -> Any:
-  """Returns the method's statistics of a state, in the structure of `like`.
+def read_statistics(
+  folder: pathlib.Path, row: Mapping[str, Any], likes: Sequence[Any]
+) -> Any:
+  """Returns the method's statistics of a state.
+
+  Args:
+    folder: the work directory.
+    row: of the state, in the card. Those of an earlier version have no
+      `statistics_crc32`, and nothing is compared with it.
+    likes: statistics of the same structure, which is that of the result, and so are their
+      shapes and kinds of numbers; an axis in whose length they differ may have any.
 
   Raises:
-    WorkdirError: they are missing or damaged.
+    WorkdirError: they are missing, damaged or of another shape.
   """
-  path = state_folder(folder, state) / "statistics.npz"
+  path = state_folder(folder, row["state"]) / "statistics.npz"
   try:
     with np.load(io.BytesIO(path.read_bytes())) as file:
       arrays = dict(file)
-    names = list(arrays_of(like))
-    return jax.tree.unflatten(jax.tree.structure(like), [arrays[n] for n in names])
+    if row.get("statistics_crc32", _crc32(arrays)) != _crc32(arrays):
+      raise ValueError("they are not those of the card")
+    found = []
+    for name, *same in zip(arrays_of(likes[0]), *map(jax.tree.leaves, likes), strict=True):
+      _check_like(name, arrays[name], same)
+      found.append(arrays[name])
+    return jax.tree.unflatten(jax.tree.structure(likes[0]), found)
   except FileNotFoundError as error:
     raise WorkdirError(
       f"{path} is missing: {_REMEDY}; of states that an earlier version trained, only the "
@@ -352,6 +396,20 @@ def read_statistics(folder: pathlib.Path, state: int, like: Any) -> Any:
   except (OSError, ValueError, KeyError, EOFError, zlib.error, zipfile.BadZipFile) as error:
     reason = getattr(error, "strerror", None) or error
     raise WorkdirError(f"{path} cannot be read ({reason}): {_REMEDY}") from error
+
+
+def _check_like(name: str, array: np.ndarray, likes: Sequence[Any]) -> None:
+  """Raises ValueError unless an array has the shape and kind of others."""
+  lengths = [set(axis) for axis in zip(*map(np.shape, likes), strict=True)]
+  if array.ndim != len(lengths) or any(
+    len(known) == 1 and n not in known
+    for n, known in zip(array.shape, lengths, strict=True)
+  ):
+    shape = [known.pop() if len(known) == 1 else "any" for known in lengths]
+    raise ValueError(f"{name} has the shape {list(array.shape)}, and not {shape}")
+  dtype = np.asarray(likes[0]).dtype
+  if not np.can_cast(array.dtype, dtype, "same_kind"):
+    raise ValueError(f"{name} is {array.dtype}, and not {dtype}")
 
 
 def read_network(folder: pathlib.Path, state: int, crc32: int) -> dict[str, Any]:
@@ -382,8 +440,12 @@ def read_network(folder: pathlib.Path, state: int, crc32: int) -> dict[str, Any]
 
 def checksum(params: Any, batch_stats: Any) -> int:
   """Returns that of a network's arrays."""
+  return _crc32(arrays_of({"params": params, "stats": batch_stats}))
+
+
+def _crc32(arrays: Mapping[str, np.ndarray]) -> int:
   crc = 0
-  for name, array in sorted(arrays_of({"params": params, "stats": batch_stats}).items()):
+  for name, array in sorted(arrays.items()):
     crc = zlib.crc32(np.ascontiguousarray(array).tobytes(), zlib.crc32(name.encode(), crc))
   return crc
 

@@ -230,6 +230,7 @@ class Session:
     if not run.results or not collectives.is_main():
       return
     if model_files.is_saved(self.folder, run):
+      model_files.tidy(self.folder, len(run.results))
       return
     if run.position:  # its network is on the way to the next state's
       last = len(run.results)

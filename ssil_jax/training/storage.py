@@ -46,7 +46,7 @@ def open_manager(folder: pathlib.Path, **options: Any) -> ocp.CheckpointManager:
 
 @contextlib.contextmanager
 def quiet_threads() -> Iterator[None]:
-  """Drops what tensorstore's threads print when a damaged file has ended a restore."""
+  """Drops what tensorstore's threads print when an error has ended a save or restore."""
   before = sys.unraisablehook
 
   def hook(unraisable):
@@ -62,8 +62,9 @@ def reason_of(error: Exception) -> str:
   """Returns one line on an error of orbax or tensorstore."""
   if isinstance(error, OSError) and error.errno:
     return os.strerror(error.errno)
-  if os.strerror(errno.ENOSPC) in str(error):
-    return os.strerror(errno.ENOSPC)  # in tensorstore's words it takes five lines
+  for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    if os.strerror(number) in str(error):
+      return os.strerror(number)  # in tensorstore's words it takes five lines
   first_line, *_ = str(error).splitlines() or [type(error).__name__]
   return first_line[:200]
 
@@ -94,7 +95,8 @@ class Networks:
       # What a run that was killed before its checkpoint left, or one before that.
       for later in [s for s in self.states() if s >= state]:
         self._manager.delete(later)
-      self._manager.save(state, args=ocp.args.StandardSave(_network(train_state)))
+      with quiet_threads():
+        self._manager.save(state, args=ocp.args.StandardSave(_network(train_state)))
     except Exception as error:  # orbax and tensorstore raise many kinds
       raise WorkdirError(
         f"network {self._folder / str(state)} cannot be written ({reason_of(error)}): "

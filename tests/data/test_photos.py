@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import tracemalloc
 import zipfile
 
 import numpy as np
@@ -242,3 +243,43 @@ def test_a_joined_store_promises_no_more_than_each_part_does(tmp_path):
   assert photos.join(archive, certain).store.has_checksums
   assert not photos.join(archive, uncertain).store.has_checksums
   assert not photos.join(archive, certain).store.was_verified
+
+
+def with_size(path, name, size):
+  """Has the directory of an archive say that an entry unpacks to so many bytes."""
+  data = bytearray(path.read_bytes())
+  place = data.rindex(name.encode()) - 46  # its last mention is in the directory
+  assert data[place : place + 4] == b"PK\x01\x02"
+  data[place + 24 : place + 28] = size.to_bytes(4, "little")
+  path.write_bytes(data)
+  return path
+
+
+def test_what_would_unpack_to_more_than_is_allowed_is_not_unpacked(tmp_path):
+  path = with_size(archive_of(tmp_path / "a.zip"), "index.json", 1 << 31)
+  message = r"cannot be read \(index.json has 2147483648 bytes, more than the 268435456 all"
+  with pytest.raises(DataError, match=message):
+    photos.open_photos(path)
+  name = "00000 ape/00000.png"
+  found = photos.open_photos(with_size(archive_of(tmp_path / "b.zip"), name, 1 << 31))
+  for num_bytes in (None, 10):
+    with pytest.raises(BadImage, match="2147483648 bytes, more than the 1073741824 all"):
+      found.images.store.read(3, num_bytes)
+  assert found.images.store.read(2) == FILES[2]
+
+
+def test_no_more_is_unpacked_than_an_archive_says(tmp_path):
+  path, content = archive_of(tmp_path / "a.zip"), b"\0" * (1 << 25)
+  with zipfile.ZipFile(path) as file:
+    index = file.read("index.json")
+  with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+    file.writestr("index.json", index)
+    for name in ("0.png", "1.png", "2.png", "bomb.png"):
+      file.writestr(name, content if name == "bomb.png" else b"")
+  found = photos.open_photos(with_size(path, "bomb.png", 1000))
+  tracemalloc.start()
+  with pytest.raises(BadImage, match="CRC"):
+    found.images.store.read(3)
+  _, most = tracemalloc.get_traced_memory()
+  tracemalloc.stop()
+  assert most < 1 << 22

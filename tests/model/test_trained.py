@@ -352,6 +352,49 @@ def test_damaged_statistics_are_refused(alone, damage):
     ssil_jax.load(alone)
 
 
+def no_checksum(card):
+  """Makes a card that of an earlier version."""
+  for row in card["states"]:
+    del row["statistics_crc32"]
+
+
+@pytest.mark.parametrize(
+  ("changes", "reason"),
+  [
+    ({}, None),
+    ({"means": np.zeros((6, 7), np.float32)}, r"means has the shape \[6, 7\], and not \["),
+    ({"sharpness": np.ones(1, np.float32)}, r"sharpness has the shape \[1\], and not \[\]"),
+    ({"sharpness": np.array("a")}, "sharpness is <U1, and not float32"),
+  ],
+)
+def test_statistics_of_another_shape_are_refused(alone, model, changes, reason):
+  path = alone / "model" / "3" / "statistics.npz"
+  np.savez(path, **model.stats | changes)
+  if changes:
+    with pytest.raises(WorkdirError, match=r"read \(they are not those of the card\): rer"):
+      ssil_jax.load(alone)
+  edit_card(alone, no_checksum)
+  if reason:
+    with pytest.raises(WorkdirError, match=rf"statistics\.npz cannot be read \({reason}"):
+      ssil_jax.load(alone)
+  else:
+    jax.tree.map(np.testing.assert_array_equal, ssil_jax.load(alone).stats, model.stats)
+
+
+def test_statistics_that_are_no_longer_those_of_the_card_are_refused(alone, model):
+  path = alone / "model" / "3" / "statistics.npz"
+  np.savez(path, **model.stats | {"means": np.full_like(model.stats["means"], np.nan)})
+  with pytest.raises(WorkdirError, match=r"read \(they are not those of the card\): rerun"):
+    ssil_jax.load(alone)
+
+
+@pytest.mark.parametrize("name", ["top", "batch_size"])
+def test_numbers_below_one_are_refused(model, name):
+  for number in (0, -1):
+    with pytest.raises(ConfigError, match=f"{name}={number} must be at least 1"):
+      model.predict([], **{name: number})
+
+
 def test_exemplars_and_test_photos_are_not_needed_to_answer(alone, model, test_photos):
   for path in alone.glob("model/*/*.zip"):
     path.unlink()

@@ -247,7 +247,7 @@ def test_pages_load_nothing_from_elsewhere_and_have_no_markup_of_scripts():
 
 def test_a_name_that_is_no_unicode_can_be_told(workdir):
   card = json.loads((workdir / "model.json").read_bytes())
-  card["class_names"][0] = os.fsdecode(b"caf\xe9")
+  card["class_names"][0] = card["states"][0]["classes"][0] = os.fsdecode(b"caf\xe9")
   (workdir / "model.json").write_text(json.dumps(card))
   with serving(workdir) as client:
     name = client.get("/api/model").json()["classes"][0]["name"]
@@ -265,12 +265,12 @@ def test_a_model_that_was_changed_is_loaded_and_a_damaged_one_is_not(workdir):
     assert [line for line in said if "goes on to answer" in line] == said
     assert len(said) == 1
     assert client.post("/api/predict", files=photos_of(PHOTO)).status_code == 200
-    card["class_names"][0] = "renamed"
+    card["class_names"][0] = card["states"][0]["classes"][0] = "renamed"
     path.write_text(json.dumps(card))
     client.answerer.refresh()
     assert client.get("/api/model").json()["classes"][0]["name"] == "renamed"
     # Changed from elsewhere, it is found without being asked.
-    card["class_names"][0] = "renamed again"
+    card["class_names"][0] = card["states"][0]["classes"][0] = "renamed again"
     path.write_text(json.dumps(card))
     for _ in range(600):
       if client.get("/api/model").json()["classes"][0]["name"] == "renamed again":

@@ -1,6 +1,7 @@
 """Checkpoints: what is saved comes back to the bit, and what is damaged is never used."""
 
 import contextlib
+import gc
 import json
 import os
 import resource
@@ -370,6 +371,22 @@ def test_the_names_in_a_checkpoint_are_a_format(tmp_path):
 
 
 # Networks --------------------------------------------------------------------------------
+
+
+def test_a_network_for_which_there_is_no_room_is_one_line(tmp_path, monkeypatch):
+  printed, state = [], run_of(3).train_state
+  state.params["head"]["kernel"] = np.random.default_rng(0).random((300, 300))
+  monkeypatch.setattr("sys.unraisablehook", lambda found: printed.append(found.exc_value))
+  with Networks(tmp_path) as networks:
+    with full_disk(tmp_path), pytest.raises(WorkdirError) as error:
+      networks.save(state, state=1)
+    gc.collect()  # what the threads left is complained of when it goes
+    assert networks.states() == []
+  assert str(error.value) == (
+    f"network {tmp_path}/networks/1 cannot be written (File too large): fix this and rerun "
+    "the command to resume"
+  )
+  assert not printed
 
 
 def test_networks_of_later_states_are_replaced(tmp_path):

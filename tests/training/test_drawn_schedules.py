@@ -45,6 +45,7 @@ def dataset_of(sizes):
     train=train,
     test=test,
     image_size=8,
+    flip=True,
     augmentation=Augmentation(max_shift=0, flip=False),
     random_resized_crop=False,
     normalization=None,

@@ -190,6 +190,41 @@ def test_a_state_that_was_trained_again_has_its_new_network_noted(workdir, tmp_p
   assert files_of(copy) == files_of(workdir)
 
 
+def test_statistics_of_another_run_are_written_again(workdir, tmp_path):
+  copy = models.copy_of(workdir, tmp_path / "copy")
+  path = copy / "model" / "3" / "statistics.npz"
+  with np.load(path) as arrays:
+    np.savez(path, **{name: array + 1 for name, array in arrays.items()})
+  reopened(copy, workdir.parent / "images")
+  assert files_of(copy) == files_of(workdir)
+
+
+@pytest.mark.parametrize("lost", [(), ("model.json",)])
+def test_what_a_kill_left_behind_is_removed(workdir, tmp_path, lost):
+  copy = models.copy_of(workdir, tmp_path / "copy")
+  for name in (
+    "model.json.host.7.tmp",
+    "model/1/test.zip.host.7.tmp",
+    "model/3/exemplars.zip.host.7.tmp",
+    "model/2/exemplars.zip",  # between the card and its removal
+  ):
+    (copy / name).write_bytes(b"photos")
+  for name in lost:
+    (copy / name).unlink()
+  reopened(copy, workdir.parent / "images")
+  assert files_of(copy) == files_of(workdir)
+  assert not list(copy.rglob("*.tmp"))
+
+
+@pytest.mark.parametrize("flip", [True, False])
+def test_the_card_has_the_flip_of_the_data_whatever_augment_was(workdir, flip):
+  plan, _ = reopened(workdir)
+  augmentation = plan.dataset.augmentation._replace(flip=False)
+  dataset = plan.dataset._replace(augmentation=augmentation, flip=flip)
+  assert plan.dataset.flip  # of photos
+  assert model_files.preprocessing(dataset)["flip"] is flip
+
+
 def stopped_in_state(workdir, root, number, steps=2):
   """A run that was stopped after some steps of a state."""
   asked = []
@@ -330,6 +365,22 @@ def change(*path, to):
     (change("states", 2, to=None), "its states and classes do not fit together"),
     (change("states", 0, "num_old", to=1), "its states and classes do not fit together"),
     (change("states", 0, "state", to=2), "its states and classes do not fit together"),
+    (change("class_names", 0, to="x"), "its states and classes do not fit together"),
+    (
+      change("states", 1, "classes", to=["x"]),
+      "its states and classes do not fit together",
+    ),
+    (change("states", 1, "classes", to=None), "'classes' is a required property"),
+    (change("preprocessing", "mean", to=None), "'mean' is a required property"),
+    (change("preprocessing", "std", to=[1, 1]), r"std: \[1, 1\] is too short"),
+    (change("preprocessing", "std", 1, to=0), r"std\[1\]: 0 is less than or equal to"),
+    (change("preprocessing", "mean", 2, to="0"), r"mean\[2\]: '0' is not of type 'number'"),
+    (change("preprocessing", "flip", to=1), "flip: 1 is not of type 'boolean'"),
+    (
+      change("preprocessing", "resize_short_side", to="16"),
+      "'16' is not of type 'integer'",
+    ),
+    (change("preprocessing", "resize_short_side", to=9), "is less than image_size"),
   ],
 )
 def test_a_card_that_is_wrong_is_refused(workdir, tmp_path, changed, message):
