@@ -2,9 +2,11 @@
 
 import functools
 import io
+import math
 import os
 import pathlib
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -23,6 +25,7 @@ from ssil_jax.training import model_files
 
 _EXEMPLAR_SIDE = 160  # pixels, of what is shown of an exemplar
 _AT_A_TIME = 16  # photos that are decoded and seen by the network
+_SECONDS_UNTIL_RETRY = 30  # after an error that may pass, as a lack of memory
 
 
 class Exemplars:
@@ -81,6 +84,7 @@ class Answerer:
     self._loading = threading.Lock()
     self._network = threading.Lock()
     self._refused: tuple[int, ...] | None = None  # the stamp of what could not be loaded
+    self._retry_at = math.inf  # in time.monotonic's seconds
     self.loaded = self._load()
 
   def _stamp(self) -> tuple[int, ...]:
@@ -100,20 +104,36 @@ class Answerer:
     except DataError as error:  # without which it can answer
       self._warn(f"warning: {error}")
     side = model.image_size
-    model.scores(np.zeros((1, side, side, 3), np.uint8))  # compiled before someone waits
+    # The precision that `scores` sets is the process's: never while another one computes.
+    with self._network:
+      model.scores(np.zeros((1, side, side, 3), np.uint8))  # compiled before someone waits
     return Loaded(model, Exemplars(photos), stamp)
 
   def refresh(self) -> None:
-    """Loads the model anew if its card has changed; warns once if that fails."""
+    """Loads the model anew if its card has changed; warns once if that fails.
+
+    A model that cannot be read is left alone until its card changes again; after any other
+    error it is tried again, later.
+    """
     with self._loading:
       stamp = self._stamp()
-      if stamp in (self.loaded.stamp, self._refused):
+      if stamp == self.loaded.stamp:
+        return
+      if stamp == self._refused and time.monotonic() < self._retry_at:
         return
       try:
         self.loaded = self._load()
+        return
       except UserError as error:
-        self._refused = stamp
-        self._warn(f"warning: the model that was loaded before goes on to answer: {error}")
+        reason, self._retry_at = str(error), math.inf
+      # Whatever it is, as MemoryError or one of XLA's: if it ended what calls this every
+      # second, the old model would answer for good, and no one would know.
+      except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        self._retry_at = time.monotonic() + _SECONDS_UNTIL_RETRY
+      if stamp != self._refused:
+        self._warn(f"warning: the model that was loaded before goes on to answer: {reason}")
+      self._refused = stamp
 
   def predict(self, photos: Sequence[tuple[str, bytes]], top: int) -> list[dict[str, Any]]:
     """Returns for each photo its file and its classes, or an error.

@@ -28,6 +28,7 @@ STATIC = pathlib.Path(__file__).with_name("static")
 
 _SECONDS_BETWEEN_LOOKS = 1.0  # for a model that was changed from elsewhere
 _MOST_WAITING = 2  # requests whose photos are in memory at a time
+_SECONDS_TO_ARRIVE = 120  # for them: a slow sender must not keep others waiting
 _LONGEST_TOP = 1000
 _HEADERS = {
   # Scripts, styles and images are this server's own, and a name that looks like markup is
@@ -164,6 +165,7 @@ class Service:
         most_photos=self._limits.predict_photos,
         most_bytes=self._limits.predict_bytes,
         limits=self._limits,
+        most_seconds=_SECONDS_TO_ARRIVE,
       )
       if not form.photos:
         raise Problem("no photo is sent: send some in the field photos")
@@ -180,6 +182,9 @@ class Service:
       )
       job = await self._learner.start(upload)
     return JSON({"job": job}, 202)
+
+  async def go_on(self, request: Request) -> Response:
+    return JSON({"job": self._learner.go_on()}, 202)
 
   async def cancel(self, request: Request) -> Response:
     await self._learner.cancel()
@@ -255,6 +260,7 @@ def make_app(
       Route("/api/learn", service.learn, methods=["POST"]),
       Route("/api/learn", service.cancel, methods=["DELETE"]),
       Route("/api/learn", service.progress),
+      Route("/api/learn/resume", service.go_on, methods=["POST"]),
       Route("/api/classes/{index:int}/exemplar", service.exemplar),
       Mount("/static", StaticFile(directory=STATIC)),
     ],

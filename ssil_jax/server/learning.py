@@ -2,8 +2,10 @@
 
 A job is a folder, WORKDIR/uploads/JOB, with `photos/CLASS/NUMBER.jpg` and `job.json`, which
 says how it is learnt. It is made under a name that counts for nothing, and gets its own
-when it is complete. It goes when the job has ended, well or not. A folder that is still
-there when a server starts is a job that was interrupted: the same command goes on with it.
+when it is complete. It goes when the job is done, is given up, or was bad input. Whatever
+else ends the process, as a full disk, has stopped the job: its photos and checkpoints stay
+until someone goes on with it or gives it up. A folder that is still there when a server
+starts is a job that was interrupted or has stopped: the same command goes on with it.
 """
 
 import asyncio
@@ -15,7 +17,6 @@ import pathlib
 import shutil
 import signal
 import sys
-import unicodedata
 import uuid
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,10 +26,11 @@ import ssil_jax
 from ssil_jax.data.images import decode
 from ssil_jax.errors import UserError
 from ssil_jax.paths import UPLOADS
-from ssil_jax.server.names import class_name
+from ssil_jax.server.names import as_seen, class_name
 from ssil_jax.server.problems import BadPhoto, Problem
 from ssil_jax.system import usable_cores, write_json
 from ssil_jax.training import model_files
+from ssil_jax.training.workdir import saved
 
 COMMAND = (sys.executable, "-m", "ssil_jax.commands", "learn")
 
@@ -41,6 +43,7 @@ _LONGEST_ERROR = 1000  # characters of a line
 _SECONDS_TO_STOP = 60  # for a checkpoint to be written
 _ATTEMPTS = 3  # for a process that is killed from elsewhere
 _PATIENCE = 0.5  # seconds between two looks
+_BAD_INPUT = 2  # exit code
 
 
 class JobClass(NamedTuple):
@@ -59,7 +62,8 @@ class Upload:
   def __init__(self, folder: pathlib.Path, known: Sequence[str]):
     """Makes the folder; `known` are the classes that the model has. Raises OSError."""
     self.folder = folder
-    self._known = frozenset(unicodedata.normalize("NFC", name) for name in known)
+    self._known = {as_seen(name): name for name in known}
+    self._sent: dict[str, str] = {}  # names as they are seen, and as they are
     self._photos: dict[str, list[tuple[pathlib.Path, str]]] = {}  # path, sender's name
     self._class: str | None = None
     self._file = None
@@ -69,11 +73,17 @@ class Upload:
     if name != "name":
       raise Problem(f"there is no field {name[:50]}: send name, and then its photos")
     self._class = class_name(value)
-    if self._class in self._known:
+    seen = as_seen(self._class)
+    if seen in self._known:
       raise Problem(
-        f"the model knows {self._class} already: choose another name, or add photos to it "
-        "by learn.py --more_of_known",
+        f"the model knows {self._known[seen]} already: choose another name, or add photos "
+        "to it by learn.py --more_of_known",
         409,
+      )
+    if self._sent.setdefault(seen, self._class) != self._class:
+      raise Problem(
+        f"the class names {ascii(self._sent[seen])} and {ascii(self._class)} look the "
+        "same: choose another one"
       )
     if self._class not in self._photos:
       if len(self._photos) == _MOST_CLASSES:
@@ -144,7 +154,7 @@ class Job:
 
   def __init__(self, folder: pathlib.Path, classes: Sequence[JobClass], flags: list[str]):
     self.folder, self.classes, self.flags = folder, tuple(classes), flags
-    self.status = "learning"  # or: done, failed, cancelled, interrupted
+    self.status = "learning"  # or: done, failed, stopped, cancelled, interrupted
     self.is_cancelled = False
     self.is_elsewhere = False  # in a process of a server that was killed
     self.errors: list[str] = []
@@ -182,12 +192,12 @@ class Learner:
     self._flags, self._command = list(flags), tuple(command or COMMAND)
     self._refresh, self._say = refresh, say
     self._job: Job | None = None
-    self._is_receiving = self._is_closing = False
+    self._is_receiving = self._is_forgetting = self._is_closing = False
     self._process: asyncio.subprocess.Process | None = None
     self._task: asyncio.Task | None = None
 
   def resume(self) -> None:
-    """Removes what never became a job, and goes on with one that was interrupted."""
+    """Removes what never became a job, and goes on with one that was not ended."""
     for folder in sorted(self._uploads.glob("*")):
       path = folder / _JOB
       if folder.name.endswith(".part"):
@@ -196,9 +206,9 @@ class Learner:
       if not folder.is_dir() or self._job is not None:
         continue
       try:
-        saved = json.loads(path.read_bytes())
-        classes = [JobClass(str(name), int(n)) for name, n in saved["classes"]]
-        flags = [str(flag) for flag in saved["flags"]]
+        asked = json.loads(path.read_bytes())
+        classes = [JobClass(str(name), int(n)) for name, n in asked["classes"]]
+        flags = [str(flag) for flag in asked["flags"]]
       except (OSError, ValueError, KeyError, TypeError) as error:
         self._say(f"warning: {path} cannot be read ({error}): remove {folder}")
         continue
@@ -211,9 +221,15 @@ class Learner:
 
     Raises Problem if one runs, or the folder cannot be made.
     """
-    if self._is_receiving or self.is_busy:
+    if self._is_receiving or self._is_forgetting or self.is_busy:
       what = _named(self._job.classes) if self.is_busy else "other photos"
       raise Problem(f"the model is learning {what}: wait until that is done", 409)
+    if self._has_stopped:
+      raise Problem(
+        f"the learning of {_named(self._job.classes)} has stopped: go on with it, or give "
+        "it up",
+        409,
+      )
     self._is_receiving = True
     folder = self._uploads / f"{uuid.uuid4().hex}.part"
     upload = None
@@ -244,6 +260,22 @@ class Learner:
   def is_busy(self) -> bool:
     return self._job is not None and self._job.status == "learning"
 
+  @property
+  def _has_stopped(self) -> bool:
+    return self._job is not None and self._job.status == "stopped"
+
+  def go_on(self) -> str:
+    """Runs the job that has stopped from its last checkpoint; returns its name.
+
+    Raises Problem if none has stopped.
+    """
+    if not self._has_stopped:
+      raise Problem("no job has stopped: there is nothing to go on with", 409)
+    job = self._job
+    self._say(f"going on to learn {_named(job.classes)}")
+    self._begin(Job(job.folder, job.classes, job.flags))
+    return job.name
+
   def _begin(self, job: Job) -> None:
     self._job = job
     self._task = asyncio.create_task(self._run(job))
@@ -254,9 +286,9 @@ class Learner:
     try:
       status = await self._learn(job)
     except (OSError, UserError) as error:
-      job.errors, status = [f"the job cannot be run: {error}"], "failed"
+      job.errors, status = [f"the job cannot be run: {error}"], "stopped"
     finally:
-      if status != "interrupted":
+      if status not in ("interrupted", "stopped"):
         await asyncio.to_thread(self._forget, job)
       job.status = status  # another one may begin
     if status == "done":
@@ -266,10 +298,14 @@ class Learner:
 
   def _forget(self, job: Job) -> None:
     """Removes the photos of a job, and what is half learnt of them."""
-    request = self._request()
-    if str(request.get("asked", "")).startswith(f"--data_dir={job.folder}{os.sep}"):
+    if self._has_begun(job):
       shutil.rmtree(self.workdir / "learning", ignore_errors=True)
     shutil.rmtree(job.folder, ignore_errors=True)
+
+  def _has_begun(self, job: Job) -> bool:
+    """Returns whether what learn.py is learning is this job."""
+    asked = str(self._request().get("asked", ""))
+    return asked.startswith(f"--data_dir={job.folder}{os.sep}")
 
   def _request(self) -> dict[str, Any]:
     """Returns what learn.py notes of what it is learning; nothing, if it is not."""
@@ -301,7 +337,11 @@ class Learner:
         self._say(f"the process that learns was stopped (exit code {code})")
     if code:
       job.errors = _errors_of(job.folder / _LOG, code)
-      return "failed"
+      # Input that was found bad before it was learnt from is bad when it is tried again.
+      is_useless = code == _BAD_INPUT and not (
+        self._has_begun(job) and saved(self.workdir / "learning", "checkpoints")
+      )
+      return "failed" if is_useless else "stopped"
     if "num_steps" in job.last_progress:
       job.last_progress["step"] = job.last_progress["num_steps"]
     job.change = await asyncio.to_thread(self._change, job)
@@ -339,8 +379,18 @@ class Learner:
         self._process.send_signal(number)
 
   async def cancel(self) -> None:
-    """Gives up the job that runs; the model stays as it is. Raises Problem."""
+    """Gives up the job that runs or has stopped; the model stays as it is.
+
+    Raises Problem if there is none.
+    """
     job = self._job
+    if self._has_stopped:
+      job.status, job.errors, self._is_forgetting = "cancelled", [], True
+      try:
+        await asyncio.to_thread(self._forget, job)
+      finally:
+        self._is_forgetting = False
+      return
     if job is None or not self.is_busy:
       raise Problem("the model is learning nothing that could be given up", 409)
     if job.is_elsewhere:

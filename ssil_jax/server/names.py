@@ -6,9 +6,10 @@ from ssil_jax.server.problems import Problem
 
 _LONGEST = 255  # bytes of a folder's name, on all common file systems
 _SPLITS = ("train", "test", "val")  # of an image folder, and no classes
-# They change the order in which what follows is shown, so that a name reads as another one.
-_BIDI = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-_CONTROLS = ("Cc", "Cs", "Cn", "Zl", "Zp")  # Unicode categories
+# Unicode categories. Those of Cf are not seen, or change the order in which what follows is
+# shown, so that a name reads as another one; scripts and emoji need the two joiners.
+_CONTROLS = ("Cc", "Cf", "Cs", "Cn", "Zl", "Zp")
+_JOINERS = frozenset("\u200c\u200d")
 
 
 def class_name(given: str) -> str:
@@ -18,9 +19,9 @@ def class_name(given: str) -> str:
   """
   name = unicodedata.normalize("NFC", given).strip()
   shown = ascii(name if len(name) <= 80 else f"{name[:60]}...")
-  if not name:
+  if not as_seen(name):
     raise Problem("a class has no name: give it one")
-  if any(c in _BIDI or unicodedata.category(c) in _CONTROLS for c in name):
+  if any(unicodedata.category(c) in _CONTROLS for c in name if c not in _JOINERS):
     raise Problem(
       f"the class name {shown} has characters that control how text is shown: type it "
       "without them"
@@ -39,3 +40,10 @@ def class_name(given: str) -> str:
       f"the class name {shown} has {len(name.encode())} bytes: {_LONGEST} are allowed"
     )
   return name
+
+
+def as_seen(name: str) -> str:
+  """Returns what a reader tells names apart by: neither case nor what is not seen."""
+  normal = unicodedata.normalize("NFC", name)
+  seen = "".join(c for c in normal if unicodedata.category(c) != "Cf")
+  return unicodedata.normalize("NFC", seen.casefold())

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import math
 from typing import NamedTuple, Protocol
 
 from python_multipart.exceptions import FormParserError
@@ -135,13 +136,15 @@ async def receive(
   most_photos: int,
   most_bytes: int,
   limits: Limits,
+  most_seconds: float = math.inf,
 ) -> None:
   """Reads a multipart form, piece by piece.
 
   Nothing of what exceeds a limit is kept: the first byte too much ends it.
 
   Raises:
-    Problem: it is no such form, breaks off, exceeds a limit or falls silent.
+    Problem: it is no such form, breaks off, exceeds a limit, falls silent or takes longer
+      than `most_seconds` in all.
     OSError: the receiver could not write.
   """
   kind, options = parse_options_header(request.headers.get("content-type", ""))
@@ -151,14 +154,14 @@ async def receive(
     f"more than {_megabytes(most_bytes)} are sent at once: send fewer photos at a time", 413
   )
   form = _Form(receiver, most_photos, limits)
-  stream = aiter(request.stream())
+  stream = _heard(aiter(request.stream()), most_seconds)
   size = 0
   try:
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and int(announced) > most_bytes:
       raise too_large
     parser = MultipartParser(options[b"boundary"], form.callbacks())
-    async for chunk in _heard(stream):
+    async for chunk in stream:
       size += len(chunk)
       if size > most_bytes:
         raise too_large
@@ -173,22 +176,31 @@ async def receive(
   except Problem:
     # A browser shows no answer that comes while it is still sending.
     with contextlib.suppress(ClientDisconnect, Problem):
-      async for chunk in _heard(stream):
+      async for chunk in stream:
         size += len(chunk)
         if size > _DISCARDED:
           break
     raise
 
 
-async def _heard(stream):
-  """Yields the pieces of a stream; raises Problem if it falls silent."""
+async def _heard(stream, most_seconds: float):
+  """Yields the pieces of a stream; raises Problem if it falls silent or takes too long."""
+  clock = asyncio.get_running_loop().time
+  end = clock() + most_seconds
   while True:
+    left = end - clock()
     try:
-      yield await asyncio.wait_for(anext(stream), _SECONDS_OF_SILENCE)
+      if left <= 0:  # what has arrived already is not waited for
+        raise TimeoutError
+      chunk = await asyncio.wait_for(anext(stream), min(_SECONDS_OF_SILENCE, left))
     except StopAsyncIteration:
       return
     except TimeoutError as error:
+      if left < _SECONDS_OF_SILENCE:
+        text = f"not all has arrived within {most_seconds:g} s: send fewer photos at a time"
+        raise Problem(text, 408) from error
       raise Problem(f"nothing has arrived for {_SECONDS_OF_SILENCE} s", 408) from error
+    yield chunk
 
 
 class PhotosInMemory:
@@ -196,11 +208,10 @@ class PhotosInMemory:
 
   def __init__(self) -> None:
     self.photos: list[tuple[str, bytes]] = []  # name and content
-    self.values: dict[str, str] = {}
     self._name, self._content = "", bytearray()
 
   def field(self, name: str, value: str) -> None:
-    self.values[name] = value
+    """Ignores what is no photo."""
 
   def begin_photo(self, file_name: str) -> None:
     self._name, self._content = file_name, bytearray()

@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import itertools
 import json
 import os
 import zipfile
@@ -13,12 +14,14 @@ from folders import encode, noise
 from jsonschema import Draft202012Validator
 from PIL import Image
 from served import NAMES, class_form, photos_of, serving
+from starlette.requests import Request
 from starlette.routing import Route
 
 import ssil_jax
-from ssil_jax.model.trained import load
+from ssil_jax.model.trained import TrainedModel, load
 from ssil_jax.server.app import STATIC
-from ssil_jax.server.uploads import Limits
+from ssil_jax.server.problems import Problem
+from ssil_jax.server.uploads import Limits, PhotosInMemory, receive
 
 DESCRIPTION = json.loads((STATIC / "openapi.json").read_text())
 PHOTO = encode(noise(20, 30), "PNG")
@@ -279,6 +282,71 @@ def test_a_model_that_was_changed_is_loaded_and_a_damaged_one_is_not(workdir):
     assert client.get("/api/model").json()["classes"][0]["name"] == "renamed again"
 
 
+@pytest.mark.parametrize("error", [RuntimeError, MemoryError])
+def test_no_error_ends_the_search_for_a_changed_model(workdir, monkeypatch, error):
+  monkeypatch.setattr("ssil_jax.server.app._SECONDS_BETWEEN_LOOKS", 0.01)
+  monkeypatch.setattr("ssil_jax.server.answering._SECONDS_UNTIL_RETRY", 0)
+  failures = []
+
+  def fails_twice(*args, **options):
+    if len(failures) < 2:
+      failures.append(1)
+      raise error("out of room")
+    return load(*args, **options)
+
+  said = []
+  with serving(workdir, said=said) as client:
+    monkeypatch.setattr("ssil_jax.server.answering.load", fails_twice)
+    path = workdir / "model.json"
+    card = json.loads(path.read_bytes())
+    card["class_names"][0] = "renamed"
+    path.write_text(json.dumps(card))
+    for _ in range(600):
+      if client.get("/api/model").json()["classes"][0]["name"] == "renamed":
+        break
+      client.portal.call(asyncio.sleep, 0.1)
+    assert client.get("/api/model").json()["classes"][0]["name"] == "renamed"
+  (line,) = [line for line in said if "goes on to answer" in line]  # said once
+  assert line.endswith(f"{error.__name__}: out of room")
+
+
+def test_a_model_is_not_tried_while_another_one_computes(workdir, monkeypatch):
+  """The precision is set for the whole process, and put back in the order of leaving."""
+  with serving(workdir) as client:
+    alone = []
+
+    def scores(model, pixels):
+      alone.append(client.answerer._network.locked())
+      return np.zeros((len(pixels), 4)), np.full((len(pixels), 4), 0.25)
+
+    monkeypatch.setattr(TrainedModel, "scores", scores)
+    os.utime(workdir / "model.json", ns=(1, 1))
+    client.answerer.refresh()
+    assert client.post("/api/predict", files=photos_of(PHOTO)).status_code == 200
+  assert alone
+  assert all(alone)
+
+
+def test_a_sender_who_is_slow_without_end_is_given_up():
+  begun = b'--b\r\nContent-Disposition: form-data; name="photos"; filename="a"\r\n\r\n'
+  pieces = itertools.chain([begun], itertools.repeat(b"x"))
+
+  async def trickle():
+    await asyncio.sleep(0.001)
+    return {"type": "http.request", "body": next(pieces), "more_body": True}
+
+  async def send_slowly():
+    kind = (b"content-type", b"multipart/form-data; boundary=b")
+    request = Request({"type": "http", "method": "POST", "headers": [kind]}, trickle)
+    limits = {"most_photos": 3, "most_bytes": 1 << 40, "limits": Limits()}
+    sent = receive(request, PhotosInMemory(), most_seconds=0.05, **limits)
+    await asyncio.wait_for(sent, 60)
+
+  with pytest.raises(Problem, match="not all has arrived within 0.05 s") as found:
+    asyncio.run(send_slowly())
+  assert found.value.status == 408
+
+
 def test_the_version_is_told(client):
   assert client.get("/api/model").json()["version"] == ssil_jax.__version__
 
@@ -299,6 +367,11 @@ def test_the_version_is_told(client):
     ([("new", [])], 400, "there are no photos of new: send some"),
     ([("a", [PHOTO]), ("b", [])], 400, "there are no photos of b: send some"),
     ([("\u732b", [PHOTO])], 409, "the model knows \u732b already: choose another name"),
+    ([("\u732b\u200d", [PHOTO])], 409, "the model knows \u732b already: choose another"),
+    ([("Chat & <B>chien", [PHOTO])], 409, "the model knows chat & <b>chien already"),
+    ([("d1\u200b", [PHOTO])], 400, "the class name 'd1\\u200b' has characters that"),
+    ([("\u200d", [PHOTO])], 400, "a class has no name: give it one"),
+    ([("a", [PHOTO]), ("A", [PHOTO])], 400, "the class names 'a' and 'A' look the same"),
     ([("new", [b"x" * 5001])], 413, "0 has more than the 0 MB allowed"),
   ],
 )

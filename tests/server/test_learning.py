@@ -37,6 +37,10 @@ with open(workdir / "started", "a") as file:
   file.write(" ".join(sys.argv[1:]) + "\\n")
 while not (workdir / "go on").exists():
   time.sleep(0.02)
+if (workdir / "is full").exists():
+  (learning / "checkpoints" / "7").mkdir(parents=True, exist_ok=True)
+  print("error: no space left", file=sys.stderr)
+  sys.exit(int((workdir / "is full").read_text()))
 print("error: told to fail", file=sys.stderr)
 sys.exit(2)
 """
@@ -140,6 +144,40 @@ def test_a_job_can_be_given_up(workdir, slow):
     client.delete("/api/learn")
 
 
+def test_a_job_that_has_stopped_can_be_gone_on_with_and_given_up(workdir, slow):
+  """By a full disk: the photos and the checkpoints are kept until someone decides."""
+  (workdir / "go on").touch()
+  (workdir / "is full").write_text("1")
+  checkpoint = workdir / "learning" / "checkpoints" / "7"
+  with serving(workdir, command=slow, flags=["--epochs=3"]) as client:
+    nothing = client.post("/api/learn/resume")
+    check_described("/api/learn/resume", "post", nothing)
+    assert nothing.status_code == 409
+    send(client)
+    assert wait_for(client, "stopped", "failed")["errors"] == ["no space left"]
+    found = check_described("/api/learn", "get", client.get("/api/learn"))
+    assert found["status"] == "stopped"
+    (job,) = jobs(workdir)
+    assert len([*(job / "photos" / "new").iterdir()]) == 10
+    assert checkpoint.exists()
+    refused = check_described("/api/learn", "post", send(client, "two"))
+    assert "learning of new has stopped: go on with it, or give it up" in refused["error"]
+    # Exit code 2, as of a UserError, is no bad input once there is a checkpoint.
+    (workdir / "is full").write_text("2")
+    again = client.post("/api/learn/resume")
+    assert check_described("/api/learn/resume", "post", again) == {"job": job.name}
+    wait_for(client, "stopped")
+    first, second = started(workdir)
+    assert first == second
+    assert checkpoint.exists()
+    found = check_described("/api/learn", "delete", client.delete("/api/learn"))
+    assert (found["status"], found["errors"]) == ("cancelled", [])
+    assert not jobs(workdir)
+    assert not checkpoint.exists()
+    assert client.delete("/api/learn").status_code == 409
+    assert client.post("/api/learn/resume").status_code == 409
+
+
 def test_what_another_command_is_learning_is_left_alone(workdir):
   """By the very command that a server runs; a terminal has been learning something else."""
   request = workdir / "learning" / "request.json"
@@ -173,14 +211,15 @@ def test_a_server_that_is_stopped_goes_on_when_it_is_started_again(workdir, slow
   assert "--epochs=3" in first
 
 
-def test_a_process_that_is_killed_goes_on_and_one_that_always_is_fails(workdir, tmp_path):
+def test_a_process_that_is_killed_goes_on_and_one_that_always_is_stops(workdir, tmp_path):
   killed = (
     "import os, pathlib, sys; open(sys.argv[1][10:] + '/started', 'a').write('x\\n')\n"
   )
   command = script(tmp_path, killed + "os.kill(os.getpid(), 9)")
   with serving(workdir, command=command) as client:
     send(client)
-    found = wait_for(client, "failed")
+    found = wait_for(client, "stopped", "failed")
+  assert found["status"] == "stopped"
   assert found["errors"] == ["the learning ended with exit code -9: it printed nothing"]
   assert len(started(workdir)) == 3
 
@@ -190,6 +229,7 @@ def test_a_process_that_is_killed_goes_on_and_one_that_always_is_fails(workdir, 
   [
     (" lynx ", "lynx"),
     ("cafe\u0301", "caf\u00e9"),
+    ("\U0001f469\u200d\U0001f680", "\U0001f469\u200d\U0001f680"),
     ("\u0645\u06cc\u200c\u0634\u0648\u062f", "\u0645\u06cc\u200c\u0634\u0648\u062f"),
     ("a: *b* 'c' \"d\" $(e)", "a: *b* 'c' \"d\" $(e)"),
     ("n" * 255, "n" * 255),

@@ -218,7 +218,7 @@ def test_the_page_names_photos_and_learns(workdir, tmp_path):
         tab.look(width, dark=dark)
         assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
     tab.open(f"{url}api")
-    tab.wait("document.querySelectorAll('article').length === 6")
+    tab.wait("document.querySelectorAll('article').length === 7")
     assert all(address.startswith((url, "blob:", "data:")) for address in tab.requests())
     refused = [c for c in tab.complaints() if "400" not in str(c.get("text"))]
     assert not refused

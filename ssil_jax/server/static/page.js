@@ -290,6 +290,18 @@ find("give-up").addEventListener("click", async () => {
   find("new-classes").querySelector("input").focus();
 });
 
+find("go-on").addEventListener("click", async () => {
+  find("go-on").disabled = true;
+  refused("");
+  try {
+    await ask("api/learn/resume", { method: "POST" });
+  } catch (error) {
+    refused(error.message);
+  }
+  find("go-on").disabled = false;
+  await look();
+});
+
 function names(classes) {
   const parts = classes.flatMap(({ name }, i) => [i ? ", " : "", element("bdi", {}, shown(name))]);
   return parts.slice(1);
@@ -308,6 +320,7 @@ function showJob(job) {
       learning: job.step > 0 ? ["Learning ", ...names(job.classes), "…"] : ["Getting ready to learn ", ...names(job.classes), "…"],
       done: ["Learnt ", ...names(job.classes), "."],
       failed: ["Not learnt: ", ...names(job.classes), ". The model is as it was."],
+      stopped: ["Stopped: ", ...names(job.classes), ". The photos and what was learnt of them are kept: mend what stopped it and go on, or give it up."],
       cancelled: ["Given up: ", ...names(job.classes), ". The model is as it was."],
       interrupted: ["Interrupted: ", ...names(job.classes), ". It goes on when the server is started again."],
     }[job.status];
@@ -315,7 +328,9 @@ function showJob(job) {
   }
   const progress = find("job-bar");
   progress.hidden = !isLearning;
-  find("give-up").hidden = !isLearning;
+  const hasStopped = job.status === "stopped";
+  find("go-on").hidden = !hasStopped;
+  find("give-up").hidden = !isLearning && !hasStopped;
   if (job.num_steps && job.step) {
     progress.max = job.num_steps;
     progress.value = job.step;
@@ -370,7 +385,7 @@ async function look() {
   try {
     const job = await ask("api/learn");
     showJob(job);
-    if (!isSending) showButtons(job.status !== "learning");
+    if (!isSending) showButtons(!["learning", "stopped"].includes(job.status));
     if (job.status === "learning") wait = SOON;
     if (job.status !== "learning" || !modelStamp) await showModel();
     say(find("trouble"), "");
