@@ -25,9 +25,8 @@ from ssil_jax.training.model_files import arrays_of
 
 QUIET = Console(quiet=True)
 GROUPS = (("c", "a"), ("b", "f"), ("d", "e"))  # the first is not in the order of names
-# With nothing beside the network; herding, a teacher and means; a teacher that is
-# corrected; exemplars' logits.
-LEARNING = ("ssil", "icarl", "bic", "der")
+# With nothing beside the network; herding, a teacher and means; exemplars' logits.
+LEARNING = ("ssil", "icarl", "der")
 
 
 @pytest.fixture(autouse=True, scope="module")

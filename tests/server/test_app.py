@@ -299,7 +299,7 @@ def test_no_error_ends_the_search_for_a_changed_model(workdir, monkeypatch, erro
     monkeypatch.setattr("ssil_jax.server.answering.load", fails_twice)
     path = workdir / "model.json"
     card = json.loads(path.read_bytes())
-    card["class_names"][0] = "renamed"
+    card["class_names"][0] = card["states"][0]["classes"][0] = "renamed"
     path.write_text(json.dumps(card))
     for _ in range(600):
       if client.get("/api/model").json()["classes"][0]["name"] == "renamed":
