@@ -20,7 +20,7 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT))
 
-ROUNDS = 5
+ROUNDS = 3
 PHOTOS = 1000
 
 
