@@ -70,7 +70,7 @@ def read_each(
 
 
 class Verification(NamedTuple):
-  """What is known of all images once they were decoded, by split."""
+  """Holds what is known of all images once they were decoded, by split."""
 
   bad: Mapping[str, Bad]
   images: Mapping[str, EncodedImages]  # all of them, with their `contents`

@@ -1,4 +1,4 @@
-"""What the processes of a run do together, all at the same call."""
+"""Does what the processes of a run do together, all at the same call."""
 
 import zlib
 from collections.abc import Mapping

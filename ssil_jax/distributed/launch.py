@@ -1,4 +1,4 @@
-"""How the processes of a run join each other, by `jax.distributed`, and how they end.
+"""Joins the processes of a run, by `jax.distributed`, and ends them.
 
 The flags, SLURM or a TPU pod say which processes there are. jax lets them meet, and aborts
 all when process 0 is gone or when one has been silent for a minute. What is added here is a

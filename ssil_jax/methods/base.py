@@ -1,4 +1,4 @@
-"""What a method of class-incremental learning is: a NamedTuple of pure functions.
+"""Defines what a method of class-incremental learning is: a NamedTuple of pure functions.
 
 The loop, the loader and the evaluator know this contract and no method's name. Functions
 of a batch run on the devices, functions of a `FinishedState` on the host after a state's
@@ -24,7 +24,7 @@ from ssil_jax.settings import NoSettings, setting
 
 
 class SeenClasses(NamedTuple):
-  """Where the classes stand in a state; traced int32 scalars."""
+  """Says where the classes stand in a state; traced int32 scalars."""
 
   num_old: jax.Array
   num_seen: jax.Array
@@ -33,7 +33,7 @@ class SeenClasses(NamedTuple):
 
 
 class PhaseContext(NamedTuple):
-  """What a phase starts with and does not change."""
+  """Holds what a phase starts with and does not change."""
 
   classes: SeenClasses
   # {"params", "batch_stats"} of the network as it was, None if the method has no teacher.
@@ -78,7 +78,7 @@ class FinishedState(NamedTuple):
 
 
 class Sizes(NamedTuple):
-  """What the shapes of a method's statistics may depend on."""
+  """Holds what the shapes of a method's statistics may depend on."""
 
   num_classes: int
   num_features: int
@@ -251,7 +251,7 @@ class Method(NamedTuple):
 
   @property
   def steps_like_softmax_first(self) -> bool:
-    """Whether the steps of its first state are those of plain softmax training."""
+    """Says whether the steps of its first state are those of plain softmax training."""
     return (
       getattr(self.loss, "softmax_in_first_state", False)
       and not self.cosine_head

@@ -42,7 +42,7 @@ _PLAIN = "scores: the logits; probabilities: the softmax of the scores"
 
 
 class _Contents(NamedTuple):
-  """What a format is made of: files by name, and what the card says of them alone."""
+  """Holds what a format is made of: files by name, and what the card says of them alone."""
 
   files: dict[str, bytes]
   card: dict[str, Any]

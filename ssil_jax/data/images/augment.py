@@ -18,7 +18,7 @@ class Augmentation(NamedTuple):
 
 
 class Normalization(NamedTuple):
-  """What is done to the channels of every image, training and test."""
+  """Says what is done to the channels of every image, training and test."""
 
   mean: tuple[float, float, float]  # red, green, blue as fractions of 1
   std: tuple[float, float, float]

@@ -37,7 +37,7 @@ _CHROMA_REACH = 4
 
 
 class Header(NamedTuple):
-  """What the segments before the first scan tell."""
+  """Holds what the segments before the first scan tell."""
 
   width: int  # pixels
   height: int
