@@ -170,8 +170,8 @@ def figure2() -> list[Figure]:
       caption="Six classes of points around a circle: three old ones (blue), of which "
       "three exemplars each are left, and three new ones (orange). A small perceptron is "
       "trained on all data; then on the old classes first, and on new ones and exemplars "
-      f"after that, as FT and as SS-IL do. On test points, {'; '.join(told)}. The paper's figure "
-      "is an illustration; this one is trained by the package's losses and samplers "
+      f"after that, as FT and as SS-IL do. On test points, {'; '.join(told)}. The paper's "
+      "figure is an illustration; this one is trained by the package's losses and samplers "
       "(ssil_jax/paper/toy.py), seed 0.",
       alt=f"Three maps of the plane by predicted class. {'; '.join(told)}.",
     )
@@ -323,8 +323,8 @@ def figure6(found: Found, scale: Scale) -> list[Figure]:
       title="Figure 6: epochs, scores, ablation",
       caption="Left: average top-1 on test images, and on the augmented training batches "
       "of each state's last epoch, which hold exemplars, too. Center: network output "
-      "averaged over all test images and the new, or old, classes. Right: FT with one of SS-IL's "
-      "two parts each.",
+      "averaged over all test images and the new, or old, classes. Right: FT with one "
+      "of SS-IL's two parts each.",
       alt=f"Average top-1 by epochs: {by_epochs}. Last gap of scores, new minus old: "
       f"{gaps}. Ablation, last top-1: {_lasts(found, ablation, 'top1')}.",
     )
