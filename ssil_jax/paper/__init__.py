@@ -1,0 +1,1 @@
+"""Knows what was published, and which runs would reproduce it."""
