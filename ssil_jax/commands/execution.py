@@ -3,6 +3,7 @@
 import concurrent.futures
 import importlib.util
 import multiprocessing
+import os
 import pathlib
 import re
 import subprocess
@@ -17,7 +18,7 @@ from rich.text import Text
 
 from ssil_jax.commands import planning
 from ssil_jax.commands.planning import PlannedJob
-from ssil_jax.commands.runner import Outcome, Runner
+from ssil_jax.commands.runner import Outcome, Runner, python_path
 from ssil_jax.config import Config
 from ssil_jax.errors import ConfigError
 from ssil_jax.reports.results import has_finished_state
@@ -172,6 +173,8 @@ def submit(
 
   options = dict(execution.slurm_options)
   own = _without_slurm(argv)
+  # The jobs inherit it, so that they find this package where it is, installed or not.
+  os.environ["PYTHONPATH"] = python_path()
   try:
     executor = submitit.AutoExecutor(
       folder=output / "slurm", cluster=options.pop("cluster", "slurm")

@@ -34,6 +34,12 @@ class Outcome(enum.Enum):
   NOT_RUN = enum.auto()
 
 
+def python_path() -> str:
+  """Returns a PYTHONPATH by which a process finds this package, installed or not."""
+  root = str(pathlib.Path(__file__).resolve().parents[2])
+  return os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+
+
 class Runner:
   """Runs jobs, several at a time, each on its share of the cores."""
 
@@ -94,9 +100,6 @@ class Runner:
   def _run(self, job: Job) -> Outcome:
     """Returns how the job ended; its output goes to WORKDIR.log."""
     name = job.workdir.name
-    # So that it finds this package where it is, installed or not.
-    root = str(pathlib.Path(__file__).resolve().parents[2])
-    python_path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     # The lender was submitted earlier, so that it has been started.
     if job.lender and self._ended[job.lender].result() is not Outcome.DONE:
       if not self._stopped:
@@ -111,7 +114,7 @@ class Runner:
           print(f"{name} ...", flush=True)
           process = subprocess.Popen(
             [*self._command, *job.arguments],
-            env={**os.environ, "PYTHONPATH": python_path},
+            env={**os.environ, "PYTHONPATH": python_path()},
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,  # so that Ctrl-C reaches it once, from here

@@ -112,7 +112,7 @@ def figure1(found: Found, scale: Scale) -> list[Figure]:
     save(
       _draw(2, draw),
       name="paper_figure1",
-      title="Figure 1: what FT forgets, and what it confuses",
+      title="FT and IL2M",
       caption="Left: accuracy when only the classes of the image's own state compete, "
       "averaged over the states. Right: share of old-class test images taken for new ones, "
       "e(p,n), and of new-class images taken for old ones, e(n,p). FT and IL2M share the "
@@ -166,7 +166,7 @@ def figure2() -> list[Figure]:
     save(
       _draw(3, draw),
       name="paper_figure2",
-      title="Figure 2: decision regions of three classifiers",
+      title="Classifiers of the plane",
       caption="Six classes of points around a circle: three old ones (blue), of which "
       "three exemplars each are left, and three new ones (orange). A small perceptron is "
       "trained on all data; then on the old classes first, and on new ones and exemplars "
@@ -208,7 +208,7 @@ def figure3() -> list[Figure]:
     save(
       canvas,
       name="paper_figure3",
-      title="Figure 3: FT and SS-IL, by the gradients of their losses",
+      title="Gradients of scores in a batch",
       caption="The gradient of the loss with respect to each score (equations 2 and 3), "
       "for a batch at equal scores: 8 images of four new classes (a to d) and exemplars of "
       "four old ones. In FT's batch, every new image pushes every old score down, and one "
@@ -238,7 +238,7 @@ def figure4(found: Found, scale: Scale) -> list[Figure]:
       save(
         _draw(2, draw),
         name=f"paper_figure4_{dataset.lower().replace('-', '_')}",
-        title=f"Figure 4: accuracy by classes seen, {dataset}",
+        title=dataset,
         caption="Accuracy on the test images of all classes seen, after each state.",
         alt="Line charts by classes seen. Top-1 ends at "
         f"{_lasts(found, cells, 'top1')}; top-5 at {_lasts(found, cells, 'top5')}.",
@@ -267,7 +267,7 @@ def figure5(found: Found, scale: Scale) -> list[Figure]:
     save(
       _draw(2, draw, share=True),
       name="paper_figure5",
-      title="Figure 5: error ratios of all methods",
+      title="e(p,n) and e(n,p)",
       caption="A method is balanced where both are equal.",
       alt="Line charts by classes seen. e(p,n) ends at "
       f"{_lasts(found, cells, 'error_old_as_new')}; e(n,p) at "
@@ -320,7 +320,7 @@ def figure6(found: Found, scale: Scale) -> list[Figure]:
     save(
       _draw(3, draw),
       name="paper_figure6",
-      title="Figure 6: epochs, scores, ablation",
+      title="SS-IL taken apart",
       caption="Left: average top-1 on test images, and on the augmented training batches "
       "of each state's last epoch, which hold exemplars, too. Center: network output "
       "averaged over all test images and the new, or old, classes. Right: FT with one "
@@ -374,7 +374,7 @@ def figure7(found: Found, scale: Scale) -> list[Figure]:
     save(
       _draw(2, draw),
       name="paper_figure7",
-      title="Figure 7: why IL2M corrects little",
+      title="IL2M and what it rectifies",
       caption="Left: the factor R by which IL2M multiplies old probabilities, mean over up "
       "to 50 classes of the first state, and the mean ratio of the top probability to that "
       "of the true class (equation 4) over their test images, which R would have to "
