@@ -101,6 +101,7 @@ BAD = {
   "bic_held_out": (0.0, 1.0),
   "learning_rate_by_state": ("linear",),
   "il2m_scores": ("features",),
+  "calibration": ("both",),
   "precision": ("float16",),
   "selection": ("best",),
   "augment": ("flip",),

@@ -16,11 +16,32 @@ _NO_SETTINGS = {"seed", "data", "data_fingerprint", "version"} | {
 }
 
 
+# Methods that train on all images of all classes seen: bounds for the others, no rivals.
+_UPPER_BOUNDS = ("joint", "joint_full")
+
+
 class Group(NamedTuple):
-  """A label, and the runs of one method that are shown as one under it."""
+  """Holds a label, and the runs of one method that are shown as one under it."""
 
   label: str
   runs: list[Run]
+  left_out: str = ""  # why it is not ranked and averaged with others, if it is not
+
+  @property
+  def title(self) -> str:
+    """The title of the method."""
+    return self.runs[0].results["method_title"]
+
+  @property
+  def method(self) -> str:
+    """The name of the method, as flags have it; empty in results that lack it."""
+    name = self.runs[0].results.get("method")
+    return name if isinstance(name, str) else ""
+
+  @property
+  def is_ranked(self) -> bool:
+    """Whether it may be the best: neither an upper bound nor a run not done may."""
+    return not self.left_out and self.method not in _UPPER_BOUNDS
 
   @property
   def states(self) -> list[dict[str, Any]]:

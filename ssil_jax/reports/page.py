@@ -1,59 +1,125 @@
-"""Writes the page on runs: a self-contained HTML file with tables and figures."""
+"""Writes pages: self-contained HTML of sections, with their figures and tables as files."""
 
-from collections.abc import Sequence
+import base64
+import functools
+import hashlib
+import os
+import re
+import urllib.parse
+import warnings
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import jinja2
+import markupsafe
 
 from ssil_jax.errors import UserError
-from ssil_jax.reports import tables
-from ssil_jax.reports.figures import Plot, draw_plots
-from ssil_jax.reports.results import Run, load_run
+from ssil_jax.reports import figures, svg
+from ssil_jax.reports.blocks import (
+  Figure,
+  Section,
+  Table,
+  as_cell,
+  number_columns,
+  tables_of,
+)
+from ssil_jax.reports.exports import write_tables
+from ssil_jax.reports.results import Run, load_runs
+from ssil_jax.reports.study import heading, study_sections
 from ssil_jax.system import write_bytes
 
-_SETTINGS = {
-  "data set": "dataset",
-  "method": "method_title",
-  "states T": "num_states",
-  "classes": "num_classes",
-  "exemplar memory |M|": "memory_size",
-  "seed": "seed",
-  "files ignored": "ignored_files",
-}
+__all__ = ["study_sections", "write_page", "write_report", "write_study"]
 
-_MANY = 8  # runs; above this, settings have a row a run
-_Table = tuple[str, list[str], list[list[str]]]  # heading, names of columns, rows
+_NAME = re.compile("[a-z0-9_]+")
+_FILE = re.compile(r'href="((?:figures|tables)/[a-z0-9_]+\.(?:svg|png|csv))"')
+_LARGE = 2**26  # bytes; no page is
 
 
 def write_report(workdirs: Sequence[Path], output: Path) -> Path:
-  """Writes the page `output` and, in the folder `figures` beside it, its figures as PNG.
+  """Writes the page of some runs, in the order of their work directories.
 
-  Each file is replaced, even where it is a link: to what, someone else may have chosen.
-  Runs are shown in the order of `workdirs`.
+  Of several, those whose files are wrong are named, by a warning and on the page, and left
+  out, as long as there is another.
 
   Returns:
     `output`.
 
   Raises:
-    DataError: a file of a work directory is missing or wrong.
+    DataError: a file of the only work directory, or of each, is missing or wrong.
     UserError: there is no work directory, or the page cannot be written.
   """
+  runs, skipped = load_runs(workdirs)
+  for reason in skipped:
+    warnings.warn(f"left out: {reason}", stacklevel=2)
+  return write_study(runs, output, skipped=skipped)
+
+
+def write_study(
+  runs: Sequence[Run],
+  output: Path,
+  *,
+  skipped: Sequence[str] = (),
+  highlight: str | None = None,
+  exports: Sequence[str] = (),
+) -> Path:
+  """Writes the page of some runs; returns `output`.
+
+  Args:
+    runs: at least one.
+    output: the page; see `write_page`.
+    skipped: why other work directories are left out, a line each.
+    highlight: the method in question, by its name; see `study_sections`.
+    exports: further kinds of files that each table gets; see `write_tables`.
+
+  Raises:
+    UserError: the page cannot be written.
+  """
+  title, kicker = heading(runs)
+  sections = study_sections(runs, highlight=highlight, skipped=skipped)
+  output = write_page(output, title=title, sections=sections, kicker=kicker)
+  for kind in exports:
+    write_tables(tables_of(sections), kind, output.parent / "tables")
+  return output
+
+
+def write_page(
+  output: Path, *, title: str, sections: Sequence[Section], kicker: str = ""
+) -> Path:
+  """Writes a page and, in `figures` and `tables` beside it, what it shows as files.
+
+  Each figure is there as PNG and SVG, each table as CSV. Each file is replaced, even where
+  it is a link: to what, someone else may have chosen. Files that only an earlier page there
+  had are removed.
+
+  Args:
+    output: the HTML file.
+    title: of the page.
+    sections: in their order; all names on the page are different.
+    kicker: a line above the title.
+
+  Returns:
+    `output`.
+
+  Raises:
+    UserError: the page cannot be written.
+    ValueError: two figures, tables or sections have one name, or it is none.
+  """
   output = Path(output)
-  if not workdirs:
-    raise UserError("there is nothing to report: give at least one work directory")
-  runs = [load_run(workdir) for workdir in workdirs]
-  plots = draw_plots(runs)
-  page = _render(runs, plots)
+  drawn = [b for section in sections for b in section.blocks if isinstance(b, Figure)]
+  tables = list(tables_of(sections))
+  for named in (sections, drawn, tables):
+    names = [block.name for block in named]
+    if len(set(names)) < len(names) or not all(map(_NAME.fullmatch, names)):
+      raise ValueError(f"names must be different, of a-z, 0-9 and _: {names}")
+  page = _render(output, title, sections, drawn, kicker)
   try:
     folder = output.parent / "figures"
     folder.mkdir(parents=True, exist_ok=True)
-    for plot in plots:
-      path = folder / f"{plot.name}.png"
-      if plot.png is None:
-        path.unlink(missing_ok=True)  # of an earlier report, which had that figure
-      else:
-        write_bytes(path, plot.png)
+    for figure in drawn:
+      write_bytes(folder / f"{figure.name}.svg", figure.svg)
+      write_bytes(folder / f"{figure.name}.png", figure.png)
+    write_tables(tables, "csv", output.parent / "tables")
+    _remove(output.parent, _files_of(output) - set(_FILE.findall(page)))
     write_bytes(output, page.encode())
   except OSError as error:
     place = error.filename2 or error.filename or output  # the second is what is replaced
@@ -63,78 +129,79 @@ def write_report(workdirs: Sequence[Path], output: Path) -> Path:
   return output
 
 
-def _render(runs: Sequence[Run], plots: Sequence[Plot]) -> str:
+def _files_of(page: Path) -> set[str]:
+  """Returns the files that an earlier page names."""
+  if not page.is_file() or page.is_symlink() or page.stat().st_size > _LARGE:
+    return set()
+  return set(_FILE.findall(page.read_text(encoding="utf-8", errors="replace")))
+
+
+def _remove(folder: Path, names: Iterable[str]) -> None:
+  for path in (folder / name for name in names):
+    if not path.parent.is_symlink():  # which may lead to files of others
+      path.unlink(missing_ok=True)
+
+
+def _render(
+  output: Path,
+  title: str,
+  sections: Sequence[Section],
+  drawn: Sequence[Figure],
+  kicker: str,
+) -> str:
+  loader = jinja2.PackageLoader("ssil_jax.reports")
   environment = jinja2.Environment(
-    loader=jinja2.PackageLoader("ssil_jax.reports"),
+    loader=loader,
     autoescape=True,
     undefined=jinja2.StrictUndefined,
     trim_blocks=True,
     lstrip_blocks=True,
   )
-  labels = tables.run_labels(runs)
-  labelled = list(zip(labels, runs, strict=True))
-  titles, datasets = (
-    ", ".join(dict.fromkeys(run.results[name] for run in runs))
-    for name in ("method_title", "dataset")
+  environment.filters |= {
+    "as_cell": as_cell,
+    "digest": _digest,
+    "kind": lambda block: type(block).__name__,
+    "lower_first": lambda text: text[:1].lower() + text[1:],
+    "relative": functools.partial(_relative, output),
+  }
+  css, script = (
+    loader.get_source(environment, f"page.{kind}")[0] for kind in ("css", "js")
   )
-  return environment.get_template("report.html.jinja").render(
-    tables=tables,
-    runs=runs,
-    labelled=labelled,
-    plots=plots,
-    title=f"{titles} on {datasets}",
-    note=tables.comparability_note(runs),
-    unfinished=[label for label, run in labelled if tables.progress(run.results)],
-    settings=_settings_tables(labels, _settings_rows(runs)),
-    over_seeds=tables.over_seeds(runs),
-    not_averaged=tables.not_averaged_note(runs),
-    schedules=_schedules(labels, runs),
+  for name, dark in (("LIGHT", False), ("DARK", True)):
+    colors = figures.theme(dark=dark).items()
+    css = css.replace(name, " ".join(f"{key}: {value};" for key, value in colors))
+  styles = svg.StyleSheet(figures.variables())
+  inlined = {
+    figure.name: svg.inline(figure.svg, name=figure.name, alt=figure.alt, styles=styles)
+    for figure in drawn
+  }
+  # The texts of <style> and <script> are our own, and none ends its element.
+  return environment.get_template("page.html.jinja").render(
+    title=title,
+    kicker=kicker,
+    sections=sections,
+    drawn=inlined,
+    numbers=number_columns,
+    is_sortable=_is_sortable,
+    style=markupsafe.Markup(f"\n{css}{styles.css}\n"),
+    script=markupsafe.Markup(f"\n{script}"),
   )
 
 
-def _settings_rows(runs: Sequence[Run]) -> list[list[str]]:
-  """Returns what was run and on what: a name, then the value of each run."""
-  rows = [(name, [run.results[key] for run in runs]) for name, key in _SETTINGS.items()]
-  skipped = [run.results.get("skipped_records", {}) for run in runs]
-  for split, name in (("train", "training"), ("test", "test")):
-    rows.append((f"{name} images skipped", [part.get(split) for part in skipped]))
-  rows.append(("states finished", [len(run.results["states"]) for run in runs]))
-  rows.append(("folder", [run.folder for run in runs]))
-  environments = [run.results["environment"] for run in runs]
-  for key in dict.fromkeys(key for one in environments for key in one):
-    rows.append((key.replace("_", " "), [one.get(key) for one in environments]))
-  return [[name, *map(_cell, values)] for name, values in rows]
+def _is_sortable(table: Table) -> bool:
+  cells = [as_cell(cell) for row in table.rows for cell in row]
+  has_values = any(cell.value is not None for cell in cells)
+  return table.sortable and has_values and len(table.rows) > 1
 
 
-def _settings_tables(labels: Sequence[str], rows: list[list[str]]) -> list[_Table]:
-  """Gives each run a column; many runs a row each, for what differs."""
-  if len(labels) <= _MANY:
-    return [("Settings and environment of each run", ["setting", *labels], rows)]
-  common = [row[:2] for row in rows if len(set(row[1:])) == 1]
-  different = [row for row in rows if len(set(row[1:])) > 1]
-  columns, *body = map(list, zip(["run", *labels], *different, strict=True))
-  tables_of = [
-    ("Settings and environment: the same in all runs", ["setting", "all runs"], common),
-    ("Settings and environment: what differs", columns, body),
-  ]
-  return tables_of if different else tables_of[:1]
+def _digest(text: str) -> str:
+  """Returns what a Content-Security-Policy calls a text of the page that it allows."""
+  digest = hashlib.sha256(text.encode()).digest()
+  return f"sha256-{base64.b64encode(digest).decode('ascii')}"
 
 
-def _schedules(labels: Sequence[str], runs: Sequence[Run]) -> list[_Table]:
-  """Returns labels, columns and rows of the training schedules, equal ones once."""
-  shown: list[tuple[list[str], list[str], list[list[str]]]] = []
-  for label, run in zip(labels, runs, strict=True):
-    columns = list(dict.fromkeys(name for row in run.schedule for name in row))
-    rows = [[_cell(row.get(name)) for name in columns] for row in run.schedule]
-    same = next((known for known, *table in shown if table == [columns, rows]), None)
-    if same is None:
-      shown.append(([label], columns, rows))
-    else:
-      same.append(label)
-  return [(", ".join(same), columns, rows) for same, columns, rows in shown]
-
-
-def _cell(value: Any) -> str:
-  if value is None or value == "":
-    return "-"
-  return f"{value:.6g}" if isinstance(value, float) else str(value)
+def _relative(output: Path, link: Path) -> str:
+  """Returns the address of a file for a page."""
+  path = os.path.relpath(os.path.abspath(link), os.path.abspath(output.parent))
+  # Quoted as bytes, for a name may be no text; the colon of a name would end a scheme.
+  return urllib.parse.quote(os.fsencode(path))

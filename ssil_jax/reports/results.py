@@ -13,7 +13,7 @@ import numpy as np
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import best_match
 
-from ssil_jax.errors import DataError
+from ssil_jax.errors import DataError, UserError
 
 
 class Score(NamedTuple):
@@ -61,6 +61,7 @@ class Run(NamedTuple):
   schedule: list[dict[str, Any]]  # schedule.json, empty if there is none
   loss: LossCurve | None  # from metrics.jsonl, None if there is none
   config: dict[str, Any] | None = None  # config.json, None if there is none
+  workdir: Path | None = None  # where it is, absolute
 
 
 def _object(optional: Any = None, **properties: Any) -> dict[str, Any]:
@@ -177,7 +178,37 @@ def load_run(workdir: Path) -> Run:
   rows = _rows(path, _METRICS_LINE) if path.is_file() else []
   columns = (np.array([row[name] for row in rows]) for name in ("step", "loss", "state"))
   loss = LossCurve(*columns) if rows else None
-  return Run(_printable(workdir.resolve().name), results, schedule or [], loss, config)
+  return Run(
+    _printable(workdir.resolve().name),
+    results,
+    schedule or [],
+    loss,
+    config,
+    workdir.absolute(),
+  )
+
+
+def load_runs(workdirs: Sequence[Path]) -> tuple[list[Run], list[str]]:
+  """Reads several work directories; of several, those whose files are wrong are left out.
+
+  Returns:
+    The runs, at least one, and why others were left out: a line each.
+
+  Raises:
+    DataError: no work directory can be read; a line for each.
+    UserError: there is no work directory.
+  """
+  if not workdirs:
+    raise UserError("there is nothing to report: give at least one work directory")
+  runs, wrong = [], []
+  for workdir in workdirs:
+    try:
+      runs.append(load_run(workdir))
+    except DataError as error:
+      wrong.append(str(error))
+  if not runs:
+    raise DataError("\n".join(dict.fromkeys(wrong)))
+  return runs, wrong
 
 
 def _wrong(place: Path | str, what: str) -> DataError:

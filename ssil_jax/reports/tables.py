@@ -1,17 +1,16 @@
 """Turns results of runs into rows of text, and into tables for the terminal."""
 
 import itertools
-from collections import Counter
 from collections.abc import Sequence
 from statistics import fmean, stdev
-from typing import Any, NamedTuple
+from typing import Any
 
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
 from ssil_jax.reports import aggregate
-from ssil_jax.reports.aggregate import Group
+from ssil_jax.reports.labels import OverSeeds, progress, run_labels, shorten
 from ssil_jax.reports.results import AVERAGES, FRACTIONS, SCORES, Run
 
 _LASTS = tuple(SCORES[name] for name in ("top1", "error_old_as_new", "error_new_as_old"))
@@ -23,146 +22,13 @@ COMPARISON_COLUMNS = (
   *(f"last {score.title}" for score in _LASTS),
   "training time",
 )
-SEED_COLUMNS = ("method", "seeds (n)", *_AVERAGES, f"last {_LASTS[0].title}")
-_DISTINCTIONS = {
-  "dataset": "{}",
-  "memory_size": "|M|={}",
-  "num_states": "T={}",
-  "seed": "seed {}",
-}
-_GROUP_DISTINCTIONS = {
-  "dataset": "{}",
-  "num_classes": "{} classes",
-  "memory_size": "|M|={}",
-  "num_states": "T={}",
-}
-
-
-def run_labels(runs: Sequence[Run]) -> list[str]:
-  """Returns a label for each run: the method's title and, where shared, what differs.
-
-  Runs of one title are told apart by data set, |M|, T and seed, then by the name of the
-  folder, then by a number. A run with states to come says how many it has done.
-  """
-  endings = [progress(run.results) for run in runs]
-  return _labels(runs, _DISTINCTIONS, [run.folder for run in runs], endings)
-
-
-def _labels(
-  runs: Sequence[Run], distinctions: dict[str, str], extras: list[str], endings: list[str]
-) -> list[str]:
-  """Returns titles and, where runs share one, what differs, an extra, a number."""
-  labels = []
-  for results in (run.results for run in runs):
-    title = results["method_title"]
-    rivals = [run.results for run in runs if run.results["method_title"] == title]
-    details = [
-      form.format(_shorten(str(results[name])))
-      for name, form in distinctions.items()
-      if any(rival[name] != results[name] for rival in rivals)
-    ]
-    labels.append((_shorten(title), *details))
-  numbers = [f"#{number}" for number in range(1, len(runs) + 1)]
-  for column in ([_shorten(extra) for extra in extras], numbers):
-    counts = Counter(labels)
-    labels = [
-      (*label, extra) if counts[label] > 1 else label
-      for label, extra in zip(labels, column, strict=True)
-    ]
-  texts = []
-  for (title, *details), ending in zip(labels, endings, strict=True):
-    shown = ", ".join(filter(None, (*details, ending)))
-    texts.append(f"{title} ({shown})" if shown else title)
-  return texts
-
-
-class OverSeeds(NamedTuple):
-  """Runs put together where they differ in nothing but the seed."""
-
-  groups: list[Group]
-  left_out: list[Group]  # a run each: unfinished, or with a seed that its group has
-  note: str  # on those left out, empty if there are none
-
-  @property
-  def caption(self) -> str:
-    """What the cells of `seed_rows` mean."""
-    *others, most = sorted({len(group.runs) for group in self.groups})
-    counts = f"{', '.join(map(str, others))} or {most}" if others else str(most)
-    single = ", without a deviation where it is 1" if 1 in others else ""
-    return (
-      "Mean \N{PLUS-MINUS SIGN} sample standard deviation (divisor n - 1) over n seeds, "
-      f"in %; n is {counts}{single}."
-    )
-
-
-def over_seeds(runs: Sequence[Run]) -> OverSeeds | None:
-  """Groups the runs by all but the seed; None if no two finished ones belong together."""
-  groups, left_out = aggregate.group(runs)
-  if all(len(numbers) == 1 for numbers in groups):
-    return None
-  labels = run_labels(runs)
-  members = [[runs[number] for number in numbers] for numbers in groups]
-  firsts = [group[0] for group in members]
-  extras, endings = _differing_settings(firsts), [""] * len(firsts)
-  names = _labels(firsts, _GROUP_DISTINCTIONS, extras, endings)
-  notes = [
-    ", ".join([*(labels[n] for n, why in left_out.items() if why == reason), reason])
-    for reason in dict.fromkeys(left_out.values())
-  ]
-  return OverSeeds(
-    [Group(name, group) for name, group in zip(names, members, strict=True)],
-    [Group(labels[number], [runs[number]]) for number in left_out],
-    f"Left out of the means over seeds: {'; '.join(notes)}." if notes else "",
-  )
-
-
-def not_averaged_note(runs: Sequence[Run]) -> str:
-  """Says in one line what keeps finished runs of one method, with several seeds, apart.
-
-  Empty if nothing does. Groups of several runs have it in their labels.
-  """
-  groups, _ = aggregate.group(runs)
-  members = [runs[number] for numbers in groups for number in numbers]
-  differing: dict[str, dict[str, None]] = {}  # title -> names, in order
-  for run in (runs[numbers[0]] for numbers in groups if len(numbers) == 1):
-    for other in members:
-      if other.results["seed"] != run.results["seed"] and aggregate.of_one_kind(run, other):
-        names = dict.fromkeys(aggregate.differences(run, other))
-        differing.setdefault(_shorten(run.results["method_title"]), {}).update(names)
-  shown = [f"{title} ({', '.join(names)})" for title, names in differing.items() if names]
-  return f"Not averaged over seeds, as they differ: {'; '.join(shown)}." if shown else ""
-
-
-def _differing_settings(runs: Sequence[Run]) -> list[str]:
-  """Returns, for each run, the settings in which it and others of its title differ."""
-  known = [(run.results["method_title"], aggregate.settings(run)) for run in runs]
-  return [
-    ", ".join(
-      f"{name}={value}"
-      for name, value in settings.items()
-      if name not in _GROUP_DISTINCTIONS
-      and any(other.get(name, value) != value for rival, other in known if rival == title)
-    )
-    for title, settings in known
-  ]
-
-
-def progress(results: dict[str, Any]) -> str:
-  """Says how many states are done of a run with states to come; else empty."""
-  done, total = len(results["states"]), results["num_states"]
-  return f"{done} of {total} states" if done < total else ""
-
-
-def comparability_note(runs: Sequence[Run]) -> str:
-  """Says in one line why the runs cannot be compared; empty if they can."""
-  reasons = []
-  for name, what in (("dataset", "data sets"), ("num_classes", "numbers of classes")):
-    values = list(dict.fromkeys(str(run.results[name]) for run in runs))
-    if len(values) > 1:
-      reasons.append(f"{what} ({', '.join(values)})")
-  if not reasons:
-    return ""
-  return f"These runs are not comparable: they have different {' and '.join(reasons)}."
+SEED_COLUMNS = (
+  "method",
+  "seeds (n)",
+  *_AVERAGES,
+  "forgetting",
+  f"last {_LASTS[0].title}",
+)
 
 
 def format_table(results: dict[str, Any]) -> Table:
@@ -178,6 +44,13 @@ def format_table(results: dict[str, Any]) -> Table:
     "Accuracies and errors in %; own-state: top-1 among the classes\n"
     "of the image's own state; seconds: time of training."
   )
+  forgetting, transfer = (
+    results["average"].get(name) for name in ("forgetting", "backward_transfer")
+  )
+  if forgetting is not None:
+    caption += (
+      f"\nforgetting: {_percent(forgetting)}; backward transfer: {_percent(transfer)}"
+    )
   *rows, average = state_rows(results)
   table = _rich_table(STATE_COLUMNS, rows, title, caption)
   table.add_section()
@@ -227,7 +100,7 @@ def comparison_rows(runs: Sequence[Run]) -> list[list[str]]:
         label,
         *(_percent(average[score.name]) for score in AVERAGES),
         *(_percent(last[score.name]) for score in _LASTS),
-        _duration(sum(row["train_seconds"] for row in run.results["states"])),
+        duration(sum(row["train_seconds"] for row in run.results["states"])),
       ]
     )
   return rows
@@ -236,9 +109,10 @@ def comparison_rows(runs: Sequence[Run]) -> list[list[str]]:
 def seed_rows(found: OverSeeds) -> list[list[str]]:
   """Returns cells under SEED_COLUMNS."""
   rows = []
-  for label, runs in found.groups:
+  for label, runs, _ in found.groups:
     averages = [run.results["average"] for run in runs]
-    columns = [[average[score.name] for average in averages] for score in AVERAGES]
+    names = (*(score.name for score in AVERAGES), "forgetting")
+    columns = [[average.get(name) for average in averages] for name in names]
     columns.append([run.results["states"][-1][_LASTS[0].name] for run in runs])
     rows.append([label, str(len(runs)), *map(_spread, columns)])
   return rows
@@ -285,18 +159,9 @@ def learnt_table(result: dict[str, Any]) -> Table:
   return _rich_table(
     LEARNT_COLUMNS,
     learnt_rows(result),
-    f"learnt in state {result['state']}: {_shorten(names)}",
+    f"learnt in state {result['state']}: {shorten(names)}",
     f"Top-1 accuracy in %;\n{errors}:\nold classes taken for new, and new for old.",
   )
-
-
-def statistics_table(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-  """Returns columns and rows of a method's own numbers, a row a state; or no rows."""
-  states = [(row["state"], row.get("statistics", {})) for row in results["states"]]
-  names = list(dict.fromkeys(name for _, values in states for name in values))
-  rows = [[str(state), *(_number(v.get(name)) for name in names)] for state, v in states]
-  titles = [name.replace("_", " ") for name in names]
-  return ["state", *titles], rows if names else []
 
 
 def origin_note(results: dict[str, Any]) -> str:
@@ -332,10 +197,6 @@ def _rich_table(
   return table
 
 
-def _shorten(text: str) -> str:
-  return text if len(text) <= 40 else text[:39] + "\N{HORIZONTAL ELLIPSIS}"
-
-
 def _percent(fraction: float | None) -> str:
   return "-" if fraction is None else f"{100 * fraction:.1f}"
 
@@ -348,11 +209,8 @@ def _spread(fractions: Sequence[float | None]) -> str:
   return f"{text} \N{PLUS-MINUS SIGN} {100 * stdev(fractions):.1f}"
 
 
-def _number(value: float | None) -> str:
-  return "-" if value is None else f"{value:.4g}"
-
-
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+  """Returns a time in the units that suit it."""
   if seconds < 59.95:
     return f"{seconds:.1f}s"
   minutes, rest = divmod(round(seconds), 60)

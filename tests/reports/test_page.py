@@ -1,28 +1,33 @@
-"""The page on runs; the script that writes it: see tests/experiments/test_compare.py."""
+"""The page on runs; the script that writes it: see tests/commands/test_compare.py."""
+
+import base64
+import hashlib
+import re
 
 import pytest
 from written_runs import (
-  COMPARISON_ROW,
-  SEED_ROW,
   SEED_RUNS,
   STATE_ROWS,
   Page,
+  load_seed_runs,
+  measured_run,
   one_state,
-  seed_run,
   with_states,
   write_run,
 )
 
-from ssil_jax.errors import UserError
+from ssil_jax.errors import DataError, UserError
 from ssil_jax.reports import page as page_lib
+from ssil_jax.reports import study
+from ssil_jax.reports.blocks import Cell, Figure, Section, Table, Terms, Text
 
 FIGURES = ("accuracy", "errors", "confusion", "scores", "state_specific", "loss")
 
 
 @pytest.fixture
 def no_figures(monkeypatch):
-  """See test_figures.py for these, which take time."""
-  monkeypatch.setattr(page_lib, "draw_plots", lambda runs: [])
+  """See test_plots.py for these, which take time."""
+  monkeypatch.setattr(study, "_figures", lambda *arguments: {})
 
 
 def page_of(tmp_path, *workdirs):
@@ -35,60 +40,84 @@ def test_page_holds_tables_and_settings_and_is_self_contained_and_accessible(tmp
     write_run(tmp_path / "a"),
     write_run(tmp_path / "b", method="ft", method_title="FT", schedule=None),
   )
-  assert COMPARISON_ROW in page.rows
-  assert all(row in page.rows for row in STATE_ROWS)
+  for row in STATE_ROWS:
+    shown = [*row[:-1], "-", row[-1]]  # the calibration error of older results
+    assert shown in page.rows
   assert ["2", "ratio-preserving", "0.05"] in page.rows
-  values = {"data set": "digits", "states T": "2", "classes": "4", "num devices": "2"}
-  for name, value in (values | {"exemplar memory |M|": "40", "seed": "7"}).items():
-    assert [name, value, value] in page.rows
+  for name, value in {"data set": "digits", "states T": "2", "num devices": "2"}.items():
+    assert [name, value] in page.rows
+  assert ["SS-IL", "SS-IL", "a"] in page.rows  # what differs: method and folder
   assert "SS-IL, FT on digits" in page.text
+  assert "scored on test images" in page.text
   assert "holds no schedule.json" in page.text
-  absent = ("None", "not comparable", "Not finished", "Over seeds", "±", "own statistics")
+  absent = ("None", "not comparable", "Not finished", "±", "own statistics", "ssed over")
   assert not [words for words in (*absent, "taken from there") if words in page.text]
   assert "seeds" not in "".join(page.captions)
 
   assert ("html", {"lang": "en"}) in page.tags
-  assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in page.tags}
-  images = [attributes for tag, attributes in page.tags if tag == "img"]
-  assert len(images) == len(FIGURES)
-  assert all(image["src"].startswith("data:image/png;base64,") for image in images)
-  assert all(len(words) > 20 for words in (*page.captions, *(i["alt"] for i in images)))
-  sources = [a.get("src") or a.get("href") for _, a in page.tags]
-  assert all(source.startswith("data:") for source in sources if source)
+  assert not {"link", "iframe", "object", "img"} & {tag for tag, _ in page.tags}
+  drawn = [attributes for tag, attributes in page.tags if tag == "svg"]
+  assert len(drawn) == len(FIGURES)
+  words = [*page.captions, *(attributes["aria-label"] for attributes in drawn)]
+  assert all(len(text) > 20 for text in words)
   assert all(a.get("scope") in ("row", "col") for tag, a in page.tags if tag == "th")
+  assert not any("style" in attributes for _, attributes in page.tags)
+  ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+  assert len(ids) == len(set(ids))
+  # Every address is a place on the page, or a file beside it that is there.
+  for address in (a.get("href", a.get("src")) for _, a in page.tags):
+    if address is not None and address[0] == "#":
+      assert address[1:] in ids
+    elif address is not None:
+      assert (tmp_path / "out" / address).is_file()
   source = (tmp_path / "out" / "report.html").read_text()
-  assert not [words for words in ("url(", "@import") if words in source]
+  assert not re.search(r"url\((?!#)|@import|https?://(?!www.w3.org/2000/svg)", source)
+  policy = re.search('http-equiv="Content-Security-Policy" content="([^"]+)"', source)[1]
+  for kind in ("style", "script"):
+    text = re.search(f"<{kind}>(.*?)</{kind}>", source, re.DOTALL)[1]
+    digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    assert f"{kind}-src 'sha256-{digest}';" in policy.replace("&#39;", "'")
 
   # Figures lie beside the page, and those of an earlier one go.
   folder = tmp_path / "out" / "figures"
-  assert {path.stem for path in folder.iterdir()} == set(FIGURES)
-  page = page_of(tmp_path, write_run(tmp_path / "a", results=one_state()))
-  assert "Not drawn, with one state only" in page.captions[1]
-  assert {path.stem for path in folder.iterdir()} == {FIGURES[0], *FIGURES[4:]}
+  names = {f"{name}.{kind}" for name in FIGURES for kind in ("png", "svg")}
+  assert {path.name for path in folder.iterdir()} == names
+  (folder / "mine.png").write_text("")
+  page_of(tmp_path, write_run(tmp_path / "a", results=one_state()))
+  stems = {path.stem for path in folder.iterdir()}
+  assert stems == {"accuracy", "state_specific", "loss", "mine"}
 
 
 def test_names_are_escaped_and_drawn_literally(tmp_path):
   bad = "<script>alert(1)</script>$x^{$"
-  workdir = write_run(
-    tmp_path / "a",
+  workdir = measured_run(
+    tmp_path / "javascript:a\udcff<",
     method_title=bad,
     dataset="x\ud800y_<img src=x onerror=alert(1)>",
-    environment={"<b>key": '"><script>x</script>'},
+    class_names=["<i>", "b&amp;", bad, "d"],
     schedule=[{"<i>": "<script>"}],
-    results=with_states(
-      {"statistics": {}, "from_workdir": bad},
-      {"statistics": {"<i>alpha": 1.23456, "beta": None}, "from_workdir": bad},
-    ),
   )
-  page = page_of(tmp_path, workdir)
-  assert not {"script", "b", "i"} & {tag for tag, _ in page.tags}
+  other = with_states(
+    {"statistics": {}, "from_workdir": bad},
+    {"statistics": {"<i>alpha": 1.23456, "beta": None}, "from_workdir": bad},
+    environment={"<b>key": '"><script>x</script>'},
+  )
+  page = page_of(tmp_path, workdir, write_run(tmp_path / "b", results=other))
+  tags = [tag for tag, _ in page.tags]
+  assert tags.count("script") == 1
+  assert not {"b", "i", "img"} & set(tags)
   assert all("onerror" not in attributes for _, attributes in page.tags)
-  assert f"{bad} on x\ufffdy_<img" in page.text
+  assert f"{bad}, SS-IL on x\ufffdy_<img" in page.text
   assert f"States 1 to 2 were trained in {bad} and taken from there." in page.text
   assert "own statistics" in page.text
-  assert ["<b>key", '"><script>x</script>'] in page.rows
+  assert ["<b>key", '"><script>x</script>'] in page.rows or any(
+    '"><script>x</script>' in row for row in page.rows
+  )
   for row in (["state", "<i>alpha", "beta"], ["1", "-", "-"], ["2", "1.235", "-"]):
     assert row in page.rows
+  assert ["<i>", "1", "40.0"] in page.rows
+  links = [a["href"] for tag, a in page.tags if tag == "a"]
+  assert "../javascript%3Aa%FF%3C/results.json" in links
 
 
 @pytest.mark.usefixtures("no_figures")
@@ -116,26 +145,36 @@ def test_equal_schedules_are_shown_once_with_the_columns_of_all_rows(tmp_path):
 
 
 @pytest.mark.usefixtures("no_figures")
-def test_page_shows_means_over_seeds(tmp_path):
+def test_settings_are_said_once_unless_they_differ(tmp_path):
+  configs = [{"epochs": 5, "width": 8, "data": {"x": 1}}, {"epochs": 6, "width": 8}]
   page = page_of(
     tmp_path,
-    *(seed_run(tmp_path / str(run["seed"]), **run) for run in SEED_RUNS),
-    write_run(tmp_path / "b", results=one_state(method_title="<i>FT")),
+    *(measured_run(tmp_path / f"r{n}", config=config) for n, config in enumerate(configs)),
   )
-  assert SEED_ROW in page.rows
-  left_out = "Left out of the means over seeds: <i>FT (1 of 2 states), not finished."
-  for words in ("Over seeds", "Mean ± sample standard deviation", "n is 3.", left_out):
-    assert words in page.text
+  assert ["run", "epochs", "data", "folder"] in page.rows
+  assert ["SS-IL (r0)", "5", '{"x": 1}', "r0"] in page.rows
+  assert ["width", "8"] in page.rows
+  assert ["commit", "abc1234"] in page.rows
+  assert not [row for row in page.rows if row[0] == "epochs"]
 
 
 @pytest.mark.usefixtures("no_figures")
-def test_settings_of_many_runs_have_a_row_a_run(tmp_path):
-  runs = [write_run(tmp_path / f"run{n}", method_title=f"M{n}") for n in range(9)]
-  page = page_of(tmp_path, *runs)
-  assert ["data set", "digits"] in page.rows
-  assert ["run", "method", "folder"] in page.rows
-  assert ["M3", "M3", "run3"] in page.rows
-  assert "what differs" not in page_of(tmp_path, *runs[:1] * 9).text
+def test_runs_with_wrong_files_are_named_and_left_out(tmp_path):
+  good, bad = write_run(tmp_path / "a"), write_run(tmp_path / "b")
+  (bad / "results.json").write_text("{<b>")
+  missing = tmp_path / "c"
+  with pytest.warns(UserWarning, match="left out: ") as caught:
+    page = page_of(tmp_path, bad, good, missing)
+  assert len(caught) == 2
+  assert f"Left out, as files are wrong: {bad / 'results.json'}: is not valid" in page.text
+  assert f"{missing / 'results.json'} does not exist" in page.text
+  assert "b" not in {tag for tag, _ in page.tags}
+  with pytest.raises(DataError) as raised:
+    page_of(tmp_path, bad, missing)
+  assert [line.split(":")[0].split(" ")[0] for line in str(raised.value).split("\n")] == [
+    f"{bad / 'results.json'}",
+    f"{missing / 'results.json'}",
+  ]
 
 
 @pytest.mark.usefixtures("no_figures")
@@ -145,3 +184,156 @@ def test_write_report_needs_runs_and_a_place(tmp_path):
   (tmp_path / "file").write_text("")
   with pytest.raises(UserError, match="cannot be written"):
     page_lib.write_report([write_run(tmp_path / "a")], tmp_path / "file" / "report.html")
+
+
+SVG = (
+  b'<svg xmlns="http://www.w3.org/2000/svg" width="72pt" height="36pt" '
+  b'viewBox="0 0 72 36"/>'
+)
+
+
+def test_any_sections_make_a_page(tmp_path):
+  numbers = [["a", Cell("2 ± 1", 2.0, 1.0, 3, best=True, significant=True)], ["b", "-"]]
+  table = Table("t_1", "caption", ("name", "value"), numbers, "note", highlighted=[0])
+  figure = Figure("f", "Figure", "drawn", "alt", SVG, b"png")
+  sections = [
+    Section("one", "One", [Text("careful", warning=True), table], intro="first"),
+    Section("two", "Two", [figure, Terms([("term", "meaning")])], folded=True),
+  ]
+  output = tmp_path / "new" / "page.html"
+  assert page_lib.write_page(output, title="T", sections=sections, kicker="K") == output
+  page = Page(output)
+  for words in ("K\nT\n", "careful", "first", "note", "term\nmeaning", "Show two"):
+    assert words in page.text
+  assert ["a", "2 ± 1*"] in page.rows
+  assert ("td", {"class": "n", "data-value": "2"}) in page.tags
+  assert ("tr", {"class": "lit"}) in page.tags
+  assert ("table", {"class": "sortable"}) in page.tags
+  assert [a["href"] for tag, a in page.tags if tag == "a"][:2] == ["#one", "#two"]
+  assert (tmp_path / "new" / "tables" / "t_1.csv").is_file()
+  assert (tmp_path / "new" / "figures" / "f.svg").read_bytes() == SVG
+  for bad in ([sections[0], sections[0]], [sections[0]._replace(name="../x")]):
+    with pytest.raises(ValueError, match="names must be"):
+      page_lib.write_page(output, title="T", sections=bad)
+
+
+def test_a_page_removes_nothing_through_a_link(tmp_path):
+  precious, out = tmp_path / "precious", tmp_path / "out"
+  precious.mkdir()
+  (precious / "x.png").write_text("mine")
+  out.mkdir()
+  (out / "figures").symlink_to(precious)
+  (out / "page.html").write_text('<a href="figures/x.png"> <a href="tables/../../y.csv">')
+  page_lib.write_page(out / "page.html", title="T", sections=[])
+  assert (precious / "x.png").read_text() == "mine"
+
+
+# Means and tests over seeds ---------------------------------------------------------------
+
+
+def results_rows(runs, highlight=None):
+  """Title -> cell of each method, in the first table of the study."""
+  (section, *_) = study.study_sections(runs, highlight=highlight)
+  tables = [block for block in section.blocks if isinstance(block, Table)]
+  columns = tables[0].columns
+  rows = {row[0]: dict(zip(columns, row, strict=True)) for row in tables[0].rows}
+  return rows, tables
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_the_first_table_is_over_seeds(tmp_path):
+  runs = load_seed_runs(tmp_path, *SEED_RUNS)
+  rows, (table, *_) = results_rows(runs)
+  shown = ["42.0 ± 2.0", "91.0 ± 1.7", "20.0 ± 10.0", "32.0 ± 2.6"]
+  names = ("average top-1", "average top-5", "average imbalance", "last top-1")
+  assert [rows["SS-IL"][name].text for name in names] == shown
+  assert rows["SS-IL"]["seeds (n)"].value == 3
+  assert rows["SS-IL"]["forgetting"].text == "-"
+  cell = rows["SS-IL"]["average top-1"]
+  assert (cell.value, cell.spread) == pytest.approx((42.0, 2.0))
+  assert not any(c.best for c in rows["SS-IL"].values() if isinstance(c, Cell))
+  assert not table.highlighted
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_the_best_is_marked_and_whether_seeds_bear_it_out(tmp_path):
+  ours = [{"seed": s, "top1": 0.5 + 0.01 * s, "imbalance": 0.2} for s in range(3)]
+  # Paired differences 10.1, 9.9 and 10.0: t = 10 / (0.1 / sqrt(3)) = 173. Imbalance:
+  # -10, 10 and -6, mean -2.
+  ft = [
+    {"seed": s, "top1": t, "imbalance": i, "method": "ft", "method_title": "FT"}
+    for s, t, i in ((0, 0.399, 0.3), (1, 0.411, 0.1), (2, 0.42, 0.26))
+  ]
+  joint = [
+    {"seed": s, "top1": 0.9, "method": "joint", "method_title": "Joint"} for s in range(3)
+  ]
+  runs = load_seed_runs(tmp_path, *ours, *ft, *joint)
+  rows, tables = results_rows(runs)
+  first, second = tables
+  marks = {
+    name: [(c.best, c.significant) for c in (r["average top-1"], r["average imbalance"])]
+    for name, r in rows.items()
+  }
+  no = (False, False)
+  assert marks == {
+    "SS-IL": [(True, True), (True, False)],
+    "FT": [no, no],
+    "Joint": [no, no],
+  }
+  assert first.highlighted == [0]
+  assert "*: the difference" in first.note
+  assert "Joint" in first.note
+  assert not any(r["last e(p,n)"].best or r["training time"].best for r in rows.values())
+  row = dict(zip(second.columns, second.rows[0], strict=True))
+  difference = row["average top-1: difference"]
+  assert (row["other method"], row["shared seeds"].text) == ("FT", "3")
+  # t(0.975; 2 degrees of freedom) = 4.303, times 0.1 / sqrt(3) = 0.248.
+  assert difference.text == "+10.0 [+9.8, +10.2]"
+  assert difference.significant
+  assert row["p, average top-1"].value == pytest.approx(2 * 3.33e-5, rel=0.02)
+  # The other way round, FT is in question.
+  rows, (first, second) = results_rows(runs, "ft")
+  assert first.highlighted == [1]
+  assert not any(cell.significant for cell in second.rows[0] if isinstance(cell, Cell))
+  # Too few seeds.
+  rows, tables = results_rows(load_seed_runs(tmp_path, *ours[:2], *ft[:2]))
+  assert rows["SS-IL"]["average top-1"].best
+  assert not rows["SS-IL"]["average top-1"].significant
+  assert "share fewer than 3 seeds (here 2)" in tables[0].note
+  assert "[" not in tables[1].rows[0][2].text
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_only_what_is_alike_is_ranked(tmp_path):
+  runs = load_seed_runs(
+    tmp_path,
+    *({"method_title": t, "memory_size": m} for t in ("SS-IL", "FT") for m in (40, 80)),
+  )
+  _, tables = results_rows(runs)
+  captions = [table.caption for table in tables]
+  assert [c.split(". ")[0] for c in captions] == [
+    "digits, 4 classes, T = 2, |M| = 40",
+    "digits, 4 classes, T = 2, |M| = 80",
+  ]
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_classes_have_names(tmp_path):
+  page = page_of(tmp_path, measured_run(tmp_path / "a"))
+  hardest = [row for row in page.rows if row[0] in ("ant", "bat", "cat", "bee")]
+  assert hardest[:4] == [
+    *(["ant", "1", "40.0"], ["bat", "1", "80.0"], ["cat", "2", "90.0"]),
+    ["bee", "2", "100.0"],
+  ]
+  # Of 50 images of ant, 20 went to cat.
+  assert hardest[4:] == [
+    ["ant", "cat", "1 → 2", "20", "40.0"],
+    *(["ant", "bat", "1 → 1", "10", "20.0"], ["bat", "bee", "1 → 2", "10", "20.0"]),
+    ["cat", "ant", "2 → 1", "5", "10.0"],
+  ]
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_what_was_scored_is_said(tmp_path):
+  page = page_of(tmp_path, measured_run(tmp_path / "a", split="validation"))
+  assert "scored on validation images" in page.text

@@ -1,0 +1,88 @@
+"""Defines the measures of a run that tables compare, and reads them from its results."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from ssil_jax.reports.results import Run
+
+
+class Measure(NamedTuple):
+  """Defines a number of a run."""
+
+  title: str  # of its column
+  value: Callable[[Run], float | None]  # per cent; seconds where `is_time`
+  better: int = 0  # 1: higher is better; -1: lower is; 0: neither, or not by itself
+  is_time: bool = False
+
+
+def _average(name: str) -> Callable[[Run], float | None]:
+  return lambda run: _percent(run.results["average"].get(name))
+
+
+def _last(name: str) -> Callable[[Run], float | None]:
+  return lambda run: _percent(run.results["states"][-1].get(name))
+
+
+def _percent(fraction: float | None) -> float | None:
+  return None if fraction is None else 100 * fraction
+
+
+AVERAGE_TOP1 = Measure("average top-1", _average("top1"), 1)
+LAST_TOP1 = Measure("last top-1", _last("top1"), 1)
+IMBALANCE = Measure("average imbalance", _average("imbalance"), -1)
+FORGETTING = Measure("forgetting", _average("forgetting"), -1)
+# What lowers one of e(p,n) and e(n,p) raises the other: a method that predicts new classes
+# alone has the lowest e(n,p). The times of other machines are others.
+MEASURES = (
+  AVERAGE_TOP1,
+  Measure("average top-5", _average("top5"), 1),
+  IMBALANCE,
+  Measure("average ECE", _average("ece"), -1),
+  LAST_TOP1,
+  Measure("last e(p,n)", _last("error_old_as_new")),
+  Measure("last e(n,p)", _last("error_new_as_old")),
+  Measure("last own-state", _last("state_specific_top1"), 1),
+  FORGETTING,
+  Measure("backward transfer", _average("backward_transfer"), 1),
+  Measure(
+    "training time",
+    lambda run: sum(row["train_seconds"] for row in run.results["states"]),
+    is_time=True,
+  ),
+)
+TESTED = (AVERAGE_TOP1, LAST_TOP1, IMBALANCE, FORGETTING)  # against the method in question
+
+
+def accuracy_matrix(run: Run) -> np.ndarray | None:
+  """Returns R, float [t, t]: in row i the top-1 of each state's classes after state i.
+
+  Fractions; NaN above the diagonal and for classes without images. None if the results,
+  which may be older, do not have it.
+  """
+  rows = [row.get("top1_by_state") for row in run.results["states"]]
+  if any(row is None or len(row) != number for number, row in enumerate(rows, start=1)):
+    return None
+  matrix = np.full((len(rows), len(rows)), np.nan)
+  for number, row in enumerate(rows):
+    matrix[number, : number + 1] = np.array(row, np.float64)  # null becomes NaN
+  return matrix
+
+
+def class_names(run: Run) -> list[str]:
+  """Returns the names of the classes seen, in class order; numbers where there are none."""
+  num_seen = run.results["states"][-1]["num_seen"]
+  names = run.results.get("class_names") or []
+  if len(names) < num_seen:
+    names = [f"class {number}" for number in range(1, num_seen + 1)]
+  return names[:num_seen]
+
+
+def top1_of_classes(run: Run) -> dict[str, float | None]:
+  """Returns name -> top-1 (fraction) after the last finished state; empty if not known."""
+  values = run.results["states"][-1].get("top1_by_class")
+  names = class_names(run)
+  if values is None or len(values) != len(names):
+    return {}
+  return dict(zip(names, values, strict=True))
