@@ -6,6 +6,7 @@ what each must hold before anything is made of it.
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
