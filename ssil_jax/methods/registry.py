@@ -50,7 +50,9 @@ METHODS: Mapping[str, Method] = {
 
 
 # What config.json holds beside the settings.
-_IN_CONFIG_JSON = {"data", "data_fingerprint", "method_source", "version"}
+_IN_CONFIG_JSON = {
+  *("data", "data_fingerprint", "method_source", "version", "started", "command")
+}
 
 
 def get_method(name: str) -> Method:

@@ -376,6 +376,8 @@ def _train(
   mesh = devices.choose_devices(_on_fitting_devices(config))
   check_shares(plan, mesh.size)
   session = make_session(plan, mesh, check_interrupt)
+  was_in = job.known_run.results["environment"]
+  session.beginning = {name: was_in.get(name) for name in ("started", "command")}
   request = job.request(new)
   new_classes = plan.dataset.class_names[state.num_old :]
   session.trained_by = {

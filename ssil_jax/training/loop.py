@@ -189,7 +189,12 @@ def finish_state(session: Session, state: IncrementalState, run: RunState) -> Ru
     "train_seconds": round(run.position.seconds, 3),
     "from_workdir": str(session.lender.folder) if is_lent else None,
   }
-  return RunState(train_state, finished.memory, finished.stats, [*run.results, result])
+  # It may be long, and only the last state's is kept.
+  earlier = [
+    {name: value for name, value in row.items() if name != "class_confusion"}
+    for row in run.results
+  ]
+  return RunState(train_state, finished.memory, finished.stats, [*earlier, result])
 
 
 def _teacher(plan: Plan, train_state: TrainState, *, num_classes: int) -> dict[str, Any]:

@@ -40,6 +40,9 @@ from ssil_jax.training.run_state import RunState, TrainState
 from ssil_jax.training.storage import Networks
 
 _ASKED_EVERY = 50  # calls
+# Of an environment, what numbers do not depend on, and what earlier versions did not note.
+_NOT_OF_ROUNDING = ("started", "command", "commit", "python")
+_NOTED_LATER = ("jaxlib", "flax", "optax", "cpu")
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -63,6 +66,8 @@ class Session:
   trained_by: Mapping[str, Any] = dataclasses.field(
     default_factory=lambda: {"trained_by": "run"}
   )
+  # When and how the run was first started, for results.json.
+  beginning: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   display: ProgressDisplay | None = None
   # The run at the last moment from which it can be resumed, if that is not saved.
   _unsaved: Callable[[], RunState] | None = None
@@ -220,7 +225,11 @@ class Session:
       "seed": config.seed,
       "ignored_files": dataset.ignored_files,
       "skipped_records": dataset.skipped_records,
-      "environment": self.devices.describe(),
+      "class_names": list(dataset.class_names),
+      "split": "test",
+      "validation_fraction": 0.0,
+      "tuned_on": None,
+      "environment": {**self.devices.describe(), **self.beginning},
       "states": run.results,
       "average": metrics.average(run.results),
     }
@@ -338,6 +347,7 @@ def open_session(
     if run.position:  # a state that was begun here is finished here
       lender = lender._replace(num_states=min(lender.num_states, len(run.results)))
     session.lender = lender
+    session.beginning = workdir.beginning(folder)
     collectives.check_same(
       {
         "checkpoints in --workdir (which all must share)": str(run.number),
@@ -392,6 +402,8 @@ def _show_progress(session: Session, run: RunState, console: Console) -> None:
       f"{name}: {there.get(name)} there, {now.get(name)} now"
       for name in (there | now if there else ())
       if there.get(name) != now.get(name)
+      and name not in _NOT_OF_ROUNDING
+      and (name in there or name not in _NOTED_LATER)
     ]
     if different:
       say(
