@@ -4,6 +4,7 @@ Runs are planned before any is started: settings and data must go together in al
 and each takes the states that an earlier one trains just as it would.
 """
 
+import functools
 import graphlib
 import json
 import pathlib
@@ -87,17 +88,28 @@ def with_lenders(jobs: Sequence[Job]) -> list[Job]:
   }
   lent: list[Job] = []
   for job in jobs:
-    rivals = [other for other in lent if other.config.seed == job.config.seed]
-    shared = [reuse.shared_states(job.config, saved[r.workdir])[0] for r in rivals]
-    most = max(shared, default=0)
+    most, lender = 0, None
+    for other in filter(functools.partial(_may_lend, job), lent):
+      shared = reuse.shared_states(job.config, saved[other.workdir])[0]
+      if shared > most:
+        most, lender = shared, other.workdir
+      if most == job.config.num_states:
+        break
     if most:
-      lender = rivals[shared.index(most)].workdir
       arguments = [*job.arguments, f"--from_workdir={lender}"]
       job = job._replace(lender=lender, num_lent=most, arguments=arguments)
     lent.append(job)
   named = {job.workdir: job for job in lent}
   lenders = {job.workdir: [job.lender] if job.lender else [] for job in lent}
   return [named[name] for name in graphlib.TopologicalSorter(lenders).static_order()]
+
+
+def _may_lend(job: Job, other: Job) -> bool:
+  """Returns whether `reuse.shared_states`, which takes a while, need be asked."""
+  ours, theirs = job.config, other.config
+  deals = [(config.num_states, config.initial_classes) for config in (ours, theirs)]
+  same_deal = deals[0] == deals[1] or ours.initial_classes == theirs.initial_classes != 0
+  return same_deal and (ours.seed, ours.dataset) == (theirs.seed, theirs.dataset)
 
 
 def examine(

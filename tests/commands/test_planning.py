@@ -1,6 +1,7 @@
 """Planned runs: shards of them, which are finished, and how they are submitted."""
 
 import json
+import time
 
 import pytest
 from written_runs import RESULTS, write_run
@@ -16,11 +17,11 @@ from ssil_jax.methods.source import source_hash
 @pytest.fixture(scope="module")
 def planned(tmp_path_factory):
   output = tmp_path_factory.mktemp("paper")
-  argv = ["paper.py", "all", "--scale=digits", "--seeds=0,1", f"--output={output}"]
+  argv = ["paper.py", "all", "--scale=digits", f"--output={output}"]
   return planning.examine(paper.plan_study(paper.parse(argv)).jobs)
 
 
-@pytest.mark.parametrize("count", [1, 3, 7])
+@pytest.mark.parametrize("count", [1, 3])
 def test_shards_have_every_run_once_and_need_nothing_of_each_other(planned, count):
   parts = planning.shards(planned, count)
   assert len(parts) == count
@@ -114,6 +115,8 @@ def test_shards_are_submitted_as_jobs_that_run_the_command_again(tmp_path):
   argv = ["--help", "--slurm=2", "--slurm_options", "cluster=local", "--", "--width=4"]
   names = execution.submit(how, "sweep", argv, tmp_path)
   jobs = [submitit.LocalJob(tmp_path / "slurm", name) for name in names]
+  while not all(job.paths.result_pickle.exists() for job in jobs):
+    time.sleep(0.1)
   assert [job.result() for job in jobs] == [0, 0]
   tasks = [job.submission().function.command for job in jobs]
   assert [task[-5:] for task in tasks] == [
