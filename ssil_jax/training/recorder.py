@@ -84,13 +84,13 @@ class Recorder:
     if time.monotonic() - self._shown_at > _SECONDS_BETWEEN_FLUSHES:
       self._flush_events()
 
-  def add_scores(self, result: dict[str, Any], *, step: int) -> None:
-    """Records the scores of a finished incremental state."""
+  def add_scores(self, result: dict[str, Any], *, step: int, scored: str = "test") -> None:
+    """Records the scores of a finished incremental state, of `scored` images."""
     if self._file is None:
       return
     for name, value in result.items():
       if isinstance(value, float):
-        self._show(f"test/{name}", value, step)
+        self._show(f"{scored}/{name}", value, step)
     self._flush_events()
 
   def _show(self, name: str, value: float, step: int) -> None:
