@@ -26,6 +26,6 @@ lint: .venv/installed-dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	touch $@
 
-.venv/installed-dev: requirements-dev.txt requirements-heic.txt requirements-onnx.txt requirements-serve.txt .venv/installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt -r requirements-heic.txt -r requirements-onnx.txt -r requirements-serve.txt
+.venv/installed-dev: requirements-dev.txt requirements-heic.txt requirements-onnx.txt requirements-serve.txt requirements-wandb.txt .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt -r requirements-heic.txt -r requirements-onnx.txt -r requirements-serve.txt -r requirements-wandb.txt
 	touch $@
