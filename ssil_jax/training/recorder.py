@@ -56,10 +56,9 @@ class Recorder:
       kept = _lines_until(path, content, steps_recorded)
     elif steps_done:
       warn(f"warning: {path} is gone; it begins again after step {steps_recorded}")
-    self._repeated_until = _last_step(content)
     with contextlib.ExitStack() as stack:
       for opener in openers:
-        writer = opener(Opening(workdir, steps_recorded, warn))
+        writer = opener(Opening(workdir, steps_recorded, _last_step(content), warn))
         stack.callback(writer.close, failed=True)
         self._writers.append(writer)
       write_bytes(path, kept)
@@ -83,10 +82,9 @@ class Recorder:
       return
     self._file.write(json.dumps(record) + "\n")
     self._file.flush()
-    step = record["step"]
     values = {f"train/{name}": record[name] for name in _OF_TRAINING}
     for writer in self._writers:
-      writer.scalars(values, step=step, repeated=step <= self._repeated_until)
+      writer.scalars(values, step=record["step"])
 
   def add_scores(self, result: dict[str, Any], *, step: int) -> None:
     """Records the scores of a finished incremental state."""

@@ -36,6 +36,7 @@ class Opening(NamedTuple):
 
   folder: pathlib.Path  # the work directory
   steps_kept: int  # records of later ones, if there are any, are of training that is redone
+  steps_seen: int  # that ever had a record, those included
   say: Callable[[str], None]  # called with a line for the console
 
 
@@ -45,10 +46,8 @@ class Writer(Protocol):
   An `OSError` of any method ends the run, which can be resumed, as that of a full disk.
   """
 
-  def scalars(
-    self, values: Mapping[str, float], *, step: int, repeated: bool = False
-  ) -> None:
-    """Writes numbers of a step, by name; `repeated` if an earlier process did so, too."""
+  def scalars(self, values: Mapping[str, float], *, step: int) -> None:
+    """Writes numbers by name: of training (`train/...`), or scores of a finished state."""
 
   def hparams(
     self, settings: Mapping[str, Any], measures: Mapping[str, float], *, step: int
@@ -107,10 +106,8 @@ class TensorBoard:
     self._events.write_event(Event(step=opening.steps_kept + 1, session_log=start))
     self._flushed_at = time.monotonic()
 
-  def scalars(
-    self, values: Mapping[str, float], *, step: int, repeated: bool = False
-  ) -> None:
-    """Writes each number as a scalar; repeated ones again, the first are hidden."""
+  def scalars(self, values: Mapping[str, float], *, step: int) -> None:
+    """Writes each number as a scalar."""
     for name, value in values.items():
       self._write(summaries.scalar(name, value), step)
     if time.monotonic() - self._flushed_at > _SECONDS_BETWEEN_FLUSHES:
@@ -152,7 +149,7 @@ class Wandb:
   """Writes a run of Weights & Biases, the same one for all processes of a work directory.
 
   Its id is in `WORKDIR/wandb.json`; what it keeps on disk in `WORKDIR/wandb`. Steps that
-  are trained again after an interruption have been sent, and are not sent twice.
+  are trained again after an interruption were sent, and are not sent twice.
   """
 
   def __init__(self, opening: Opening, *, project: str, settings: Mapping[str, Any]):
@@ -165,13 +162,16 @@ class Wandb:
 
     self._wandb = wandb
     path = opening.folder / "wandb.json"
-    self._resumed = path.exists()
-    if not self._resumed:
-      write_json(path, {"id": secrets.token_hex(4)})
+    run_id, self._sent = secrets.token_hex(4), 0
+    if path.exists():
+      run_id, sent = _known_run(path)
+      # What the last process sent shows in its records, which are now dropped.
+      self._sent = max(sent, opening.steps_seen)
+    write_json(path, {"id": run_id, "steps_sent": self._sent})
     try:
       self._run = wandb.init(
         project=project,
-        id=_run_id(path),
+        id=run_id,
         name=opening.folder.name,
         resume="allow",
         dir=str(opening.folder),
@@ -190,11 +190,10 @@ class Wandb:
     if not self._run.offline:
       opening.say(f"wandb: {self._run.url}")
 
-  def scalars(
-    self, values: Mapping[str, float], *, step: int, repeated: bool = False
-  ) -> None:
+  def scalars(self, values: Mapping[str, float], *, step: int) -> None:
     """Sends a row of numbers, unless it was sent."""
-    if not (repeated and self._resumed):
+    # After the record of a state's last step, the state was perhaps not evaluated any more.
+    if step > self._sent or (step == self._sent and not _is_training(values)):
       self._log(values, step)
 
   def hparams(
@@ -236,15 +235,19 @@ class Wandb:
       ) from error
 
 
-def _run_id(path: pathlib.Path) -> str:
-  """Returns the id in wandb.json; raises WorkdirError if there is none."""
+def _known_run(path: pathlib.Path) -> tuple[str, int]:
+  """Returns what wandb.json holds: the id, and the steps sent; or raises WorkdirError."""
   try:
-    run_id = json.loads(path.read_text())["id"]
+    known = json.loads(path.read_text())
+    return str(known["id"]), int(known["steps_sent"])
   except (ValueError, KeyError, TypeError) as error:
     raise WorkdirError(
-      f"{path} has no id of a run: put the file right, or delete it for a new one"
+      f"{path} has no run and its steps: put the file right, or delete it for a new run"
     ) from error
-  return str(run_id)
+
+
+def _is_training(values: Mapping[str, float]) -> bool:
+  return all(name.startswith("train/") for name in values)
 
 
 def _one_line(error: Exception) -> str:

@@ -1,6 +1,7 @@
 """What TensorBoard, Weights & Biases and others are told, read back from their files."""
 
 import json
+import shutil
 import struct
 import sys
 
@@ -45,8 +46,8 @@ class Told:
   def __init__(self, opening):
     self.opening, self.steps, self.failed = opening, [], None
 
-  def scalars(self, values, *, step, repeated=False):
-    self.steps.append((step, repeated))
+  def scalars(self, values, *, step):
+    self.steps.append(step)
 
   def close(self, *, failed):
     self.failed = failed
@@ -56,20 +57,21 @@ class Told:
 
 
 @pytest.mark.parametrize("after", ["", "\0\0\n", '{"step": "50"}\n', '{"step": 60'])
-def test_writers_know_what_they_were_told_before(tmp_path, after):
+def test_writers_know_up_to_which_step_others_were_told(tmp_path, after):
   told = []
   opener = lambda opening: told.append(Told(opening)) or told[-1]  # noqa: E731
   with pytest.raises(KeyboardInterrupt):
     interrupted(opened(tmp_path, opener), (10, 20, 30))
-  assert told[0].steps == [(10, False), (20, False), (30, False)]
+  assert told[0].steps == [10, 20, 30]
+  assert (told[0].opening.steps_kept, told[0].opening.steps_seen) == (0, 0)
   assert told[0].failed is True
   with (tmp_path / "metrics.jsonl").open("a") as file:
     file.write(after)  # of a process that was killed
   with opened(tmp_path, opener, steps_done=10) as recorder:
-    assert told[1].opening.steps_kept == 10
+    assert (told[1].opening.steps_kept, told[1].opening.steps_seen) == (10, 30)
     for step in (20, 30, 40):
       recorder.add(record(step))
-  assert told[1].steps == [(20, True), (30, True), (40, False)]
+  assert told[1].steps == [20, 30, 40]
   assert told[1].failed is False
 
 
@@ -189,21 +191,30 @@ def test_wandb_gets_each_step_once_in_one_run(tmp_path, offline):
     interrupted(opened(folder, *writers.openers(config)), (10, 20))
   (first,) = folder.glob("wandb/offline-run-*")
   first = first.rename(tmp_path / "first")  # whose name has the second in which it began
+  # The next process is killed at once, and drops the records that tell what was sent.
+  opening = writers.Opening(folder, steps_kept=10, steps_seen=20, say=print)
+  writers.openers(config)[1](opening).close(failed=True)
+  shutil.rmtree(folder / "wandb")
+  (folder / "metrics.jsonl").write_text(json.dumps(record(10)) + "\n")
   with opened(folder, *writers.openers(config), steps_done=10) as recorder:
-    for step in (20, 30):
-      recorder.add(record(step))
+    recorder.add_scores({"top1": 0.25}, step=10)  # before step 20: that was sent, too
+    recorder.add(record(20))
+    recorder.add_scores({"top1": 0.375}, step=20)
+    recorder.add(record(30))
     recorder.add_scores({"state": 2, "top1": 0.5, "imbalance": None}, step=30)
     recorder.add_summary({}, RESULTS, {"accuracy": PICTURE}, step=30)
   (first,) = first.glob("*.wandb")
   (second,) = folder.glob("wandb/offline-run-*/*.wandb")
-  run_id = json.loads((folder / "wandb.json").read_text())["id"]
-  assert first.name == second.name == f"run-{run_id}.wandb"
+  known = json.loads((folder / "wandb.json").read_text())
+  assert known["steps_sent"] == 20
+  assert first.name == second.name == f"run-{known['id']}.wandb"
   assert [row["step"] for row in history(first)] == [10, 20]
   assert history(first)[1]["train/loss"] == 2.5
   rows = history(second)
   losses = [(row["step"], row["train/loss"]) for row in rows if "train/loss" in row]
   assert losses == [(30, 3.75)]
-  assert [row["step"] for row in rows if row.get("test/top1") == 0.5] == [30]
+  scores = [(row["step"], row["test/top1"]) for row in rows if "test/top1" in row]
+  assert scores == [(20, 0.375), (30, 0.5)]
   (begun,) = [r.run for r in wandb_records(first) if r.WhichOneof("record_type") == "run"]
   settings = {item.key: json.loads(item.value_json) for item in begun.config.update}
   assert (begun.project, settings["method"], settings["milestones"]) == (
@@ -243,8 +254,8 @@ def test_wandb_without_a_login_is_one_line(tmp_path, offline, monkeypatch):
 
 
 def test_a_damaged_id_is_named(tmp_path, offline):
-  (tmp_path / "wandb.json").write_text("[]")
-  with pytest.raises(WorkdirError, match="wandb.json has no id of a run: put the file r"):
+  (tmp_path / "wandb.json").write_text('{"id": "abc"}')
+  with pytest.raises(WorkdirError, match="wandb.json has no run and its steps: put the"):
     opened(tmp_path, *writers.openers(config_of(wandb="project")))
 
 
