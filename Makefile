@@ -4,6 +4,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 RUNS := runs/quickstart
+# Tests need all extras.
+DEV := requirements-dev.txt $(patsubst %,requirements-%.txt,heic onnx serve slurm wandb)
 
 .PHONY: quickstart test lint
 
@@ -26,6 +28,6 @@ lint: .venv/installed-dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	touch $@
 
-.venv/installed-dev: requirements-dev.txt requirements-heic.txt requirements-onnx.txt requirements-serve.txt requirements-slurm.txt .venv/installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt -r requirements-heic.txt -r requirements-onnx.txt -r requirements-serve.txt -r requirements-slurm.txt
+.venv/installed-dev: $(DEV) .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(addprefix -r ,$(DEV))
 	touch $@

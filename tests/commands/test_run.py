@@ -98,6 +98,14 @@ def test_a_setting_of_another_method_is_checked_and_named_and_is_no_part_of_the_
   saved = json.loads((tmp_path / "run" / "config.json").read_text())
   assert not {f.name for f in fields_of(METHODS["lucir"].settings)} & set(saved)
 
+  # What the page shows is in TensorBoard, too.
+  events = (tmp_path / "run").glob("tensorboard/*")
+  content = max(events, key=lambda path: path.stat().st_mtime_ns).read_bytes()
+  tags = ["_hparams_/session_start_info", "average/top1", "settings/text_summary"]
+  tags += [f"figures/{p.stem}" for p in (tmp_path / "run").glob("figures/*.png")]
+  assert len(tags) > 3
+  assert [tag for tag in tags if tag.encode() not in content] == []
+
 
 @pytest.mark.parametrize("scores", ["softmax", "logits"])
 def test_il2m_takes_all_of_ft_whichever_scores_it_rectifies(tmp_path, scores):
