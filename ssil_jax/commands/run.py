@@ -183,6 +183,7 @@ def main(argv: Sequence[str]) -> int:
   from ssil_jax.distributed import collectives, launch
   from ssil_jax.distributed.preemption import Interrupted, interrupts
   from ssil_jax.reports import page, tables
+  from ssil_jax.reports.tuning import tuning_note
   from ssil_jax.training import devices, loop
 
   # A file or pipe has no width to fit into: let the tables keep their lines.
@@ -221,5 +222,7 @@ def main(argv: Sequence[str]) -> int:
   if console.quiet:
     return 0
   console.print(tables.format_table(results))
+  if results["tuned_on"]:
+    console.print(tuning_note(results["tuned_on"]), markup=False, soft_wrap=True)
   console.print(f"report: {path}", markup=False, soft_wrap=True)
   return 0

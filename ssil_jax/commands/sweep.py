@@ -8,8 +8,9 @@ from typing import NamedTuple
 from absl import flags
 
 from ssil_jax.commands import command_line, execution, planning
-from ssil_jax.commands.planning import Job
+from ssil_jax.commands.planning import Job, PlannedJob
 from ssil_jax.commands.runner import INTERRUPTED, Runner, signals_as_interrupts
+from ssil_jax.commands.tuning import SET_BY_THE_GRID, Tuning, read_grid
 from ssil_jax.errors import ConfigError, UserError
 from ssil_jax.methods import METHODS, get_method
 from ssil_jax.paths import real_path, run_mistakes
@@ -23,6 +24,13 @@ Examples:
   python experiments/sweep.py --methods=all --output=runs/cifar100 \\
       -- --flagfile=cifar100.cfg --data_dir=DIR
 
+With --grid, settings are chosen on validation images first: each combination is
+run with --validation_fraction (0.1, or as given after --) under OUTPUT/tuning, and
+the final runs train on all training images with the best one.
+
+  python experiments/sweep.py --methods=ft,ssil --seeds=0,1,2 --output=runs/tuned \\
+      --grid="learning_rate=0.05,0.1 epochs=6,12" -- --flagfile=quickstart.cfg
+
 What follows -- goes to run.py; a setting of one of the methods has no effect on
 the others. A run takes the states that one before it has trained alike (run.py
 --from_workdir). Rerun the command to resume: finished runs are not repeated.
@@ -31,6 +39,8 @@ _HELP = {
   "methods": "names of methods with commas between, or all; MODULE:NAME for your own",
   "seeds": "seeds with commas between (default: 0)",
   "output": "folder for the runs, OUTPUT/METHOD-SEED, their logs and report.html",
+  "grid": "settings to choose, with the values to try: NAME=VALUE,VALUE parts with spaces "
+  "between; all combinations are run, those of a method's own setting by that method alone",
   **execution.HELP,
 }
 
@@ -40,7 +50,8 @@ class Sweep(NamedTuple):
 
   output: pathlib.Path
   execution: execution.Execution
-  jobs: list[Job]  # a lender before those that borrow from it
+  jobs: list[Job]  # a lender before those that borrow from it; with a grid, the first ones
+  tuning: Tuning | None = None  # with a grid
 
 
 def help_text() -> str:
@@ -57,6 +68,7 @@ def parse(argv: Sequence[str]) -> Sweep:
   flags.DEFINE_list("methods", None, _HELP["methods"], flag_values=flag_values)
   flags.DEFINE_list("seeds", ["0"], _HELP["seeds"], flag_values=flag_values)
   flags.DEFINE_string("output", None, _HELP["output"], flag_values=flag_values)
+  flags.DEFINE_string("grid", None, _HELP["grid"], flag_values=flag_values)
   execution.define_flags(flag_values)
   command_line.read_flags(flag_values, own)
   for name in ("methods", "seeds", "output"):
@@ -73,6 +85,11 @@ def parse(argv: Sequence[str]) -> Sweep:
   if mistakes := run_mistakes("output", flag_values.output):
     raise ConfigError("\n".join(mistakes))
   output = real_path(flag_values.output)
+  if flag_values.grid is not None:
+    planning.check_passed_on(passed_on, by="--grid", names=SET_BY_THE_GRID)
+    grid = read_grid(flag_values.grid, passed_on, methods)
+    tuning = Tuning(output, passed_on, methods, seeds, grid)
+    return Sweep(output, how, tuning.jobs(), tuning)
   jobs = [
     planning.make_job(
       output / f"{method.replace(':', '-')}-{seed}",
@@ -108,21 +125,38 @@ def _methods(names: list[str]) -> list[str]:
   return names
 
 
+def _examine(jobs: Sequence[Job]) -> list[PlannedJob]:
+  return planning.examine(jobs, lambda job: f"--methods: {job.config.method}")
+
+
+def _carry_out(
+  how: execution.Execution, planned: Sequence[PlannedJob]
+) -> execution.Finished:
+  return execution.carry_out(how, planned, Runner(min(how.num_jobs, len(planned))))
+
+
 def main(argv: Sequence[str]) -> int:
   """Returns the exit code."""
   if command_line.wants_help(argv):
     print(help_text())
     return 0
   from ssil_jax.commands import compare  # only now: help is there at once
+  from ssil_jax.reports.tuning import load_tuning, tuning_note
 
   try:
     with signals_as_interrupts():
-      output, how, jobs = parse(argv)
-      planned = planning.examine(jobs, lambda job: f"--methods: {job.config.method}")
+      output, how, jobs, tuning = parse(argv)
+      planned = _examine(jobs)
+      # What rules the final runs out shows before any training, whatever will be chosen.
+      finals = _examine(tuning.final_jobs(tuning.first())) if tuning else []
       if how.dry_run:
         execution.print_plan(planned)
+        if tuning:
+          print("then, with what is chosen instead of the first values:")
+          execution.print_plan(finals)
         return 0
-      output.mkdir(parents=True, exist_ok=True)
+      folder = tuning.folder if tuning else output
+      folder.mkdir(parents=True, exist_ok=True)
       no_effect = [
         setting
         for setting in jobs[0].ignored
@@ -134,9 +168,19 @@ def main(argv: Sequence[str]) -> int:
         names = execution.submit(how, "sweep", argv[1:], output)
         print(f"submitted: {', '.join(names)}; logs: {output / 'slurm'}")
         return 0
-      finished = execution.carry_out(how, planned, Runner(min(how.num_jobs, len(jobs))))
-      compared = 0
-      if finished.workdirs and not how.shard:
+      finished, compared = _carry_out(how, planned), 0
+      is_final = not tuning
+      if tuning and finished.all_done:
+        if how.shard and not all(one.is_finished for one in _examine(jobs)):
+          print("other shards are not done: when they are, rerun the command to go on")
+          return 0
+        chosen = tuning.choose()
+        for method in chosen:
+          note = tuning_note(load_tuning(str(tuning.path(method))))
+          print(f"{method}: {note}", flush=True)
+        finished = _carry_out(how, _examine(tuning.final_jobs(chosen)))
+        is_final = True
+      if is_final and finished.workdirs and not how.shard:
         workdirs = [f"--workdir={workdir}" for workdir in finished.workdirs]
         compared = compare.main(["compare.py", *workdirs, f"--output={output}"])
   except UserError as error:

@@ -111,6 +111,24 @@ _STATE = _object(
   train_seconds={**_NUMBER, "minimum": 0},
   confusion={"type": "array", "items": {"type": "array", "items": _COUNT}},
 )
+_TUNING = _object(
+  measure=_TEXT,
+  validation_fraction={**_FRACTION, "exclusiveMinimum": 0},
+  grid={"type": "object", "additionalProperties": {"type": "array", "minItems": 1}},
+  chosen=_SCALARS,
+  scores={
+    "type": "array",
+    "items": _object(
+      settings=_SCALARS,
+      mean=_FRACTION,
+      runs={
+        "type": "array",
+        "items": _object(folder=_TEXT, seed=_COUNT, score=_FRACTION),
+      },
+    ),
+  },
+)
+TUNING = Draft202012Validator(_TUNING)
 _RESULTS = Draft202012Validator(
   _object(
     optional={  # older runs have none
@@ -118,7 +136,7 @@ _RESULTS = Draft202012Validator(
       "class_names": {"type": "array", "items": _TEXT},
       "split": {"enum": ["test", "validation"]},
       "validation_fraction": _FRACTION,
-      "tuned_on": {"type": ["object", "null"]},
+      "tuned_on": {"if": {"not": {"type": "null"}}, "then": _TUNING},
     },
     dataset=_TEXT,
     method_title=_TEXT,
@@ -226,6 +244,14 @@ def _read(path: Path) -> str:
 
 def _parse(text: str, schema: Draft202012Validator, place: Path | str) -> Any:
   """Reads JSON that satisfies a schema; `place` names the text in errors."""
+  try:
+    return checked_json(text, schema)
+  except ValueError as error:
+    raise _wrong(place, str(error)) from error
+
+
+def checked_json(text: str, schema: Draft202012Validator) -> Any:
+  """Reads JSON that satisfies a schema; raises ValueError with what is wrong, and where."""
 
   def refuse(name: str):
     raise ValueError(f"{name} is no JSON number")
@@ -233,11 +259,11 @@ def _parse(text: str, schema: Draft202012Validator, place: Path | str) -> Any:
   try:
     value = _printable(json.loads(text, parse_constant=refuse))
   except (ValueError, RecursionError) as error:
-    raise _wrong(place, f"is not valid JSON ({error})") from error
+    raise ValueError(f"is not valid JSON ({error})") from error
   error = best_match(schema.iter_errors(value))
   if error is not None:
     what = f"{error.json_path}: {error.message}"  # the message may quote a whole list
-    raise _wrong(place, what if len(what) <= 200 else f"{what[:99]} ... {what[-99:]}")
+    raise ValueError(what if len(what) <= 200 else f"{what[:99]} ... {what[-99:]}")
   return value
 
 

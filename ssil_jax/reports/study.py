@@ -53,7 +53,10 @@ def heading(runs: Sequence[Run]) -> tuple[str, str]:
     f"{several}, {'seeds' if ',' in seeds else 'seed'} {seeds}",
     f"scored on {images_of(runs)}",
   ]
-  return f"{methods} on {datasets}", " \N{MIDDLE DOT} ".join(facts)
+  title = f"{methods} on {datasets}"
+  if "validation" in images_of(runs):
+    title += f" ({images_of(runs)})"
+  return title, " \N{MIDDLE DOT} ".join(facts)
 
 
 def images_of(runs: Sequence[Run]) -> str:

@@ -46,7 +46,8 @@ def evaluate(
   total = metrics.add(fetch(counts))
   if not np.isfinite(total.score_new).all():
     raise DivergedError(
-      f"the network's outputs on the test images are not finite after state {state.index}"
+      f"the network's outputs on the {session.plan.config.scored} images are not finite "
+      f"after state {state.index}"
     )
   return {
     **metrics.summarize(total, state=state.index),

@@ -86,9 +86,9 @@ class Recorder:
     for writer in self._writers:
       writer.scalars(values, step=record["step"])
 
-  def add_scores(self, result: dict[str, Any], *, step: int) -> None:
-    """Records the scores of a finished incremental state."""
-    values = _floats("test", result)
+  def add_scores(self, result: dict[str, Any], *, step: int, scored: str = "test") -> None:
+    """Records the scores of a finished incremental state, of `scored` images."""
+    values = _floats(scored, result)
     for writer in self._writers:
       writer.scalars(values, step=step)
       writer.flush()

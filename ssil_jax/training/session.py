@@ -27,6 +27,7 @@ from ssil_jax.methods.base import Sizes
 from ssil_jax.methods.source import source_hash
 from ssil_jax.progress import ProgressDisplay
 from ssil_jax.reports.tables import schedule_table
+from ssil_jax.reports.tuning import load_tuning
 from ssil_jax.resnet import ResNet18
 from ssil_jax.schedule import state_of_class
 from ssil_jax.system import write_json
@@ -66,7 +67,8 @@ class Session:
   trained_by: Mapping[str, Any] = dataclasses.field(
     default_factory=lambda: {"trained_by": "run"}
   )
-  # When and how the run was first started, for results.json.
+  # For results.json: what its settings were chosen on; when and how it was first started.
+  tuned_on: Mapping[str, Any] | None = None
   beginning: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   display: ProgressDisplay | None = None
   # The run at the last moment from which it can be resumed, if that is not saved.
@@ -217,7 +219,9 @@ class Session:
     self.write_results(run)
     self.save_model(run)
     result = run.results[-1]
-    self.recorder.add_scores(result, step=int(run.train_state.step))
+    self.recorder.add_scores(
+      result, step=int(run.train_state.step), scored=self.plan.config.scored
+    )
     self.display.print(_one_line(result, len(self.plan.states)))
     return run
 
@@ -235,9 +239,9 @@ class Session:
       "ignored_files": dataset.ignored_files,
       "skipped_records": dataset.skipped_records,
       "class_names": list(dataset.class_names),
-      "split": "test",
-      "validation_fraction": 0.0,
-      "tuned_on": None,
+      "split": config.scored,
+      "validation_fraction": config.validation_fraction,
+      "tuned_on": self.tuned_on,
       "environment": {**self.devices.describe(), **self.beginning},
       "states": run.results,
       "average": metrics.average(run.results),
@@ -332,6 +336,7 @@ def open_session(
   """
   writers.check(config)
   warn = printer(console)
+  tuned_on = load_tuning(config.tuned_on) if config.tuned_on else None
   # What processes do not do together must not count for their stopping together.
   alone = check_interrupt if not collectives.is_multiprocess() else lambda: None
   plan = make_plan(config, check_interrupt=alone)
@@ -366,6 +371,7 @@ def open_session(
     if run.position:  # a state that was begun here is finished here
       lender = lender._replace(num_states=min(lender.num_states, len(run.results)))
     session.lender = lender
+    session.tuned_on = tuned_on
     session.beginning = workdir.beginning(folder)
     collectives.check_same(
       {
