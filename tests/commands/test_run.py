@@ -35,7 +35,7 @@ def config_of(*arguments):
 
 def test_later_flags_win_over_a_flag_file_which_is_looked_up_as_given_first(tmp_path):
   config = config_of("--flagfile=quickstart.cfg", "--epochs=3")
-  assert (config.epochs, config.num_states, config.memory_size) == (3, 5, 10)
+  assert (config.epochs, config.num_states, config.memory_size) == (3, 2, 10)
   (tmp_path / "quickstart.cfg").write_text("--seed=7\n")
   config = config_of("--flagfile=quickstart.cfg")
   assert (config.seed, config.memory_size) == (7, 10_000)
