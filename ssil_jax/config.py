@@ -237,6 +237,11 @@ class Config:
   checkpoints_kept: int = _running(
     3, "how many of the last checkpoints are kept", at_least=1
   )
+  wandb: str = _running(
+    "",
+    "project of Weights & Biases that is shown the training as well; needs "
+    "'ssil-jax[wandb]', and a login or WANDB_MODE=offline",
+  )
   verify_data: bool = _data(
     True,
     "decode every image once before training, unless that was done already where the data "
@@ -351,6 +356,11 @@ def _mistakes(config: Config) -> Iterator[str]:
     yield (
       f"--class_order_seed={config.class_order_seed} has no effect beside --class_order: "
       "leave one of them out"
+    )
+  if set(config.wandb) & set("/\\#?%:"):
+    yield (
+      f"--wandb={config.wandb} cannot be a project: leave out / \\ # ? % and :, and name "
+      "a team by WANDB_ENTITY"
     )
   if not config.workdir:
     yield "--workdir= is empty: name a folder, or leave the flag out"

@@ -1,6 +1,7 @@
 """Carries planned runs out: here, a share of them, or by jobs of a SLURM cluster."""
 
 import concurrent.futures
+import importlib
 import importlib.util
 import multiprocessing
 import os
@@ -169,8 +170,7 @@ def submit(
   Raises:
     ConfigError: submitit knows no such option, or finds no SLURM here.
   """
-  import submitit
-
+  submitit = _import_submitit()
   options = dict(execution.slurm_options)
   own = _without_slurm(argv)
   # The jobs inherit it, so that they find this package where it is, installed or not.
@@ -198,6 +198,20 @@ def submit(
     what = " ".join(str(error).split())
     raise ConfigError(f"--slurm={execution.num_slurm_jobs}: {what}") from error
   return [str(job.job_id) for job in jobs]
+
+
+def _import_submitit() -> Any:
+  # It would configure logging when it is imported, which closes all handlers that are
+  # there, and absl's closes standard error.
+  level = "SUBMITIT_LOG_LEVEL"
+  before = os.environ.get(level)
+  os.environ[level] = "NOCONFIG"
+  try:
+    return importlib.import_module("submitit")
+  finally:
+    os.environ.pop(level)
+    if before is not None:
+      os.environ[level] = before
 
 
 def _with_shard(argv: Sequence[str], shard: str) -> list[str]:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from absl import flags
 
-from ssil_jax.commands import command_line, execution, planning, sweep
+from ssil_jax.commands import command_line, compare, execution, planning, sweep
 from ssil_jax.commands.planning import Job
 from ssil_jax.commands.runner import INTERRUPTED, Runner, signals_as_interrupts
 from ssil_jax.errors import ConfigError, DataError, UserError
@@ -33,6 +33,7 @@ _HELP = {
   "data_dir": "folder of the data sets",
   "output": "folder for the runs, OUTPUT/runs/..., and the page, OUTPUT/report.html "
   "(default: runs/paper-SCALE)",
+  "export": compare.HELP["export"],
   **execution.HELP,
 }
 _VARIED = ("num_states", "memory_size", "batch_size_memory")
@@ -47,6 +48,7 @@ class Request(NamedTuple):
   execution: execution.Execution
   seeds: list[int]
   data_dir: str
+  exports: list[str]  # kinds of `exports.KINDS`
   passed_on: list[str]  # to run.py
 
 
@@ -71,7 +73,7 @@ def parse(argv: Sequence[str]) -> Request:
   values = flags.FlagValues()
   flags.DEFINE_enum("scale", "paper", [*SCALES], _HELP["scale"], flag_values=values)
   flags.DEFINE_list("seeds", ["0"], _HELP["seeds"], flag_values=values)
-  for name in ("data_dir", "output"):
+  for name in ("data_dir", "output", "export"):
     flags.DEFINE_string(name, "", _HELP[name], flag_values=values)
   execution.define_flags(values)
   parts = command_line.read_flags(values, own, takes_paths=True)
@@ -94,8 +96,16 @@ def parse(argv: Sequence[str]) -> Request:
   if mistakes := run_mistakes("output", output):
     raise ConfigError("\n".join(mistakes))
   chosen = [part for part in PARTS if part in parts or "all" in parts]
-  scale = SCALES[values.scale]
-  return Request(chosen, scale, real_path(output), how, seeds, values.data_dir, passed_on)
+  return Request(
+    chosen,
+    SCALES[values.scale],
+    real_path(output),
+    how,
+    seeds,
+    values.data_dir,
+    compare.kinds_of(values.export),
+    passed_on,
+  )
 
 
 def plan_study(request: Request) -> Study:
@@ -185,10 +195,15 @@ def main(argv: Sequence[str]) -> int:
         from ssil_jax.paper import report
 
         cells = {workdir: study.cells[workdir] for workdir in finished.workdirs}
-        for line in report.write(
-          output, request.parts, request.scale, cells, notes=study.left_out
-        ):
-          print(line)
+        lines = report.write(
+          output,
+          request.parts,
+          request.scale,
+          cells,
+          notes=study.left_out,
+          exports=request.exports,
+        )
+        print("\n".join(map(command_line.printable, lines)))
   except UserError as error:
     return command_line.print_error(error)
   except OSError as error:

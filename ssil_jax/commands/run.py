@@ -1,6 +1,7 @@
 """Trains a class-incremental model and reports its accuracy after every state."""
 
 import dataclasses
+import pathlib
 import signal
 import sys
 import textwrap
@@ -201,10 +202,13 @@ def main(argv: Sequence[str]) -> int:
           markup=False,
           soft_wrap=True,
         )
-      results = loop.run(config, console, check_interrupt=check_interrupt)
-      workdir = config_lib.workdir_path(config)
-      if collectives.is_main():
-        path = page.write_report([workdir], workdir / "report.html")
+      path = config_lib.workdir_path(config) / "report.html"
+
+      def report(workdir: pathlib.Path) -> dict[str, bytes]:
+        page.write_report([workdir], path)
+        return {p.stem: p.read_bytes() for p in sorted(workdir.glob("figures/*.png"))}
+
+      results = loop.run(config, console, check_interrupt=check_interrupt, report=report)
   except UserError as error:
     return command_line.print_error(error)
   except Interrupted as interrupt:

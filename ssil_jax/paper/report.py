@@ -7,9 +7,10 @@ from ssil_jax.errors import DataError
 from ssil_jax.paper import claims, plots, protocol, tables
 from ssil_jax.paper.found import Found, find
 from ssil_jax.paper.protocol import IMAGENET, Cell, Scale
-from ssil_jax.reports import exports, page
+from ssil_jax.reports import page
 from ssil_jax.reports.blocks import Block, Section, Table, Text, tables_of
 from ssil_jax.reports.blocks import Cell as Shown
+from ssil_jax.reports.exports import write_tables
 
 _TITLES = {
   "table1": "Table 1: methods, memory sizes, numbers of states",
@@ -43,7 +44,7 @@ def write(
   cells: Mapping[Path, Cell],
   *,
   notes: Sequence[str] = (),
-  export: Sequence[str] = (),
+  exports: Sequence[str] = (),
 ) -> list[str]:
   """Writes OUTPUT/report.html with its figures and tables.
 
@@ -53,7 +54,7 @@ def write(
     scale: of the runs.
     cells: work directory -> what it is in the paper.
     notes: what is left out, a line each.
-    export: kinds of `exports.write_tables` for every table of the page, beside CSV.
+    exports: kinds of `exports.KINDS`, for every table of the page, beside CSV.
 
   Returns:
     Lines for the terminal: what appears of the claims, what was left out, and the page.
@@ -70,14 +71,14 @@ def write(
     )
   left_out = [*notes, *found.left_out]
   sections = list(_sections(parts, scale, found, left_out))
-  for kind in export:
-    exports.write_tables(tables_of(sections), kind, output / "tables")
   path = page.write_page(
     output / "report.html",
     title=f"The SS-IL paper on {scale.title}",
     kicker="A Simple Class Decision Balancing for Incremental Learning, reproduced",
     sections=sections,
   )
+  for kind in exports:
+    write_tables(tables_of(sections), kind, output / "tables")
   checked = claims.table(found)
   lines = [f"{verdict:>9}: {text} ({told})" for text, verdict, told, _ in checked.rows]
   return [*lines, *left_out, f"report: {path}"]

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-_NUMBER = re.compile(r"[-+]?\d.*|-|", re.DOTALL)
+_NUMBER = re.compile(r"(?:[<>] ?)?[-+]?\d.*|-|", re.DOTALL)
 
 
 class Cell(NamedTuple):

@@ -65,7 +65,7 @@ _OTHERS = (
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<")
 DASHES = ("-", "--", ":", "-.")
-WIDE, NARROW = 9.6, 6.4  # inches; 920 and 610 CSS pixels in the page
+WIDE = 9.6  # inches; 920 CSS pixels in the page
 STYLE = {
   "axes.axisbelow": True,
   "axes.edgecolor": COLORS["soft"],

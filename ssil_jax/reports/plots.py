@@ -2,65 +2,30 @@
 
 import math
 import textwrap
-from collections import Counter
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import to_rgb
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ssil_jax.reports import figures
+from ssil_jax.reports import figures, panels
 from ssil_jax.reports.aggregate import Group
 from ssil_jax.reports.blocks import Figure as Drawn
-from ssil_jax.reports.figures import COLORS, DASHES, MARKERS, NARROW, WIDE
+from ssil_jax.reports.figures import COLORS, WIDE
 from ssil_jax.reports.labels import shorten
 from ssil_jax.reports.measures import accuracy_matrix, top1_of_classes
+from ssil_jax.reports.panels import MANY, Groups, curves
 from ssil_jax.reports.results import SCORES, LossCurve
 
-Groups = Sequence[Group]
-
-_MANY = 7  # lines; above this, all but the one in question are grey
-_MANY_CELLS = 20  # rows of a heat map; above this, it is an image
-_NUMBERED = 10  # rows of a heat map; up to this, its cells hold numbers
 _LOSS_POINTS = 240  # of a run; more cannot be told apart
 _FEW_CLASSES = 24  # up to this, each has a column
-_FAINT = "#3d86c6"  # heat of images, which a theme does not change: seen on white and black
 _BANDS = (
   " Lines are means over the seeds of a method, bands reach from its lowest seed to its "
   "highest."
 )
-
-
-class Look(NamedTuple):
-  """Says how the line of a group is drawn."""
-
-  color: str
-  marker: str
-  dash: str
-  width: float
-  stands_out: bool
-
-
-def looks(groups: Groups, highlight: str | None) -> list[Look]:
-  """Returns how each group is drawn: by its method, and apart from others of it."""
-  seen: Counter[str] = Counter()
-  found = []
-  for number, group in enumerate(groups):
-    stands_out = bool(highlight) and group.method == highlight
-    look = Look(
-      figures.color_of(group.title),
-      MARKERS[number % len(MARKERS)],
-      DASHES[seen[group.title] % len(DASHES)],
-      2.6 if stands_out else 1.6,
-      stands_out,
-    )
-    seen[group.title] += 1
-    found.append(look)
-  return found
 
 
 class Plotter:
@@ -117,7 +82,7 @@ class Plotter:
         self._lasts("top1", "top5"),
       )
     ]
-    if len(self.groups) > _MANY:
+    if len(self.groups) > MANY:
       drawn.append(
         self._save(
           _each(self.groups, self.highlight),
@@ -158,11 +123,16 @@ class Plotter:
         self._lasts(*names),
       )
     ]
-    if len(reached) > _MANY:
-      figure = _panels(
-        reached, _draw_errors, "classes seen", "share (%)", height=3.0, sharey=True
+    if len(reached) > MANY:
+      figure = panels.panels(
+        reached,
+        _draw_errors,
+        "classes seen",
+        "share (%)",
+        height=2.6,
+        same_y=True,
+        legend=[("e(p,n), old as new", "old"), ("e(n,p), new as old", "new")],
       )
-      _legend(figure, [("e(p,n), old as new", "old"), ("e(n,p), new as old", "new")])
       drawn.append(
         self._save(
           figure,
@@ -185,16 +155,9 @@ class Plotter:
 
     def draw(ax: Axes, group: Group) -> None:
       matrices = np.array([accuracy_matrix(run) for run in group.runs])
-      _heat_map(ax, 100 * matrices.mean(axis=0), small=len(known) > _MANY)
+      panels.heat_map(ax, 100 * matrices.mean(axis=0), small=len(known) > MANY)
 
-    figure = _panels(
-      known,
-      draw,
-      "classes added in state",
-      "after state",
-      height=4.4,
-      layout="compressed",
-    )
+    figure = panels.panels(known, draw, "classes added in state", "after state")
     return [
       self._save(
         figure,
@@ -269,10 +232,15 @@ class Plotter:
     reached = [group for group in self.groups if len(group.states) > 1]
     if not reached:
       return []
-    figure = _panels(
-      reached, _draw_scores, "classes seen", "mean output (logit)", height=3.3, sharey=True
+    figure = panels.panels(
+      reached,
+      _draw_scores,
+      "classes seen",
+      "mean output (logit)",
+      height=2.6,
+      same_y=True,
+      legend=[(SCORES[f"score_{kind}"].title, kind) for kind in ("new", "old")],
     )
-    _legend(figure, [(SCORES[f"score_{kind}"].title, kind) for kind in ("new", "old")])
     gaps = ", ".join(
       f"{group.label} {last['score_new'] - last['score_old']:.2f}"
       for group in reached
@@ -321,14 +289,15 @@ class Plotter:
     if not drawn:
       return []
     without = [g.label for g in self.groups if g.label not in {d.label for d in drawn}]
-    with matplotlib.rc_context({"axes.titlepad": 18}):  # room for the states' numbers
-      figure = _panels(
-        drawn,
-        lambda ax, group: _draw_loss(ax, group, small=len(drawn) > _MANY),
-        "optimizer step",
-        "training loss",
-        height=3.1,
-      )
+    small = len(drawn) > MANY
+    figure = panels.panels(
+      drawn,
+      lambda ax, group: _draw_loss(ax, group, small=small),
+      "optimizer step",
+      "training loss",
+      height=2.4,
+      above=0.16,  # room for the states' numbers
+    )
     return [
       self._save(
         figure,
@@ -347,7 +316,7 @@ class Plotter:
     alt = "Line charts by number of classes seen."
     for name in names:
       values = ((group.label, group.states[-1].get(name)) for group in self.groups)
-      alt += f" {_panel_title(name)}, last: {_listed(values)}."
+      alt += f" {panels.panel_title(name)}, last: {_listed(values)}."
     return alt
 
   def _left_out(self, shown: Groups) -> str:
@@ -355,12 +324,12 @@ class Plotter:
     return f" Not drawn, for want of values: {', '.join(labels)}." if labels else ""
 
 
-def _listed(values) -> str:
+def _listed(values: Iterable[tuple[str, float | None]]) -> str:
   texts = [f"{label} {value:.1%}" for label, value in values if value is not None]
   return ", ".join(texts) or "-"
 
 
-def _mean(values) -> float | None:
+def _mean(values: Iterable[float | None]) -> float | None:
   known = [value for value in values if value is not None]
   return sum(known) / len(known) if known else None
 
@@ -375,134 +344,45 @@ def _of_classes(group: Group) -> dict[str, float]:
   return {name: mean for name, mean in means.items() if mean is not None}
 
 
-def _panel_title(name: str) -> str:
-  return SCORES[name].panel if name in SCORES else "Expected calibration error"
+def heat_maps(groups: Groups) -> Figure:
+  """Draws, for each group, where a state's images go, in per cent of them."""
 
+  def draw(ax: Axes, group: Group) -> None:
+    counts = np.array(group.states[-1]["confusion"], dtype=np.float64)
+    images = counts.sum(axis=1, keepdims=True)
+    shares = 100 * counts / np.where(images, images, np.nan)
+    panels.heat_map(ax, shares, small=len(groups) > MANY)
 
-def curves(
-  groups: Groups,
-  names: Sequence[str],
-  *,
-  top: float | None = None,
-  highlight: str | None = None,
-) -> Figure:
-  """Draws a panel for each score with a curve for each group, in per cent.
-
-  The curve of several runs is their mean, in a band from their lowest to their highest. Of
-  many, all but those of the highlighted method are grey. The vertical axis ends at `top`,
-  or is chosen by the values.
-  """
-  many = len(groups) > _MANY
-  labels = [shorten(group.label) for group in groups]
-  direct = 1 < len(groups) <= 24 and max(map(len, labels)) <= 28
-  height = 5.6 if many else 3.9
-  figure = Figure((WIDE if len(names) > 1 else 7.6, height), layout="constrained")
-  axes = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
-  ends: list[list[tuple[float, float, str, str, bool]]] = [[] for _ in names]
-  for ax, name, ending in zip(axes, names, ends, strict=True):
-    for group, look, label in zip(groups, looks(groups, highlight), labels, strict=True):
-      rows = [row for row in group.states if row.get(name) is not None]
-      grey = many and bool(highlight) and not look.stands_out
-      color = COLORS["muted"] if grey else look.color
-      seen, values = [r["num_seen"] for r in rows], [100 * r[name] for r in rows]
-      order = 3 if look.stands_out else 2
-      ax.plot(
-        seen,
-        values,
-        color=color,
-        linestyle=look.dash,
-        marker="" if grey and len(rows) > 1 else look.marker,
-        linewidth=1.0 if grey else look.width,
-        markersize=4 if many else 5.5,
-        zorder=order,
-      )
-      if len(group.runs) > 1 and not grey:
-        _band(ax, group, name, seen, color)
-      if rows:
-        ending.append((seen[-1], values[-1], label, color, look.stands_out))
-    ax.set(title=_panel_title(name), xlabel="classes seen")
-    ax.tick_params(labelleft=True)
-    _class_ticks(ax, limit=20 // len(names))
-  axes[0].set_ylabel("share of images (%)")
-  top = top or max(5.0, *(ax.dataLim.y1 for ax in axes))
-  axes[0].set_ylim(-0.03 * top, 1.04 * top)
-  if direct:
-    for ax, ending in zip(axes, ends, strict=True):
-      _label_ends(ax, ending, height - 1.1)
-  elif len(groups) > 1:
-    _legend_of_lines(figure, axes[0], [group.label for group in groups])
-  return figure
-
-
-def _band(ax: Axes, group: Group, name: str, seen: list[int], color: str) -> None:
-  values = np.array(
-    [[row.get(name) for row in run.results["states"]] for run in group.runs], np.float64
-  )
-  values = 100 * values[:, ~np.isnan(values).any(axis=0)]  # null became NaN
-  if values.shape[1] == len(seen):
-    band = {"color": color, "alpha": 0.18, "linewidth": 0}
-    ax.fill_between(seen, values.min(0), values.max(0), **band)
-
-
-def _label_ends(
-  ax: Axes, ends: Sequence[tuple[float, float, str, str, bool]], height: float
-) -> None:
-  """Writes labels at the ends of lines, apart from each other; height in inches."""
-  low, high = ax.get_ylim()
-  gap = 0.148 / height  # of a line of text, as a share of the axis
-  order = sorted(ends, key=lambda end: end[1])
-  places = [(end[1] - low) / (high - low) for end in order]
-  # From below, each at least a gap above the one before; then back from the top.
-  for number in range(1, len(places)):
-    places[number] = max(places[number], places[number - 1] + gap)
-  limit = max(1.0, gap * len(places))
-  for number in reversed(range(len(places))):
-    places[number] = min(places[number], limit)
-    limit = places[number] - gap
-  for (x, y, label, color, stands_out), place in zip(order, places, strict=True):
-    ax.annotate(
-      label,
-      (x, y),
-      (1.06, place),
-      textcoords="axes fraction",
-      va="center",
-      fontsize=8.5,
-      fontweight="bold" if stands_out else "normal",
-      color=COLORS["soft"] if color == COLORS["muted"] else color,
-      annotation_clip=False,
-      arrowprops={
-        "arrowstyle": "-",
-        "color": color,
-        "linewidth": 0.6,
-        "shrinkA": 1,
-        "shrinkB": 3,
-      },
-    )
+  words = ("state of the predicted class", "state of the true class")
+  if len(groups) > MANY:
+    words = ("predicted state", "true state")
+  return panels.panels(groups, draw, *words)
 
 
 def _each(groups: Groups, highlight: str | None) -> Figure:
   """Draws the top-1 accuracy of each group in a panel of its own, before all others."""
-  found = looks(groups, highlight)
   lines = [
     ([row["num_seen"] for row in g.states], [100 * row["top1"] for row in g.states])
     for g in groups
   ]
+  background = [np.column_stack(line) for line in lines]
 
   def draw(ax: Axes, group: Group) -> None:
-    for other, look, line in zip(groups, found, lines, strict=True):
+    color = figures.color_of(group.title)
+    grey = {"colors": COLORS["line"], "linewidths": 0.8, "zorder": 1}
+    ax.add_collection(LineCollection(background, **grey))
+    for other, line in zip(groups, lines, strict=True):
       if other is group:
-        style = {"color": look.color, "linewidth": 2.2, "zorder": 3}
-      elif look.stands_out:
-        style = {"color": look.color, "linewidth": 1.0, "linestyle": "--", "zorder": 2}
-      else:
-        style = {"color": COLORS["line"], "linewidth": 0.8, "zorder": 1}
-      ax.plot(*line, marker="", **{"linestyle": "-", **style})
-      if other is group and len(group.runs) > 1:
-        _band(ax, group, "top1", line[0], look.color)
-    _class_ticks(ax, limit=5)
-    ax.set_ylim(-3, 104)
+        ax.plot(*line, color=color, marker="", linewidth=2.2, zorder=3)
+      elif highlight and other.method == highlight:
+        own = figures.color_of(other.title)
+        ax.plot(*line, "--", color=own, marker="", linewidth=1.0, zorder=2)
+    if len(group.runs) > 1:
+      panels.band(ax, group, "top1", color)
+    panels.class_ticks(ax, limit=5)
+    ax.set(ylim=(-3, 104), yticks=(0, 50, 100))
 
-  return _panels(groups, draw, "classes seen", "top-1 (%)", height=3.0, sharey=True)
+  return panels.panels(groups, draw, "classes seen", "top-1 (%)", height=2.6, same_y=True)
 
 
 def _draw_errors(ax: Axes, group: Group) -> None:
@@ -511,14 +391,12 @@ def _draw_errors(ax: Axes, group: Group) -> None:
     ("error_new_as_old", "new", "-"),
   ):
     rows = [row for row in group.states if row[name] is not None]
-    seen = [row["num_seen"] for row in rows]
-    ax.plot(
-      seen, [100 * row[name] for row in rows], dash, color=COLORS[kind], marker="", lw=1.8
-    )
+    seen, values = [row["num_seen"] for row in rows], [100 * row[name] for row in rows]
+    ax.plot(seen, values, dash, color=COLORS[kind], marker="", linewidth=1.8)
     if len(group.runs) > 1:
-      _band(ax, group, name, seen, COLORS[kind])
-  _class_ticks(ax, limit=5)
-  ax.set_ylim(-3, 104)
+      panels.band(ax, group, name, COLORS[kind])
+  panels.class_ticks(ax, limit=5)
+  ax.set(ylim=(-3, 104), yticks=(0, 50, 100))
 
 
 def _draw_scores(ax: Axes, group: Group) -> None:
@@ -529,54 +407,10 @@ def _draw_scores(ax: Axes, group: Group) -> None:
     for name in ("score_new", "score_old")
   )
   ax.fill_between(seen, old, new, color=COLORS["muted"], alpha=0.25, linewidth=0)
-  ax.plot(seen, new, "-o", color=COLORS["new"], markersize=4)
-  ax.plot(seen, old, "--s", color=COLORS["old"], markersize=4)
-  _class_ticks(ax, limit=5)
-
-
-def heat_maps(groups: Groups) -> Figure:
-  """Draws, for each group, where a state's images go, in per cent of them."""
-
-  def draw(ax: Axes, group: Group) -> None:
-    counts = np.array(group.states[-1]["confusion"], dtype=np.float64)
-    images = counts.sum(axis=1, keepdims=True)
-    shares = 100 * counts / np.where(images, images, np.nan)
-    _heat_map(ax, shares, small=len(groups) > _MANY)
-
-  words = ("state of the predicted class", "state of the true class")
-  if len(groups) > _MANY:
-    words = ("predicted state", "true state")
-  return _panels(groups, draw, *words, height=4.4, layout="compressed")
-
-
-def _heat_map(ax: Axes, shares: np.ndarray, *, small: bool) -> None:
-  """Draws shares in per cent; NaN is left blank, above the diagonal, or a dash."""
-  rows, columns = shares.shape
-  if max(shares.shape) > _MANY_CELLS:
-    rgba = np.empty((*shares.shape, 4))
-    rgba[..., :3] = to_rgb(_FAINT)
-    rgba[..., 3] = np.nan_to_num(shares) / 100
-    ax.imshow(rgba, interpolation="nearest")
-  else:
-    color = to_rgb(COLORS["heat"])
-    for (row, column), share in np.ndenumerate(shares):
-      if not math.isnan(share):
-        cell = (column - 0.48, row - 0.48), 0.96, 0.96
-        ax.add_patch(
-          matplotlib.patches.Rectangle(*cell, facecolor=(*color, share / 100), linewidth=0)
-        )
-  ax.set(xlim=(-0.5, columns - 0.5), ylim=(rows - 0.5, -0.5), aspect="equal")
-  ax.grid(visible=False)
-  for ticks, size in ((ax.set_xticks, columns), (ax.set_yticks, rows)):
-    places = np.arange(0, size, 1 + (size - 1) // (5 if small else 10))
-    ticks(places, places + 1)
-  if max(shares.shape) <= _NUMBERED and not (small and max(shares.shape) > 6):
-    font = 7.5 if small or max(shares.shape) > 7 else 9
-    for (row, column), share in np.ndenumerate(shares):
-      if not (math.isnan(share) and column > row):
-        text = "-" if math.isnan(share) else f"{share:.0f}"
-        color = COLORS["on-heat" if share > 62 else "ink"]
-        ax.text(column, row, text, ha="center", va="center", fontsize=font, color=color)
+  ax.plot(seen, new, "-o", color=COLORS["new"], markersize=3.5)
+  ax.plot(seen, old, "--s", color=COLORS["old"], markersize=3.5)
+  panels.class_ticks(ax, limit=5)
+  ax.ticklabel_format(axis="y", scilimits=(-3, 4))
 
 
 def _class_map(groups: Groups, names: Sequence[str], shares: np.ndarray) -> Figure:
@@ -584,16 +418,8 @@ def _class_map(groups: Groups, names: Sequence[str], shares: np.ndarray) -> Figu
   size = (max(4.5, min(WIDE, 2.4 + 0.42 * len(names))), 1.5 + 0.3 * len(groups))
   figure = Figure(size, layout="constrained")
   ax = figure.subplots()
-  color = to_rgb(COLORS["heat"])
-  for (row, column), share in np.ndenumerate(shares):
-    if not math.isnan(share):
-      cell = (column - 0.48, row - 0.46), 0.96, 0.92
-      ax.add_patch(
-        matplotlib.patches.Rectangle(*cell, facecolor=(*color, share / 100), linewidth=0)
-      )
-    text = "-" if math.isnan(share) else f"{share:.0f}"
-    style = {"ha": "center", "va": "center", "fontsize": 8.5}
-    ax.text(column, row, text, color=COLORS["on-heat" if share > 62 else "ink"], **style)
+  panels.cells(ax, shares)
+  panels.numbers(ax, shares, fontsize=8.5)
   ax.set(xlim=(-0.5, len(names) - 0.5), ylim=(len(groups) - 0.5, -0.5))
   ax.set_yticks(range(len(groups)), [shorten(group.label) for group in groups])
   short = [textwrap.shorten(name, 18, placeholder="...") or name[:18] for name in names]
@@ -615,22 +441,19 @@ def _class_curves(
   known: Sequence[tuple[Group, dict[str, float]]], highlight: str | None
 ) -> Figure:
   """Draws the accuracy of each group's classes, sorted, over the share of the classes."""
-  many = len(known) > _MANY
-  height = 5.2 if many else 3.9
-  figure = Figure((7.6, height), layout="constrained")
+  figure = Figure((7.6, 3.9), layout="constrained")
   ax = figure.subplots()
   groups = [group for group, _ in known]
-  for (group, values), look in zip(known, looks(groups, highlight), strict=True):
-    grey = many and bool(highlight) and not look.stands_out
+  found = panels.looks(groups, highlight)
+  for (_, values), look in zip(known, found, strict=True):
     accuracies = 100 * np.sort(list(values.values()))[::-1]
     places = 100 * (np.arange(len(accuracies)) + 0.5) / len(accuracies)
     ax.plot(
       places,
       accuracies,
-      color=COLORS["muted"] if grey else look.color,
+      color=look.color,
       linestyle=look.dash,
-      linewidth=0.9 if grey else look.width,
-      label=group.label,
+      linewidth=look.width,
       zorder=3 if look.stands_out else 2,
     )
   ax.set(
@@ -639,43 +462,45 @@ def _class_curves(
     ylim=(-3, 104),
     xlim=(0, 100),
   )
-  if 1 < len(groups) <= _MANY:
-    _legend_of_lines(figure, ax, [group.label for group in groups])
-  elif highlight:
-    named = [
-      line for line, g in zip(ax.get_lines(), groups, strict=True) if g.method == highlight
-    ]
-    figure.legend(
-      [*named, ax.get_lines()[0]],
-      [*(line.get_label() for line in named), "the other methods"],
-      loc="outside upper left",
-      ncols=2,
-    )
+  shown = {
+    "the other methods" if look.color == COLORS["muted"] else shorten(group.label): line
+    for group, look, line in zip(groups, found, ax.get_lines(), strict=True)
+  }
+  if len(groups) > 1 and shown:
+    columns = max(1, int(95 / (max(map(len, shown)) + 6)))
+    figure.set_figheight(3.9 + 0.2 * (math.ceil(len(shown) / columns) - 1))
+    figure.legend(shown.values(), shown, loc="outside upper left", ncols=columns)
   return figure
 
 
 def _draw_loss(ax: Axes, group: Group, *, small: bool) -> None:
+  color = figures.color_of(group.title)
   for run in group.runs:
     curve = thinned(run.loss)
     marker = "o" if len(curve.steps) == 1 else ""
     width = 1.1 if len(group.runs) == 1 else 0.8
-    color = figures.color_of(group.title)
-    ax.plot(
-      curve.steps, curve.losses, color=color, linewidth=width, marker=marker, alpha=0.85
-    )
+    ax.plot(curve.steps, curve.losses, color=color, linewidth=width, marker=marker)
   steps, _, states = group.runs[-1].loss
   starts = [0, *(np.flatnonzero(np.diff(states)) + 1)]
-  for start in starts:
-    ax.axvline(steps[start], color=COLORS["muted"], linewidth=0.6, zorder=0)
-    if len(starts) <= (5 if small else 10):
-      # The word has room where panels are large and states few.
-      word = not start and len(starts) <= 5 and not small
-      text = f"state {states[start]}" if word else f"{states[start]}"
-      above = ax.get_xaxis_transform()
-      ax.text(steps[start], 1.015, text, transform=above, fontsize=8)
+  ax.vlines(
+    steps[starts],
+    0,
+    1,
+    transform=ax.get_xaxis_transform(),
+    colors=COLORS["muted"],
+    linewidths=0.6,
+    zorder=0,
+  )
+  for start in starts if len(starts) <= (5 if small else 10) else ():
+    # The word has room where panels are large and states few.
+    word = not start and len(starts) <= 5 and not small
+    text = f"state {states[start]}" if word else f"{states[start]}"
+    above = ax.get_xaxis_transform()
+    ax.text(steps[start], 1.015, text, transform=above, fontsize=8)
   ax.xaxis.set_major_locator(
     MaxNLocator(3 if small else 5, integer=True, steps=[1, 2, 5, 10])
   )
+  ax.ticklabel_format(axis="both", scilimits=(-3, 5))
   ax.set_ylim(bottom=min(0.0, ax.get_ylim()[0]))
 
 
@@ -691,68 +516,3 @@ def thinned(curve: LossCurve) -> LossCurve:
     np.add.reduceat(curve.losses.astype(np.float64), starts) / counts,
     curve.states[starts],
   )
-
-
-def _panels(
-  groups: Groups,
-  draw: Callable[[Axes, Group], None],
-  x_label: str,
-  y_label: str,
-  *,
-  height: float,
-  sharey: bool = False,
-  layout: str = "constrained",
-) -> Figure:
-  """Fills a panel for each group by `draw`, two a row, or more if there are many.
-
-  The height is a panel's where there are two.
-  """
-  count = len(groups)
-  columns = min(2, count) if count <= _MANY else 4 if count <= 12 else 5
-  height *= {4: 0.62, 5: 0.56}.get(columns, 1)
-  rows = math.ceil(count / columns)
-  figure = Figure((WIDE if columns > 1 else NARROW, height * rows), layout=layout)
-  axes = list(figure.subplots(rows, columns, sharey=sharey, squeeze=False).flat)
-  for ax in axes[count:]:
-    ax.remove()
-  width = {1: 60, 2: 46, 4: 24, 5: 20}[columns]
-  for number, (ax, group) in enumerate(zip(axes, groups, strict=False)):
-    draw(ax, group)
-    title = textwrap.fill(shorten(group.label), width, break_on_hyphens=False)
-    ax.set_title(title, fontsize=9 if columns > 2 else None)
-    if columns <= 2 or number >= count - columns:
-      ax.set_xlabel(x_label)
-    if columns <= 2 or number % columns == 0:
-      ax.set_ylabel(y_label)
-    ax.tick_params(labelleft=columns <= 2 or number % columns == 0 or not sharey)
-  return figure
-
-
-def _class_ticks(ax: Axes, *, limit: int) -> None:
-  """Puts ticks where states end, or at round numbers if those are more than `limit`."""
-  seen = {number for line in ax.get_lines() for number in line.get_xdata()}
-  if len(seen) <= limit:
-    ax.set_xticks(sorted(seen))
-  else:
-    ax.xaxis.set_major_locator(MaxNLocator(limit, integer=True, steps=[1, 2, 5, 10]))
-
-
-def _legend(figure: Figure, items: Sequence[tuple[str, str]]) -> None:
-  """Puts a legend above the panels; items are labels and the names of colours."""
-  lines = [
-    matplotlib.lines.Line2D(
-      [], [], color=COLORS[kind], linestyle="--" if kind == "old" else "-", marker=""
-    )
-    for _, kind in items
-  ]
-  labels = [label for label, _ in items]
-  figure.legend(lines, labels, loc="outside upper left", ncols=len(items))
-
-
-def _legend_of_lines(figure: Figure, ax: Axes, labels: Sequence[str]) -> None:
-  """Puts a legend above the panels for the lines of one of them."""
-  room = int(13 * figure.get_figwidth())  # characters of a line
-  columns = max(1, min(len(labels), room // (max(map(len, labels)) + 6)))
-  further_rows = math.ceil(len(labels) / columns) - 1
-  figure.set_figheight(figure.get_figheight() + 0.2 * further_rows)
-  figure.legend(ax.get_lines(), labels, loc="outside upper left", ncols=columns)

@@ -24,7 +24,6 @@ from ssil_jax.reports.tables import duration, origin_note
 _HIGHLIGHT = "ssil"  # the method in question, if none is named
 _FEW = 4  # groups whose states are shown at once
 _EXTREMES = 10  # classes, or confusions, that a table names
-_TESTS = ("accuracy", "errors", "forgetting", "classes", "confusion")
 _TITLES = {
   "accuracy": "Accuracy",
   "errors": "Old and new classes",
@@ -35,6 +34,8 @@ _TITLES = {
   "calibration": "Calibration",
   "loss": "Loss",
 }
+# What says nothing about how runs were trained, or what their labels say.
+_NO_DIFFERENCE = ("method", "method source", "seed", "folder", "workdir", "version")
 _PLACES = ("dataset", "num_classes", "num_states", "memory_size")  # what a rival shares
 
 
@@ -98,8 +99,7 @@ def study_sections(
       intro=f"Accuracies and errors in per cent, over the {images} of all classes seen.",
       folded=len(groups) > _FEW,
     ),
-    Section("runs", "Every run", [_runs(runs)], folded=len(runs) > _FEW),
-    *_settings(runs),
+    *_settings(runs, groups),
     Section("schedule", "Training schedule", list(_schedules(runs)), folded=len(runs) > 2),
     Section("definitions", "Definitions", [Terms(DEFINITIONS)]),
   ]
@@ -263,7 +263,7 @@ def _summary_cell(value: Summary | None, *, is_time: bool = False) -> Cell:
   if is_time:
     text = duration(value.mean)
   else:
-    text = f"{value.mean:.1f}"
+    text = f"{value.mean:z.1f}"
     if value.spread is not None:
       text += f" \N{PLUS-MINUS SIGN} {value.spread:.1f}"
   return Cell(text, value.mean, value.spread, value.count)
@@ -290,10 +290,10 @@ def _tests_table(
         p_values.append(Cell("-"))
         continue
       shared[number] = max(shared[number], test.count)
-      text = f"{test.mean:+.1f}"
+      text = f"{test.mean:+z.1f}"
       p = adjusted.get(number)
       if test.low is not None:
-        text += f" [{test.low:+.1f}, {test.high:+.1f}]"
+        text += f" [{test.low:+z.1f}, {test.high:+z.1f}]"
       is_better = p is not None and p < LEVEL and measure.better * test.mean > 0
       differences.append(Cell(text, test.mean, count=test.count, significant=is_better))
       p_values.append(Cell("-") if p is None else Cell(_p_text(p), p))
@@ -304,11 +304,7 @@ def _tests_table(
     [other.label, Cell(str(count), count), *cells]
     for other, count, *cells in zip(others, shared, *columns, strict=True)
   ]
-  titles = itertools.chain.from_iterable((m.title, "p") for m in TESTED)
-  names = []
-  for title in titles:
-    names.append(f"p, {names[-1]}" if title == "p" else f"{title}: difference")
-  names = [n.replace(": difference", "") if n.startswith("p, ") else n for n in names]
+  names = [name for m in TESTED for name in (f"{m.title}: difference", f"p, {m.title}")]
   return [
     Table(
       name,
@@ -559,49 +555,74 @@ _RESULTS_SETTINGS = {
 }
 
 
-def _settings(runs: Sequence[Run]) -> list[Section]:
-  """Returns what differs between the runs, all their settings, and the environment."""
+def _settings(runs: Sequence[Run], groups: Sequence[Group]) -> list[Section]:
+  """Returns what differs between the runs, each run, all settings, and the environment."""
+  names = labels.run_labels(runs)
   settings = [_settings_of(run) for run in runs]
   environments = [
     {key.replace("_", " "): value for key, value in run.results["environment"].items()}
     for run in runs
   ]
-  names = labels.run_labels(runs)
   common, differing = _compared(settings)
-  own, others = _compared(environments)
-  sections = []
-  if differing:
-    sections.append(
-      Section(
-        "differences",
-        "What differs between the runs",
-        [
-          _differing_table(
-            "differences", "Settings in which the runs differ", names, differing
-          )
-        ],
+  shared, own = _compared(environments)
+  of_runs = [_runs(runs)]
+  for name, what, values in (
+    ("run_settings", "Settings", differing),
+    ("run_environments", "Environment", own),
+  ):
+    if values:
+      rows = [list(row) for row in zip(names, *values.values(), strict=True)]
+      caption = f"{what} of each run, where the runs differ"
+      of_runs.append(Table(name, caption, ["run", *values], rows))
+  setting, environment = (
+    Table(name.lower(), f"{name}{_whose(runs)}", (name.lower(), "value"), rows)
+    for name, rows in (("Settings", common), ("Environment", shared))
+  )
+  return [
+    *_differences(groups),
+    Section("runs", "Every run", of_runs, folded=len(runs) > 2),
+    Section("settings", "Settings", [setting], folded=True),
+    Section("environment", "Environment", [environment]),
+  ]
+
+
+def _differences(groups: Sequence[Group]) -> list[Section]:
+  """Says what differs between the methods of a page, but for their own settings."""
+  if len(groups) < 2:
+    return []
+  settings = [_settings_of(group.runs[0]) for group in groups]
+  differing = {
+    name: [_text(one.get(name)) for one in settings]
+    for name in settings[0]
+    if name not in _NO_DIFFERENCE and all(name in one for one in settings)
+  }
+  differing = {name: texts for name, texts in differing.items() if len(set(texts)) > 1}
+  seeds = [", ".join(str(run.results["seed"]) for run in group.runs) for group in groups]
+  if len(set(seeds)) > 1:
+    differing["seeds"] = seeds
+  titles = [group.title for group in groups]
+  if not differing and len(set(titles)) == len(titles):
+    block: Block = Text(
+      "The method alone"
+      + (
+        " (with its own settings), beside the seed."
+        if len(groups) < sum(len(group.runs) for group in groups)
+        else " (with its own settings)."
       )
     )
-  sections.append(
-    Section(
-      "settings",
-      "Settings",
-      [Table("settings", _common_caption("Settings", runs), ("setting", "value"), common)],
-      folded=True,
-    )
-  )
-  blocks = [
-    Table("environment", _common_caption("Environment", runs), ("what", "value"), own)
+    return [Section("differences", "What differs", [block])]
+  if not differing:
+    return []
+  rows = [
+    [group.label, *texts] for group, *texts in zip(groups, *differing.values(), strict=True)
   ]
-  if others:
-    caption = "Environment in which the runs differ"
-    blocks.append(_differing_table("environments", caption, names, others))
-  sections.append(Section("environment", "Environment", blocks))
-  return sections
+  caption = "Settings in which the methods differ, but for their own"
+  table = Table("differences", caption, ["method", *differing], rows)
+  return [Section("differences", "What differs", [table])]
 
 
-def _common_caption(what: str, runs: Sequence[Run]) -> str:
-  return f"{what} of the run" if len(runs) == 1 else f"{what}: the same in all runs"
+def _whose(runs: Sequence[Run]) -> str:
+  return " of the run" if len(runs) == 1 else ": what is the same in all runs"
 
 
 def _settings_of(run: Run) -> dict[str, Any]:
@@ -634,13 +655,6 @@ def _compared(
     elif texts[0] != "-":
       common.append([name, texts[0]])
   return common, differing
-
-
-def _differing_table(
-  name: str, caption: str, names: Sequence[str], differing: dict[str, list[str]]
-) -> Table:
-  rows = [list(row) for row in zip(names, *differing.values(), strict=True)]
-  return Table(name, caption, ["run", *differing], rows)
 
 
 def _schedules(runs: Sequence[Run]) -> list[Block]:

@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import pathlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -31,7 +31,7 @@ from ssil_jax.reports.tuning import load_tuning
 from ssil_jax.resnet import ResNet18
 from ssil_jax.schedule import state_of_class
 from ssil_jax.system import write_json
-from ssil_jax.training import model_files, pretrained, step, workdir
+from ssil_jax.training import model_files, pretrained, step, workdir, writers
 from ssil_jax.training.checkpoint import Checkpoints
 from ssil_jax.training.devices import Devices, choose_devices, initial_train_state
 from ssil_jax.training.plan import Plan, check_shares, make_plan, schedule_rows
@@ -124,18 +124,27 @@ class Session:
 
   @contextlib.contextmanager
   def recording(
-    self, run: RunState, console: Console, *, warn: Callable[[str], None]
+    self,
+    run: RunState,
+    console: Console,
+    *,
+    warn: Callable[[str], None],
+    openers: Sequence[writers.Opener] = (writers.TensorBoard,),
   ) -> Iterator[None]:
     """Records and shows the training that `run` lacks, and tells what to do if it diverges.
 
-    `warn` is called with a line if records are missing.
+    `warn` is called with a line if records are missing; `openers` open who is told of them.
     """
     steps_done = int(run.train_state.step)
     recorded = steps_done - (len(run.position.window) if run.position else 0)
     images_left = _images_left(self, run)
     with (
       Recorder(
-        self.folder, steps_done=steps_done, steps_recorded=recorded, warn=warn
+        self.folder,
+        steps_done=steps_done,
+        steps_recorded=recorded,
+        warn=warn,
+        openers=openers,
       ) as self.recorder,
       ProgressDisplay(
         console, num_states=len(self.plan.states), num_images=images_left
@@ -266,6 +275,15 @@ class Session:
         "to resume"
       ) from error
 
+  def write_summary(self, run: RunState, figures: Mapping[str, bytes]) -> None:
+    """Records a finished run: its settings, scores and figures (name -> PNG file)."""
+    self.recorder.add_summary(
+      config_lib.to_json(self.plan.config),
+      self.results(run),
+      figures,
+      step=int(run.train_state.step),
+    )
+
   def write_results(self, run: RunState) -> None:
     if collectives.is_main():
       write_json(self.folder / "results.json", self.results(run))
@@ -316,6 +334,7 @@ def open_session(
   Raises:
     UserError: bad input, named, before any training; or DivergedError, with what to do.
   """
+  writers.check(config)
   warn = printer(console)
   tuned_on = load_tuning(config.tuned_on) if config.tuned_on else None
   # What processes do not do together must not count for their stopping together.
@@ -365,7 +384,8 @@ def open_session(
     if not session.checkpoints.damaged:
       session.write_results(run)
       session.save_model(run)
-    with session.recording(run, console, warn=warn):
+    openers = writers.openers(config)
+    with session.recording(run, console, warn=warn, openers=openers):
       yield session, run
 
 

@@ -109,11 +109,11 @@ def test_what_data_rule_out_is_said_of_all_runs_at_once(tmp_path):
 
 
 def test_shards_are_submitted_as_jobs_that_run_the_command_again(tmp_path):
-  import submitit
-
   how = execution.Execution(num_slurm_jobs=2, slurm_options={"cluster": "local"})
   argv = ["--help", "--slurm=2", "--slurm_options", "cluster=local", "--", "--width=4"]
   names = execution.submit(how, "sweep", argv, tmp_path)
+  import submitit  # as `submit` imports it
+
   jobs = [submitit.LocalJob(tmp_path / "slurm", name) for name in names]
   while not all(job.paths.result_pickle.exists() for job in jobs):
     time.sleep(0.1)

@@ -117,7 +117,7 @@ def test_what_follows_the_dashes_goes_to_each_run_but_for_settings_of_other_meth
   for name, job in jobs.items():
     assert {*job.arguments} & {*given} == {*own[name], *given[2:]}
     config = config_of(job)
-    assert (config.width, config.num_states, config.memory_size) == (4, 5, 10)
+    assert (config.width, config.num_states, config.memory_size) == (4, 2, 10)
     assert dataclasses.replace(config, from_workdir="") == job.config
 
 

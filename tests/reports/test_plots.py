@@ -10,7 +10,7 @@ from matplotlib.text import Text
 from PIL import Image
 from written_runs import measured_run, one_state, seed_run, write_run
 
-from ssil_jax.reports import figures, labels, plots
+from ssil_jax.reports import figures, labels, panels, plots
 from ssil_jax.reports.aggregate import Group
 from ssil_jax.reports.results import load_run
 
@@ -102,7 +102,7 @@ def test_heat_maps_hold_shares_of_rows(tmp_path):
 def test_curves_follow_the_results(tmp_path):
   run = load_run(write_run(tmp_path / "a"))
   names = ["SS-IL", "_hidden", "FT"]
-  figure = plots.curves([Group(n, [run]) for n in names], ["top1", "error_old_as_new"])
+  figure = panels.curves([Group(n, [run]) for n in names], ["top1", "error_old_as_new"])
   first, second = figure.axes
   titles = ["Top-1 accuracy", "e(p,n): old classes taken for new"]
   assert [ax.get_title("left") or ax.get_title() for ax in figure.axes] == titles
@@ -121,7 +121,7 @@ def test_curve_of_several_seeds_is_their_mean_in_a_band(tmp_path):
     load_run(seed_run(tmp_path / f"{seed}", seed, last=last, imbalance=imbalance))
     for seed, (last, imbalance) in enumerate([(0.3, 0.1), (0.31, 0.2), (0.35, 0.6)])
   ]
-  figure = plots.curves([Group("SS-IL", runs)], ["top1", "imbalance"])
+  figure = panels.curves([Group("SS-IL", runs)], ["top1", "imbalance"])
   first, second = figure.axes
   (line,) = first.get_lines()
   np.testing.assert_allclose(line.get_xydata(), [[2, 90], [4, 32]])
@@ -131,7 +131,7 @@ def test_curve_of_several_seeds_is_their_mean_in_a_band(tmp_path):
   np.testing.assert_allclose(line.get_xydata(), [[4, 30]])
   assert corners(second.collections[0]) == {(4, 10), (4, 60)}
   run = load_run(write_run(tmp_path, results=one_state(num_states=1)))
-  (ax,) = plots.curves([Group("Joint", [run, run])], ["imbalance"]).axes
+  (ax,) = panels.curves([Group("Joint", [run, run])], ["imbalance"]).axes
   assert not corners(ax.collections[0])
 
 
@@ -145,7 +145,7 @@ def test_the_method_in_question_stands_out_among_many(tmp_path):
   groups = [Group(f"a method with a name, {n}", [run]) for n in range(21)]
   groups.insert(3, Group("SS-IL", [ours]))
   with matplotlib.rc_context(figures.STYLE):
-    figure = plots.curves(groups, ["top1", "top5"], highlight="ssil")
+    figure = panels.curves(groups, ["top1", "top5"], highlight="ssil")
   figure.draw_without_rendering()
   muted, own = figures.COLORS["muted"], figures.color_of("SS-IL")
   for ax in figure.axes:
@@ -160,7 +160,7 @@ def test_the_method_in_question_stands_out_among_many(tmp_path):
 
 def test_groups_of_one_method_share_its_colour_and_not_its_look(tmp_path):
   run = load_run(write_run(tmp_path / "a"))
-  found = plots.looks([Group(f"SS-IL (|M|={m})", [run]) for m in (1, 2, 3)], None)
+  found = panels.looks([Group(f"SS-IL (|M|={m})", [run]) for m in (1, 2, 3)], None)
   assert {look.color for look in found} == {figures.color_of("SS-IL")}
   assert len({(look.marker, look.dash) for look in found}) == 3
 

@@ -3,6 +3,7 @@
 import functools
 import json
 import struct
+import time
 import types
 
 import jax
@@ -14,7 +15,6 @@ from hypothesis import strategies as st
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from ssil_jax.errors import DivergedError, WorkdirError
-from ssil_jax.training import recorder as recorder_module
 from ssil_jax.training.devices import wait_for_earlier
 from ssil_jax.training.plan import make_plan
 from ssil_jax.training.recorder import Recorder
@@ -42,7 +42,7 @@ class Told:
 def clock(monkeypatch):
   """Seconds, in a list of one."""
   now = [100.0]
-  monkeypatch.setattr(recorder_module.time, "monotonic", lambda: now[0])
+  monkeypatch.setattr(time, "monotonic", lambda: now[0])
   return now
 
 
