@@ -64,7 +64,7 @@ def parse(argv: Sequence[str]) -> Request:
   exports = list(filter(None, flag_values.export.split(",")))
   for kind in exports:
     if kind not in KINDS:
-      raise ConfigError(f"--export={kind} must be of {', '.join(KINDS)}")
+      raise ConfigError(f"--export={kind} is unknown; choose from: {', '.join(KINDS)}")
   output = pathlib.Path(flag_values.output).expanduser()
   return Request(
     [pathlib.Path(workdir).expanduser() for workdir in flag_values.workdir],
@@ -111,5 +111,5 @@ def _check_highlight(name: str | None, runs: Sequence[Run]) -> None:
   known = list(dict.fromkeys(str(run.results.get("method")) for run in runs))
   if name is not None and name not in known:
     raise ConfigError(
-      f"--highlight={name} is none of the methods of these runs: {', '.join(known)}"
+      f"--highlight={name} is no method of these runs; choose from: {', '.join(known)}"
     )

@@ -182,7 +182,7 @@ def _result_table(
   texts = ["In %, but for the time."]
   if best:
     texts.append(
-      "Underlined: the best of a column. e(p,n) and e(n,p) have none, as what lowers one "
+      "Bold: the best of a column. e(p,n) and e(n,p) have none, as what lowers one "
       "raises the other; nor has time, which depends on the machine."
     )
   if any(group.method.startswith("joint") for group in groups) and best:
