@@ -4,13 +4,16 @@
 PYTHON ?= python3
 BIN := .venv/bin
 RUNS := runs/quickstart
+# Tests need all extras.
+DEV := requirements-dev.txt $(patsubst %,requirements-%.txt,heic onnx serve slurm wandb)
+# One seed on each core: runs as small as these gain little from a second one.
+JOBS = $$($(BIN)/python -c "from ssil_jax import system; print(min(3, system.usable_cores()))")
 
 .PHONY: quickstart test lint
 
 quickstart: .venv/installed
-	$(BIN)/python experiments/run.py --flagfile=quickstart.cfg --method=ft --workdir=$(RUNS)/ft
-	$(BIN)/python experiments/run.py --flagfile=quickstart.cfg --method=ssil --workdir=$(RUNS)/ssil
-	$(BIN)/python experiments/compare.py --workdir=$(RUNS)/ft --workdir=$(RUNS)/ssil --output=$(RUNS)
+	$(BIN)/python experiments/sweep.py --methods=ft,ssil --seeds=0,1,2 --jobs=$(JOBS) \
+	  --output=$(RUNS) -- --flagfile=quickstart.cfg
 
 test: .venv/installed-dev lint
 	$(BIN)/python -m pytest -q -n logical --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
@@ -26,6 +29,6 @@ lint: .venv/installed-dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	touch $@
 
-.venv/installed-dev: requirements-dev.txt requirements-heic.txt requirements-onnx.txt requirements-serve.txt .venv/installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt -r requirements-heic.txt -r requirements-onnx.txt -r requirements-serve.txt
+.venv/installed-dev: $(DEV) .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(addprefix -r ,$(DEV))
 	touch $@

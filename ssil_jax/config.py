@@ -60,6 +60,13 @@ class Config:
     above=0,
     below=1,
   )
+  validation_fraction: float = _data(
+    0.0,
+    "share of the training images that is held out, chosen by a hash of their content, and "
+    "scored instead of the test images (0: none): settings can be chosen on it",
+    at_least=0,
+    below=1,
+  )
   method: str = _training(
     "ssil",
     "the method, one of those listed below, or MODULE:NAME for one of your own: a Method "
@@ -202,6 +209,11 @@ class Config:
     "work directory of another run: the states that would be trained just as there are "
     "taken from it, the first state of most methods, all of ft's for il2m",
   )
+  tuned_on: str = _running(
+    "",
+    "tuning.json that sweep.py --grid has written: on what the settings of this run were "
+    "chosen, for results.json",
+  )
   batch_size_test: int = _running(256, "images of a test batch", at_least=1)
   num_devices: int = _running(
     0,
@@ -224,6 +236,11 @@ class Config:
   )
   checkpoints_kept: int = _running(
     3, "how many of the last checkpoints are kept", at_least=1
+  )
+  wandb: str = _running(
+    "",
+    "project of Weights & Biases that is shown the training as well; needs "
+    "'ssil-jax[wandb]', and a login or WANDB_MODE=offline",
   )
   verify_data: bool = _data(
     True,
@@ -253,6 +270,11 @@ class Config:
   )
   # The method's own, an instance of its `settings`; no flag.
   method_settings: Any = NoSettings()
+
+  @property
+  def scored(self) -> str:
+    """The images that are scored: "test" or "validation"."""
+    return "validation" if self.validation_fraction else "test"
 
 
 DEFAULTS: Mapping[str, Any] = {
@@ -323,12 +345,22 @@ def _mistakes(config: Config) -> Iterator[str]:
       "for the data set's own"
     )
   yield from _process_mistakes(config)
-  for name in ("data_dir", "classes", "class_order", "init_from"):
+  if config.tuned_on and config.validation_fraction:
+    yield (
+      f"--tuned_on={config.tuned_on} is of a run on all training images: leave "
+      f"--validation_fraction={config.validation_fraction} out"
+    )
+  for name in ("data_dir", "classes", "class_order", "init_from", "tuned_on"):
     yield from address_mistakes(name, getattr(config, name))
   if config.class_order and config.class_order_seed:
     yield (
       f"--class_order_seed={config.class_order_seed} has no effect beside --class_order: "
       "leave one of them out"
+    )
+  if set(config.wandb) & set("/\\#?%:"):
+    yield (
+      f"--wandb={config.wandb} cannot be a project: leave out / \\ # ? % and :, and name "
+      "a team by WANDB_ENTITY"
     )
   if not config.workdir:
     yield "--workdir= is empty: name a folder, or leave the flag out"

@@ -2,9 +2,12 @@
 
 A device counts its share of a test batch (`count`), the counts of all batches are added
 up in 64 bits (`add`), and `summarize` makes accuracies and error ratios of the sums. So
-batch size and device count cannot change an accuracy or error ratio.
+batch size and device count cannot change an accuracy or error ratio. What is told of single
+classes, and calibration, is worked out on the host (`summarize_classes`) from what a device
+says of each image (`predictions`). docs/measures.md has all definitions.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 TOP_K = 5
+CALIBRATION_BINS = 15  # of equal width, as by Guo et al. (2017)
 
 
 class Counts(NamedTuple):
@@ -84,6 +88,36 @@ def _mean_where(logits: jax.Array, mask: jax.Array) -> jax.Array:
   return total / jnp.maximum(jnp.sum(mask), 1)
 
 
+class Predictions(NamedTuple):
+  """What is predicted for each image of a batch."""
+
+  classes: jax.Array  # int32 [B], of the largest score
+  right: jax.Array  # bool [B], that is the true one
+  confidence: jax.Array  # float32 [B], its probability
+
+
+def predictions(
+  scores: jax.Array, probabilities: jax.Array, labels: jax.Array
+) -> Predictions:
+  """Returns the prediction for each image; scores and labels as in `count`.
+
+  Args:
+    scores: float [B, C].
+    probabilities: float [B, C], the method's, of the same classes.
+    labels: int [B].
+  """
+  classes = jnp.argmax(scores, axis=-1)
+
+  def of(values, chosen):
+    return jnp.take_along_axis(values, chosen[:, None], axis=-1)[:, 0]
+
+  return Predictions(
+    classes=classes.astype(jnp.int32),
+    right=(classes == labels) & ~jnp.isnan(of(scores, labels)),  # as in `count`
+    confidence=of(probabilities, classes).astype(jnp.float32),
+  )
+
+
 def add(batches: list[Counts]) -> Counts:
   """Adds up host copies of the counts, in int64 and float64."""
 
@@ -142,12 +176,115 @@ def summarize(counts: Counts, *, state: int) -> dict[str, Any]:
   }
 
 
-def average(states: list[dict[str, Any]]) -> dict[str, float | None]:
-  """Returns averages over the states done; imbalance over those with old classes."""
+def summarize_classes(
+  predicted: Predictions, labels: np.ndarray, *, num_seen: int
+) -> dict[str, Any]:
+  """Returns what the predictions for a whole test set say of single classes.
+
+  Args:
+    predicted: for each image, host arrays.
+    labels: int [N], of the same images.
+    num_seen: classes seen.
+
+  Returns:
+      top1_by_class: share of each class's images that are predicted right, a list of
+        num_seen; None of a class without images.
+      ece: `calibration_error` of the predictions.
+      class_confusion: [true class, predicted class, images], sorted, without those of no
+        image.
+  """
+  images = np.bincount(labels, minlength=num_seen)
+  right = np.bincount(labels[predicted.right], minlength=num_seen)
+  pairs, counts = np.unique(
+    np.stack([labels, predicted.classes], axis=1), axis=0, return_counts=True
+  )
   return {
-    name: _mean([state[name] for state in states if state[name] is not None])
-    for name in ("top1", "top5", "imbalance")
+    "top1_by_class": [_ratio(*of_class) for of_class in zip(right, images, strict=True)],
+    "ece": calibration_error(predicted.confidence, predicted.right),
+    "class_confusion": np.column_stack([pairs, counts]).tolist(),
   }
+
+
+def calibration_error(confidence: np.ndarray, right: np.ndarray) -> float | None:
+  """Returns the expected calibration error, from 0 to 1 (Guo et al. 2017, eq. 3).
+
+  Bin m of M = `CALIBRATION_BINS` has the images with confidence in ((m - 1) / M, m / M]; 0
+  is in the first one.
+
+  Args:
+    confidence: float [N], the probability of each predicted class.
+    right: bool [N], whether that is the true one.
+
+  Returns:
+    The mean, over all images, of |accuracy - mean confidence| of an image's bin; None
+    without images, and if a confidence is not finite.
+  """
+  if not len(confidence) or not np.isfinite(confidence).all():
+    return None
+  confidence = confidence.astype(np.float64)  # in which its product with M is exact
+  bins = np.ceil(confidence * CALIBRATION_BINS).astype(np.int64) - 1
+  bins = np.clip(bins, 0, CALIBRATION_BINS - 1)
+  gaps = np.bincount(bins, weights=right) - np.bincount(bins, weights=confidence)
+  return float(np.abs(gaps).sum() / len(confidence))
+
+
+def average(states: Sequence[dict[str, Any]]) -> dict[str, float | None]:
+  """Returns what results.json has of the finished states together.
+
+  Args:
+    states: their rows of results.json, in their order.
+
+  Returns:
+    Means over the states in which they are defined: top1, top5, imbalance, ece; and
+    `forgetting` and `backward_transfer` of the accuracies `top1_by_state`. None of what has
+    nothing to be averaged, and of what an earlier version did not measure in some state.
+  """
+  accuracy = [state.get("top1_by_state") for state in states]
+  is_known = None not in accuracy
+  return {
+    **{
+      name: _mean([state[name] for state in states if state[name] is not None])
+      if all(name in state for state in states)
+      else None
+      for name in ("top1", "top5", "imbalance", "ece")
+    },
+    "forgetting": forgetting(accuracy) if is_known else None,
+    "backward_transfer": backward_transfer(accuracy) if is_known else None,
+  }
+
+
+def forgetting(accuracy: Sequence[Sequence[float | None]]) -> float | None:
+  """Returns the average forgetting after the last state (Chaudhry et al. 2018, eq. 3).
+
+  Args:
+    accuracy: accuracy[t][j] is that on the classes of state j after state t >= j, both from
+      0; None of a state without test images.
+
+  Returns:
+    The mean over the states before the last one of the best accuracy on a state's classes
+    before the last state, less that after it; None if there is no such state.
+  """
+  drops = []
+  for j, last in enumerate(accuracy[-1][:-1] if accuracy else ()):
+    before = [row[j] for row in accuracy[j:-1] if row[j] is not None]
+    if before and last is not None:
+      drops.append(max(before) - last)
+  return _mean(drops)
+
+
+def backward_transfer(accuracy: Sequence[Sequence[float | None]]) -> float | None:
+  """Returns the backward transfer (Lopez-Paz & Ranzato 2017, eq. 3); see `forgetting`.
+
+  It is the mean over the states before the last one of the accuracy on a state's classes
+  after the last state, less that right after their own.
+  """
+  return _mean(
+    [
+      last - accuracy[j][j]
+      for j, last in enumerate(accuracy[-1][:-1] if accuracy else ())
+      if last is not None and accuracy[j][j] is not None
+    ]
+  )
 
 
 def _mean(values: list[float]) -> float | None:

@@ -1,12 +1,24 @@
-"""Folders that libraries are given: any name, but for a few that they refuse."""
+"""Folders: where this package's own are, and which names libraries refuse."""
 
 import glob
 import os
 import pathlib
 import re
+import site
+import sysconfig
 from collections.abc import Iterator
 
 from etils import epath
+
+# Where flag files and published results are: of a checkout, and of an installed package.
+_CHECKOUT = pathlib.Path(__file__).resolve().parents[1] / "experiments"
+_INSTALLED = [
+  pathlib.Path(root) / "share" / "ssil_jax"
+  for root in (sysconfig.get_path("data"), site.getuserbase())
+]
+EXPERIMENTS = next(
+  (f for f in (_CHECKOUT, *_INSTALLED) if (f / "quickstart.cfg").is_file()), _CHECKOUT
+)
 
 UPLOADS = "uploads"  # of a work directory: photos that a server was sent
 

@@ -59,6 +59,17 @@ def source_commit() -> str | None:
   return done.stdout.strip() or None
 
 
+@functools.cache
+def cpu_name() -> str:
+  """Returns the model of the CPU; where the system does not tell, its architecture."""
+  try:
+    lines = pathlib.Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+  except OSError:  # not Linux
+    lines = []
+  named = (line.partition(":")[2] for line in lines if line.startswith("model name"))
+  return next(named, "").strip() or platform.processor() or platform.machine()
+
+
 class LockedError(Exception):
   """Another process has the lock; the text says which, as far as it is known."""
 

@@ -298,12 +298,16 @@ def served_already(folder: pathlib.Path) -> Iterator[None]:
     yield
 
 
-@contextlib.contextmanager
-def without_uvicorn(folder: pathlib.Path) -> Iterator[None]:
-  """The server's library is not installed."""
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setitem(sys.modules, "uvicorn", None)
-    yield
+def without(package: str):
+  """A library is not installed."""
+
+  @contextlib.contextmanager
+  def meanwhile(folder: pathlib.Path) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+      patch.setitem(sys.modules, package, None)
+      yield
+
+  return meanwhile
 
 
 @contextlib.contextmanager
@@ -641,5 +645,6 @@ MEANWHILE = {
   "a full disk": full_disk,
   "a port that is in use": port_in_use,
   "a model that is served already": served_already,
-  "without the extra [serve]": without_uvicorn,
+  "without the extra [serve]": without("uvicorn"),
+  "without the extra [wandb]": without("wandb"),
 }

@@ -64,6 +64,8 @@ def digests(workdir, *, hidden="FOLDER"):
   """What a run has left, by name: hashes of all but times, and of a folder's own name."""
   results = json.loads((workdir / "results.json").read_text().replace(hidden, "FOLDER"))
   results["states"] = [without_times(row) for row in results["states"]]
+  for name in ("started", "command"):
+    del results["environment"][name]
   lines = (workdir / "metrics.jsonl").read_text().splitlines()
   found = {
     "results.json": _hash(json.dumps(results)),

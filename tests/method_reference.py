@@ -189,15 +189,31 @@ def corrected(scores, classes, alpha, beta):
   ]
 
 
-def correction_loss(pair, logits, labels, num_old):
-  """BiC, equation 5, a mean over the held-out images, plus the authors' 0.1 beta^2 / 2."""
+def correction_losses(pair, logits, labels, num_old):
+  """The cross-entropies of images with corrected scores, BiC's equation 5."""
   alpha, beta = pair
-  total = 0.0
+  losses = []
   for scores, label in zip(logits, labels, strict=True):
     num_seen = len(scores)
     scores = corrected(scores, range(num_old, num_seen), alpha, beta)
-    total += softmax_cross_entropy(scores, label, range(num_seen))
-  return total / len(labels) + 0.1 * beta**2 / 2
+    losses.append(softmax_cross_entropy(scores, label, range(num_seen)))
+  return losses
+
+
+def correction_loss(pair, logits, labels, num_old):
+  """BiC, a mean over the held-out images, plus the authors' 0.1 beta^2 / 2."""
+  losses = correction_losses(pair, logits, labels, num_old)
+  return sum(losses) / len(labels) + 0.1 * pair[1] ** 2 / 2
+
+
+def calibration_loss(pair, logits, labels, num_old):
+  """Calibrated SS-IL: the mean over classes of the mean loss of a class's images."""
+  losses = correction_losses(pair, logits, labels, num_old)
+  of_classes = []
+  for label in sorted(set(labels)):
+    of_class = [loss for loss, y in zip(losses, labels, strict=True) if y == label]
+    of_classes.append(sum(of_class) / len(of_class))
+  return sum(of_classes) / len(of_classes)
 
 
 def length(vector):
@@ -413,8 +429,10 @@ def der(batch, own):
 # (Batch, the method's own settings) -> what a step of training minimizes.
 LOSSES = {
   **dict.fromkeys(("ft", "ft_rp", "il2m", "joint", "joint_full"), mean_of(ft)),
-  **dict.fromkeys(("ssil", "ft_ss"), mean_of(ssil)),
-  "ssil_tkd": mean_of(with_distillation(ssil, task_wise_distillation)),
+  **dict.fromkeys(("ssil", "ssil_cal", "ft_ss"), mean_of(ssil)),
+  **dict.fromkeys(
+    ("ssil_tkd", "ssil_tkd_cal"), mean_of(with_distillation(ssil, task_wise_distillation))
+  ),
   "icarl": mean_of(with_distillation(ft, task_wise_distillation)),
   "lwf": mean_of(with_distillation(lwf_new, task_wise_cross_entropy)),
   "eeil": mean_of(with_distillation(ft, task_wise_cross_entropy)),

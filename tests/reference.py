@@ -69,6 +69,76 @@ def top1_by_state(scores, labels, state_of_class, num_states):
   return shares
 
 
+def top1_by_class(predicted, labels, num_seen):
+  """Share of right samples among those of each class; None where there are none."""
+  shares = []
+  for c in range(num_seen):
+    of_class = [p == c for p, label in zip(predicted, labels, strict=True) if label == c]
+    shares.append(sum(of_class) / len(of_class) if of_class else None)
+  return shares
+
+
+def class_confusion(predicted, labels):
+  """[true, predicted, samples] of each pair that there is."""
+  pairs = list(zip(labels.tolist(), predicted.tolist(), strict=True))
+  return [[*pair, pairs.count(pair)] for pair in sorted(set(pairs))]
+
+
+def calibration_error(confidence, right, num_bins):
+  """Guo et al. (2017), eq. 3: bins of equal width, open below, closed above."""
+  error = 0
+  for m in range(1, num_bins + 1):
+    of_bin = [
+      (c, r)
+      for c, r in zip(confidence.tolist(), right, strict=True)
+      if (m - 1) / num_bins < c <= m / num_bins or (c == 0 and m == 1)
+    ]
+    if of_bin:
+      accuracy = sum(r for _, r in of_bin) / len(of_bin)
+      mean = sum(c for c, _ in of_bin) / len(of_bin)
+      error += len(of_bin) / len(right) * abs(accuracy - mean)
+  return error
+
+
+def forgetting(accuracy):
+  """Chaudhry et al. (2018): f_j = max over l < T of a[l][j], less a[T][j]; their mean."""
+  last, drops = len(accuracy) - 1, []
+  for j in range(last):
+    earlier = [accuracy[t][j] for t in range(j, last)]
+    earlier = [a for a in earlier if a is not None]
+    if earlier and accuracy[last][j] is not None:
+      drops.append(max(earlier) - accuracy[last][j])
+  return sum(drops) / len(drops) if drops else None
+
+
+def backward_transfer(accuracy):
+  """Lopez-Paz & Ranzato (2017): the mean of a[T][j] - a[j][j]."""
+  last, gains = len(accuracy) - 1, []
+  for j in range(last):
+    if accuracy[last][j] is not None and accuracy[j][j] is not None:
+      gains.append(accuracy[last][j] - accuracy[j][j])
+  return sum(gains) / len(gains) if gains else None
+
+
+def avalanche_stream_forgetting(accuracy):
+  """What avalanche 0.6.0 calls StreamForgetting, after the last experience.
+
+  Evaluated after each experience is trained, it keeps the accuracy of that one as the
+  initial one and that of every other as its last, and averages initial less last over
+  those that have both.
+  """
+  initial, last = {}, {}
+  for trained, row in enumerate(accuracy):
+    last = {}
+    for experience, value in enumerate(row):
+      if experience == trained:
+        initial[experience] = value
+      else:
+        last[experience] = value
+  drops = [initial[e] - last[e] for e in last if e in initial]
+  return sum(drops) / len(drops) if drops else 0.0
+
+
 def top5(scores, labels):
   """Share of samples whose class is among the five with the highest scores."""
   correct = 0

@@ -62,9 +62,10 @@ def untimed_records(workdir):
 
 
 def untimed(results):
-  """Without what depends on the time, and on where a state was trained."""
+  """Without what depends on the time, and on where and how the run was trained."""
   states = [row | {"train_seconds": 0, "from_workdir": None} for row in results["states"]]
-  return results | {"states": states}
+  environment = results["environment"] | {"started": None, "command": None}
+  return results | {"states": states, "environment": environment}
 
 
 def last_checkpoint(workdir):

@@ -50,7 +50,7 @@ def test_the_package_is_typed():
     ({"lucir_lambda": 3}, "lucir_lambda belongs to method lucir, not to ssil: take it out"),
     (
       {"method": "ft", "temperature": 2.0},
-      "to method icarl, ssil_tkd, lwf, ",
+      "to method icarl, ssil_tkd, ssil_tkd_cal, lwf, ",
     ),
     ({"method": "lucir", "lucir_lamda": 5}, "did you mean 'lucir_lambda'?"),
     ({"epochs": 1.5}, "epochs=1.5 must be a whole number"),

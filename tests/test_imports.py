@@ -14,6 +14,7 @@ FLOORS = [
   {"distributed", "reports"},
   {"training"},
   {"model"},
+  {"paper"},
   {"server"},
   {"api", "commands"},
 ]

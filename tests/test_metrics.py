@@ -193,8 +193,158 @@ def test_average_leaves_the_first_imbalance_out():
     {"top1": 0.7, "top5": 0.9, "imbalance": 0.2, "score_old": 3.0},
     {"top1": 0.5, "top5": 0.8, "imbalance": 0.4, "score_old": 1.0},
   ]
+  # An earlier version measured no more of them.
+  unknown = {"ece": None, "forgetting": None, "backward_transfer": None}
   average = metrics.average(states)
-  assert average == pytest.approx({"top1": 0.7, "top5": 0.9, "imbalance": 0.3})
+  assert average == {
+    **{"top1": pytest.approx(0.7), "top5": pytest.approx(0.9)},
+    **{"imbalance": pytest.approx(0.3), **unknown},
+  }
   only_one = metrics.average(states[:1])
-  assert only_one == {"top1": 0.9, "top5": 1.0, "imbalance": None}
-  assert metrics.average([]) == {"top1": None, "top5": None, "imbalance": None}
+  assert only_one == {"top1": 0.9, "top5": 1.0, "imbalance": None, **unknown}
+  assert metrics.average([]) == {"top1": None, "top5": None, "imbalance": None, **unknown}
+
+
+# A whole run, worked out by hand in docs/measures.md ------------------------------------
+
+HAND_STATES = np.array([0, 0, 1, 2], np.int32)  # classes 0 and 1, then 2, then 3
+HAND_LABELS = np.array([0, 0, 1, 1, 2, 2, 3, 3], np.int32)  # of the test images
+HAND_SCORES = (  # after each state: of the images of the classes seen, a row each
+  [[0.9, 0.1], [0.3, 0.7], [0.9, 0.1], [0.1, 0.9]],
+  [
+    *([0.7, 0.2, 0.1], [0.5, 0.2, 0.3], [0.28, 0.62, 0.1], [0.2, 0.3, 0.5]),
+    *([0.1, 0.0, 0.9], [0.12, 0.1, 0.78]),
+  ],
+  [
+    *([0.9, 0.04, 0.03, 0.03], [0.2, 0.12, 0.1, 0.58], [0.16, 0.1, 0.1, 0.64]),
+    *([0.05, 0.25, 0.5, 0.2], [0.01, 0.01, 0.96, 0.02], [0.06, 0.06, 0.06, 0.82]),
+    *([0.02, 0.03, 0.05, 0.9], [0.14, 0.15, 0.15, 0.56]),
+  ],
+)
+
+
+def hand_row(state):
+  """The row of results.json of a method whose scores are its probabilities."""
+  seen = np.array(HAND_SCORES[state - 1], np.float32)
+  images, num_seen = seen.shape
+  labels, unseen = HAND_LABELS[:images], np.zeros((images, 4 - num_seen), np.float32)
+  scores = np.concatenate([seen, unseen - np.inf], axis=1)
+  probabilities = np.concatenate([seen, unseen], axis=1)
+  counts = jitted_count(
+    scores,
+    probabilities,
+    labels,
+    np.ones(images, bool),
+    num_old=np.int32((0, 2, 3)[state - 1]),
+    num_seen=np.int32(num_seen),
+    state_of_class=HAND_STATES,
+    num_states=3,
+  )
+  predicted = jax.device_get(metrics.predictions(scores, probabilities, labels))
+  return {
+    **metrics.summarize(metrics.add([jax.device_get(counts)]), state=state),
+    **metrics.summarize_classes(predicted, labels, num_seen=num_seen),
+  }
+
+
+def test_a_run_worked_by_hand():
+  rows = [hand_row(state) for state in (1, 2, 3)]
+  last = rows[-1]
+  assert [row["top1_by_state"] for row in rows] == [[1 / 2], [3 / 4, 1], [1 / 4, 1 / 2, 1]]
+  assert last["top1_by_class"] == [1 / 2, 0, 1 / 2, 1]
+  assert last["class_confusion"] == [
+    *([0, 0, 1], [0, 3, 1], [1, 2, 1], [1, 3, 1], [2, 2, 1], [2, 3, 1], [3, 3, 2])
+  ]
+  assert last["confusion"] == [[1, 1, 2], [0, 1, 1], [0, 0, 2]]
+  names = ("top1", "top5", "error_old_as_new", "error_new_as_old", "imbalance")
+  assert [last[name] for name in names] == [1 / 2, 1, 1 / 2, 0, 1 / 4]
+  assert last["state_specific_top1"] == pytest.approx((3 / 4 + 1 + 1) / 3)
+  assert last["score_old"] == pytest.approx(4.25 / (8 * 3))
+  assert last["score_new"] == pytest.approx(3.75 / 8)
+  # The gaps of the bins, each with its number of images.
+  eces = [1.4 / 4, 1 / 6, (0.5 + 2 * 0.07 + 0.64 + 0.82 + 2 * 0.1 + 0.04) / 8]
+  assert [row["ece"] for row in rows] == pytest.approx(eces)
+  assert metrics.average(rows) == pytest.approx(
+    {
+      "top1": (1 / 2 + 5 / 6 + 1 / 2) / 3,
+      "top5": 1.0,
+      "imbalance": (1 / 8 + 1 / 4) / 2,
+      "ece": sum(eces) / 3,
+      "forgetting": ((3 / 4 - 1 / 4) + (1 - 1 / 2)) / 2,
+      "backward_transfer": ((1 / 4 - 1 / 2) + (1 / 2 - 1)) / 2,
+    }
+  )
+
+
+# Against references ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_classes_and_calibration_are_those_of_the_reference(seed):
+  rng = np.random.default_rng(seed)
+  labels, predicted = rng.choice([0, 1, 2, 4, 5, 6], (2, 200))  # class 3 has no images
+  confidence = rng.random(200).astype(np.float32)
+  confidence[:4] = 0, 1, 1, np.nextafter(np.float32(0.2), np.float32(1))
+  got = metrics.summarize_classes(
+    metrics.Predictions(predicted, predicted == labels, confidence), labels, num_seen=7
+  )
+  assert got["top1_by_class"] == reference.top1_by_class(predicted, labels, 7)
+  assert got["class_confusion"] == reference.class_confusion(predicted, labels)
+  assert got["ece"] == pytest.approx(
+    reference.calibration_error(confidence, predicted == labels, 15)
+  )
+
+
+def test_the_edges_of_the_bins():
+  """Bin m is ((m - 1) / 15, m / 15]: 1/15 in float32 is a little above 1/15."""
+  edges = np.array([0, 1 / 15, 0.2, 0.4, 1], np.float32)
+  bins = [0, 1, 3, 6, 14]  # 0.2 and 0.4 are above 3/15 and 6/15 in float32, too
+  assert (edges[1:4].astype(np.float64) > np.array([1 / 15, 0.2, 0.4])).all()
+  # A partner in the middle of the bin, right where the first is wrong: one bin's gap is
+  # what both have together, two bins' gaps add up.
+  for edge, number in zip(edges, bins, strict=True):
+    middle = np.float32((number + 0.5) / 15)
+    both = metrics.calibration_error(np.array([edge, middle]), np.array([False, True]))
+    assert both == pytest.approx(abs(1 - edge - middle) / 2, abs=1e-6)
+
+
+def test_calibration_of_nothing_and_of_no_numbers():
+  nothing = np.zeros(0, np.float32)
+  assert metrics.calibration_error(nothing, nothing.astype(bool)) is None
+  assert metrics.calibration_error(np.array([0.5, np.nan]), np.array([True, True])) is None
+  # Rounding may take a probability beyond 1.
+  beyond = np.array([np.nextafter(np.float32(1), np.float32(2))])
+  assert metrics.calibration_error(beyond, np.array([True])) == pytest.approx(0, abs=1e-6)
+
+
+def test_a_class_whose_own_score_is_nan_is_not_right():
+  scores = np.array([[np.nan, 0.0], [0.0, 1.0]], np.float32)
+  predicted = metrics.predictions(scores, np.full((2, 2), 0.5), np.array([0, 1]))
+  assert predicted.right.tolist() == [False, True]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_forgetting_and_transfer_are_those_of_the_reference(seed):
+  rng = np.random.default_rng(seed)
+  accuracy = [rng.random(t + 1).tolist() for t in range(5)]
+  accuracy[1][1] = accuracy[3][1] = accuracy[4][2] = accuracy[2][0] = None
+  for states in range(1, 6):
+    rows = accuracy[:states]
+    assert metrics.forgetting(rows) == pytest.approx(reference.forgetting(rows))
+    transfer = metrics.backward_transfer(rows)
+    assert transfer == pytest.approx(reference.backward_transfer(rows))
+  assert metrics.forgetting(accuracy[:1]) is metrics.backward_transfer([]) is None
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_forgetting_beside_that_of_avalanche(seed):
+  """Avalanche 0.6.0 starts from the accuracy right after training: its BWT is ours."""
+  rng = np.random.default_rng(seed)
+  accuracy = [rng.random(t + 1).tolist() for t in range(4)]
+  theirs = reference.avalanche_stream_forgetting(accuracy)
+  assert metrics.backward_transfer(accuracy) == pytest.approx(-theirs)
+  assert metrics.forgetting(accuracy) >= theirs
+  # The same if no state was ever better known than right after its training.
+  falling = [[1 - (t - j) / 4 for j in range(t + 1)] for t in range(4)]
+  same = reference.avalanche_stream_forgetting(falling)
+  assert metrics.forgetting(falling) == pytest.approx(same) == pytest.approx(0.5)

@@ -11,6 +11,7 @@ COMMANDS = {
   "export": "write a trained model for other programs",
   "serve": "answer on a page: name photos, learn new classes",
   "sweep": "run several methods with several seeds, and compare them",
+  "paper": "reproduce tables and figures of the paper",
   "prepare": "prepare a data set from its official archives",
   "compare": "compare runs: tables, figures and a page",
 }

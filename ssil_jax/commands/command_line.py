@@ -8,9 +8,7 @@ import os
 import pathlib
 import re
 import signal
-import site
 import sys
-import sysconfig
 import textwrap
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,18 +16,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from absl import flags
 
 from ssil_jax.errors import ConfigError, OutputError, UserError
-from ssil_jax.paths import address_mistakes
+from ssil_jax.paths import EXPERIMENTS, address_mistakes
 from ssil_jax.settings import LARGEST
 
-# Where flag files are looked up: of a checkout, and of an installed package.
-_CHECKOUT = pathlib.Path(__file__).resolve().parents[2] / "experiments"
-_INSTALLED = [
-  pathlib.Path(root) / "share" / "ssil_jax"
-  for root in (sysconfig.get_path("data"), site.getuserbase())
-]
-FLAGFILES = next(
-  (f for f in (_CHECKOUT, *_INSTALLED) if (f / "quickstart.cfg").is_file()), _CHECKOUT
-)
 _MOST_FLAGFILES = 100  # read in all: files that name files may multiply
 _FLAGFILE_BYTES = 1 << 20
 _LONGEST = 4096  # characters of a flag; a path has no more
@@ -119,7 +108,7 @@ def help_of_flags(usage: str, helps: Mapping[str, str]) -> str:
 
 def flagfile_names() -> list[str]:
   """Returns the flag files that ship with the package."""
-  return sorted(path.name for path in FLAGFILES.glob("*.cfg"))
+  return sorted(path.name for path in EXPERIMENTS.glob("*.cfg"))
 
 
 def read_flags(
@@ -167,7 +156,7 @@ def read_flags(
 def expand_flagfiles(arguments: Sequence[str]) -> list[str]:
   """Puts the flags in place of each --flagfile=FILE, also of those inside such files.
 
-  A file is looked up as given, then in `FLAGFILES`. Lines that are empty or begin
+  A file is looked up as given, then in `EXPERIMENTS`. Lines that are empty or begin
   with # or // are comments.
 
   Raises:
@@ -198,7 +187,7 @@ def expand_flagfiles(arguments: Sequence[str]) -> list[str]:
 
 
 def _find_flagfile(name: str, within: tuple[str, ...]) -> str:
-  places = [os.path.expanduser(name), str(FLAGFILES / name)]
+  places = [os.path.expanduser(name), str(EXPERIMENTS / name)]
   path = next(filter(os.path.isfile, places), None)
   if path is None:
     where = f" (in {within[-1]})" if within else ""

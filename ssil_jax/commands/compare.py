@@ -25,7 +25,7 @@ Example:
   python experiments/compare.py --workdir=runs/digits-ft \\
       --workdir=runs/digits-ssil
 """
-_HELP = {
+HELP = {
   "workdir": "work directory of a run; give the flag once for every run",
   "output": "where to write the page: a file ending in .html, or a folder that gets "
   "report.html; its figures are also saved as PNG and SVG files in the folder figures "
@@ -48,23 +48,20 @@ class Request(NamedTuple):
 
 def help_text() -> str:
   """Returns all flags."""
-  return command_line.help_of_flags(_USAGE, _HELP)
+  return command_line.help_of_flags(_USAGE, HELP)
 
 
 def parse(argv: Sequence[str]) -> Request:
   """Reads the command line; raises ConfigError."""
   flag_values = flags.FlagValues()
-  flags.DEFINE_multi_string("workdir", [], _HELP["workdir"], flag_values=flag_values)
-  flags.DEFINE_string("output", "report.html", _HELP["output"], flag_values=flag_values)
-  flags.DEFINE_string("highlight", None, _HELP["highlight"], flag_values=flag_values)
-  flags.DEFINE_string("export", "", _HELP["export"], flag_values=flag_values)
+  flags.DEFINE_multi_string("workdir", [], HELP["workdir"], flag_values=flag_values)
+  flags.DEFINE_string("output", "report.html", HELP["output"], flag_values=flag_values)
+  flags.DEFINE_string("highlight", None, HELP["highlight"], flag_values=flag_values)
+  flags.DEFINE_string("export", "", HELP["export"], flag_values=flag_values)
   command_line.read_flags(flag_values, argv)
   if not flag_values.workdir:
     raise ConfigError("--workdir is missing: give it once for every run to compare")
-  exports = list(filter(None, flag_values.export.split(",")))
-  for kind in exports:
-    if kind not in KINDS:
-      raise ConfigError(f"--export={kind} is unknown; choose from: {', '.join(KINDS)}")
+  exports = kinds_of(flag_values.export)
   output = pathlib.Path(flag_values.output).expanduser()
   return Request(
     [pathlib.Path(workdir).expanduser() for workdir in flag_values.workdir],
@@ -72,6 +69,15 @@ def parse(argv: Sequence[str]) -> Request:
     flag_values.highlight,
     exports,
   )
+
+
+def kinds_of(given: str) -> list[str]:
+  """Returns the kinds that --export names; raises ConfigError."""
+  kinds = list(filter(None, given.split(",")))
+  for kind in kinds:
+    if kind not in KINDS:
+      raise ConfigError(f"--export={kind} is unknown; choose from: {', '.join(KINDS)}")
+  return kinds
 
 
 def main(argv: Sequence[str]) -> int:

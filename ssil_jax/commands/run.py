@@ -1,6 +1,7 @@
 """Trains a class-incremental model and reports its accuracy after every state."""
 
 import dataclasses
+import pathlib
 import signal
 import sys
 import textwrap
@@ -182,6 +183,7 @@ def main(argv: Sequence[str]) -> int:
   from ssil_jax.distributed import collectives, launch
   from ssil_jax.distributed.preemption import Interrupted, interrupts
   from ssil_jax.reports import page, tables
+  from ssil_jax.reports.tuning import tuning_note
   from ssil_jax.training import devices, loop
 
   # A file or pipe has no width to fit into: let the tables keep their lines.
@@ -200,10 +202,13 @@ def main(argv: Sequence[str]) -> int:
           markup=False,
           soft_wrap=True,
         )
-      results = loop.run(config, console, check_interrupt=check_interrupt)
-      workdir = config_lib.workdir_path(config)
-      if collectives.is_main():
-        path = page.write_report([workdir], workdir / "report.html")
+      path = config_lib.workdir_path(config) / "report.html"
+
+      def report(workdir: pathlib.Path) -> dict[str, bytes]:
+        page.write_report([workdir], path)
+        return {p.stem: p.read_bytes() for p in sorted(workdir.glob("figures/*.png"))}
+
+      results = loop.run(config, console, check_interrupt=check_interrupt, report=report)
   except UserError as error:
     return command_line.print_error(error)
   except Interrupted as interrupt:
@@ -217,5 +222,7 @@ def main(argv: Sequence[str]) -> int:
   if console.quiet:
     return 0
   console.print(tables.format_table(results))
+  if results["tuned_on"]:
+    console.print(tuning_note(results["tuned_on"]), markup=False, soft_wrap=True)
   console.print(f"report: {path}", markup=False, soft_wrap=True)
   return 0

@@ -1,4 +1,4 @@
-"""Test images: none of them is to be trained on; images are told apart by content."""
+"""Test and validation images: none is to be trained on; content tells images apart."""
 
 import hashlib
 from collections.abc import Mapping
@@ -18,8 +18,9 @@ def split_by_content(
   class_names: tuple[str, ...],
   *,
   fraction: float,
+  scored: str = "test",
 ) -> tuple[Split, Split]:
-  """Divides images into training and test images by a hash of their bytes alone.
+  """Divides images into those to train on and those to score, by a hash of their bytes.
 
   An image therefore stays on its side whatever is added or renamed, and copies of it in its
   class are there, too. Each class has at least one image on both sides; only where it would
@@ -30,14 +31,19 @@ def split_by_content(
     contents: uint64 [N], the hashes.
     bad: the images that cannot be read; they count as training images.
     class_names: of the labels.
-    fraction: of the images that are test images, on average.
+    fraction: of the images that are scored, on average.
+    scored: "test" or "validation"; they are chosen independently, so that validation
+      images can be taken from what is left when test images were.
 
   Returns:
-    Training and test images, in their order.
+    Training images and those to score, in their order.
 
   Raises:
     DataError: a class has not two different images.
   """
+  aim = {"test": "test", "validation": "validate on"}[scored]
+  if scored == "validation":
+    contents = contents.byteswap()  # as random, and in another order
   is_test, is_good = np.zeros(len(split.labels), bool), np.ones(len(split.labels), bool)
   is_good[list(bad)] = False
   by_class = np.argsort(split.labels, kind="stable")
@@ -48,7 +54,7 @@ def split_by_content(
     if len(hashes) < 2:
       raise DataError(
         f"class {name} has {len(of_class)} files and {len(hashes)} different images that "
-        "can be read, and needs 2 or more of them, to train on and to test: add some or "
+        f"can be read, and needs 2 or more of them, to train on and to {aim}: add some or "
         "remove the class"
       )
     # The first one above this is no test image; never the smallest, always the largest.
@@ -58,27 +64,28 @@ def split_by_content(
 
 
 def describe_shared(
-  splits: Mapping[str, Split], images: Mapping[str, EncodedImages]
+  splits: Mapping[str, Split], images: Mapping[str, EncodedImages], scored: str = "test"
 ) -> tuple[str, ...]:
-  """Returns a line on test images that are training images, too: links or copies.
+  """Returns a line on images to score that are training images, too: links or copies.
 
-  Both are by split; `images` are the same images as they are stored, with their names.
-  Those in which nobody has looked, and whose content is not known, are not compared.
+  Both are by split; `images` are the same images as they are stored, with their names;
+  `scored` says what those to score are. Those in which nobody has looked, and whose content
+  is not known, are not compared.
   """
-  train, test = (_contents(splits[name]) for name in ("train", "test"))
+  train, test = (content_hashes(splits[name]) for name in ("train", "test"))
   if train is None or test is None:
     return ()
   shared = np.flatnonzero(np.isin(test, train))
   if not len(shared):
     return ()
   return (
-    f"warning: {len(shared)} of {len(test)} test images are training images, too, such as "
-    f"{images['test'].name(int(shared[0]))}: accuracy on them says nothing of new images; "
-    "take them out of one side",
+    f"warning: {len(shared)} of {len(test)} {scored} images are training images, too, such "
+    f"as {images['test'].name(int(shared[0]))}: accuracy on them says nothing of new "
+    "images; take them out of one side",
   )
 
 
-def _contents(split: Split) -> np.ndarray | None:
+def content_hashes(split: Split) -> np.ndarray | None:
   """Returns hashes of pixels or bytes, uint64 [N], if they are known."""
   if not split.on_device:
     return split.images.contents

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -9,7 +10,7 @@ from ssil_jax.config import Config
 from ssil_jax.data import verify
 from ssil_jax.data.classes import choose_classes
 from ssil_jax.data.dataset import LARGEST_RESIDENT, Dataset, Source, Split, in_class_order
-from ssil_jax.data.held_out import describe_shared, split_by_content
+from ssil_jax.data.held_out import content_hashes, describe_shared, split_by_content
 from ssil_jax.data.images.augment import Augmentation
 from ssil_jax.data.resident import central_squares, describe_sizes, natural_size, read_sizes
 from ssil_jax.data.sources.digits import open_digits
@@ -65,14 +66,46 @@ def open_dataset(
 def with_test(
   source: Source, config: Config, check_interrupt: Callable[[], None] = lambda: None
 ) -> Source:
-  """Returns a source with test images: a share of all, if it has none of their own.
+  """Returns a source with the images that are scored, in the place of test images.
+
+  A source without any of their own gets a share of all images. With
+  `--validation_fraction`, a share of the training images takes their place.
 
   Raises ConfigError and DataError as `open_dataset`.
   """
-  if source.test is not None:
-    return source
-  train, test, note = _hold_out(source.train, source.class_names, config, check_interrupt)
-  return source._replace(train=train, test=test, notes=(*source.notes, note))
+  train, test, notes = source.train, source.test, source.notes
+
+  def hold_out(split: Split, **of_share: Any) -> tuple[Split, Split]:
+    return _hold_out(split, source.class_names, config, check_interrupt, **of_share)
+
+  if test is None:
+    count = len(train.labels)
+    train, test = hold_out(
+      train,
+      scored="test",
+      fraction=config.test_fraction,
+      refusal="--noverify_data needs DIR/train and DIR/test: which images of "
+      f"--data_dir={config.data_dir} are test images is told by their content",
+    )
+    notes += (
+      f"{len(test.labels)} of {count} images are kept for testing, chosen by a hash of "
+      f"their content (--test_fraction={config.test_fraction:g})",
+    )
+  if config.validation_fraction:
+    count, flag = len(train.labels), f"--validation_fraction={config.validation_fraction:g}"
+    train, test = hold_out(
+      train,
+      scored="validation",
+      fraction=config.validation_fraction,
+      refusal=f"--noverify_data and {flag}: which training images are held out is told by "
+      "their content; leave one of them out",
+    )
+    notes += (
+      f"{len(test.labels)} of {count} training images are held out, chosen by a hash of "
+      f"their content ({flag}): all scores are of these validation images, none of test "
+      "images",
+    )
+  return source._replace(train=train, test=test, notes=notes)
 
 
 def open_source(
@@ -120,34 +153,35 @@ def _hold_out(
   class_names: tuple[str, ...],
   config: Config,
   check_interrupt: Callable[[], None],
-) -> tuple[Split, Split, str]:
-  """Returns training and test images, a share of all, and a line for the user."""
-  if not config.verify_data:
-    raise ConfigError(
-      "--noverify_data needs DIR/train and DIR/test: which images of "
-      f"--data_dir={config.data_dir} are test images is told by their content"
-    )
-  verification = verify.verify({"train": split.images}, check_interrupt)
-  if not config.skip_bad_records:
-    verify.leave_out_bad(
-      {"train": split},
-      verification.bad,
-      {"train": split.images},
-      class_names=class_names,
-      skip=False,
-    )
-  train, test = split_by_content(
-    split,
-    verification.images["train"].contents,
-    verification.bad["train"],
-    class_names,
-    fraction=config.test_fraction,
+  *,
+  scored: str,
+  fraction: float,
+  refusal: str,
+) -> tuple[Split, Split]:
+  """Returns the images that are left, and a share of them that is held out.
+
+  `scored` says what that share is: test or validation images. Raises ConfigError with
+  `refusal` if nobody may look at the images.
+  """
+  bad: verify.Bad = {}
+  if split.on_device:
+    contents = content_hashes(split)
+  elif not config.verify_data:
+    raise ConfigError(refusal)
+  else:
+    verification = verify.verify({"train": split.images}, check_interrupt)
+    contents, bad = verification.images["train"].contents, verification.bad["train"]
+    if not config.skip_bad_records:
+      verify.leave_out_bad(
+        {"train": split},
+        verification.bad,
+        {"train": split.images},
+        class_names=class_names,
+        skip=False,
+      )
+  return split_by_content(
+    split, contents, bad, class_names, fraction=fraction, scored=scored
   )
-  note = (
-    f"{len(test.labels)} of {len(split.labels)} images are kept for testing, chosen by a "
-    f"hash of their content (--test_fraction={config.test_fraction:g})"
-  )
-  return train, test, note
 
 
 def _open_encoded(
@@ -173,9 +207,9 @@ def _open_encoded(
     kept, skip_notes = leave_out_bad(found, verification.bad, images)
     size, notes = size or natural_size(verification.sizes["train"]), verification.notes
     if size > LARGEST_RESIDENT:
-      notes += describe_sizes(images, verification.sizes, size) + skip_notes
+      notes += describe_sizes(images, verification.sizes, size, config.scored) + skip_notes
       stored = {name: split.images for name, split in kept.items()}
-      return size, kept, notes + describe_shared(kept, stored)
+      return size, kept, notes + describe_shared(kept, stored, config.scored)
   size = size or natural_size(read_sizes(images["train"], check_interrupt))
   if size <= LARGEST_RESIDENT:
     pixels, bad, sizes = {}, {}, {}
@@ -183,12 +217,12 @@ def _open_encoded(
       squares, bad[name], sizes[name] = central_squares(images[name], size, check_interrupt)
       pixels[name] = Split(squares, split.labels, files=images[name])
     kept, skip_notes = leave_out_bad(pixels, bad, images)
-    notes += describe_sizes(images, sizes, size) + skip_notes
+    notes += describe_sizes(images, sizes, size, config.scored) + skip_notes
     stored = {
       name: part.take(np.delete(np.arange(len(part)), [*bad[name]]))
       for name, part in images.items()
     }
-    return size, kept, notes + describe_shared(kept, stored)
+    return size, kept, notes + describe_shared(kept, stored, config.scored)
   if not config.verify_data and not was_verified:
     if config.skip_bad_records:
       raise ConfigError(

@@ -13,7 +13,6 @@ from ssil_jax.errors import DataError
 
 _LARGE_INPUT = 224
 _RANGE = 2  # an image so many times smaller or larger is far from the others
-_TITLES = {"train": "training", "test": "test"}
 
 
 def natural_size(sizes: np.ndarray) -> int:
@@ -55,13 +54,17 @@ def read_sizes(
 
 
 def describe_sizes(
-  images: Mapping[str, EncodedImages], sizes: Mapping[str, np.ndarray], size: int
+  images: Mapping[str, EncodedImages],
+  sizes: Mapping[str, np.ndarray],
+  size: int,
+  scored: str = "test",
 ) -> tuple[str, ...]:
   """Returns lines on the sizes of images by split, with warnings of those far from others.
 
   Sizes are int [N, 2], widths and heights, 0 x 0 of an image that cannot be read; `size` is
-  the side of the network's input.
+  the side of the network's input, `scored` what the images are that are not trained on.
   """
+  titles = {"train": "training", "test": scored}
   of_train = sizes["train"][sizes["train"].all(axis=1)]
   longer = of_train.max(axis=1)
   smallest, largest = (
@@ -82,7 +85,7 @@ def describe_sizes(
         first = int(np.flatnonzero(chosen)[0])
         width, height = found[first]
         lines.append(
-          f"warning: {np.count_nonzero(chosen)} of {len(found)} {_TITLES[name]} images are "
+          f"warning: {np.count_nonzero(chosen)} of {len(found)} {titles[name]} images are "
           f"{what} as large as that, such as {images[name].name(first)} "
           f"({width}x{height}): take them out if that is not meant"
         )

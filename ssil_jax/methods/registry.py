@@ -22,6 +22,7 @@ from ssil_jax.methods.joint import JOINT, JOINT_FULL
 from ssil_jax.methods.lucir import LUCIR
 from ssil_jax.methods.lwf import LWF
 from ssil_jax.methods.ssil import SSIL
+from ssil_jax.methods.ssil_cal import SSIL_CAL, SSIL_TKD_CAL
 from ssil_jax.methods.ssil_tkd import SSIL_TKD
 from ssil_jax.methods.wa import WA
 from ssil_jax.settings import check_types, fields_of
@@ -36,6 +37,8 @@ METHODS: Mapping[str, Method] = {
   "joint": JOINT,
   "joint_full": JOINT_FULL,
   "ssil_tkd": SSIL_TKD,
+  "ssil_cal": SSIL_CAL,
+  "ssil_tkd_cal": SSIL_TKD_CAL,
   "lwf": LWF,
   "eeil": EEIL,
   "bic": BIC,
@@ -47,7 +50,9 @@ METHODS: Mapping[str, Method] = {
 
 
 # What config.json holds beside the settings.
-_IN_CONFIG_JSON = {"data", "data_fingerprint", "method_source", "version"}
+_IN_CONFIG_JSON = {
+  *("data", "data_fingerprint", "method_source", "version", "started", "command")
+}
 
 
 def get_method(name: str) -> Method:

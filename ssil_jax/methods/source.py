@@ -6,6 +6,7 @@ docstrings do not count.
 
 import ast
 import contextlib
+import functools
 import hashlib
 import importlib.machinery
 import importlib.util
@@ -44,7 +45,9 @@ def source_hash(name: str) -> str:
     module = waiting.pop()
     if module not in codes and (path := _file_of(module)) and _counts(module, path, own):
       codes[module] = _remembered(module, path)
-      waiting += _imported(module, path)
+      is_package = path.name == "__init__.py"
+      package = module if is_package else module.rpartition(".")[0]
+      waiting += _imported(path.read_bytes(), package)
   digest = hashlib.blake2b(digest_size=16)
   for module, code in sorted(codes.items()):
     digest.update(f"{module}\n{code}\n".encode())
@@ -87,19 +90,21 @@ def _remembered(module: str, path: pathlib.Path) -> str:
   return spec.ssil_jax_code
 
 
-def _imported(module: str, path: pathlib.Path) -> Iterator[str]:
-  """Yields names of modules, among others, that a module imports."""
-  package = module if path.name == "__init__.py" else module.rpartition(".")[0]
-  for node in ast.walk(ast.parse(path.read_bytes())):
+@functools.lru_cache(maxsize=1024)
+def _imported(code: bytes, package: str) -> tuple[str, ...]:
+  """Returns names of modules, among others, that the code of a module imports."""
+  names: list[str] = []
+  for node in ast.walk(ast.parse(code)):
     if isinstance(node, ast.Import):
       for alias in node.names:
-        yield from _with_parents(alias.name)
+        names += _with_parents(alias.name)
     elif isinstance(node, ast.ImportFrom):
       with contextlib.suppress(ImportError):  # as a file that is in no package tries to
         relative = "." * node.level + (node.module or "")
         base = importlib.util.resolve_name(relative, package)
-        yield from _with_parents(base)
-        yield from (f"{base}.{alias.name}" for alias in node.names)
+        names += _with_parents(base)
+        names += (f"{base}.{alias.name}" for alias in node.names)
+  return tuple(names)
 
 
 def _with_parents(name: str) -> Iterator[str]:

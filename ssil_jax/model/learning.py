@@ -54,6 +54,7 @@ _FIXED = (
   *("initial_classes", "class_order_seed", "epochs_first", "milestones_first"),
   *("width", "image_size", "init_from", "from_workdir", "resume", "workdir", "data_dir"),
   *("coordinator_address", "num_processes", "process_id"),
+  *("validation_fraction", "tuned_on"),
 )
 _REQUEST = "request.json"
 
@@ -376,6 +377,9 @@ def _train(
   mesh = devices.choose_devices(_on_fitting_devices(config))
   check_shares(plan, mesh.size)
   session = make_session(plan, mesh, check_interrupt)
+  session.tuned_on = job.known_run.results.get("tuned_on")
+  was_in = job.known_run.results["environment"]
+  session.beginning = {name: was_in.get(name) for name in ("started", "command")}
   request = job.request(new)
   new_classes = plan.dataset.class_names[state.num_old :]
   session.trained_by = {

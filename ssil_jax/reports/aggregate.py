@@ -11,9 +11,9 @@ from ssil_jax.reports.results import SCORES, Run
 from ssil_jax.settings import fields_of
 
 _KEYS = ("dataset", "method_title", "memory_size", "num_states", "num_classes")
-_NO_SETTINGS = {"seed", "data", "data_fingerprint", "version"} | {
-  field.name for field in fields_of(Config) if field.metadata["changes"] == "nothing"
-}
+_NO_SETTINGS = {
+  *("seed", "data", "data_fingerprint", "version", "started", "command"),
+} | {field.name for field in fields_of(Config) if field.metadata["changes"] == "nothing"}
 
 
 # Methods that train on all images of all classes seen: bounds for the others, no rivals.

@@ -155,6 +155,9 @@ def comparability_note(runs: Sequence[Run]) -> str:
     values = list(dict.fromkeys(str(run.results[name]) for run in runs))
     if len(values) > 1:
       reasons.append(f"{what} ({', '.join(values)})")
+  scored = dict.fromkeys(run.results.get("split") or "test" for run in runs)
+  if len(scored) > 1:
+    reasons.append(f"scored images ({', '.join(scored)})")
   if not reasons:
     return ""
   return f"These runs are not comparable: they have different {' and '.join(reasons)}."

@@ -77,6 +77,7 @@ def _object(optional: Any = None, **properties: Any) -> dict[str, Any]:
 _TEXT = {"type": "string"}
 _COUNT = {"type": "integer", "minimum": 0, "maximum": 2**53}
 _FRACTION = {"type": "number", "minimum": 0, "maximum": 1}
+_CHANGE = {"type": "number", "minimum": -1, "maximum": 1}  # of a fraction
 _NUMBER = {"type": "number", "minimum": -1e30, "maximum": 1e30}
 _SCALARS = {
   "type": "object",
@@ -99,6 +100,9 @@ _STATE = _object(
     "from_workdir": _or_null(_TEXT),
     "learnt": {"type": "object"},
     "top1_by_state": {"type": "array", "items": _or_null(_FRACTION)},
+    "top1_by_class": {"type": "array", "items": _or_null(_FRACTION)},
+    "ece": _or_null(_FRACTION),
+    "class_confusion": {"type": "array"},  # `_check_states` has the rest, and is fast
   },
   state=_COUNT,
   num_old=_COUNT,
@@ -107,9 +111,33 @@ _STATE = _object(
   train_seconds={**_NUMBER, "minimum": 0},
   confusion={"type": "array", "items": {"type": "array", "items": _COUNT}},
 )
+_TUNING = _object(
+  measure=_TEXT,
+  validation_fraction={**_FRACTION, "exclusiveMinimum": 0},
+  grid={"type": "object", "additionalProperties": {"type": "array", "minItems": 1}},
+  chosen=_SCALARS,
+  scores={
+    "type": "array",
+    "items": _object(
+      settings=_SCALARS,
+      mean=_FRACTION,
+      runs={
+        "type": "array",
+        "items": _object(folder=_TEXT, seed=_COUNT, score=_FRACTION),
+      },
+    ),
+  },
+)
+TUNING = Draft202012Validator(_TUNING)
 _RESULTS = Draft202012Validator(
   _object(
-    optional={"skipped_records": _object(train=_COUNT, test=_COUNT)},  # older runs: none
+    optional={  # older runs have none
+      "skipped_records": _object(train=_COUNT, test=_COUNT),
+      "class_names": {"type": "array", "items": _TEXT},
+      "split": {"enum": ["test", "validation"]},
+      "validation_fraction": _FRACTION,
+      "tuned_on": {"if": {"not": {"type": "null"}}, "then": _TUNING},
+    },
     dataset=_TEXT,
     method_title=_TEXT,
     num_states=_COUNT,
@@ -119,7 +147,14 @@ _RESULTS = Draft202012Validator(
     ignored_files=_COUNT,
     environment=_SCALARS,
     states={"type": "array", "items": _STATE},
-    average=_object(**{score.name: _or_null(_FRACTION) for score in AVERAGES}),
+    average=_object(
+      optional={
+        "ece": _or_null(_FRACTION),
+        "forgetting": _or_null(_CHANGE),
+        "backward_transfer": _or_null(_CHANGE),
+      },
+      **{score.name: _or_null(_FRACTION) for score in AVERAGES},
+    ),
   )
 )
 _SCHEDULE = Draft202012Validator({"type": "array", "items": _SCALARS})
@@ -150,7 +185,7 @@ def load_run(workdir: Path) -> Run:
       "least one state"
     )
   results = _parse(_read(path), _RESULTS, path)
-  _check_states(results["states"], path)
+  _check_states(results, path)
   schedule, config = (
     _parse(_read(path), schema, path) if path.is_file() else None
     for path, schema in (
@@ -209,6 +244,14 @@ def _read(path: Path) -> str:
 
 def _parse(text: str, schema: Draft202012Validator, place: Path | str) -> Any:
   """Reads JSON that satisfies a schema; `place` names the text in errors."""
+  try:
+    return checked_json(text, schema)
+  except ValueError as error:
+    raise _wrong(place, str(error)) from error
+
+
+def checked_json(text: str, schema: Draft202012Validator) -> Any:
+  """Reads JSON that satisfies a schema; raises ValueError with what is wrong, and where."""
 
   def refuse(name: str):
     raise ValueError(f"{name} is no JSON number")
@@ -216,11 +259,11 @@ def _parse(text: str, schema: Draft202012Validator, place: Path | str) -> Any:
   try:
     value = _printable(json.loads(text, parse_constant=refuse))
   except (ValueError, RecursionError) as error:
-    raise _wrong(place, f"is not valid JSON ({error})") from error
+    raise ValueError(f"is not valid JSON ({error})") from error
   error = best_match(schema.iter_errors(value))
   if error is not None:
     what = f"{error.json_path}: {error.message}"  # the message may quote a whole list
-    raise _wrong(place, what if len(what) <= 200 else f"{what[:99]} ... {what[-99:]}")
+    raise ValueError(what if len(what) <= 200 else f"{what[:99]} ... {what[-99:]}")
   return value
 
 
@@ -235,7 +278,8 @@ def _printable(value: Any) -> Any:
   return value
 
 
-def _check_states(states: Sequence[dict[str, Any]], path: Path) -> None:
+def _check_states(results: dict[str, Any], path: Path) -> None:
+  states = results["states"]
   if not states:
     raise DataError(
       f"{path}: $.states: no state is finished; rerun its command to resume it, or leave "
@@ -250,7 +294,32 @@ def _check_states(states: Sequence[dict[str, Any]], path: Path) -> None:
       )
     if any(len(line) != number for line in (row["confusion"], *row["confusion"])):
       raise _wrong(path, f"{place}.confusion must be {number} lists of {number} counts")
+    lengths = {"top1_by_state": number, "top1_by_class": row["num_seen"]}
+    for name, length in lengths.items():
+      if len(row.get(name, [None] * length)) != length:
+        raise _wrong(path, f"{place}.{name} must be a list of {length}")
+    if not _are_pairs(row.get("class_confusion", []), row["num_seen"]):
+      raise _wrong(
+        path,
+        f"{place}.class_confusion must be a list of [true, predicted, images], classes "
+        f"below {row['num_seen']} and 1 image or more",
+      )
     num_old = row["num_seen"]
+  if len(results.get("class_names", range(num_old))) < num_old:
+    raise _wrong(path, f"$.class_names must be {num_old} names at least")
+
+
+def _are_pairs(rows: list[Any], num_seen: int) -> bool:
+  """Returns whether this is what `class_confusion` of so many classes may be."""
+  if not rows:
+    return True
+  try:
+    table = np.array(rows)
+  except (ValueError, OverflowError):  # of different lengths, or too large
+    return False
+  if table.dtype.kind != "i" or table.ndim != 2 or table.shape[1] != 3:
+    return False
+  return bool((table >= [0, 0, 1]).all() and (table[:, :2] < num_seen).all())
 
 
 def load_journal(workdir: Path) -> list[dict[str, Any]]:

@@ -38,6 +38,8 @@ def format_table(results: dict[str, Any]) -> Table:
     results: the content of results.json; accuracies and errors are shown in per cent.
   """
   title = f"{results['method_title']} on {results['dataset']}"
+  if results.get("split") == "validation":
+    title += ", validation images"
   if done := progress(results):
     title += f" ({done})"
   caption = (

@@ -10,13 +10,17 @@ import collections
 import functools
 import math
 import os
+import platform
 import re
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
+import flax
 import jax
+import jaxlib
 import numpy as np
+import optax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -25,7 +29,7 @@ from ssil_jax.config import Config
 from ssil_jax.distributed import collectives, launch
 from ssil_jax.errors import ConfigError
 from ssil_jax.methods.base import OutputFn
-from ssil_jax.system import usable_cores
+from ssil_jax.system import cpu_name, source_commit, usable_cores
 from ssil_jax.training import step as step_lib
 from ssil_jax.training.run_state import TrainState
 
@@ -155,7 +159,9 @@ class Devices:
       train_state, batch, context, learning_rate, self._images.get("train")
     )
 
-  def eval_step(self, train_state, batch, context) -> metrics.Counts:
+  def eval_step(
+    self, train_state, batch, context
+  ) -> tuple[metrics.Counts, metrics.Predictions]:
     """Runs `step.eval_step` on test images."""
     return self._eval_step(train_state, batch, context, self._images.get("test"))
 
@@ -194,7 +200,7 @@ class Devices:
     return multihost_utils.process_allgather(jax.tree.map(whole, tree), tiled=True)
 
   def describe(self) -> dict[str, Any]:
-    """Returns the hardware and versions of the run, for results.json."""
+    """Returns the hardware and versions of the process, for results.json."""
     first = self._mesh.devices[0]
     told = {name: value for name, value in sorted(os.environ.items()) if _TOLD.match(name)}
     return {
@@ -203,6 +209,12 @@ class Devices:
       "num_devices": self.size,
       "num_processes": jax.process_count(),
       "jax": jax.__version__,
+      "jaxlib": jaxlib.__version__,
+      "flax": flax.__version__,
+      "optax": optax.__version__,
+      "python": platform.python_version(),
+      "cpu": cpu_name(),
+      "commit": source_commit(),
       **told,
     }
 

@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,22 +11,23 @@ import numpy as np
 
 from ssil_jax import metrics
 from ssil_jax.data import loader
-from ssil_jax.data.dataset import records_of
+from ssil_jax.data.dataset import Batch, records_of
 from ssil_jax.errors import DivergedError
 from ssil_jax.methods.base import Extract, OutputFn, PhaseContext, SeenClasses
 from ssil_jax.schedule import IncrementalState
-from ssil_jax.training.devices import fetch, wait_for_earlier
+from ssil_jax.training.devices import fetch
 from ssil_jax.training.run_state import TrainState
 from ssil_jax.training.session import Session
 
-_EXTRACTIONS_AHEAD = 8
+_STEPS_AHEAD = 8
 
 
 def evaluate(
   session: Session, state: IncrementalState, train_state: TrainState, stats: Any
 ) -> dict[str, Any]:
-  """Returns the scores (`metrics.summarize`) of the test images of all classes seen.
+  """Returns the scores of the test images of all classes seen.
 
+  They are those of `metrics.summarize` and `metrics.summarize_classes`.
   `train_state` and `stats`, the method's, are host arrays.
 
   Raises:
@@ -33,19 +35,24 @@ def evaluate(
   """
   labels = session.plan.dataset.test.labels
   network, context = session.devices.replicate((train_state, phase_context(state, stats)))
-  batches = _batches(session, "test", records_of(labels, 0, state.num_seen))
-  counts = []
-  with prefetched(session, batches) as batches_on_devices:
-    for batch in batches_on_devices:
-      session.check_interrupt()
-      counts.append(session.devices.eval_step(network, batch, context))
-      wait_for_earlier(counts)
+  records, counts = records_of(labels, 0, state.num_seen), []
+
+  def step(batch: Batch) -> metrics.Predictions:
+    of_batch, predicted = session.devices.eval_step(network, batch, context)
+    counts.append(of_batch)
+    return predicted
+
+  predicted = _gathered(session, "test", records, step)
   total = metrics.add(fetch(counts))
   if not np.isfinite(total.score_new).all():
     raise DivergedError(
-      f"the network's outputs on the test images are not finite after state {state.index}"
+      f"the network's outputs on the {session.plan.config.scored} images are not finite "
+      f"after state {state.index}"
     )
-  return metrics.summarize(total, state=state.index)
+  return {
+    **metrics.summarize(total, state=state.index),
+    **metrics.summarize_classes(predicted, labels[records], num_seen=state.num_seen),
+  }
 
 
 def extractor(
@@ -58,26 +65,38 @@ def extractor(
 
   def extract(records: np.ndarray, output_fn: OutputFn, *, test: bool = False) -> Any:
     split = "test" if test else "train"
-    sent, done = collections.deque(), []
-    with prefetched(session, _batches(session, split, records)) as batches:
-      for batch in batches:
-        session.check_interrupt()
-        on_devices, context = network()
-        sent.append(
-          session.devices.extract_step(on_devices, batch, context, output_fn, split)
-        )
-        # Fetched some steps later, so that neither side waits and little stays on devices.
-        if len(sent) > _EXTRACTIONS_AHEAD:
-          done.append(session.devices.gather(sent.popleft()))
-    done += map(session.devices.gather, sent)
 
-    def join(*parts):
-      shape = parts[0].shape[2:]  # without devices and their shares
-      return np.concatenate([part.reshape(-1, *shape) for part in parts])[: len(records)]
+    def step(batch: Batch) -> Any:
+      on_devices, context = network()
+      return session.devices.extract_step(on_devices, batch, context, output_fn, split)
 
-    return jax.tree.map(join, *done)
+    return _gathered(session, split, records, step)
 
   return extract
+
+
+def _gathered(
+  session: Session, split: str, records: np.ndarray, step: Callable[[Batch], Any]
+) -> Any:
+  """Returns what `step` says of each of the records; host arrays [n, ...].
+
+  `step` takes a batch on the devices to arrays [local devices, share of the batch, ...].
+  """
+  sent, done = collections.deque(), []
+  with prefetched(session, _batches(session, split, records)) as batches:
+    for batch in batches:
+      session.check_interrupt()
+      sent.append(step(batch))
+      # Fetched some steps later, so that neither side waits and little stays on devices.
+      if len(sent) > _STEPS_AHEAD:
+        done.append(session.devices.gather(sent.popleft()))
+  done += map(session.devices.gather, sent)
+
+  def join(*parts):
+    shape = parts[0].shape[2:]  # without devices and their shares
+    return np.concatenate([part.reshape(-1, *shape) for part in parts])[: len(records)]
+
+  return jax.tree.map(join, *done)
 
 
 def phase_context(

@@ -3,8 +3,9 @@
 It knows states, phases and the `Method` contract; no method's and no data set's name.
 """
 
+import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from rich.console import Console
 from ssil_jax import memory
 from ssil_jax.config import Config
 from ssil_jax.data import loader
+from ssil_jax.distributed import collectives
 from ssil_jax.methods.base import Extract, FinishedState, normalized_features
 from ssil_jax.sampling import Key, Pool
 from ssil_jax.schedule import IncrementalState, Phase
@@ -28,7 +30,11 @@ _LARGEST_SHOWN = 1e30  # in results.json, whose readers take float32
 
 
 def run(
-  config: Config, console: Console, *, check_interrupt: Callable[[], None] = lambda: None
+  config: Config,
+  console: Console,
+  *,
+  check_interrupt: Callable[[], None] = lambda: None,
+  report: Callable[[pathlib.Path], Mapping[str, bytes]] = lambda folder: {},
 ) -> dict[str, Any]:
   """Trains and evaluates every incremental state that the work directory lacks.
 
@@ -38,6 +44,8 @@ def run(
     check_interrupt: called before every step and every test batch; if it raises
       Interrupted, the run is saved and ends. With several processes it must do so in all of
       them at the same call.
+    report: called by process 0 with the work directory when all states are done; returns
+      figures (name -> PNG file) that go where training is recorded.
 
   Returns:
     The contents of results.json.
@@ -50,7 +58,10 @@ def run(
     numerics.standard(config, warn=printer(console)),
     open_session(config, console, check_interrupt) as (session, run_state),
   ):
-    return session.results(train(session, run_state))
+    finished = train(session, run_state)
+    if collectives.is_main():
+      session.write_summary(finished, report(session.folder))
+    return session.results(finished)
 
 
 def train(session: Session, run: RunState) -> RunState:
@@ -189,7 +200,12 @@ def finish_state(session: Session, state: IncrementalState, run: RunState) -> Ru
     "train_seconds": round(run.position.seconds, 3),
     "from_workdir": str(session.lender.folder) if is_lent else None,
   }
-  return RunState(train_state, finished.memory, finished.stats, [*run.results, result])
+  # It may be long, and only the last state's is kept.
+  earlier = [
+    {name: value for name, value in row.items() if name != "class_confusion"}
+    for row in run.results
+  ]
+  return RunState(train_state, finished.memory, finished.stats, [*earlier, result])
 
 
 def _teacher(plan: Plan, train_state: TrainState, *, num_classes: int) -> dict[str, Any]:

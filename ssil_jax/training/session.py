@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import pathlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -27,10 +27,11 @@ from ssil_jax.methods.base import Sizes
 from ssil_jax.methods.source import source_hash
 from ssil_jax.progress import ProgressDisplay
 from ssil_jax.reports.tables import schedule_table
+from ssil_jax.reports.tuning import load_tuning
 from ssil_jax.resnet import ResNet18
 from ssil_jax.schedule import state_of_class
 from ssil_jax.system import write_json
-from ssil_jax.training import model_files, pretrained, step, workdir
+from ssil_jax.training import model_files, pretrained, step, workdir, writers
 from ssil_jax.training.checkpoint import Checkpoints
 from ssil_jax.training.devices import Devices, choose_devices, initial_train_state
 from ssil_jax.training.plan import Plan, check_shares, make_plan, schedule_rows
@@ -40,6 +41,9 @@ from ssil_jax.training.run_state import RunState, TrainState
 from ssil_jax.training.storage import Networks
 
 _ASKED_EVERY = 50  # calls
+# Of an environment, what numbers do not depend on, and what earlier versions did not note.
+_NOT_OF_ROUNDING = ("started", "command", "commit", "python")
+_NOTED_LATER = ("jaxlib", "flax", "optax", "cpu")
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -63,6 +67,9 @@ class Session:
   trained_by: Mapping[str, Any] = dataclasses.field(
     default_factory=lambda: {"trained_by": "run"}
   )
+  # For results.json: what its settings were chosen on; when and how it was first started.
+  tuned_on: Mapping[str, Any] | None = None
+  beginning: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   display: ProgressDisplay | None = None
   # The run at the last moment from which it can be resumed, if that is not saved.
   _unsaved: Callable[[], RunState] | None = None
@@ -117,18 +124,27 @@ class Session:
 
   @contextlib.contextmanager
   def recording(
-    self, run: RunState, console: Console, *, warn: Callable[[str], None]
+    self,
+    run: RunState,
+    console: Console,
+    *,
+    warn: Callable[[str], None],
+    openers: Sequence[writers.Opener] = (writers.TensorBoard,),
   ) -> Iterator[None]:
     """Records and shows the training that `run` lacks, and tells what to do if it diverges.
 
-    `warn` is called with a line if records are missing.
+    `warn` is called with a line if records are missing; `openers` open who is told of them.
     """
     steps_done = int(run.train_state.step)
     recorded = steps_done - (len(run.position.window) if run.position else 0)
     images_left = _images_left(self, run)
     with (
       Recorder(
-        self.folder, steps_done=steps_done, steps_recorded=recorded, warn=warn
+        self.folder,
+        steps_done=steps_done,
+        steps_recorded=recorded,
+        warn=warn,
+        openers=openers,
       ) as self.recorder,
       ProgressDisplay(
         console, num_states=len(self.plan.states), num_images=images_left
@@ -203,7 +219,9 @@ class Session:
     self.write_results(run)
     self.save_model(run)
     result = run.results[-1]
-    self.recorder.add_scores(result, step=int(run.train_state.step))
+    self.recorder.add_scores(
+      result, step=int(run.train_state.step), scored=self.plan.config.scored
+    )
     self.display.print(_one_line(result, len(self.plan.states)))
     return run
 
@@ -220,7 +238,11 @@ class Session:
       "seed": config.seed,
       "ignored_files": dataset.ignored_files,
       "skipped_records": dataset.skipped_records,
-      "environment": self.devices.describe(),
+      "class_names": list(dataset.class_names),
+      "split": config.scored,
+      "validation_fraction": config.validation_fraction,
+      "tuned_on": self.tuned_on,
+      "environment": {**self.devices.describe(), **self.beginning},
       "states": run.results,
       "average": metrics.average(run.results),
     }
@@ -252,6 +274,15 @@ class Session:
         f"{error}: it belongs to the model from now on; put it back, and rerun the command "
         "to resume"
       ) from error
+
+  def write_summary(self, run: RunState, figures: Mapping[str, bytes]) -> None:
+    """Records a finished run: its settings, scores and figures (name -> PNG file)."""
+    self.recorder.add_summary(
+      config_lib.to_json(self.plan.config),
+      self.results(run),
+      figures,
+      step=int(run.train_state.step),
+    )
 
   def write_results(self, run: RunState) -> None:
     if collectives.is_main():
@@ -303,7 +334,9 @@ def open_session(
   Raises:
     UserError: bad input, named, before any training; or DivergedError, with what to do.
   """
+  writers.check(config)
   warn = printer(console)
+  tuned_on = load_tuning(config.tuned_on) if config.tuned_on else None
   # What processes do not do together must not count for their stopping together.
   alone = check_interrupt if not collectives.is_multiprocess() else lambda: None
   plan = make_plan(config, check_interrupt=alone)
@@ -338,6 +371,8 @@ def open_session(
     if run.position:  # a state that was begun here is finished here
       lender = lender._replace(num_states=min(lender.num_states, len(run.results)))
     session.lender = lender
+    session.tuned_on = tuned_on
+    session.beginning = workdir.beginning(folder)
     collectives.check_same(
       {
         "checkpoints in --workdir (which all must share)": str(run.number),
@@ -349,7 +384,8 @@ def open_session(
     if not session.checkpoints.damaged:
       session.write_results(run)
       session.save_model(run)
-    with session.recording(run, console, warn=warn):
+    openers = writers.openers(config)
+    with session.recording(run, console, warn=warn, openers=openers):
       yield session, run
 
 
@@ -392,6 +428,8 @@ def _show_progress(session: Session, run: RunState, console: Console) -> None:
       f"{name}: {there.get(name)} there, {now.get(name)} now"
       for name in (there | now if there else ())
       if there.get(name) != now.get(name)
+      and name not in _NOT_OF_ROUNDING
+      and (name in there or name not in _NOTED_LATER)
     ]
     if different:
       say(

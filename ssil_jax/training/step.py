@@ -168,12 +168,18 @@ def eval_step(
   images: jax.Array | None,
   *,
   model: Model,
-) -> metrics.Counts:
-  """Returns counts of one test batch over all devices; arguments as in `train_step`."""
+) -> tuple[metrics.Counts, metrics.Predictions]:
+  """Evaluates one test batch; arguments as in `train_step`.
+
+  Returns:
+    Counts over all devices, and the predictions for this device's share.
+  """
   outputs = forward(state, batch, images, model)
   classes = context.classes
+  scores = model.method.predict(outputs, context, model.config)
+  probabilities = model.method.probabilities(scores, context, model.config)
   counts = metrics.count(
-    model.method.predict(outputs, context, model.config),
+    scores,
     outputs.logits,
     batch.labels,
     batch.positions >= 0,
@@ -182,7 +188,8 @@ def eval_step(
     state_of_class=jnp.asarray(model.state_of_class, jnp.int32),
     num_states=max(model.state_of_class) + 1,
   )
-  return jax.lax.psum(counts, AXIS)
+  predicted = metrics.predictions(scores, probabilities, batch.labels)
+  return jax.lax.psum(counts, AXIS), predicted
 
 
 def extract_step(

@@ -1,9 +1,12 @@
 """The files of a work directory, other than checkpoints: config, schedule, results."""
 
 import contextlib
+import datetime
 import json
 import pathlib
+import shlex
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -18,6 +21,8 @@ from ssil_jax.errors import WorkdirError
 from ssil_jax.reports.results import has_finished_state
 from ssil_jax.system import LockedError, locked, write_json
 
+# What config.json has of the beginning of a run, which is no part of its identity.
+_BEGINNING = ("started", "command")
 _FILES = ("config.json", "schedule.json", "results.json", "metrics.jsonl")
 
 
@@ -144,7 +149,9 @@ def _claim(
       f"{workdir} has learnt more since, by learn.py, and its run is complete: use "
       "another --workdir, or learn.py"
     )
-  now = origin.to_json()
+  now = {**origin.to_json(), **_beginning()}
+  if there is not None and now == {**there, **{name: now[name] for name in _BEGINNING}}:
+    now = there  # begun before, if nothing was saved yet
   # Of which nothing was saved, a run of this version leaves nothing to protect.
   if was_saved or (there is not None and not {"method_source", "data"} <= there.keys()):
     unknown = _check_same_run(config, origin, there, workdir)
@@ -155,6 +162,21 @@ def _claim(
     now = {**there, **{name: known[name] for name in names}}
   if now != there:
     write_json(path, now)
+
+
+def _beginning() -> dict[str, str]:
+  """Returns the time, ISO 8601 in UTC, and this command in one line."""
+  command = shlex.join(sys.argv)
+  return {
+    "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    "command": "".join(char if char.isprintable() else " " for char in command),
+  }
+
+
+def beginning(workdir: pathlib.Path) -> dict[str, str | None]:
+  """Returns when a run was first started, and how; None of those by earlier versions."""
+  saved = read_config(workdir / "config.json")
+  return {name: saved.get(name) for name in _BEGINNING}
 
 
 def _has_learnt(workdir: pathlib.Path, saved: dict[str, Any] | None) -> bool:

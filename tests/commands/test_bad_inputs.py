@@ -7,7 +7,17 @@ import shlex
 import bad_inputs
 import pytest
 
-from ssil_jax.commands import compare, export, learn, predict, prepare, run, serve, sweep
+from ssil_jax.commands import (
+  compare,
+  export,
+  learn,
+  paper,
+  predict,
+  prepare,
+  run,
+  serve,
+  sweep,
+)
 
 COMMANDS = {
   "run.py": run,
@@ -16,6 +26,7 @@ COMMANDS = {
   "serve.py": serve,
   "compare.py": compare,
   "sweep.py": sweep,
+  "paper.py": paper,
   "prepare.py": prepare,
   "export.py": export,
 }

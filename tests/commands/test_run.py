@@ -35,7 +35,7 @@ def config_of(*arguments):
 
 def test_later_flags_win_over_a_flag_file_which_is_looked_up_as_given_first(tmp_path):
   config = config_of("--flagfile=quickstart.cfg", "--epochs=3")
-  assert (config.epochs, config.num_states, config.memory_size) == (3, 5, 10)
+  assert (config.epochs, config.num_states, config.memory_size) == (3, 2, 10)
   (tmp_path / "quickstart.cfg").write_text("--seed=7\n")
   config = config_of("--flagfile=quickstart.cfg")
   assert (config.seed, config.memory_size) == (7, 10_000)
@@ -97,6 +97,14 @@ def test_a_setting_of_another_method_is_checked_and_named_and_is_no_part_of_the_
   assert any("states 1 to 2 are done already" in line for line in lines)
   saved = json.loads((tmp_path / "run" / "config.json").read_text())
   assert not {f.name for f in fields_of(METHODS["lucir"].settings)} & set(saved)
+
+  # What the page shows is in TensorBoard, too.
+  events = (tmp_path / "run").glob("tensorboard/*")
+  content = max(events, key=lambda path: path.stat().st_mtime_ns).read_bytes()
+  tags = ["_hparams_/session_start_info", "average/top1", "settings/text_summary"]
+  tags += [f"figures/{p.stem}" for p in (tmp_path / "run").glob("figures/*.png")]
+  assert len(tags) > 3
+  assert [tag for tag in tags if tag.encode() not in content] == []
 
 
 @pytest.mark.parametrize("scores", ["softmax", "logits"])

@@ -53,8 +53,8 @@ FAILED = (
 
 def parse(*arguments):
   """The jobs that a command line means, by the names of their folders."""
-  _, _, jobs = sweep.parse(["sweep.py", "--output=runs", *arguments])
-  return {job.workdir.name: job for job in jobs}
+  found = sweep.parse(["sweep.py", "--output=runs", *arguments])
+  return {job.workdir.name: job for job in found.jobs}
 
 
 def config_of(job):
@@ -117,14 +117,14 @@ def test_what_follows_the_dashes_goes_to_each_run_but_for_settings_of_other_meth
   for name, job in jobs.items():
     assert {*job.arguments} & {*given} == {*own[name], *given[2:]}
     config = config_of(job)
-    assert (config.width, config.num_states, config.memory_size) == (4, 5, 10)
+    assert (config.width, config.num_states, config.memory_size) == (4, 2, 10)
     assert dataclasses.replace(config, from_workdir="") == job.config
 
 
 def test_the_output_may_start_at_home(tmp_path, monkeypatch):
   monkeypatch.setenv("HOME", str(tmp_path / "home"))
-  output, num_jobs, _ = sweep.parse(["sweep.py", "--methods=ft", "--output=~/runs"])
-  assert (output, num_jobs) == (tmp_path / "home" / "runs", 1)
+  found = sweep.parse(["sweep.py", "--methods=ft", "--output=~/runs"])
+  assert found.output == tmp_path / "home" / "runs"
 
 
 def test_a_mistake_leaves_no_folder(tmp_path, capsys):

@@ -73,3 +73,15 @@ def test_records_of_a_range_of_classes():
   labels = np.array([2, 0, 1, 3, 1, 0])
   assert records_of(labels, 1, 3).tolist() == [0, 2, 4]
   assert records_of(labels, 3, 3).tolist() == []
+
+
+def test_validation_digits_are_held_out_of_the_training_digits(digits):
+  held = open_dataset(config_of(dataset="digits", validation_fraction=0.25))
+  assert len(held.train.labels) + len(held.test.labels) == 1433
+  assert len(held.test.labels) / 1433 == pytest.approx(0.25, abs=0.05)
+  left, scored, test = (
+    {x.tobytes() for x in split.images} for split in (held.train, held.test, digits.test)
+  )
+  assert left | scored == {x.tobytes() for x in digits.train.images}
+  assert not scored & (left | test)
+  assert {*held.test.labels} == {*range(10)}

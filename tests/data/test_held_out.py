@@ -7,8 +7,9 @@ import shutil
 import numpy as np
 import pytest
 from folders import RED, folder_of, noise, open_folder, save
+from PIL import Image
 
-from ssil_jax.errors import DataError
+from ssil_jax.errors import ConfigError, DataError
 
 
 @pytest.fixture
@@ -145,3 +146,84 @@ def test_test_images_that_are_training_images_are_told(tmp_path, image_size):
     "accuracy on them says nothing of new images; take them out of one side"
   )
   assert np.bincount(dataset.test.labels).tolist() == [2, 3, 1]
+
+
+# Validation images -----------------------------------------------------------------------
+
+
+def sides_of(root, split, fraction):
+  """(class, pixels) of those held out and of the others, by the hash read backwards."""
+  sides = (set(), set())
+  for path in sorted((root / split).rglob("*.png")):
+    digest = hashlib.blake2b(path.read_bytes(), digest_size=8).digest()
+    is_left = int.from_bytes(digest, "big") >= fraction * 2**64
+    with Image.open(path) as image:
+      sides[is_left].add((path.parent.name, np.asarray(image).tobytes()))
+  return sides
+
+
+def images_of(dataset, split):
+  """(class, pixels) of a split."""
+  pixels = split.images
+  if not split.on_device:
+    pixels = [split.images.open(record).read() for record in range(len(split.labels))]
+  return {
+    (dataset.class_names[label], image.tobytes())
+    for label, image in zip(split.labels, pixels, strict=True)
+  }
+
+
+@pytest.mark.parametrize(("image_size", "shape"), [(8, (8, 8)), (72, (70, 80))])
+def test_validation_images_are_training_images_and_the_test_split_is_not_opened(
+  tmp_path, image_size, shape
+):
+  root = folder_of(tmp_path, each=20, shape=shape)
+  for path in (root / "test").rglob("*.png"):
+    path.write_bytes(b"no image")
+  shutil.copy(root / "train" / "a" / "3.png", root / "train" / "a" / "copy.png")
+  dataset = open_folder(root, num_states=1, image_size=image_size, validation_fraction=0.3)
+  held_out, left = sides_of(root, "train", 0.3)
+  assert images_of(dataset, dataset.test) == held_out
+  assert images_of(dataset, dataset.train) == left
+  assert 5 < len(held_out) < 30
+  total = len(dataset.test.labels) + len(dataset.train.labels)
+  assert total == 61  # the copy is counted on the side of its original
+  assert dataset.notes[0] == (
+    f"{len(dataset.test.labels)} of 61 training images are held out, chosen by a hash of "
+    "their content (--validation_fraction=0.3): all scores are of these validation images, "
+    "none of test images"
+  )
+
+
+def test_validation_images_of_a_plain_folder_are_none_of_its_test_images(plain):
+  test, rest = held_out(plain, test_fraction=0.4)
+  validation, train = held_out(plain, test_fraction=0.4, validation_fraction=0.4)
+  assert validation | train == rest
+  assert not validation & (train | test)
+  # The hash that has chosen test images says nothing of the share of what is left.
+  assert 0.2 < len(validation) / len(rest) < 0.6
+  more, _ = held_out(plain, test_fraction=0.4, validation_fraction=0.6)
+  assert more > validation
+
+
+def test_a_class_that_cannot_be_validated_is_named(tmp_path):
+  root = folder_of(tmp_path, each=1)
+  with pytest.raises(DataError, match="class a has 1 files .* to train on and to validate"):
+    open_folder(
+      root, num_states=1, class_order=names_file(tmp_path), validation_fraction=0.1
+    )
+
+
+def names_file(folder):
+  """A class order, so that the first class is a."""
+  path = folder / "names.txt"
+  path.write_text("a\nb\nc\n")
+  return str(path)
+
+
+def test_which_images_are_validation_images_is_not_known_unless_they_are_read(tmp_path):
+  root = folder_of(tmp_path)
+  with pytest.raises(
+    ConfigError, match="--noverify_data and --validation_fraction=0.1: wh"
+  ):
+    open_folder(root, num_states=1, verify_data=False, validation_fraction=0.1)

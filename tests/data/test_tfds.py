@@ -15,7 +15,7 @@ from ssil_jax.data import fingerprint, loader
 from ssil_jax.data.images.augment import IMAGENET_NORMALIZATION
 from ssil_jax.data.opening import open_dataset
 from ssil_jax.data.sources import labels
-from ssil_jax.errors import DataError
+from ssil_jax.errors import ConfigError, DataError
 from ssil_jax.sampling import RATIO_PRESERVING, Key, Pool
 
 NUM_CLASSES = 3
@@ -125,6 +125,19 @@ def test_a_standard_imagenet2012_is_read(root):
   # Those without labels are not the test images.
   assert dataset.test.images.open(0).data == jpeg((1, 0, 1))
   assert len(dataset.test.labels) == 3
+
+
+def test_validation_images_are_records_of_the_training_split(root):
+  whole = open_imagenet(root)
+  dataset = open_imagenet(root, validation_fraction=0.4)
+  assert dataset.train.images.store is dataset.test.images.store
+  numbers = np.concatenate([dataset.train.images.numbers, dataset.test.images.numbers])
+  assert sorted(numbers) == sorted(whole.train.images.numbers)
+  assert {*dataset.train.labels} == {*dataset.test.labels} == {0, 1, 2}
+  differing = fingerprint.differences(fingerprint.parts(dataset), fingerprint.parts(whole))
+  assert "training images: 8 there" in " ".join(differing)
+  with pytest.raises(ConfigError, match="--noverify_data and --validation_fraction"):
+    open_imagenet(root, validation_fraction=0.4, verify_data=False)
 
 
 @pytest.mark.parametrize("writable", [True, False])

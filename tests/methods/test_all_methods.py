@@ -385,6 +385,16 @@ def test_plain_methods_share_the_first_state(every_run, name):
   assert_same(*(w.phases[0].after.train_state for w in (ft, other)))
 
 
+@pytest.mark.parametrize("name", [n for n, m in METHODS.items() if m.trains_as])
+def test_a_method_that_trains_as_another_ends_with_its_network(every_run, name):
+  mine, other = every_run(name), every_run(METHODS[name].trains_as)
+  for run_after, run_there in zip(mine.runs[1:], other.runs[1:], strict=True):
+    assert_same(run_after.train_state, run_there.train_state)
+  last, last_there = (watched.results["states"][-1] for watched in (mine, other))
+  assert last["score_new"] == last_there["score_new"]
+  assert last["statistics"] != last_there["statistics"]
+
+
 def test_statistics_survive_an_interruption(every_run, tmp_path):
   # Without what the first state left, the second would be trained differently.
   finished = every_run("der")

@@ -9,7 +9,7 @@ import pytest
 from finished_states import config_of, context_of, finished_of, memory_of, outputs_of
 
 from ssil_jax.methods import METHODS
-from ssil_jax.methods.bic import fit_correction
+from ssil_jax.methods.correction import fit_correction
 from ssil_jax.sampling import Pool
 
 
@@ -18,6 +18,9 @@ def test_prediction_by_hand():
   outputs = outputs_of(logits=[[3, 3, 3], [-1, -1, 0]])
   scores = METHODS["bic"].predict(outputs, context_of(1, 2, stats=stats), config_of("bic"))
   np.testing.assert_array_equal(scores, [[3, 5, -np.inf], [-1, -3, -np.inf]])
+
+
+fit = functools.partial(fit_correction, offset_penalty=0.1)
 
 
 def solve(function, low, high):
@@ -51,7 +54,7 @@ def slope(beta):
 )
 def test_correction_by_hand(new_logits, labels, alpha, beta):
   logits = np.stack([np.zeros(len(labels)), np.array(new_logits, float)], axis=1)
-  found = fit_correction(logits, np.array(labels), 1)
+  found = fit(logits, np.array(labels), 1)
   np.testing.assert_allclose(found, [alpha, beta], atol=1e-5)
 
 
@@ -64,7 +67,7 @@ def test_no_other_correction_is_better(num_old, num_seen, bias):
   logits = rng.standard_normal((24, num_seen)).astype(np.float32)
   logits[np.arange(24), labels] += 1
   logits[:, num_old:] += bias
-  found = fit_correction(logits, labels, num_old)
+  found = fit(logits, labels, num_old)
   loss = functools.partial(
     reference.correction_loss,
     logits=logits.tolist(),
@@ -86,7 +89,7 @@ def test_no_other_correction_is_better(num_old, num_seen, bias):
 def test_correction_of_separable_logits_is_finite():
   # Any larger alpha is better, if only by so much.
   logits = np.array([[0.0, 1.0], [0.0, -1.0]] * 3)
-  alpha, beta = fit_correction(logits, np.array([1, 0] * 3), 1)
+  alpha, beta = fit(logits, np.array([1, 0] * 3), 1)
   assert np.isfinite([alpha, beta]).all()
   assert alpha > 5
   assert beta == pytest.approx(0, abs=1e-3)
@@ -157,7 +160,7 @@ def test_bic_fits_without_classes_of_one_image():
   before = {"alpha": np.ones(6, np.float32), "beta": np.zeros(6, np.float32)}
   stats = method.stats(finished(config, 2, 5, pool, labels, logits, before), config)
   held_out = [1, 2, 3, 22, 23, 25, 26, 27]
-  alpha, beta = fit_correction(logits[held_out, :5], labels[held_out], 2)
+  alpha, beta = fit(logits[held_out, :5], labels[held_out], 2)
   assert np.isfinite([alpha, beta]).all()
   np.testing.assert_allclose(stats["alpha"], [1, 1, alpha, alpha, alpha, 1], rtol=1e-6)
   np.testing.assert_allclose(stats["beta"], [0, 0, beta, beta, beta, 0], rtol=1e-6)

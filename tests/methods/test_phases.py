@@ -41,6 +41,8 @@ PHASES = {
     2: plain("RP", 100, 0.05, (40, 80)),
     5: plain("RP", 100, 0.02, (40, 80)),
   },
+  "ssil_cal": {2: plain("RP", 20, 0.05, (8, 16))},
+  "ssil_tkd_cal": {2: plain("RP", 100, 0.05, (40, 80))},
   "lwf": {1: plain("new only", *PAPER_FIRST), 2: plain("new only", 25, 0.05, (10, 20))},
   "icarl": {t: plain("shuffled", 60, 0.1, (20, 30, 40, 50), 0.2) for t in (1, 2, 5)},
   "eeil": {

@@ -176,6 +176,18 @@ def test_what_was_gained_and_what_it_cost(started, undisturbed):
   old, new = after["top1_by_state"]
   assert (learnt["top1_old"], learnt["top1_new"]) == (old, new)
   assert after["top1"] == pytest.approx((12 * old + 12 * new) / 24)
+  # What is told of classes grows with them; the whole confusion is the last state's.
+  assert ["class_confusion" in row for row in rows_of(undisturbed)] == [False, True]
+  assert len(before["top1_by_class"]) == 2
+  assert len(after["top1_by_class"]) == 4
+  assert sum(images for _, _, images in after["class_confusion"]) == 24
+  first, both = (
+    json.loads((workdir / "results.json").read_text()) for workdir in (started, undisturbed)
+  )
+  assert both["class_names"] == ["c", "a", "b", "f"]
+  assert both["average"]["forgetting"] == pytest.approx(before["top1"] - old)
+  begun = [results["environment"]["started"] for results in (first, both)]
+  assert begun[0] == begun[1] is not None
   schedule = json.loads((undisturbed / "schedule.json").read_text())
   assert [row["state"] for row in schedule] == [1, 2]
   card = json.loads((undisturbed / "model.json").read_text())

@@ -82,6 +82,7 @@ def test_nothing_over_seeds_of_runs_that_differ_otherwise(tmp_path):
     ({"my_gamma": 2}, {"my_gamma": 3}, False),  # a method's own setting
     ({"my_gamma": 2}, {}, True),  # another version's may have no such setting
     ({"version": "1", "method_source": "a"}, {"version": "2", "method_source": "a"}, True),
+    ({"started": "1", "command": "a"}, {"started": "2", "command": "b"}, True),
     ({"method_source": "a"}, {"method_source": "b"}, False),
     ({"data_fingerprint": "x"}, {"data_fingerprint": "y"}, False),
     ({"data_fingerprint": "x"}, {}, True),

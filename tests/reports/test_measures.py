@@ -26,13 +26,3 @@ def test_measures_of_results_old_and_new(tmp_path):
   assert class_names(old) == ["class 1", "class 2", "class 3", "class 4"]
   assert top1_of_classes(old) == {}
   assert top1_of_classes(new) == {"ant": 0.4, "bat": 0.8, "cat": 0.9, "bee": 1.0}
-
-
-def test_what_does_not_fit_is_not_known(tmp_path):
-  run = load_run(measured_run(tmp_path))
-  run.results["states"][1]["top1_by_state"] = [0.5]
-  run.results["states"][1]["top1_by_class"] = [0.5]
-  run.results["class_names"] = ["only one"]
-  assert accuracy_matrix(run) is None
-  assert top1_of_classes(run) == {}
-  assert class_names(run)[0] == "class 1"

@@ -116,8 +116,10 @@ class OutputsOnly(Devices):
 
   def eval_step(self, train_state, batch, context):
     outputs, context = self._outputs(batch, "test"), jax.tree.map(lambda x: x[0], context)
+    method, config = self.plan.method, self.plan.config
+    scores = method.predict(outputs, context, config)
     counts = metrics.count(
-      self.plan.method.predict(outputs, context, self.plan.config),
+      scores,
       outputs.logits,
       batch.labels[0],
       batch.positions[0] >= 0,
@@ -126,7 +128,9 @@ class OutputsOnly(Devices):
       state_of_class=jnp.asarray(state_of_class(self.plan.states)),
       num_states=len(self.plan.states),
     )
-    return jax.tree.map(lambda x: x[None], counts)
+    probabilities = method.probabilities(scores, context, config)
+    predicted = metrics.predictions(scores, probabilities, batch.labels[0])
+    return jax.tree.map(lambda x: x[None], (counts, predicted))
 
 
 def walk(plan):

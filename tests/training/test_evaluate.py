@@ -9,11 +9,11 @@ import pytest
 from quick import quick_network
 from small_runs import small_config
 
-from ssil_jax import memory, resnet
+from ssil_jax import memory, metrics, resnet
 from ssil_jax.methods.base import normalized_features
 from ssil_jax.training import loop
 from ssil_jax.training.devices import choose_devices
-from ssil_jax.training.evaluate import extractor
+from ssil_jax.training.evaluate import evaluate, extractor
 from ssil_jax.training.plan import make_plan
 from ssil_jax.training.session import make_session
 
@@ -116,6 +116,23 @@ def test_training_images_are_not_augmented():
   assert world(1)[0].plan.dataset.augmentation.max_shift > 0
   same = extract_in(1)(np.array([0] * 40), everything)["logits"]
   np.testing.assert_array_equal(same, np.repeat(same[:1], 40, axis=0))
+
+
+@pytest.mark.parametrize("num_devices", [1, 4])
+def test_each_class_has_the_predictions_of_its_own_images(num_devices):
+  session, state, network = world(num_devices)
+  test = session.plan.dataset.test
+  found = evaluate(session, state, network, STATS)
+  logits = np.asarray(expected_outputs(test).logits, np.float64)[test.labels < 3, :3]
+  labels, predicted = test.labels[test.labels < 3], logits.argmax(axis=1)
+  assert len(labels) % 24  # so that the last batch is padded
+  pairs = list(zip(labels.tolist(), predicted.tolist(), strict=True))
+  assert found["class_confusion"] == [[*p, pairs.count(p)] for p in sorted(set(pairs))]
+  right = [(predicted[labels == label] == label).mean() for label in range(3)]
+  assert found["top1_by_class"] == pytest.approx(right)
+  probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+  ece = metrics.calibration_error(probabilities.max(axis=1), predicted == labels)
+  assert found["ece"] == pytest.approx(ece, abs=1e-4)
 
 
 # Herding ---------------------------------------------------------------------------------

@@ -62,10 +62,24 @@ def test_results_keep_their_contract(finished):
     assert state["imbalance"] == pytest.approx(np.mean(errors))
     assert 0 <= state["top1"] <= state["state_specific_top1"] <= 1
     assert state["top1"] <= state["top5"] <= 1
-  labels = make_plan(small_config("unused")).dataset.test.labels
+  dataset = make_plan(small_config("unused")).dataset
+  labels = dataset.test.labels
   for state in results["states"]:  # every test image is counted once
     assert np.sum(state["confusion"]) == (labels < state["num_seen"]).sum()
+    share = np.bincount(labels)[: state["num_seen"]] / (labels < state["num_seen"]).sum()
+    assert share @ state["top1_by_class"] == pytest.approx(state["top1"])
+  assert ["class_confusion" in state for state in results["states"]] == [False, False, True]
+  by_class = np.array(results["states"][-1]["class_confusion"])
+  assert by_class[:, 2].sum() == len(labels)
+  on_diagonal = by_class[by_class[:, 0] == by_class[:, 1], 2].sum()
+  assert on_diagonal / len(labels) == pytest.approx(results["states"][-1]["top1"])
   assert results["average"] == metrics.average(results["states"])
+  assert results["class_names"] == list(dataset.class_names)
+  assert (results["split"], results["validation_fraction"]) == ("test", 0)
+  assert results["tuned_on"] is None
+  assert {*results["environment"]} >= {
+    *("commit", "python", "jaxlib", "flax", "optax", "cpu", "started", "command")
+  }
   assert results["environment"]["num_devices"] == 4
 
 

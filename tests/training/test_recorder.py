@@ -3,6 +3,7 @@
 import functools
 import json
 import struct
+import time
 import types
 
 import jax
@@ -14,7 +15,6 @@ from hypothesis import strategies as st
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from ssil_jax.errors import DivergedError, WorkdirError
-from ssil_jax.training import recorder as recorder_module
 from ssil_jax.training.devices import wait_for_earlier
 from ssil_jax.training.plan import make_plan
 from ssil_jax.training.recorder import Recorder
@@ -42,7 +42,7 @@ class Told:
 def clock(monkeypatch):
   """Seconds, in a list of one."""
   now = [100.0]
-  monkeypatch.setattr(recorder_module.time, "monotonic", lambda: now[0])
+  monkeypatch.setattr(time, "monotonic", lambda: now[0])
   return now
 
 
@@ -348,6 +348,7 @@ def test_tensorboard_gets_the_scores(tmp_path):
   with Recorder(tmp_path, steps_done=0, steps_recorded=0) as recorder:
     recorder.add(record(1, 10))
     recorder.add_scores({"state": 1, "top1": 0.75, "imbalance": None}, step=10)
+    recorder.add_scores({"top1": 0.5}, step=20, scored="validation")
   (path,) = (tmp_path / "tensorboard").iterdir()
   assert "tfevents" in path.name
   assert path.stat().st_size > 0
@@ -358,6 +359,7 @@ def test_tensorboard_gets_the_scores(tmp_path):
     ("train/images_per_second", 10, 9.0),
     ("train/input_wait", 10, 0.125),
     ("test/top1", 10, 0.75),
+    ("validation/top1", 20, 0.5),
   ]
 
 

@@ -232,6 +232,10 @@ TABLE = [
   ("il2m", {}, "ft", {}, 5),
   ("il2m", {"il2m_scores": "logits"}, "il2m", {}, 5),
   ("il2m", {}, "il2m", {"il2m_scores": "logits"}, 5),
+  ("ssil", {}, "ssil_cal", {"calibration": "offset"}, 5),
+  ("ssil_cal", {"calibration": "scale"}, "ssil", {}, 5),
+  ("ssil_tkd", {}, "ssil_tkd_cal", {}, 5),
+  ("ssil_tkd_cal", {"temperature": 3.0}, "ssil_tkd", {}, 1),
   # What only later states feel.
   ("ft", {"memory_size": 2000}, "il2m", {}, 1),
   ("ft", {"selection": "herding"}, "il2m", {}, 1),
@@ -304,9 +308,10 @@ def test_what_does_not_change_training_may_differ():
 
 def test_a_method_that_trains_as_another_has_its_loss_and_its_phases():
   borrowers = {name: m.trains_as for name, m in METHODS.items() if m.trains_as}
-  assert borrowers == {"il2m": "ft"}
-  assert METHODS["il2m"].training == METHODS["ft"].training
-  assert METHODS["il2m"].defaults == METHODS["ft"].defaults
+  assert borrowers == {"il2m": "ft", "ssil_cal": "ssil", "ssil_tkd_cal": "ssil_tkd"}
+  for name, other in borrowers.items():
+    assert METHODS[name].training == METHODS[other].training
+    assert METHODS[name].defaults == METHODS[other].defaults
 
 
 def test_methods_whose_first_state_is_plain():

@@ -28,7 +28,7 @@ class Files:
   def save(self, what, **state):
     self.calls.append(what)
 
-  def add_scores(self, result, *, step):
+  def add_scores(self, result, *, step, scored):
     self.calls.append("scores")
 
   def print(self, text):

@@ -158,7 +158,7 @@ def test_training_and_evaluation_see_the_same_normalized_pixels(normalization, e
 
   # One device.
   state = jax.tree.map(lambda x: x[None], state)
-  loss, counts = jax.jit(jax.vmap(both, axis_name=AXIS))(state)
+  loss, (counts, _) = jax.jit(jax.vmap(both, axis_name=AXIS))(state)
   assert float(loss[0]) == pytest.approx(expected, rel=1e-5)
   assert float(counts.score_new[0, 0]) == pytest.approx(expected, rel=1e-5)
 

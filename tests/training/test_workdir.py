@@ -1,5 +1,6 @@
 """The work directory: claiming it, its lock, its config.json."""
 
+import datetime
 import errno
 import json
 import os
@@ -53,7 +54,10 @@ def test_a_new_directory_gets_the_config(tmp_path):
   folder = claim(config)
   assert folder == tmp_path / "a" / "run"
   saved = json.loads((folder / "config.json").read_text())
+  begun = workdir.beginning(folder)
+  assert datetime.datetime.fromisoformat(begun["started"]).tzinfo == datetime.UTC
   assert saved == {
+    **begun,
     **config_lib.to_json(config),
     "version": ssil_jax.__version__,
     "method_source": SOURCE,
@@ -69,6 +73,25 @@ def test_the_same_config_claims_it_again(tmp_path):
   assert claim(config_of(tmp_path)) == tmp_path
   assert claim(config_of(tmp_path, num_devices=2)) == tmp_path
   assert (tmp_path / "config.json").read_bytes() == before
+
+
+def test_how_a_run_began_stays_whatever_command_resumes_it(tmp_path, monkeypatch):
+  monkeypatch.setattr("sys.argv", ["run.py", "--workdir=a b", "--method=\n"])
+  claim(config_of(tmp_path))
+  begun = workdir.beginning(tmp_path)
+  assert begun["command"] == "run.py '--workdir=a b' '--method= '"
+  monkeypatch.setattr("sys.argv", ["run.py", "--num_devices=2"])
+  claim(config_of(tmp_path))  # before anything was saved
+  assert workdir.beginning(tmp_path) == begun
+  finish_a_state(tmp_path)
+  claim(config_of(tmp_path, num_devices=2))
+  assert workdir.beginning(tmp_path) == begun
+  # One of an earlier version told nothing of it.
+  path = tmp_path / "config.json"
+  there = json.loads(path.read_text())
+  path.write_text(json.dumps({n: v for n, v in there.items() if n not in begun}))
+  claim(config_of(tmp_path))
+  assert workdir.beginning(tmp_path) == {"started": None, "command": None}
 
 
 def contents(folder):
@@ -159,7 +182,7 @@ def test_a_run_that_saved_no_state_is_replaced(tmp_path, changes):
   other, config = {**PARTS, "classes": 4}, config_of(tmp_path, **changes)
   claim(config, parts=other)
   found = json.loads((tmp_path / "config.json").read_text())
-  assert found == origin_of(config, parts=other).to_json()
+  assert found == origin_of(config, parts=other).to_json() | workdir.beginning(tmp_path)
 
 
 def test_resume_never_refuses_a_run(tmp_path):

@@ -1,0 +1,1 @@
+"""Reproduces the SS-IL paper's tables and figures, at its own scale or a smaller one."""

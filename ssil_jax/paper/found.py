@@ -1,0 +1,116 @@
+"""Holds what runs of the paper's cells have come to."""
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ssil_jax.errors import DataError
+from ssil_jax.paper.protocol import Cell
+from ssil_jax.reports.results import Run, load_journal, load_run
+from ssil_jax.reports.statistics import Summary, summarize
+
+
+class Seed(NamedTuple):
+  """Holds one finished run of a cell."""
+
+  workdir: Path
+  run: Run
+
+  @property
+  def states(self) -> list[dict[str, Any]]:
+    """The rows of results.json, one a state."""
+    return self.run.results["states"]
+
+
+class Found(NamedTuple):
+  """Holds the finished runs of each cell, and why others are left out."""
+
+  seeds: Mapping[Cell, list[Seed]]
+  left_out: list[str]
+
+  def of(self, cell: Cell) -> list[Seed]:
+    """Returns the finished runs of a cell, one a seed; empty if there is none."""
+    return self.seeds.get(cell, [])
+
+  def summary(self, cell: Cell, name: str) -> Summary | None:
+    """Returns mean and deviation, in per cent, of one of results.json's averages."""
+    values = [seed.run.results["average"].get(name) for seed in self.of(cell)]
+    found = summarize(values)
+    if found is None:
+      return None
+    spread = None if found.spread is None else 100 * found.spread
+    return Summary(100 * found.mean, spread, found.count)
+
+  def mean(self, cell: Cell, name: str) -> float | None:
+    """Returns the mean of `summary`."""
+    found = self.summary(cell, name)
+    return found and found.mean
+
+  def curve(self, cell: Cell, name: str, *, scale: float = 100.0) -> np.ndarray:
+    """Returns a score of each state, float [seeds, states]; null is NaN."""
+    return self.values(cell, lambda row: row.get(name), scale=scale)
+
+  def values(
+    self,
+    cell: Cell,
+    value: Callable[[dict[str, Any]], float | None],
+    *,
+    scale: float = 1.0,
+  ) -> np.ndarray:
+    """Returns `value` of each state's row, float [seeds, states]; None is NaN."""
+    rows = [[value(row) for row in seed.states] for seed in self.of(cell)]
+    return scale * np.array(rows, np.float64)
+
+  def classes(self, cell: Cell) -> list[int]:
+    """Returns the classes seen after each state."""
+    return [row["num_seen"] for row in self.of(cell)[0].states]
+
+  def title(self, cell: Cell) -> str:
+    """Returns the title of the cell's method."""
+    return self.of(cell)[0].run.results["method_title"]
+
+  def training_top1(self, cell: Cell) -> np.ndarray:
+    """Returns the top-1 of the training batches of each state's last epoch, in per cent.
+
+    Float [seeds, states]: batches are augmented, and hold exemplars, too.
+    """
+    return 100 * np.array([_last_epochs(seed) for seed in self.of(cell)])
+
+
+def _last_epochs(seed: Seed) -> list[float]:
+  rows = load_journal(seed.workdir)
+  means = []
+  for state in (row["state"] for row in seed.states):
+    of_state = [row for row in rows if row["state"] == state]
+    last = max(row["epoch"] for row in of_state)
+    means.append(float(np.mean([row["top1"] for row in of_state if row["epoch"] == last])))
+  return means
+
+
+def find(cells: Mapping[Path, Cell]) -> Found:
+  """Reads the runs of some work directories; those that are broken are named and left out.
+
+  Args:
+    cells: work directory -> what it is in the paper.
+  """
+  seeds: dict[Cell, list[Seed]] = {}
+  left_out = []
+  for workdir, cell in cells.items():
+    try:
+      run = load_run(workdir)
+    except DataError as error:
+      left_out.append(f"{workdir.name} is left out: {error}")
+      continue
+    done, planned = len(run.results["states"]), run.results["num_states"]
+    if done < planned:
+      left_out.append(f"{workdir.name} is left out: {done} of {planned} states are done")
+    else:
+      seeds.setdefault(cell, []).append(Seed(workdir, run))
+  return Found(seeds, left_out)
+
+
+def present(found: Found, cells: Iterable[Cell]) -> list[Cell]:
+  """Returns those of some cells that have a finished run, in their order."""
+  return [cell for cell in cells if found.of(cell)]

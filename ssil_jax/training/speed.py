@@ -1,0 +1,61 @@
+"""Measures how fast a run trains here, by some of its steps.
+
+Once in a process: virtual CPU devices are made before the first one is used.
+"""
+
+import time
+
+import jax
+import numpy as np
+
+from ssil_jax import memory
+from ssil_jax.config import Config
+from ssil_jax.methods import get_method
+from ssil_jax.training import devices, loop
+from ssil_jax.training.evaluate import phase_context, prefetched
+from ssil_jax.training.plan import make_plan
+from ssil_jax.training.session import make_session
+
+_STEPS, _SECONDS = 20, 10.0  # whichever ends first
+
+
+def kind_of(config: Config) -> tuple:
+  """Returns what the speed of a run depends on, beside data and network: a key."""
+  method = get_method(config.method)
+  return method.has_teacher, config.batch_size_new, config.batch_size_memory
+
+
+def measure(config: Config) -> float:
+  """Returns the images that a run trains on in a second, compilation aside.
+
+  The steps are those of the second state, with exemplars and teacher, if there is one.
+
+  Raises:
+    UserError: as `make_plan`.
+  """
+  devices.prepare_cpu_devices(config)
+  plan = make_plan(config)
+  session = make_session(plan, devices.choose_devices(config))
+  run, state = session.start(), plan.states[min(1, len(plan.states) - 1)]
+  if state.num_old:
+    pool = plan.pool(plan.states[0], run.exemplars)
+    sizes = {"memory_size": config.memory_size, "num_seen": state.num_old}
+    new = (pool.new, pool.new_labels, pool.new_ranks)
+    run = run._replace(exemplars=memory.update(run.exemplars, *new, **sizes))
+  run, phase = loop.begin_state(session, state, run), state.phases[0]
+  train_state = session.devices.replicate(run.train_state)
+  context = session.devices.replicate(
+    phase_context(state, run.stats, run.position.teacher, run.position.num_teacher_classes)
+  )
+  rate = session.devices.replicate(np.float32(phase.learning_rate))
+  with prefetched(session, loop.train_batches(session, state, phase, run)) as batches:
+    for number, batch in enumerate(batches):
+      train_state, metrics = session.devices.train_step(train_state, batch, context, rate)
+      if number == 0:
+        jax.block_until_ready(metrics)
+        start = time.perf_counter()
+      elif number == _STEPS or time.perf_counter() - start > _SECONDS:
+        break
+    jax.block_until_ready(metrics)
+    seconds = time.perf_counter() - start
+  return max(number, 1) * phase.batch_size / seconds
