@@ -465,6 +465,8 @@ _COMPARE = {
   "states in another order": replaced("results.json", '"state": 1,', '"state": 2,'),
   "a damaged line of metrics.jsonl": replaced("metrics.jsonl", '"step": 4', '"step" 4'),
   "a damaged schedule.json": replaced("schedule.json", "[", ""),
+  "a method in question that no run has": FINISHED,
+  "no run that can be read": text("run/results.json", "{"),
   "a page that cannot be written": FINISHED,
   "a page that is a folder": run_with(lambda w: (w.parent / "page.html").mkdir()),
   "a run in a link to itself": link("link"),

@@ -76,7 +76,7 @@ def kinds_of(given: str) -> list[str]:
   kinds = list(filter(None, given.split(",")))
   for kind in kinds:
     if kind not in KINDS:
-      raise ConfigError(f"--export={kind} must be of {', '.join(KINDS)}")
+      raise ConfigError(f"--export={kind} is unknown; choose from: {', '.join(KINDS)}")
   return kinds
 
 
@@ -117,5 +117,5 @@ def _check_highlight(name: str | None, runs: Sequence[Run]) -> None:
   known = list(dict.fromkeys(str(run.results.get("method")) for run in runs))
   if name is not None and name not in known:
     raise ConfigError(
-      f"--highlight={name} is none of the methods of these runs: {', '.join(known)}"
+      f"--highlight={name} is no method of these runs; choose from: {', '.join(known)}"
     )

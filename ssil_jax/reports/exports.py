@@ -38,7 +38,7 @@ _LATEX = {
   "\N{NO-BREAK SPACE}": "~",
   "\N{REPLACEMENT CHARACTER}": "?",
 }
-_MARKDOWN = re.compile(r"([\\`*_{}\[\]()<>#|~])")
+_MARKDOWN = re.compile(r"([\\`*_{}\[\]<>#|~])")
 
 
 def as_csv(table: Table) -> str:
@@ -99,7 +99,7 @@ def as_latex(table: Table) -> str:
   if len(table.columns) > _MANY:
     packages += ",graphicx"
     body = f"\\resizebox{{\\linewidth}}{{!}}{{%\n{body}}}"
-  caption = " ".join(filter(None, (table.caption, table.note)))
+  caption = ". ".join(filter(None, (table.caption.rstrip(". "), table.note)))
   return (
     f"% \\usepackage{{{packages}}}\n"
     "\\begin{table}\n\\centering\n"

@@ -62,7 +62,7 @@ def accuracy_matrix(run: Run) -> np.ndarray | None:
   which may be older, do not have it.
   """
   rows = [row.get("top1_by_state") for row in run.results["states"]]
-  if any(row is None or len(row) != number for number, row in enumerate(rows, start=1)):
+  if None in rows:
     return None
   matrix = np.full((len(rows), len(rows)), np.nan)
   for number, row in enumerate(rows):
@@ -73,16 +73,13 @@ def accuracy_matrix(run: Run) -> np.ndarray | None:
 def class_names(run: Run) -> list[str]:
   """Returns the names of the classes seen, in class order; numbers where there are none."""
   num_seen = run.results["states"][-1]["num_seen"]
-  names = run.results.get("class_names") or []
-  if len(names) < num_seen:
-    names = [f"class {number}" for number in range(1, num_seen + 1)]
+  names = run.results.get("class_names")
+  if names is None:
+    return [f"class {number}" for number in range(1, num_seen + 1)]
   return names[:num_seen]
 
 
 def top1_of_classes(run: Run) -> dict[str, float | None]:
   """Returns name -> top-1 (fraction) after the last finished state; empty if not known."""
   values = run.results["states"][-1].get("top1_by_class")
-  names = class_names(run)
-  if values is None or len(values) != len(names):
-    return {}
-  return dict(zip(names, values, strict=True))
+  return {} if values is None else dict(zip(class_names(run), values, strict=True))

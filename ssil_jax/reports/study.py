@@ -20,6 +20,7 @@ from ssil_jax.reports.plots import Plotter
 from ssil_jax.reports.results import FRACTIONS, Run
 from ssil_jax.reports.statistics import LEVEL, MIN_PAIRS, Summary, compare, holm, summarize
 from ssil_jax.reports.tables import duration, origin_note
+from ssil_jax.reports.tuning import tuning_note
 
 _HIGHLIGHT = "ssil"  # the method in question, if none is named
 _FEW = 4  # groups whose states are shown at once
@@ -133,7 +134,7 @@ def _results(
   if skipped:
     warnings.append(f"Left out, as files are wrong: {'; '.join(skipped)}.")
   found = labels.over_seeds(runs)
-  notes = [found.note if found else "", labels.not_averaged_note(runs)]
+  notes = [found.note if found else "", labels.not_averaged_note(runs), *_tunings(groups)]
   tables = _result_tables(groups, highlight)
   return [
     *(Text(text, warning=True) for text in warnings if text),
@@ -142,19 +143,32 @@ def _results(
   ]
 
 
+def _tunings(groups: Sequence[Group]) -> list[str]:
+  """Says of each group, in one line, what its settings were tuned on, if they were."""
+  found = [
+    (group.label, tuning_note(tuning))
+    for group in groups
+    if (tuning := group.runs[0].results.get("tuned_on"))
+  ]
+  return [f"{label}: {note}." for label, note in found]
+
+
+def _place(group: Group) -> tuple[Any, ...]:
+  """Returns what groups share that can be ranked."""
+  results = group.runs[0].results
+  return *(results[name] for name in _PLACES), results.get("split") or "test"
+
+
 def _parts(groups: Sequence[Group]) -> list[tuple[str, list[Group]]]:
   """Puts together what can be ranked together; with what sets it apart from others."""
   parts: dict[tuple[Any, ...], list[Group]] = {}
   for group in groups:
-    key = tuple(group.runs[0].results[name] for name in _PLACES)
-    parts.setdefault(key, []).append(group)
-  if all(len(part) == 1 for part in parts.values()):
-    return [("", list(groups))]
-  if len(parts) == 1:
+    parts.setdefault(_place(group), []).append(group)
+  if len(parts) == 1 or all(len(part) == 1 for part in parts.values()):
     return [("", list(groups))]
   return [
-    (f"{dataset}, {classes} classes, T = {states}, |M| = {memory}. ", part)
-    for (dataset, classes, states, memory), part in parts.items()
+    (f"{dataset}, {classes} classes, T = {states}, |M| = {memory}, {split} images. ", part)
+    for (dataset, classes, states, memory, split), part in parts.items()
   ]
 
 
@@ -163,7 +177,7 @@ def _result_tables(groups: Sequence[Group], highlight: str | None) -> list[Table
   tables = []
   for number, (place, part) in enumerate(parts, start=1):
     suffix = f"_{number}" if number > 1 else ""
-    same = len({tuple(g.runs[0].results[name] for name in _PLACES) for g in part}) == 1
+    same = len(set(map(_place, part))) == 1
     tables.append(_result_table(part, highlight, f"results{suffix}", place, ranked=same))
     if same:
       tables += _tests_table(part, highlight, f"tests{suffix}", place)
@@ -185,7 +199,7 @@ def _result_table(
   texts = ["In %, but for the time."]
   if best:
     texts.append(
-      "Underlined: the best of a column. e(p,n) and e(n,p) have none, as what lowers one "
+      "Bold: the best of a column. e(p,n) and e(n,p) have none, as what lowers one "
       "raises the other; nor has time, which depends on the machine."
     )
   if any(group.method.startswith("joint") for group in groups) and best:
@@ -404,10 +418,9 @@ def _pairs(groups: Sequence[Group], highlight: str | None) -> list[Table]:
   for run in group.runs:
     names = class_names(run)
     for true, predicted, count in run.results["states"][-1].get("class_confusion") or []:
-      if max(true, predicted) < len(names):
-        pair = names[true], names[predicted]
-        counts[pair] = counts.get(pair, 0) + count
-        images[names[true]] = images.get(names[true], 0) + count
+      pair = names[true], names[predicted]
+      counts[pair] = counts.get(pair, 0) + count
+      images[names[true]] = images.get(names[true], 0) + count
   wrong = sorted(
     ((pair, n) for pair, n in counts.items() if pair[0] != pair[1]),
     key=lambda item: -item[1],
@@ -550,7 +563,6 @@ _RESULTS_SETTINGS = {
   "seed": "seed",
   "scored on": "split",
   "validation fraction": "validation_fraction",
-  "tuned on": "tuned_on",
   "files ignored": "ignored_files",
 }
 
@@ -628,6 +640,8 @@ def _whose(runs: Sequence[Run]) -> str:
 def _settings_of(run: Run) -> dict[str, Any]:
   """Returns name -> value of all that results.json and config.json say of a run."""
   results = {name: run.results.get(key) for name, key in _RESULTS_SETTINGS.items()}
+  tuning = run.results.get("tuned_on")
+  results["tuned on"] = tuning_note(tuning) if tuning else None
   skipped = run.results.get("skipped_records", {})
   for split, name in (("train", "training"), ("test", "test")):
     results[f"{name} images skipped"] = skipped.get(split)

@@ -15,7 +15,8 @@ def output_of(tmp_path, capsys, monkeypatch, *workdirs):
   assert max(len(line) for line in lines if "SS-IL" in line and "run" not in line) <= 80
   assert f"report: {tmp_path / 'pages' / 'report.html'}" in lines
   assert (tmp_path / "pages" / "report.html").is_file()
-  assert (tmp_path / "pages" / "figures" / "accuracy.png").is_file()
+  assert (tmp_path / "pages" / "figures" / "accuracy.svg").is_file()
+  assert (tmp_path / "pages" / "tables" / "results.csv").is_file()
   return [" ".join(line.split()) for line in lines]
 
 
@@ -49,6 +50,30 @@ def test_seeds_of_an_edited_method_are_not_averaged_and_the_reason_is_said(
   note = "Not averaged over seeds, as they differ: SS-IL (source of the method)."
   assert note in lines
   assert note in Page(tmp_path / "pages" / "report.html").text
+
+
+def test_a_broken_run_is_named_and_left_out_and_tables_are_exported(tmp_path, capsys):
+  for name, title in (("ssil", "SS-IL"), ("ft", "FT")):
+    write_run(tmp_path / name, method=name, method_title=title)
+  broken = tmp_path / "broken"
+  broken.mkdir()
+  (broken / "results.json").write_text("{\u001b")
+  flags = [f"--workdir={tmp_path / name}" for name in ("broken", "ssil", "ft")]
+  output = ["--output=pages", "--highlight=ft", "--export=latex,markdown"]
+  assert compare.main(["compare.py", *flags, *output]) == 0
+  out, err = capsys.readouterr()
+  assert err.startswith(f"warning: {broken / 'results.json'}: is not valid JSON")
+  assert err.count("\n") == 1
+  assert "SS-IL" in out
+  page = Page(tmp_path / "pages" / "report.html")
+  assert f"Left out, as files are wrong: {broken / 'results.json'}" in page.text
+  names = {path.stem for path in (tmp_path / "pages" / "tables").iterdir()}
+  assert {"results", "states_1", "states_2", "runs", "settings"} <= names
+  for kind in ("csv", "tex", "md"):
+    assert {p.stem for p in (tmp_path / "pages" / "tables").glob(f"*.{kind}")} == names
+  lit = [number for number, (tag, a) in enumerate(page.tags) if a.get("class") == "lit"]
+  assert len(lit) == 1
+  assert page.rows[2][0] == "FT"  # below the names of columns and SS-IL
 
 
 @pytest.mark.parametrize(

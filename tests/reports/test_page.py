@@ -90,10 +90,11 @@ def test_page_holds_tables_and_settings_and_is_self_contained_and_accessible(tmp
 
 def test_names_are_escaped_and_drawn_literally(tmp_path):
   bad = "<script>alert(1)</script>$x^{$"
+  dataset = "x\ud800y_<img src=x onerror=alert(1)>"
   workdir = measured_run(
     tmp_path / "javascript:a\udcff<",
     method_title=bad,
-    dataset="x\ud800y_<img src=x onerror=alert(1)>",
+    dataset=dataset,
     class_names=["<i>", "b&amp;", bad, "d"],
     schedule=[{"<i>": "<script>"}],
   )
@@ -102,7 +103,8 @@ def test_names_are_escaped_and_drawn_literally(tmp_path):
     {"statistics": {"<i>alpha": 1.23456, "beta": None}, "from_workdir": bad},
     environment={"<b>key": '"><script>x</script>'},
   )
-  page = page_of(tmp_path, workdir, write_run(tmp_path / "b", results=other))
+  other = write_run(tmp_path / "b", results=other, dataset=dataset)
+  page = page_of(tmp_path, workdir, other)
   tags = [tag for tag, _ in page.tags]
   assert tags.count("script") == 1
   assert not {"b", "i", "img"} & set(tags)
@@ -312,8 +314,8 @@ def test_only_what_is_alike_is_ranked(tmp_path):
   _, tables = results_rows(runs)
   captions = [table.caption for table in tables]
   assert [c.split(". ")[0] for c in captions] == [
-    "digits, 4 classes, T = 2, |M| = 40",
-    "digits, 4 classes, T = 2, |M| = 80",
+    "digits, 4 classes, T = 2, |M| = 40, test images",
+    "digits, 4 classes, T = 2, |M| = 80, test images",
   ]
 
 

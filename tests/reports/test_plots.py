@@ -95,7 +95,7 @@ def test_heat_maps_hold_shares_of_rows(tmp_path):
       run.results["states"][-1]["confusion"] = confusion
     ax = plots.heat_maps([Group("SS-IL", runs)]).axes[0]
     assert [text.get_text() for text in ax.texts] == shares
-    alphas = [round(100 * patch.get_facecolor()[3]) for patch in ax.patches]
+    alphas = [round(100 * color[3]) for color in ax.collections[0].get_facecolor()]
     assert alphas == [int(share) for share in shares if share != "-"]
 
 
@@ -132,7 +132,7 @@ def test_curve_of_several_seeds_is_their_mean_in_a_band(tmp_path):
   assert corners(second.collections[0]) == {(4, 10), (4, 60)}
   run = load_run(write_run(tmp_path, results=one_state(num_states=1)))
   (ax,) = panels.curves([Group("Joint", [run, run])], ["imbalance"]).axes
-  assert not corners(ax.collections[0])
+  assert not ax.collections
 
 
 def corners(band):
@@ -175,3 +175,15 @@ def test_a_long_loss_curve_is_thinned_to_means(tmp_path):
   assert len(curve.steps) == 225  # four records each
   np.testing.assert_allclose(curve.losses[:3], [1.0, 1.25, 0.75])
   assert curve.losses.mean() == pytest.approx(1.0)
+
+
+def test_labels_move_as_little_as_can_be():
+  apart = panels.spread_out([0.1, 0.5, 0.9], [0.1] * 3, limits=(0, 1))
+  assert apart == pytest.approx([0.1, 0.5, 0.9])
+  # Two of one place share what they must move; a taller one needs more.
+  both = panels.spread_out([0.5, 0.5, 0.52], [0.1, 0.2, 0.1], limits=(0, 1))
+  assert np.diff(both) == pytest.approx([0.15, 0.15])
+  assert np.mean(both) == pytest.approx(np.mean([0.5, 0.5, 0.52]))
+  low = panels.spread_out([0.0, 0.0, 0.0], [0.1] * 3, limits=(0, 1))
+  assert low == pytest.approx([0.05, 0.15, 0.25])
+  assert panels.spread_out([1.0], [0.1], limits=(0, 1)) == pytest.approx([0.95])
