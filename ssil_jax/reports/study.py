@@ -20,6 +20,7 @@ from ssil_jax.reports.plots import Plotter
 from ssil_jax.reports.results import FRACTIONS, Run
 from ssil_jax.reports.statistics import LEVEL, MIN_PAIRS, Summary, compare, holm, summarize
 from ssil_jax.reports.tables import duration, origin_note
+from ssil_jax.reports.tuning import tuning_note
 
 _HIGHLIGHT = "ssil"  # the method in question, if none is named
 _FEW = 4  # groups whose states are shown at once
@@ -633,7 +634,10 @@ def _settings_of(run: Run) -> dict[str, Any]:
     results[f"{name} images skipped"] = skipped.get(split)
   results["states finished"] = len(run.results["states"])
   results["folder"] = run.folder
-  known = set(_RESULTS_SETTINGS.values()) | {"method"}
+  if tuning := run.results.get("tuned_on"):
+    results["tuned on"] = tuning_note(tuning)
+  # How it was started is among the environment.
+  known = set(_RESULTS_SETTINGS.values()) | {"method", "started", "command"}
   saved = {
     name.replace("_", " "): value
     for name, value in (run.config or {}).items()
