@@ -33,7 +33,7 @@ _DARK = {
   "old": "#5db7fb",
   "new": "#ff9a4d",
   "heat": "#8fc4f7",
-  "on-heat": "#0d1a24",
+  "on-heat": "#000000",
 }
 # No 16 colours can be told apart by all readers: figures label their lines, too.
 _METHODS = {

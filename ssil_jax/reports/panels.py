@@ -91,7 +91,7 @@ def curves(
   aside = 0.4 + _CHARACTER * room if labels else 0.2
   lines = sum(label.count("\n") + 1 for label in labels)
   height = max(2.9, min(1.3 * lines * _LINE, 12.0))
-  width = WIDE if len(names) > 1 else 6.6 + aside / 2
+  width = WIDE if len(names) > 1 else 5.2 + aside
   axes = _row(len(names), width, height, aside=aside)
   for ax, name in zip(axes, names, strict=True):
     for group, look in zip(groups, looks(groups, highlight), strict=True):
@@ -247,7 +247,7 @@ def panels(
   columns = min(2, count) if not many else 4 if count <= 12 else 5
   rows = math.ceil(count / columns)
   width = WIDE if columns > 1 else 6.4
-  left, right = 0.62, 0.14
+  left, right = 0.74, 0.14
   across = 0.2 if many and same_y else 0.34 if many else 0.72
   panel = (width - left - right - across * (columns - 1)) / columns
   height = height * {1: 1, 2: 1, 4: 0.56, 5: 0.48}[columns] if height else min(panel, 4.0)

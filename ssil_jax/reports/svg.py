@@ -76,13 +76,18 @@ def inline(svg: bytes, *, name: str, alt: str, styles: StyleSheet) -> markupsafe
     root.get("viewBox"),
     width,
     height,
-    markupsafe.Markup(' class="wide"' if width > _NARROW else ""),
+    markupsafe.Markup(f' class="{_class(width)}"'),
     markupsafe.Markup(body),
   )
 
 
 _SIZE = ("width", "height")
-_NARROW = 640  # CSS pixels; wider ones are scrolled on a phone, not shrunk
+_WIDE, _NARROW = 740, 460  # CSS pixels
+
+
+def _class(width: int) -> str:
+  """Returns the class by which a page keeps a figure from being shrunk on a phone."""
+  return "wide" if width > _WIDE else "middle" if width > _NARROW else "narrow"
 
 
 def _element(

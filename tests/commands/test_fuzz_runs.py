@@ -241,6 +241,7 @@ def test_a_name_is_text_wherever_it_is_shown(first):
     name: as_json(with_texts(json.loads(run_files()[name]))) for name in RUN_FILES[:3]
   }
   results = json.loads(files["results.json"])
+  results["split"] = "test"  # no name: nothing else is allowed there
   results["environment"] |= {next(texts): next(texts) for _ in range(3)}
   for state in results["states"]:
     state |= {"statistics": {next(texts): 1.5, next(texts): None}}
