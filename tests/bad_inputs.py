@@ -332,6 +332,10 @@ def cifar(content: str) -> Arrange:
 
 
 _FLAGS = {
+  "what it was tuned on without what was chosen": text(
+    "t.json",
+    '{"measure": "average.top1", "validation_fraction": 0.1, "grid": {}, "scores": []}',
+  ),
   "a binary flag file": text("photo.cfg", b"\x89PNG\r\n\xff"),
   "two flags on a line of a flag file": text(
     "a.cfg", "--flagfile=small.cfg\n--workdir=o/two --seed=3\n"
@@ -348,6 +352,10 @@ _DATA = {
   "an empty folder": lambda folder: (folder / "images").mkdir(),
   "no test images": images(lambda root: shutil.rmtree(root / "test")),
   "only a part for testing": images(lambda root: shutil.rmtree(root / "train")),
+  "validation images that nobody may look at": images(lambda root: None),
+  "a class of one image, to train on and to validate on": images(
+    lambda root: keep_one(root / "train" / "cat")
+  ),
   "a plain folder, a class of one image": plain(lambda root: keep_one(root / "cat")),
   "a plain folder, unverified": plain(lambda root: None),
   "no file of classes": plain(lambda root: None),
@@ -586,6 +594,7 @@ _LEARNING = {
     "ape", "cat", change=lambda images: (images / "train/ape/0.png").write_text("none")
   ),
   "another network": _NEW,
+  "a share to validate on": _NEW,
   "a memory that is too small": _NEW,
   "a rate that is none": _NEW,
   "one that another command uses": both(

@@ -45,6 +45,21 @@ METRICS = [
   for state, step, loss in ((1, 10, 2.0), (1, 20, 1.0), (2, 30, 1.5))
 ]
 
+# What --tuned_on names.
+TUNING = {
+  "measure": "average.top1",
+  "validation_fraction": 0.1,
+  "grid": {"learning_rate": [0.05, 0.1]},
+  "chosen": {"learning_rate": 0.1},
+  "scores": [
+    {"settings": {"learning_rate": rate}, "mean": mean, "runs": [run]}
+    for rate, mean, run in (
+      (0.05, 0.5, {"folder": "ft-0.05-0", "seed": 0, "score": 0.5}),
+      (0.1, 0.6, {"folder": "ft-0.1-0", "seed": 0, "score": 0.6}),
+    )
+  ],
+}
+
 
 def write_run(
   workdir,

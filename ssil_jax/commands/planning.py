@@ -7,6 +7,7 @@ and each takes the states that an earlier one trains just as it would.
 import functools
 import graphlib
 import json
+import os
 import pathlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
@@ -174,7 +175,8 @@ def is_finished(job: Job, data: dict[str, str | int]) -> bool:
   from ssil_jax.data import fingerprint
   from ssil_jax.reports.results import load_run
 
-  if not (job.workdir / "model.json").is_file():  # what a run writes last
+  # What a run writes last; that of a path too long is none, and raises nothing.
+  if not os.path.isfile(job.workdir / "model.json"):
     return False
   try:
     saved = json.loads((job.workdir / "config.json").read_bytes())

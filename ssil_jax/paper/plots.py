@@ -238,7 +238,7 @@ def figure4(found: Found, scale: Scale) -> list[Figure]:
       save(
         _draw(2, draw),
         name=f"paper_figure4_{dataset.lower().replace('-', '_')}",
-        title=dataset,
+        title=scale.label(dataset),
         caption="Accuracy on the test images of all classes seen, after each state.",
         alt="Line charts by classes seen. Top-1 ends at "
         f"{_lasts(found, cells, 'top1')}; top-5 at {_lasts(found, cells, 'top5')}.",
@@ -358,6 +358,7 @@ def figure7(found: Found, scale: Scale) -> list[Figure]:
       _line(axes[0], seen, statistic(found, one, name), label, **style)
     _finish(axes[0], "Rectification of IL2M", "ratio")
     axes[0].set_yscale("log")
+    axes[0].yaxis.set_major_formatter("{x:g}")  # the default one is written in TeX
     for name, label, style in (
       ("exemplar_top1", "training (exemplars)", {"marker": "s", "linestyle": "--"}),
       ("old_top1", "test", {}),

@@ -146,7 +146,7 @@ class Scale(NamedTuple):
     memory_size: the paper's |M| -> |M|, for each data set.
     batch_size_memory: the paper's N_M -> N_M.
     epochs: the paper's epochs of later states -> epochs.
-    has_paper_data: whether the published numbers are of the same data.
+    stands_in: what stands for the paper's data set; empty if that is itself there.
   """
 
   title: str
@@ -157,7 +157,11 @@ class Scale(NamedTuple):
   memory_size: Mapping[str, Mapping[int, int]]
   batch_size_memory: Mapping[int, int]
   epochs: Mapping[int, int]
-  has_paper_data: bool = False
+  stands_in: str = ""
+
+  def label(self, dataset: str) -> str:
+    """Returns what is shown for one of the paper's data sets."""
+    return f"{self.stands_in} in place of {dataset}" if self.stands_in else dataset
 
   def cells(self, parts: Sequence[str]) -> list[Cell]:
     """Returns the cells of some parts that this scale has data for."""
@@ -195,7 +199,6 @@ PAPER = Scale(
   memory_size={name: _same(*sizes) for name, sizes in MEMORY_SIZES.items()},
   batch_size_memory=_same(*TABLE2_REPLAYED),
   epochs=_same(*FIGURE6_EPOCHS),
-  has_paper_data=True,
 )
 
 # 5, 10 and 20 exemplars of each class and replay ratios of 8, 4 and 2, as on ImageNet-1K;
@@ -220,6 +223,7 @@ SMALL = Scale(
   memory_size={IMAGENET: {5_000: 300, 10_000: 600, 20_000: 1_200}},
   batch_size_memory={16: 8, 32: 16, 64: 32, 128: 64},
   epochs={10: 2, 20: 4, 25: 5, 50: 10},
+  stands_in="CIFAR-100",
 )
 
 # Two digits a state stand for T = 10, five for T = 5, one for T = 20.
@@ -236,6 +240,7 @@ DIGITS = Scale(
   memory_size={IMAGENET: {5_000: 10, 10_000: 20, 20_000: 40}},
   batch_size_memory={16: 4, 32: 8, 64: 16, 128: 32},
   epochs={10: 10, 20: 20, 25: 25, 50: 50},
+  stands_in="digits",
 )
 
 SCALES = {"paper": PAPER, "small": SMALL, "digits": DIGITS}

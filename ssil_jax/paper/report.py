@@ -117,7 +117,7 @@ def _sections(
 
 
 def _intro(part: str, scale: Scale) -> str:
-  return "" if scale.has_paper_data or part not in ("table1", "table2") else _OTHER_DATA
+  return _OTHER_DATA if scale.stands_in and part in ("table1", "table2") else ""
 
 
 def _blocks(part: str, scale: Scale, found: Found) -> list[Block]:

@@ -67,8 +67,8 @@ def table1(found: Found, scale: Scale, dataset: str) -> list[Table]:
     tables.append(
       Table(
         f"table1_{_slug(dataset)}_{name}",
-        f"Table 1, {dataset}: {words.lower()} in % ({'higher' if higher else 'lower'} is "
-        "better)",
+        f"Table 1, {scale.label(dataset)}: {words.lower()} in % "
+        f"({'higher' if higher else 'lower'} is better)",
         ["", *heads],
         _rows(
           found,
@@ -106,8 +106,8 @@ def table2(found: Found, scale: Scale) -> list[Table]:
     tables.append(
       Table(
         f"table2_{name}",
-        f"Table 2, {protocol.IMAGENET}, SS-IL: {words.lower()} in % by states T and replay "
-        f"batch N_M ({'higher' if higher else 'lower'} is better)",
+        f"Table 2, {scale.label(protocol.IMAGENET)}, SS-IL: {words.lower()} in % by states "
+        f"T and replay batch N_M ({'higher' if higher else 'lower'} is better)",
         ["", *heads],
         _rows(
           found,

@@ -654,7 +654,10 @@ def _settings_of(run: Run) -> dict[str, Any]:
     results[f"{name} images skipped"] = skipped.get(split)
   results["states finished"] = len(run.results["states"])
   results["folder"] = run.folder
-  known = set(_RESULTS_SETTINGS.values()) | {"method"}
+  if tuning := run.results.get("tuned_on"):
+    results["tuned on"] = tuning_note(tuning)
+  # How it was started is among the environment.
+  known = set(_RESULTS_SETTINGS.values()) | {"method", "started", "command"}
   saved = {
     name.replace("_", " "): value
     for name, value in (run.config or {}).items()

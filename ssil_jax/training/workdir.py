@@ -166,7 +166,8 @@ def _claim(
 
 def _beginning() -> dict[str, str]:
   """Returns the time, ISO 8601 in UTC, and this command in one line."""
-  command = shlex.join(sys.argv)
+  program, *arguments = sys.argv  # the first one may be "ssil-jax run"
+  command = f"{program} {shlex.join(arguments)}"
   return {
     "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     "command": "".join(char if char.isprintable() else " " for char in command),

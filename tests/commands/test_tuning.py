@@ -139,7 +139,7 @@ def test_the_best_mean_over_seeds_is_chosen_and_nothing_is_repeated(
   assert sweep.main(command) == 0
   assert calls() == []
   assert (folder / "ft.json").stat().st_mtime_ns == written
-  command[5] = "--grid=learning_rate=0.3,0.05,0.15,0.5 epochs=6,5"
+  command[4] = "--grid=learning_rate=0.3,0.05,0.15,0.5 epochs=6,5"
   assert sweep.main(command) == 0
   assert [flags["learning_rate"] for flags in calls()] == ["0.5"] * 4
 

@@ -34,6 +34,7 @@ def test_comparability_note(tmp_path):
     ({}, ""),
     ({"dataset": "birds"}, "different data sets (digits, birds)."),
     ({"num_classes": 10}, "different numbers of classes (4, 10)."),
+    ({"split": "validation"}, "different scored images (test, validation)."),
   ):
     note = labels.comparability_note(load_seed_runs(tmp_path, {}, changes))
     assert note.endswith(reason)

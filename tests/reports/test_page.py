@@ -8,6 +8,7 @@ import pytest
 from written_runs import (
   SEED_RUNS,
   STATE_ROWS,
+  TUNING,
   Page,
   load_seed_runs,
   measured_run,
@@ -339,3 +340,5 @@ def test_classes_have_names(tmp_path):
 def test_what_was_scored_is_said(tmp_path):
   page = page_of(tmp_path, measured_run(tmp_path / "a", split="validation"))
   assert "scored on validation images" in page.text
+  page = page_of(tmp_path, measured_run(tmp_path / "b", tuned_on=TUNING))
+  assert "tuned on validation images, 10% of the training images" in page.text

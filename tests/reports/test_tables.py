@@ -15,7 +15,7 @@ from written_runs import (
   write_run,
 )
 
-from ssil_jax.reports import labels, tables
+from ssil_jax.reports import labels, study, tables
 from ssil_jax.reports.results import load_run
 
 
@@ -108,3 +108,11 @@ def test_origin_note():
     states = [{"from_workdir": origin} for origin in origins]
     assert tables.origin_note(with_states(*states)) == note
   assert tables.origin_note(RESULTS) == ""  # of an older file
+
+
+def test_scores_of_validation_images_are_called_so(tmp_path):
+  run = load_run(write_run(tmp_path, split="validation"))
+  assert str(tables.format_table(run.results).title) == "SS-IL on digits, validation images"
+  title, facts = study.heading([run])
+  assert title == "SS-IL on digits (validation images)"
+  assert facts.endswith("scored on validation images")

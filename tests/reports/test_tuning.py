@@ -4,23 +4,10 @@ import copy
 import json
 
 import pytest
+from written_runs import TUNING
 
 from ssil_jax.errors import ConfigError
 from ssil_jax.reports.tuning import load_tuning, tuning_note
-
-TUNING = {
-  "measure": "average.top1",
-  "validation_fraction": 0.1,
-  "grid": {"learning_rate": [0.05, 0.1]},
-  "chosen": {"learning_rate": 0.1},
-  "scores": [
-    {"settings": {"learning_rate": rate}, "mean": mean, "runs": [run]}
-    for rate, mean, run in (
-      (0.05, 0.5, {"folder": "ft-0.05-0", "seed": 0, "score": 0.5}),
-      (0.1, 0.6, {"folder": "ft-0.1-0", "seed": 0, "score": 0.6}),
-    )
-  ],
-}
 
 
 def written(folder, **changes):

@@ -260,6 +260,8 @@ TABLE = [
   ),
   # What the first state feels, too: whatever the settings say that changes every state.
   ("ft", {"width": 32}, "il2m", {}, 0),
+  ("ft", {"validation_fraction": 0.1}, "il2m", {}, 0),
+  ("ft", {"validation_fraction": 0.1}, "ft", {"validation_fraction": 0.2}, 0),
   ("ft", {"epochs_first": 99}, "il2m", {}, 0),
   # How the classes are dealt out.
   ("ft", {"num_states": 10, "batch_size_memory": 64}, "ft", {}, 0),

@@ -7,10 +7,11 @@ import pytest
 from quick import quick_network
 from small_runs import run, small_config, untimed
 
+from ssil_jax import memory
 from ssil_jax.distributed import collectives
 from ssil_jax.distributed.preemption import Interrupted
 from ssil_jax.training import loop, session
-from ssil_jax.training.devices import choose_devices
+from ssil_jax.training.devices import Devices, choose_devices
 from ssil_jax.training.plan import make_plan
 from ssil_jax.training.run_state import RunState, TrainState
 from ssil_jax.training.session import Session, make_session
@@ -171,3 +172,17 @@ def test_a_session_without_files_trains_and_evaluates_as_a_run_does(tmp_path):
     here = made.results(loop.train(made, made.start()))
     assert not any(tmp_path.iterdir())
     assert untimed(here) == untimed(run(tmp_path, **values))
+
+
+def test_results_say_which_images_were_scored_and_on_what_the_run_was_tuned():
+  config = small_config("unused", validation_fraction=0.25)
+  plan = make_plan(config)
+  opened = Session(
+    plan=plan,
+    devices=Devices(choose_devices(config), model=None),
+    initial=None,
+    tuned_on={"chosen": {"width": 4}},
+  )
+  results = opened.results(RunState(None, memory.empty(), {}, []))
+  assert (results["split"], results["validation_fraction"]) == ("validation", 0.25)
+  assert results["tuned_on"] == {"chosen": {"width": 4}}
