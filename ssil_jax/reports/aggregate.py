@@ -11,7 +11,7 @@ from ssil_jax.reports.results import SCORES, Run
 from ssil_jax.settings import fields_of
 
 _KEYS = ("dataset", "method_title", "memory_size", "num_states", "num_classes")
-_NO_SETTINGS = {
+NO_SETTINGS = {
   *("seed", "data", "data_fingerprint", "version", "started", "command"),
 } | {field.name for field in fields_of(Config) if field.metadata["changes"] == "nothing"}
 
@@ -117,7 +117,7 @@ def settings(run: Run) -> dict[str, Any]:
   A key that is no field of `Config` is a setting of the method.
   """
   saved = run.config or {}
-  return {name: saved[name] for name in saved if name not in _NO_SETTINGS}
+  return {name: saved[name] for name in saved if name not in NO_SETTINGS}
 
 
 def _differing(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:

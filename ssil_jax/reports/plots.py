@@ -16,7 +16,7 @@ from ssil_jax.reports.aggregate import Group
 from ssil_jax.reports.blocks import Figure as Drawn
 from ssil_jax.reports.figures import COLORS, WIDE
 from ssil_jax.reports.labels import shorten
-from ssil_jax.reports.measures import accuracy_matrix, top1_of_classes
+from ssil_jax.reports.measures import FORGETTING, accuracy_matrix, top1_of_classes
 from ssil_jax.reports.panels import MANY, Groups, curves
 from ssil_jax.reports.results import SCORES, LossCurve
 
@@ -158,6 +158,12 @@ class Plotter:
       panels.heat_map(ax, 100 * matrices.mean(axis=0), small=len(known) > MANY)
 
     figure = panels.panels(known, draw, "classes added in state", "after state")
+    means = [_mean(FORGETTING.value(run) for run in group.runs) for group in known]
+    forgotten = ", ".join(
+      f"{group.label} {mean:.1f}%"
+      for group, mean in zip(known, means, strict=True)
+      if mean is not None
+    )
     return [
       self._save(
         figure,
@@ -168,14 +174,7 @@ class Plotter:
         f"were learnt.{' Means over the seeds.' if self.several else ''}"
         f"{self._left_out(known)}",
         "Heat maps of the accuracy of each state's classes after each state, one a method. "
-        + "Forgetting, on average: "
-        + _listed(
-          (
-            group.label,
-            _mean(run.results["average"].get("forgetting") for run in group.runs),
-          )
-          for group in known
-        ),
+        f"Forgetting, on average: {forgotten or '-'}.",
       )
     ]
 

@@ -5,7 +5,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from ssil_jax.reports import labels
+from ssil_jax.reports import aggregate, labels
 from ssil_jax.reports.aggregate import Group
 from ssil_jax.reports.blocks import Block, Cell, Figure, Section, Table, Terms, Text
 from ssil_jax.reports.definitions import DEFINITIONS
@@ -36,7 +36,10 @@ _TITLES = {
   "loss": "Loss",
 }
 # What says nothing about how runs were trained, or what their labels say.
-_NO_DIFFERENCE = ("method", "method source", "seed", "folder", "workdir", "version")
+_NO_DIFFERENCE = {
+  *("method", "method source", "folder", "states finished"),
+  *(name.replace("_", " ") for name in aggregate.NO_SETTINGS),
+}
 _PLACES = ("dataset", "num_classes", "num_states", "memory_size")  # what a rival shares
 
 
@@ -293,7 +296,10 @@ def _tests_table(
     return []
   (ours,) = chosen
   columns, shared = [], [0] * len(others)
-  for measure in TESTED:
+  known = [
+    m for m in TESTED if any(value is not None for value in _by_seed(ours, m).values())
+  ]
+  for measure in known:
     found = [compare(_by_seed(ours, measure), _by_seed(o, measure)) for o in others]
     tested = [n for n, test in enumerate(found) if test and test.p is not None]
     adjusted = dict(zip(tested, holm([found[n].p for n in tested]), strict=True))
@@ -318,7 +324,7 @@ def _tests_table(
     [other.label, Cell(str(count), count), *cells]
     for other, count, *cells in zip(others, shared, *columns, strict=True)
   ]
-  names = [name for m in TESTED for name in (f"{m.title}: difference", f"p, {m.title}")]
+  names = [name for m in known for name in (f"{m.title}: difference", f"p, {m.title}")]
   return [
     Table(
       name,
@@ -488,7 +494,8 @@ def _states(groups: Sequence[Group]) -> list[Block]:
     )
     blocks += _statistics(group, number)
     origins = dict.fromkeys(filter(None, (origin_note(run.results) for run in group.runs)))
-    blocks += [Text(f"{group.label}: {text}") for text in origins]
+    if origins:
+      blocks.append(Text(f"{group.label}: {' '.join(origins)}"))
   return blocks
 
 

@@ -1,6 +1,7 @@
 """What is read from results of all versions."""
 
 import numpy as np
+import pytest
 from written_runs import measured_run, write_run
 
 from ssil_jax.reports.measures import (
@@ -25,4 +26,9 @@ def test_measures_of_results_old_and_new(tmp_path):
   np.testing.assert_array_equal(accuracy_matrix(new), [[0.9, np.nan], [0.6, 0.95]])
   assert class_names(old) == ["class 1", "class 2", "class 3", "class 4"]
   assert top1_of_classes(old) == {}
+  # An older file has the accuracies only: 0.9 before, 0.6 after.
+  for name in ("forgetting", "backward_transfer"):
+    del new.results["average"][name]
+  again = {measure.title: measure.value(new) for measure in MEASURES}
+  assert [again[name] for name in NEW[1:]] == pytest.approx([30.0, -30.0])
   assert top1_of_classes(new) == {"ant": 0.4, "bat": 0.8, "cat": 0.9, "bee": 1.0}
