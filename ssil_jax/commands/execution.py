@@ -1,7 +1,6 @@
 """Carries planned runs out: here, a share of them, or by jobs of a SLURM cluster."""
 
 import concurrent.futures
-import importlib
 import importlib.util
 import multiprocessing
 import os
@@ -207,7 +206,9 @@ def _import_submitit() -> Any:
   before = os.environ.get(level)
   os.environ[level] = "NOCONFIG"
   try:
-    return importlib.import_module("submitit")
+    import submitit
+
+    return submitit
   finally:
     os.environ.pop(level)
     if before is not None:

@@ -15,15 +15,15 @@ from ssil_jax.paper.protocol import PARTS, SCALES, Cell, Scale
 from ssil_jax.paths import real_path, run_mistakes
 
 # Not the docstring, which `python -OO` leaves out.
-_USAGE = f"""Reproduces tables and figures of the SS-IL paper, beside the published numbers.
+_USAGE = """Reproduces tables and figures of the SS-IL paper, beside the published numbers.
 
   python experiments/paper.py table1 table2 --data_dir=DIR
   python experiments/paper.py all --scale=small --data_dir=DIR
   python experiments/paper.py all --scale=digits --seeds=0,1,2
 
-Parts: {", ".join(PARTS)}, or all.
-Runs that several parts need are done once. What follows -- goes to run.py. Rerun
-the command to resume: finished runs are not repeated.
+Parts: table1, table2, figure1 to figure7, or all.
+Runs that several parts need are done once. What follows -- goes to run.py.
+Rerun the command to resume: finished runs are not repeated.
 """
 _HELP = {
   "scale": "paper: ImageNet and Landmarks as prepare.py leaves them, those that are in "

@@ -24,11 +24,11 @@ Examples:
   python experiments/sweep.py --methods=all --output=runs/cifar100 \\
       -- --flagfile=cifar100.cfg --data_dir=DIR
 
-With --grid, settings are chosen on validation images first: each combination is
-run with --validation_fraction (0.1, or as given after --) under OUTPUT/tuning, and
-the final runs train on all training images with the best one.
+With --grid, settings are chosen on validation images first: each combination
+is run with --validation_fraction (0.1, or as given after --) under
+OUTPUT/tuning, and the final runs train on all training images with the best.
 
-  python experiments/sweep.py --methods=ft,ssil --seeds=0,1,2 --output=runs/tuned \\
+  python experiments/sweep.py --methods=ft,ssil --output=runs/tuned \\
       --grid="learning_rate=0.05,0.1 epochs=6,12" -- --flagfile=quickstart.cfg
 
 What follows -- goes to run.py; a setting of one of the methods has no effect on

@@ -39,6 +39,8 @@ _DARK = {
 _METHODS = {
   "SS-IL": ("#c2003c", "#ff7d92"),
   "SS-IL + TKD": ("#ad007a", "#f77ac9"),
+  "SS-IL, calibrated": ("#b8451f", "#ffab85"),
+  "SS-IL + TKD, calibrated": ("#7a4fa3", "#c9a6ee"),
   "FT": ("#701f00", "#de8366"),
   "FT w/ SS": ("#a36670", "#eba9b3"),
   "FT w/ RP": ("#8f6d00", "#d9b13b"),
