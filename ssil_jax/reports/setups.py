@@ -147,7 +147,7 @@ def schedules(runs: Sequence[Run]) -> list[Block]:
     else:
       same.append(label)
   return [
-    Table(f"schedule_{number}", ", ".join(same), columns, rows)
+    Table(f"schedule_{number}", f"Schedule of {', '.join(same)}", columns, rows)
     if rows
     else Text(f"{', '.join(same)}: the work directory holds no schedule.json.")
     for number, (same, columns, rows) in enumerate(shown, start=1)

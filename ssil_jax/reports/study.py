@@ -184,7 +184,7 @@ def _states(groups: Sequence[Group]) -> list[Block]:
     blocks.append(
       Table(
         f"states_{number}",
-        group.label
+        f"{group.label}, state by state"
         + (
           f": mean \N{PLUS-MINUS SIGN} deviation over {len(group.runs)} seeds"
           if several
