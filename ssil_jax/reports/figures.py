@@ -39,8 +39,8 @@ _DARK = {
 _METHODS = {
   "SS-IL": ("#c2003c", "#ff7d92"),
   "SS-IL + TKD": ("#ad007a", "#f77ac9"),
-  "SS-IL, calibrated": ("#b8451f", "#ffab85"),
-  "SS-IL + TKD, calibrated": ("#7a4fa3", "#c9a6ee"),
+  "SS-IL, calibrated": ("#700085", "#d071e8"),
+  "SS-IL + TKD, calibrated": ("#00708a", "#5cc4dd"),
   "FT": ("#701f00", "#de8366"),
   "FT w/ SS": ("#a36670", "#eba9b3"),
   "FT w/ RP": ("#8f6d00", "#d9b13b"),
@@ -57,8 +57,6 @@ _METHODS = {
   "Joint, all classes at once": ("#6b7079", "#9aa2ad"),
 }
 _OTHERS = (
-  ("#700085", "#d071e8"),
-  ("#00708a", "#5cc4dd"),
   ("#a0522d", "#e69a6f"),
   ("#7474e6", "#b9bcff"),
   ("#a8005c", "#ff86bd"),

@@ -88,7 +88,8 @@ def curves(
   shown = [shorten(group.label) for group in groups] if len(groups) > 1 else []
   labels = [textwrap.fill(label, 24, break_on_hyphens=False) for label in shown]
   room = max((len(line) for label in labels for line in label.split("\n")), default=0)
-  aside = 0.4 + _CHARACTER * room if labels else 0.2
+  aside = 0.3 + _CHARACTER * room if labels else 0.0
+  aside += 0.2 if len(names) == 1 else 0.45  # room for the numbers of the next panel
   lines = sum(label.count("\n") + 1 for label in labels)
   height = max(2.9, min(1.3 * lines * _LINE, 12.0))
   width = WIDE if len(names) > 1 else 5.2 + aside
@@ -105,6 +106,7 @@ def curves(
         marker=look.marker if len(rows) > 1 else look.marker or "o",
         linewidth=look.width,
         markersize=4 if len(groups) > MANY else 5.5,
+        markevery=max(1, len(rows) // 10),
         zorder=3 if look.stands_out else 2,
       )
       if len(group.runs) > 1 and look.marker:

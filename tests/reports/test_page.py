@@ -144,7 +144,7 @@ def test_equal_schedules_are_shown_once_with_the_columns_of_all_rows(tmp_path):
   assert page.rows.count(["2", "ratio-preserving", "0.05"]) == 1
   for row in (["state", "a", "b"], ["1", "0.1", "-"], ["2", "-", "-"]):
     assert page.rows.count(row) == 1
-  assert "\nSS-IL, WA\n" in page.text
+  assert "\nSchedule of SS-IL, WA\n" in page.text
 
 
 @pytest.mark.usefixtures("no_figures")
