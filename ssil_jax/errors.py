@@ -20,7 +20,7 @@ class WorkdirError(UserError):
 
 
 class OutputError(UserError):
-  """What is printed goes to a full disk, or to a program that no longer reads it."""
+  """Says that what is printed goes to a full disk, or to a program that no longer reads."""
 
 
 class DivergedError(UserError):

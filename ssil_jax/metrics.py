@@ -89,7 +89,7 @@ def _mean_where(logits: jax.Array, mask: jax.Array) -> jax.Array:
 
 
 class Predictions(NamedTuple):
-  """What is predicted for each image of a batch."""
+  """Holds what is predicted for each image of a batch."""
 
   classes: jax.Array  # int32 [B], of the largest score
   right: jax.Array  # bool [B], that is the true one
@@ -206,7 +206,7 @@ def summarize_classes(
 
 
 def calibration_error(confidence: np.ndarray, right: np.ndarray) -> float | None:
-  """Returns the expected calibration error, from 0 to 1 (Guo et al. 2017, eq. 3).
+  """Returns the expected calibration error, from 0 to 1 (Guo et al. 2017, ECE).
 
   Bin m of M = `CALIBRATION_BINS` has the images with confidence in ((m - 1) / M, m / M]; 0
   is in the first one.
@@ -254,7 +254,7 @@ def average(states: Sequence[dict[str, Any]]) -> dict[str, float | None]:
 
 
 def forgetting(accuracy: Sequence[Sequence[float | None]]) -> float | None:
-  """Returns the average forgetting after the last state (Chaudhry et al. 2018, eq. 3).
+  """Returns the average forgetting after the last state (Chaudhry et al. 2018, F).
 
   Args:
     accuracy: accuracy[t][j] is that on the classes of state j after state t >= j, both from
@@ -273,7 +273,7 @@ def forgetting(accuracy: Sequence[Sequence[float | None]]) -> float | None:
 
 
 def backward_transfer(accuracy: Sequence[Sequence[float | None]]) -> float | None:
-  """Returns the backward transfer (Lopez-Paz & Ranzato 2017, eq. 3); see `forgetting`.
+  """Returns the backward transfer (Lopez-Paz & Ranzato 2017, BWT); see `forgetting`.
 
   It is the mean over the states before the last one of the accuracy on a state's classes
   after the last state, less that right after their own.

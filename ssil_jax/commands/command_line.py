@@ -153,6 +153,13 @@ def read_flags(
   return rest[1:]
 
 
+def split_passed_on(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+  """Returns what stands before --, with the name of the program, and what follows."""
+  argv = list(argv)
+  cut = argv.index("--") if "--" in argv else len(argv)
+  return argv[:cut], argv[cut + 1 :]
+
+
 def expand_flagfiles(arguments: Sequence[str]) -> list[str]:
   """Puts the flags in place of each --flagfile=FILE, also of those inside such files.
 

@@ -8,7 +8,7 @@ import pathlib
 import re
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from absl import flags
@@ -16,11 +16,17 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ssil_jax.commands import planning
+from ssil_jax.commands import command_line, planning
 from ssil_jax.commands.planning import PlannedJob
-from ssil_jax.commands.runner import Outcome, Runner, python_path
+from ssil_jax.commands.runner import (
+  INTERRUPTED,
+  Outcome,
+  Runner,
+  python_path,
+  signals_as_interrupts,
+)
 from ssil_jax.config import Config
-from ssil_jax.errors import ConfigError
+from ssil_jax.errors import ConfigError, UserError
 from ssil_jax.reports.results import has_finished_state
 from ssil_jax.system import usable_cores
 
@@ -39,7 +45,7 @@ _OPTION = re.compile(r"(\w+)=([^,=]+)")
 
 
 class Execution(NamedTuple):
-  """How runs are carried out."""
+  """Says how runs are carried out."""
 
   num_jobs: int = 1
   shard: tuple[int, int] | None = None  # number, from 1, and count
@@ -96,7 +102,7 @@ def _slurm_options(given: str) -> dict[str, Any]:
 
 
 class Finished(NamedTuple):
-  """What carrying runs out has come to."""
+  """Holds what carrying runs out has come to."""
 
   outcomes: list[Outcome]
   workdirs: list[pathlib.Path]  # that hold states of these very runs
@@ -128,13 +134,33 @@ def carry_out(
   return Finished(outcomes, workdirs)
 
 
-def remedy(finished: Finished) -> str:
-  """Returns what to do where not all runs are done."""
-  failed = Outcome.FAILED in finished.outcomes
-  return (
-    f"not all runs are done; {'fix what their logs say and ' if failed else ''}rerun the "
-    "command to resume"
+def exit_code(finished: Finished) -> int:
+  """Returns 0 if all runs are done; else 1, having said what to do."""
+  if finished.all_done:
+    return 0
+  first = "fix what their logs say and " if Outcome.FAILED in finished.outcomes else ""
+  print(
+    f"error: not all runs are done; {first}rerun the command to resume", file=sys.stderr
   )
+  return 1
+
+
+def guarded(command: Callable[[], int]) -> int:
+  """Returns the exit code of a command that carries runs out, also where it fails.
+
+  Signals interrupt it, and with it its runs.
+  """
+  try:
+    with signals_as_interrupts():
+      return command()
+  except UserError as error:
+    return command_line.print_error(error)
+  except OSError as error:
+    what = f"--output cannot be used: {error}; name a folder that can be written"
+    return command_line.print_error(ConfigError(what))
+  except KeyboardInterrupt:
+    print("interrupted: rerun the command to resume", file=sys.stderr)
+    return INTERRUPTED
 
 
 class ShardTask:
@@ -157,8 +183,8 @@ class ShardTask:
 
 def submit(
   execution: Execution, command: str, argv: Sequence[str], output: pathlib.Path
-) -> list[str]:
-  """Submits a job for each shard; returns their names.
+) -> int:
+  """Submits a job for each shard, and prints their names; returns the exit code.
 
   Args:
     execution: of the command line.
@@ -196,7 +222,9 @@ def submit(
   except (RuntimeError, NameError, ValueError, TypeError) as error:
     what = " ".join(str(error).split())
     raise ConfigError(f"--slurm={execution.num_slurm_jobs}: {what}") from error
-  return [str(job.job_id) for job in jobs]
+  names = ", ".join(str(job.job_id) for job in jobs)
+  print(f"submitted: {names}; logs: {output / 'slurm'}")
+  return 0
 
 
 def _import_submitit() -> Any:

@@ -1,18 +1,16 @@
 """Reproduces tables and figures of the SS-IL paper, beside the published numbers."""
 
 import pathlib
-import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from absl import flags
 
-from ssil_jax.commands import command_line, compare, execution, planning, sweep
-from ssil_jax.commands.planning import Job
-from ssil_jax.commands.runner import INTERRUPTED, Runner, signals_as_interrupts
-from ssil_jax.errors import ConfigError, DataError, UserError
+from ssil_jax.commands import command_line, compare, execution, planning
+from ssil_jax.commands.planning import Job, PlannedJob
+from ssil_jax.commands.runner import Runner
+from ssil_jax.errors import ConfigError, DataError
 from ssil_jax.paper.protocol import PARTS, SCALES, Cell, Scale
-from ssil_jax.paths import real_path, run_mistakes
 
 # Not the docstring, which `python -OO` leaves out.
 _USAGE = """Reproduces tables and figures of the SS-IL paper, beside the published numbers.
@@ -40,7 +38,7 @@ _VARIED = ("num_states", "memory_size", "batch_size_memory")
 
 
 class Request(NamedTuple):
-  """What a command line asks for."""
+  """Holds what a command line asks for."""
 
   parts: list[str]
   scale: Scale
@@ -53,11 +51,10 @@ class Request(NamedTuple):
 
 
 class Study(NamedTuple):
-  """The runs of a request."""
+  """Holds the runs of a request."""
 
   jobs: list[Job]  # a lender before those that borrow from it
   cells: dict[pathlib.Path, Cell]  # work directory -> what it is in the paper
-  left_out: list[str]  # a line for each data set that is not there
 
 
 def help_text() -> str:
@@ -67,9 +64,7 @@ def help_text() -> str:
 
 def parse(argv: Sequence[str]) -> Request:
   """Returns what a command line asks for; raises ConfigError."""
-  argv = list(argv)
-  cut = argv.index("--") if "--" in argv else len(argv)
-  own, passed_on = argv[:cut], argv[cut + 1 :]
+  own, passed_on = command_line.split_passed_on(argv)
   values = flags.FlagValues()
   flags.DEFINE_enum("scale", "paper", [*SCALES], _HELP["scale"], flag_values=values)
   flags.DEFINE_list("seeds", ["0"], _HELP["seeds"], flag_values=values)
@@ -87,19 +82,14 @@ def parse(argv: Sequence[str]) -> Request:
   planning.check_passed_on(
     passed_on, by="the protocol", names=(*planning.SET_BY_THE_PLAN, *_VARIED)
   )
-  seeds = sweep.seeds_of(values.seeds)
-  if len(set(seeds)) < len(seeds):
-    raise ConfigError(f"--seeds={','.join(values.seeds)} names a seed twice")
+  seeds = planning.read_seeds(values.seeds)
   if not values.data_dir and values.scale != "digits":
     raise ConfigError(f"--data_dir is missing: {_HELP['data_dir']}")
-  output = values.output or f"runs/paper-{values.scale}"
-  if mistakes := run_mistakes("output", output):
-    raise ConfigError("\n".join(mistakes))
   chosen = [part for part in PARTS if part in parts or "all" in parts]
   return Request(
     chosen,
     SCALES[values.scale],
-    real_path(output),
+    planning.read_output(values.output or f"runs/paper-{values.scale}"),
     how,
     seeds,
     values.data_dir,
@@ -113,26 +103,14 @@ def plan_study(request: Request) -> Study:
 
   Raises:
     ConfigError: what follows -- does not go together with the protocol.
-    DataError: none of the data sets that it needs is there.
   """
   cells = request.scale.cells(request.parts)
-  left_out: dict[str, str] = {}
-  if len(request.scale.datasets) > 1:
-    for name in dict.fromkeys(one.dataset for one in cells):
-      one = next(one for one in cells if one.dataset == name)
-      try:
-        _open(_job(request, one, request.seeds[0]))
-      except DataError as error:
-        left_out[name] = f"{name} is left out: {error}"
-  present = [one for one in cells if one.dataset not in left_out]
-  if cells and not present:
-    raise DataError("\n".join(left_out.values()))
   jobs, of_workdir = [], {}
   for seed in request.seeds:
-    of_seed = [_job(request, one, seed) for one in present]
-    of_workdir |= {job.workdir: one for job, one in zip(of_seed, present, strict=True)}
+    of_seed = [_job(request, one, seed) for one in cells]
+    of_workdir |= {job.workdir: one for job, one in zip(of_seed, cells, strict=True)}
     jobs += planning.with_lenders(of_seed)
-  return Study(jobs, of_workdir, [*left_out.values()])
+  return Study(jobs, of_workdir)
 
 
 def _job(request: Request, one: Cell, seed: int) -> Job:
@@ -162,11 +140,21 @@ def _job(request: Request, one: Cell, seed: int) -> Job:
   return planning.make_job(request.output / "runs" / name, arguments, methods=())
 
 
-def _open(job: Job) -> None:
-  """Raises DataError unless the data set of a run is there."""
-  from ssil_jax.data.opening import open_dataset
+def _examine(study: Study, scale: Scale) -> tuple[list[PlannedJob], list[str]]:
+  """Returns the runs whose data set is there, and a line for each one that is not.
 
-  open_dataset(job.config)
+  Raises:
+    ConfigError, DataError: as `planning.examine`; or no data set is there.
+  """
+  left_out: list[str] = []
+
+  def leave_out(job: Job, error: DataError) -> None:
+    left_out.append(f"{scale.label(study.cells[job.workdir].dataset)} is left out: {error}")
+
+  planned = planning.examine(study.jobs, leave_out=leave_out)
+  if left_out and not planned:
+    raise DataError("\n".join(left_out))
+  return planned, left_out
 
 
 def main(argv: Sequence[str]) -> int:
@@ -174,45 +162,33 @@ def main(argv: Sequence[str]) -> int:
   if command_line.wants_help(argv):
     print(help_text())
     return 0
-  try:
-    with signals_as_interrupts():
-      request = parse(argv)
-      how, output = request.execution, request.output
-      study = plan_study(request)
-      for line in study.left_out:
-        print(f"note: {line}", flush=True)
-      planned = planning.examine(study.jobs)
-      if how.dry_run:
-        execution.print_plan(planned)
-        return 0
-      (output / "runs").mkdir(parents=True, exist_ok=True)
-      if how.num_slurm_jobs:
-        names = execution.submit(how, "paper", argv[1:], output)
-        print(f"submitted: {', '.join(names)}; logs: {output / 'slurm'}")
-        return 0
-      finished = execution.carry_out(how, planned, Runner(how.num_jobs))
-      if not how.shard:
-        from ssil_jax.paper import report
+  return execution.guarded(lambda: _reproduce(argv))
 
-        cells = {workdir: study.cells[workdir] for workdir in finished.workdirs}
-        lines = report.write(
-          output,
-          request.parts,
-          request.scale,
-          cells,
-          notes=study.left_out,
-          exports=request.exports,
-        )
-        print("\n".join(map(command_line.printable, lines)))
-  except UserError as error:
-    return command_line.print_error(error)
-  except OSError as error:
-    what = f"--output cannot be used: {error}; name a folder that can be written"
-    return command_line.print_error(ConfigError(what))
-  except KeyboardInterrupt:
-    print("interrupted: rerun the command to resume", file=sys.stderr)
-    return INTERRUPTED
-  if finished.all_done:
+
+def _reproduce(argv: Sequence[str]) -> int:
+  request = parse(argv)
+  how, output = request.execution, request.output
+  study = plan_study(request)
+  planned, left_out = _examine(study, request.scale)
+  for line in left_out:
+    print(f"note: {line}", flush=True)
+  if how.dry_run:
+    execution.print_plan(planned)
     return 0
-  print(f"error: {execution.remedy(finished)}", file=sys.stderr)
-  return 1
+  (output / "runs").mkdir(parents=True, exist_ok=True)
+  if how.num_slurm_jobs:
+    return execution.submit(how, "paper", argv[1:], output)
+  finished = execution.carry_out(how, planned, Runner(how.num_jobs))
+  if not how.shard:
+    from ssil_jax.paper import report
+
+    lines = report.write(
+      output,
+      request.parts,
+      request.scale,
+      {workdir: study.cells[workdir] for workdir in finished.workdirs},
+      notes=left_out,
+      exports=request.exports,
+    )
+    print("\n".join(map(command_line.printable, lines)))
+  return execution.exit_code(finished)

@@ -17,6 +17,7 @@ from ssil_jax.commands import run
 from ssil_jax.config import Config
 from ssil_jax.errors import ConfigError, DataError, UserError
 from ssil_jax.methods.source import source_hash
+from ssil_jax.paths import real_path, run_mistakes
 from ssil_jax.settings import fields_of
 
 SET_BY_THE_PLAN = ("method", "seed", "workdir", "from_workdir")  # flags of run.py
@@ -41,6 +42,24 @@ class PlannedJob(NamedTuple):
   num_images: int  # that all its steps see, repetitions counted
   image_size: int
   is_finished: bool
+
+
+def read_seeds(given: Sequence[str]) -> list[int]:
+  """Returns the seeds of --seeds; raises ConfigError."""
+  flag = f"--seeds={','.join(given)}"
+  if not all(text.isdecimal() for text in given):
+    raise ConfigError(f"{flag} must be whole numbers with commas between")
+  seeds = [int(text) for text in given]
+  if len(set(seeds)) < len(seeds):
+    raise ConfigError(f"{flag} names a seed twice")
+  return seeds
+
+
+def read_output(given: str) -> pathlib.Path:
+  """Returns the folder of --output; raises ConfigError if runs cannot lie in it."""
+  if mistakes := run_mistakes("output", given):
+    raise ConfigError("\n".join(mistakes))
+  return real_path(given)
 
 
 def make_job(
@@ -114,17 +133,22 @@ def _may_lend(job: Job, other: Job) -> bool:
 
 
 def examine(
-  jobs: Sequence[Job], name: Callable[[Job], str] = lambda job: job.workdir.name
+  jobs: Sequence[Job],
+  name: Callable[[Job], str] = lambda job: job.workdir.name,
+  *,
+  leave_out: Callable[[Job, DataError], None] | None = None,
 ) -> list[PlannedJob]:
   """Plans each on its data, before any training.
 
   Args:
     jobs: their data sets are opened one after the other, each once.
     name: what tells a job in errors.
+    leave_out: called with a job, and why, for each data set that cannot be opened; jobs on
+      it are left out.
 
   Raises:
     ConfigError: of what the data and a method rule out, a line each.
-    DataError: a data set cannot be opened.
+    DataError: a data set cannot be opened, without `leave_out`.
   """
   from ssil_jax.data import fingerprint
   from ssil_jax.data.opening import open_dataset
@@ -133,7 +157,13 @@ def examine(
   found: dict[pathlib.Path, PlannedJob] = {}
   mistakes: dict[str, None] = {}
   for group in _by_data(jobs):
-    dataset = open_dataset(group[0].config)
+    try:
+      dataset = open_dataset(group[0].config)
+    except DataError as error:
+      if leave_out is None:
+        raise
+      leave_out(group[0], error)
+      continue
     data = fingerprint.parts(dataset)
     for job in group:
       try:
@@ -151,7 +181,7 @@ def examine(
       )
   if mistakes:
     raise ConfigError("\n".join(mistakes))
-  return [found[job.workdir] for job in jobs]
+  return [found[job.workdir] for job in jobs if job.workdir in found]
 
 
 def _by_data(jobs: Sequence[Job]) -> list[list[Job]]:

@@ -1,7 +1,6 @@
 """Runs several methods with several seeds, one after the other, and compares them."""
 
 import pathlib
-import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -9,11 +8,10 @@ from absl import flags
 
 from ssil_jax.commands import command_line, execution, planning
 from ssil_jax.commands.planning import Job, PlannedJob
-from ssil_jax.commands.runner import INTERRUPTED, Runner, signals_as_interrupts
+from ssil_jax.commands.runner import Runner
 from ssil_jax.commands.tuning import SET_BY_THE_GRID, Tuning, read_grid
-from ssil_jax.errors import ConfigError, UserError
+from ssil_jax.errors import ConfigError
 from ssil_jax.methods import METHODS, get_method
-from ssil_jax.paths import real_path, run_mistakes
 
 # Not the docstring, which `python -OO` leaves out.
 _USAGE = """Runs several methods with several seeds, one after the other, and compares them.
@@ -46,7 +44,7 @@ _HELP = {
 
 
 class Sweep(NamedTuple):
-  """What a command line asks for."""
+  """Holds what a command line asks for."""
 
   output: pathlib.Path
   execution: execution.Execution
@@ -61,9 +59,7 @@ def help_text() -> str:
 
 def parse(argv: Sequence[str]) -> Sweep:
   """Returns what a command line asks for; raises ConfigError."""
-  argv = list(argv)
-  cut = argv.index("--") if "--" in argv else len(argv)
-  own, passed_on = argv[:cut], argv[cut + 1 :]
+  own, passed_on = command_line.split_passed_on(argv)
   flag_values = flags.FlagValues()
   flags.DEFINE_list("methods", None, _HELP["methods"], flag_values=flag_values)
   flags.DEFINE_list("seeds", ["0"], _HELP["seeds"], flag_values=flag_values)
@@ -77,14 +73,10 @@ def parse(argv: Sequence[str]) -> Sweep:
   how = execution.read_flags(flag_values)
   planning.check_passed_on(passed_on, by="the sweep")
   methods = _methods(flag_values.methods)
-  seeds = seeds_of(flag_values.seeds)
-  for what, chosen in (("method", methods), ("seed", seeds)):
-    if len(set(chosen)) < len(chosen):
-      given = ",".join(flag_values[f"{what}s"].value)
-      raise ConfigError(f"--{what}s={given} names a {what} twice")
-  if mistakes := run_mistakes("output", flag_values.output):
-    raise ConfigError("\n".join(mistakes))
-  output = real_path(flag_values.output)
+  if len(set(methods)) < len(methods):
+    raise ConfigError(f"--methods={','.join(flag_values.methods)} names a method twice")
+  seeds = planning.read_seeds(flag_values.seeds)
+  output = planning.read_output(flag_values.output)
   if flag_values.grid is not None:
     planning.check_passed_on(passed_on, by="--grid", names=SET_BY_THE_GRID)
     grid = read_grid(flag_values.grid, passed_on, methods)
@@ -100,15 +92,6 @@ def parse(argv: Sequence[str]) -> Sweep:
     for method in methods
   ]
   return Sweep(output, how, planning.with_lenders(jobs))
-
-
-def seeds_of(given: Sequence[str]) -> list[int]:
-  """Returns the seeds of a flag; raises ConfigError."""
-  if not all(text.isdecimal() for text in given):
-    raise ConfigError(
-      f"--seeds={','.join(given)} must be whole numbers with commas between"
-    )
-  return [int(text) for text in given]
 
 
 def _methods(names: list[str]) -> list[str]:
@@ -140,58 +123,46 @@ def main(argv: Sequence[str]) -> int:
   if command_line.wants_help(argv):
     print(help_text())
     return 0
+  return execution.guarded(lambda: _sweep(argv))
+
+
+def _sweep(argv: Sequence[str]) -> int:
   from ssil_jax.commands import compare  # only now: help is there at once
   from ssil_jax.reports.tuning import load_tuning, tuning_note
 
-  try:
-    with signals_as_interrupts():
-      output, how, jobs, tuning = parse(argv)
-      planned = _examine(jobs)
-      # What rules the final runs out shows before any training, whatever will be chosen.
-      finals = _examine(tuning.final_jobs(tuning.first())) if tuning else []
-      if how.dry_run:
-        execution.print_plan(planned)
-        if tuning:
-          print("then, with what is chosen instead of the first values:")
-          execution.print_plan(finals)
-        return 0
-      folder = tuning.folder if tuning else output
-      folder.mkdir(parents=True, exist_ok=True)
-      no_effect = [
-        setting
-        for setting in jobs[0].ignored
-        if all(setting in job.ignored for job in jobs)
-      ]
-      if no_effect:
-        print(f"no effect on any of --methods: {', '.join(no_effect)}", flush=True)
-      if how.num_slurm_jobs:
-        names = execution.submit(how, "sweep", argv[1:], output)
-        print(f"submitted: {', '.join(names)}; logs: {output / 'slurm'}")
-        return 0
-      finished, compared = _carry_out(how, planned), 0
-      is_final = not tuning
-      if tuning and finished.all_done:
-        if how.shard and not all(one.is_finished for one in _examine(jobs)):
-          print("other shards are not done: when they are, rerun the command to go on")
-          return 0
-        chosen = tuning.choose()
-        for method in chosen:
-          note = tuning_note(load_tuning(str(tuning.path(method))))
-          print(f"{method}: {note}", flush=True)
-        finished = _carry_out(how, _examine(tuning.final_jobs(chosen)))
-        is_final = True
-      if is_final and finished.workdirs and not how.shard:
-        workdirs = [f"--workdir={workdir}" for workdir in finished.workdirs]
-        compared = compare.main(["compare.py", *workdirs, f"--output={output}"])
-  except UserError as error:
-    return command_line.print_error(error)
-  except OSError as error:
-    what = f"--output cannot be used: {error}; name a folder that can be written"
-    return command_line.print_error(ConfigError(what))
-  except KeyboardInterrupt:
-    print("interrupted: rerun the command to resume", file=sys.stderr)
-    return INTERRUPTED
-  if finished.all_done:
-    return compared
-  print(f"error: {execution.remedy(finished)}", file=sys.stderr)
-  return 1
+  output, how, jobs, tuning = parse(argv)
+  planned = _examine(jobs)
+  # What rules the final runs out shows before any training, whatever will be chosen.
+  finals = _examine(tuning.final_jobs(tuning.first())) if tuning else []
+  if how.dry_run:
+    execution.print_plan(planned)
+    if tuning:
+      print("then, with what is chosen instead of the first values:")
+      execution.print_plan(finals)
+    return 0
+  folder = tuning.folder if tuning else output
+  folder.mkdir(parents=True, exist_ok=True)
+  no_effect = [
+    setting for setting in jobs[0].ignored if all(setting in job.ignored for job in jobs)
+  ]
+  if no_effect:
+    print(f"no effect on any of --methods: {', '.join(no_effect)}", flush=True)
+  if how.num_slurm_jobs:
+    return execution.submit(how, "sweep", argv[1:], output)
+  finished = _carry_out(how, planned)
+  if tuning:
+    if not finished.all_done:
+      return execution.exit_code(finished)
+    if how.shard and not all(one.is_finished for one in _examine(jobs)):
+      print("other shards are not done: when they are, rerun the command to go on")
+      return 0
+    chosen = tuning.choose()
+    for method in chosen:
+      note = tuning_note(load_tuning(str(tuning.path(method))))
+      print(f"{method}: {note}", flush=True)
+    finished = _carry_out(how, _examine(tuning.final_jobs(chosen)))
+  compared = 0
+  if finished.workdirs and not how.shard:
+    workdirs = [f"--workdir={workdir}" for workdir in finished.workdirs]
+    compared = compare.main(["compare.py", *workdirs, f"--output={output}"])
+  return execution.exit_code(finished) or compared

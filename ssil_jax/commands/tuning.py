@@ -46,7 +46,7 @@ class Combination(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Tuning:
-  """What is tried, for each method, and where it is kept."""
+  """Knows what is tried, for each method, and where it is kept."""
 
   output: pathlib.Path  # of the sweep
   passed_on: list[str]  # arguments of run.py that all runs have
@@ -56,7 +56,7 @@ class Tuning:
 
   @property
   def folder(self) -> pathlib.Path:
-    """Where the runs on part of the training images are, and what was chosen."""
+    """Names where the runs on part of the training images are, and what was chosen."""
     return self.output / "tuning"
 
   @functools.cached_property

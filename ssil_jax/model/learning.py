@@ -60,7 +60,7 @@ _REQUEST = "request.json"
 
 
 class Learnt(NamedTuple):
-  """What a model has learnt, and what it cost."""
+  """Holds what a model has learnt, and what it cost."""
 
   workdir: pathlib.Path
   state: int

@@ -46,7 +46,7 @@ class ClassProbability(NamedTuple):
 
 
 class Prediction(NamedTuple):
-  """What a model says of one image."""
+  """Holds what a model says of one image."""
 
   file: str | None  # as it was given; None of pixels and bytes
   classes: tuple[ClassProbability, ...]  # the best first

@@ -17,6 +17,7 @@ from ssil_jax.paper.found import Found, present
 from ssil_jax.paper.protocol import IMAGENET, Cell, Scale
 from ssil_jax.reports.blocks import Figure
 from ssil_jax.reports.figures import COLORS, MARKERS, STYLE, WIDE, color_of, save
+from ssil_jax.reports.panels import fill_range
 
 _TOP1, _ERRORS = "top-1 accuracy (%)", "share of images (%)"
 _PANEL_HEIGHT = 3.4  # inches
@@ -45,9 +46,7 @@ def _line(
   style = {"marker": "o", "markersize": 4, **style}
   ax.plot(x, values.mean(axis=0), color=color, label=label, **style)
   if len(values) > 1:
-    ax.fill_between(
-      x, values.min(axis=0), values.max(axis=0), color=color, alpha=0.15, linewidth=0
-    )
+    fill_range(ax, x, values, color)
 
 
 def _finish(ax: Axes, title: str, y_label: str, x_label: str = "classes seen") -> None:

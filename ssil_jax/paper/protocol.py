@@ -135,7 +135,7 @@ def cells_of(parts: Sequence[str]) -> list[Cell]:
 
 
 class Scale(NamedTuple):
-  """How large the paper's runs are made.
+  """Says how large the paper's runs are made.
 
   Attributes:
     title: of what is run, for the page.

@@ -38,7 +38,7 @@ class Classifier(NamedTuple):
 
 
 class Toy(NamedTuple):
-  """What figure 2 shows."""
+  """Holds what figure 2 shows."""
 
   points: np.ndarray  # float [N, 2], of training
   labels: np.ndarray  # int32 [N]

@@ -148,11 +148,21 @@ def band(ax: Axes, group: Group, name: str, color: str) -> None:
   )
   known = ~np.isnan(values).any(axis=0)  # null became NaN
   seen = np.array([row["num_seen"] for row in group.states])[known]
-  values = 100 * values[:, known]
-  if len(seen):
-    ax.fill_between(
-      seen, values.min(0), values.max(0), color=color, alpha=0.18, linewidth=0
-    )
+  fill_range(ax, seen, 100 * values[:, known], color)
+
+
+def fill_range(ax: Axes, x: np.ndarray, values: np.ndarray, color: str) -> None:
+  """Fills what lies between the lowest and the highest of values [runs, len(x)].
+
+  At a single place, which has no area, a bar stands for it.
+  """
+  if not len(x):
+    return
+  low, high = values.min(axis=0), values.max(axis=0)
+  if len(x) == 1:
+    ax.vlines(x, low, high, color=color, alpha=0.35, linewidth=4)
+  else:
+    ax.fill_between(x, low, high, color=color, alpha=0.18, linewidth=0)
 
 
 def _label_ends(

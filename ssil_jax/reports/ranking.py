@@ -199,7 +199,7 @@ def _tests_table(
       ("other method", "shared seeds", *names),
       rows,
       "Mean difference over the seeds that both have, with its 95% confidence interval; p "
-      f"of the paired t-test, adjusted after Holm for the {len(others)} rows of a column. "
+      f"of the paired t-test, adjusted after Holm for a column's rows ({len(others)}). "
       f"*: {ours.label} is better with p < {LEVEL}. No test with fewer than {MIN_PAIRS} "
       "seeds; with three, only large and steady differences pass it.",
     )

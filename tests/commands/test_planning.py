@@ -1,6 +1,7 @@
 """Planned runs: shards of them, which are finished, and how they are submitted."""
 
 import json
+import re
 import time
 
 import pytest
@@ -108,10 +109,12 @@ def test_what_data_rule_out_is_said_of_all_runs_at_once(tmp_path):
   assert all("cannot be divided into --num_states=4" in line for line in lines)
 
 
-def test_shards_are_submitted_as_jobs_that_run_the_command_again(tmp_path):
+def test_shards_are_submitted_as_jobs_that_run_the_command_again(tmp_path, capsys):
   how = execution.Execution(num_slurm_jobs=2, slurm_options={"cluster": "local"})
   argv = ["--help", "--slurm=2", "--slurm_options", "cluster=local", "--", "--width=4"]
-  names = execution.submit(how, "sweep", argv, tmp_path)
+  assert execution.submit(how, "sweep", argv, tmp_path) == 0
+  told = re.fullmatch(r"submitted: (.+); logs: .+\n", capsys.readouterr().out)
+  names = told[1].split(", ")
   import submitit  # as `submit` imports it
 
   jobs = [submitit.LocalJob(tmp_path / "slurm", name) for name in names]
