@@ -132,9 +132,11 @@ def test_help_has_all_settings_in_eighty_columns(capsys):
     assert max(map(len, texts[name].splitlines())) <= 80
   first_lines = [text.splitlines()[0] for text in texts.values()]
   assert first_lines == [command.__doc__.splitlines()[0] for command in COMMANDS.values()]
+  carried_out = "jobs shard slurm slurm_options dry_run"
   for name, flags in (
-    ("compare", "workdir output"),
-    ("sweep", "methods seeds output jobs"),
+    ("compare", "workdir output highlight export"),
+    ("sweep", f"methods seeds output grid {carried_out}"),
+    ("paper", f"scale seeds data_dir output export {carried_out}"),
   ):
     assert re.findall(r"^  --(\w+)$", texts[name], re.MULTILINE) == flags.split()
   lines = texts["run"].splitlines()
