@@ -6,11 +6,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from absl import flags
-from rich.console import Console
 
 from ssil_jax.commands import command_line
 from ssil_jax.errors import ConfigError, UserError
-from ssil_jax.reports import labels, page, tables
 from ssil_jax.reports.exports import KINDS
 from ssil_jax.reports.results import Run, load_runs
 
@@ -85,6 +83,10 @@ def main(argv: Sequence[str]) -> int:
   if command_line.wants_help(argv):
     print(help_text())
     return 0
+  from rich.console import Console
+
+  from ssil_jax.reports import labels, page, tables
+
   try:
     request = parse(argv)
     runs, skipped = load_runs(request.workdirs)

@@ -9,7 +9,6 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-import scipy.optimize
 import scipy.special
 
 from ssil_jax.methods.base import mask_unseen
@@ -66,7 +65,9 @@ def fit_correction(
     return loss, np.array([by_alpha, by_beta])
 
   limits = np.array([alpha_limits, beta_limits])
-  found = scipy.optimize.minimize(
+  from scipy import optimize  # only now: it takes a second to import
+
+  found = optimize.minimize(
     loss_and_gradient,
     np.clip([1.0, 0.0], *limits.T),
     jac=True,

@@ -20,7 +20,6 @@ rather than too small.
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.optimize
 import scipy.special
 
 from ssil_jax.losses import task_wise_distillation
@@ -79,7 +78,9 @@ def fit_sharpness(features, labels, sums):
     return -log_p[rows, labels].mean()
 
   bounds = (0, _SHARPEST)
-  return scipy.optimize.minimize_scalar(loss, method="bounded", bounds=bounds).x
+  from scipy import optimize  # only now: it takes a second to import
+
+  return optimize.minimize_scalar(loss, method="bounded", bounds=bounds).x
 
 
 def _nearest_mean(outputs, context, config):

@@ -5,7 +5,6 @@ Repository, 1998 (https://doi.org/10.24432/C50P49).
 """
 
 import numpy as np
-import sklearn.datasets
 
 from ssil_jax.config import Config
 from ssil_jax.data.dataset import Source, Split
@@ -13,7 +12,9 @@ from ssil_jax.data.dataset import Source, Split
 
 def open_digits(_: Config) -> Source:
   """Every fifth image of each digit is held out for testing: 1,433 train, 364 test."""
-  digits = sklearn.datasets.load_digits()
+  from sklearn import datasets  # only now: it takes a second to import
+
+  digits = datasets.load_digits()
   gray = np.round(digits.images * (255 / 16)).astype(np.uint8)  # 0..16 as scanned
   images = np.repeat(gray[..., None], 3, axis=-1)
   labels = digits.target.astype(np.int32)
