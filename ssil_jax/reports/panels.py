@@ -96,7 +96,7 @@ def curves(
   axes = _row(len(names), width, height, aside=aside)
   for ax, name in zip(axes, names, strict=True):
     for group, look in zip(groups, looks(groups, highlight), strict=True):
-      rows = [row for row in group.states if row.get(name) is not None]
+      rows = [row for row in group.states if row[name] is not None]
       seen = [row["num_seen"] for row in rows]
       ax.plot(
         seen,

@@ -262,9 +262,7 @@ class Plotter:
 
   def _calibration(self) -> list[Drawn]:
     known = [
-      group
-      for group in self.groups
-      if any(row.get("ece") is not None for row in group.states)
+      group for group in self.groups if any(row["ece"] is not None for row in group.states)
     ]
     if not known:
       return []
@@ -275,7 +273,8 @@ class Plotter:
         "Calibration",
         "Expected calibration error by the number of classes seen: how far, on average, "
         "the probability of the best prediction is from the share of images for which it "
-        f"is right. Lower is better.{_BANDS if self.several else ''}",
+        f"is right. Lower is better.{_BANDS if self.several else ''}"
+        f"{self._left_out(known)}",
         self._lasts("ece"),
       )
     ]
@@ -314,7 +313,7 @@ class Plotter:
   def _lasts(self, *names: str) -> str:
     alt = "Line charts by number of classes seen."
     for name in names:
-      values = ((group.label, group.states[-1].get(name)) for group in self.groups)
+      values = ((group.label, group.states[-1][name]) for group in self.groups)
       alt += f" {panels.panel_title(name)}, last: {_listed(values)}."
     return alt
 
