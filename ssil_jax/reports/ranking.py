@@ -201,7 +201,8 @@ def _tests_table(
       "Mean difference over the seeds that both have, with its 95% confidence interval; p "
       f"of the paired t-test, adjusted after Holm for a column's rows ({len(others)}). "
       f"*: {ours.label} is better with p < {LEVEL}. No test with fewer than {MIN_PAIRS} "
-      "seeds; with three, only large and steady differences pass it.",
+      "seeds, or where all differences are the same; with three seeds, only large and "
+      "steady ones pass it.",
     )
   ]
 

@@ -307,6 +307,24 @@ def test_the_best_is_marked_and_whether_seeds_bear_it_out(tmp_path):
 
 
 @pytest.mark.usefixtures("no_figures")
+def test_differences_that_are_all_the_same_are_not_tested(tmp_path):
+  ft = {"method": "ft", "method_title": "FT"}
+  runs = load_seed_runs(
+    tmp_path,
+    *({"seed": s, "top1": t + 0.1} for s, t in enumerate((0.3, 0.4, 0.6))),
+    *({"seed": s, "top1": t, **ft} for s, t in enumerate((0.3, 0.4, 0.6))),
+  )
+  rows, (first, second) = results_rows(runs)
+  assert rows["SS-IL"]["average top-1"].best
+  assert not rows["SS-IL"]["average top-1"].significant
+  row = dict(zip(second.columns, second.rows[0], strict=True))
+  difference = row["average top-1: difference"]
+  assert (difference.text, difference.significant) == ("+10.0", False)
+  assert row["p, average top-1"].text == "-"
+  assert "or where all differences are the same" in second.note
+
+
+@pytest.mark.usefixtures("no_figures")
 def test_only_what_is_alike_is_ranked(tmp_path):
   runs = load_seed_runs(
     tmp_path,
