@@ -118,6 +118,30 @@ def test_claims_that_hold_and_that_do_not(tmp_path):
   )
 
 
+def answer(runs, text):
+  """What is said of the claim that begins so: the verdict, and what was found."""
+  (row,) = (r for r in claims.table(found.find(runs)).rows if r[0].startswith(text))
+  return tuple(row[1:3])
+
+
+def write_all(folder, *runs):
+  """Writes runs: a cell, and keyword arguments of `write`."""
+  return {write(folder, one, **changes): one for one, changes in runs}
+
+
+def test_a_missing_run_does_not_pair_numbers_of_different_columns(tmp_path):
+  runs = {}
+  for size, top1 in (
+    (5_000, {"ft": 0.3, "il2m": 0.36}),
+    (10_000, {"ft": 0.4, "il2m": 0.42, "ssil": 0.5}),
+  ):
+    cells = {method: cell(IMAGENET, method, 10, size) for method in top1}
+    runs |= write_all(tmp_path, *((cells[m], {"top1": top1[m]}) for m in top1))
+  verdict, told = answer(runs, "IL2M gains little over FT")
+  assert verdict == "yes"
+  assert told == "+2.0 (SS-IL +10.0)"
+
+
 def test_the_page_names_what_is_broken_and_shows_the_rest(tmp_path):
   good, broken, part = (cell(IMAGENET, m, 10, 10_000) for m in ("ft", "il2m", "icarl"))
   runs = {
