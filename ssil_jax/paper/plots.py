@@ -310,7 +310,9 @@ def figure6(found: Found, scale: Scale) -> list[Figure]:
     _curves(axes[2], found, ablation, "top1")
     _finish(axes[2], "Ablation", _TOP1)
 
-  gaps = ", ".join(f"{found.title(one)} {score_gap(found, one)[-1]:.2f}" for one in scores)
+  gaps = ", ".join(
+    f"{found.title(one)} {found.score_gap(one)[:, -1].mean():.2f}" for one in scores
+  )
   by_epochs = ", ".join(
     f"{count} epochs {test:.1f}% (training {train:.1f}%)"
     for count, test, train in zip(ours, tested.mean(0), trained.mean(0), strict=True)
@@ -330,17 +332,6 @@ def figure6(found: Found, scale: Scale) -> list[Figure]:
   ]
 
 
-def score_gap(found: Found, cell: Cell) -> np.ndarray:
-  """Returns new minus old mean score after each state but the first, mean over seeds."""
-  old, new = (found.curve(cell, name, scale=1.0) for name in ("score_old", "score_new"))
-  return (new - old).mean(axis=0)[1:]
-
-
-def statistic(found: Found, cell: Cell, name: str) -> np.ndarray:
-  """Returns a number of the method's own after each state, float [seeds, states]."""
-  return found.values(cell, lambda row: row.get("statistics", {}).get(name))
-
-
 def figure7(found: Found, scale: Scale) -> list[Figure]:
   """Draws IL2M's rectification beside what it should exceed, and FT on its exemplars."""
   cells = present(found, protocol.figure7())
@@ -354,7 +345,7 @@ def figure7(found: Found, scale: Scale) -> list[Figure]:
       ("rectification", "R", {"color": color_of("IL2M")}),
       ("probability_ratio", "P_pred / P(C_i)", {"color": color_of("FT"), "marker": "s"}),
     ):
-      _line(axes[0], seen, statistic(found, one, name), label, **style)
+      _line(axes[0], seen, found.statistic(one, name), label, **style)
     _finish(axes[0], "Rectification of IL2M", "ratio")
     axes[0].set_yscale("log")
     axes[0].yaxis.set_major_formatter("{x:g}")  # the default one is written in TeX
@@ -362,12 +353,12 @@ def figure7(found: Found, scale: Scale) -> list[Figure]:
       ("exemplar_top1", "training (exemplars)", {"marker": "s", "linestyle": "--"}),
       ("old_top1", "test", {}),
     ):
-      values = 100 * statistic(found, one, name)
+      values = 100 * found.statistic(one, name)
       _line(axes[1], seen, values, label, color=color_of("FT"), **style)
     _finish(axes[1], "FT on the old classes", _TOP1)
 
   last = {
-    name: statistic(found, one, name)[:, -1].mean()
+    name: found.statistic(one, name)[:, -1].mean()
     for name in ("rectification", "probability_ratio", "exemplar_top1", "old_top1")
   }
   return [
