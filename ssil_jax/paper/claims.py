@@ -14,6 +14,7 @@ from ssil_jax.paper.comparisons import (
   SCORE,
   Comparison,
   above,
+  at,
   average_is,
   averages,
   below,
@@ -21,6 +22,8 @@ from ssil_jax.paper.comparisons import (
   every,
   falling,
   last_is,
+  lead_grows,
+  rises,
   title,
   told,
 )
@@ -44,6 +47,7 @@ _MAIN = {
 }
 _ERRORS = _E_PN, _E_NP = "error_old_as_new", "error_new_as_old"
 _IL2M_5K = protocol.cell(IMAGENET, "il2m", memory_size=5_000)  # of figure 7
+_RIVALS = tuple(method for method in protocol.COMPARED if method != "ssil")
 _IN_TABLE1 = frozenset(protocol.table1())
 
 
@@ -145,6 +149,10 @@ def _memory_helps_ft_more_than_icarl() -> list[Comparison]:
     for dataset in protocol.DATASETS
     if _IN_TABLE1.issuperset(cells := [*_sizes(dataset, "ft"), *_sizes(dataset, "icarl")])
   ]
+
+
+def _starts_below(ours: Cell, theirs: Cell) -> Comparison:
+  return Comparison((ours, theirs), at("top1", 0, ours, theirs), below, told)
 
 
 def _sizes(dataset: str, method: str) -> list[Cell]:
@@ -260,6 +268,20 @@ def _accuracy_against_imbalance(states: int) -> Comparison:
     lambda *values: below(correlation(*values), 0, SCORE),
     lambda *values: f"T={states} {correlation(*values):+.2f}",
   )
+
+
+def _largest_replay_hurts() -> list[Comparison]:
+  *smaller, largest = _table2_cells(protocol.TABLE2_STATES[0])
+
+  def compare(cell: Cell) -> Comparison:
+    return Comparison(
+      (largest, cell),
+      averages((largest, cell), "top1"),
+      below,
+      lambda ours, theirs: f"{told(ours, theirs)} with N_M={cell.batch_size_memory}",
+    )
+
+  return [compare(cell) for cell in smaller]
 
 
 def _epochs_overfit() -> list[Comparison]:
@@ -395,9 +417,26 @@ CLAIMS = (
     _higher("ssil", "il2m", "top1"),
   ),
   Claim(
+    "SS-IL is more accurate than iCaRL",
+    "section 6.3, table 1",
+    _higher("ssil", "icarl", "top1"),
+  ),
+  Claim(
+    "SS-IL's lead in top-1 is larger at the end than after the second state",
+    "section 6.3, figure 4",
+    _on_each_dataset(
+      [("ssil", rival) for rival in _RIVALS], lambda *cells: lead_grows("top1", *cells)
+    ),
+  ),
+  Claim(
     "FT is more accurate than iCaRL",
     "section 6.3 (but for ImageNet-1K, |M| = 5k)",
     _higher("ft", "icarl", "top1"),
+  ),
+  Claim(
+    "iCaRL is less accurate than FT already in the first state",
+    "section 6.3, figure 4",
+    _on_each_dataset([("icarl", "ft")], _starts_below),
   ),
   Claim(
     "IL2M gains little over FT (not half of what SS-IL gains)",
@@ -405,24 +444,92 @@ CLAIMS = (
     _il2m_gains_little("top1", 1),
   ),
   Claim(
+    "FT is worse balanced than iCaRL where the memory is smallest",
+    "section 6.3, table 1 (but for Landmark-v2-1K, T = 20)",
+    _columns(
+      ("ft", "icarl"),
+      lambda *cells: average_is(1, "imbalance", *cells),
+      is_smallest_only=True,
+    ),
+  ),
+  Claim(
+    "The smaller the memory, the further is FT's imbalance above iCaRL's",
+    "section 6.3, table 1",
+    _memory_helps_ft_more_than_icarl(),
+  ),
+  Claim(
+    "IL2M is better balanced than FT",
+    "section 6.3, table 1",
+    _lower("il2m", "ft", "imbalance"),
+  ),
+  Claim(
+    "IL2M is not much better balanced than FT (not half of what SS-IL gains)",
+    "section 6.3, table 1 (most columns)",
+    _il2m_gains_little("imbalance", -1),
+  ),
+  Claim(
     "SS-IL is better balanced than FT",
     "table 1 (on ImageNet-1K; not in three columns of Landmark-v2-1K)",
     _lower("ssil", "ft", "imbalance"),
   ),
   Claim(
+    "SS-IL is better balanced than IL2M",
+    "table 1 (as above; nor on Landmark-v2-10K, T = 5)",
+    _lower("ssil", "il2m", "imbalance"),
+  ),
+  Claim(
+    "SS-IL is better balanced than iCaRL",
+    "table 1 (but for Landmark-v2-1K, T = 20)",
+    _lower("ssil", "icarl", "imbalance"),
+  ),
+  Claim(
     "The larger the memory, the smaller the imbalance (over all sizes)",
-    "section 6.3, table 1",
+    "section 6.3, table 1 (but for iCaRL on ImageNet-1K)",
     _memory_lowers_imbalance(),
+  ),
+  Claim(
+    "e(p,n) of FT and IL2M is larger at the end than after the second state",
+    "sections 4 and 6.3, figures 1 and 5",
+    [rises(_E_PN, _MAIN[method]) for method in ("ft", "il2m")],
+  ),
+  Claim(
+    "IL2M's e(p,n) ends below FT's",
+    "sections 4 and 6.3, figures 1 and 5",
+    _main_last(-1, _E_PN, "il2m", "ft"),
+  ),
+  Claim(
+    "iCaRL's e(p,n) ends below FT's and IL2M's, and its e(n,p) above theirs",
+    "section 6.3, figure 5",
+    [
+      *_main_last(-1, _E_PN, "icarl", "ft", "il2m"),
+      *_main_last(1, _E_NP, "icarl", "ft", "il2m"),
+    ],
+  ),
+  Claim(
+    "SS-IL's e(p,n) ends below FT's and IL2M's",
+    "section 6.3, figure 5",
+    _main_last(-1, _E_PN, "ssil", "ft", "il2m"),
   ),
   Claim(
     "SS-IL's e(p,n) and e(n,p) are the closest to each other at the end",
     "section 6.3, figure 5",
-    [_is_closer(rival, throughout=False) for rival in protocol.COMPARED[:-1]],
+    [_is_closer(rival, throughout=False) for rival in _RIVALS],
+  ),
+  Claim(
+    "SS-IL's e(p,n) and e(n,p) are the closest to each other in every state",
+    "section 6.3, figure 5",
+    [_is_closer(rival, throughout=True) for rival in _RIVALS],
   ),
   Claim(
     "Many states want a smaller replay batch than few",
     "section 6.4, table 2",
     _replay_follows_states(),
+  ),
+  Claim(
+    "With many states, a replay batch as large as the new one (N_M = 128) is less accurate "
+    "than any smaller one",
+    "section 6.4, table 2, T = 20",
+    _largest_replay_hurts(),
   ),
   Claim(
     "Where accuracy is higher, imbalance is lower (correlation along N_M)",
@@ -441,6 +548,18 @@ CLAIMS = (
     _ssil_narrows_the_gap(),
   ),
   Claim(
+    "FT's scores of old and new classes are further apart at the end than after the second "
+    "state",
+    "section 6.4, figure 6, center",
+    [_gap_widens("ft", lambda first, last: above(last, first, SCORE))],
+  ),
+  Claim(
+    "SS-IL's scores of old and new classes are no further apart at the end than after the "
+    "second state",
+    "section 6.4, figure 6, center",
+    [_gap_widens("ssil", lambda first, last: not above(last, first, SCORE))],
+  ),
+  Claim(
     "Both parts together are better than each alone",
     "section 6.4, figure 6, right",
     _main_average(1, "ssil", "ft_ss", "ft_rp"),
@@ -449,6 +568,17 @@ CLAIMS = (
     "Ratio-preserving batches alone are worse than FT",
     "section 6.4, figure 6, right",
     _main_average(-1, "ft_rp", "ft"),
+  ),
+  Claim(
+    "The separated softmax alone is about as accurate as FT (nearer than half of what "
+    "SS-IL gains)",
+    "section 6.4, figure 6, right",
+    _ss_alone_is_like_ft(),
+  ),
+  Claim(
+    "The separated softmax alone ends below FT",
+    "section 6.4, figure 6, right",
+    _main_last(-1, "top1", "ft_ss", "ft"),
   ),
   Claim(
     "IL2M's rectification R is smaller than the ratio that it should exceed (in every "
