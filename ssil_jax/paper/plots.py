@@ -16,7 +16,7 @@ from ssil_jax.paper import protocol, toy
 from ssil_jax.paper.found import Found, present
 from ssil_jax.paper.protocol import IMAGENET, Cell, Scale
 from ssil_jax.reports.blocks import Figure
-from ssil_jax.reports.figures import COLORS, MARKERS, STYLE, WIDE, color_of, save
+from ssil_jax.reports.figures import COLORS, MARKERS, SIDES, STYLE, WIDE, color_of, save
 from ssil_jax.reports.panels import fill_range
 
 _TOP1, _ERRORS = "top-1 accuracy (%)", "share of images (%)"
@@ -77,21 +77,22 @@ def _curves(ax: Axes, found: Found, cells: Sequence[Cell], name: str) -> None:
     )
 
 
-def _error_curves(ax: Axes, found: Found, cells: Sequence[Cell]) -> None:
-  """Draws e(p,n) as a solid line and e(n,p) as a dashed one, for each method."""
+def error_curves(ax: Axes, found: Found, cells: Sequence[Cell]) -> None:
+  """Draws e(p,n), which is of old classes, and e(n,p), of new ones, for each method."""
   for one in cells:
     title = found.title(one)
-    color, seen = color_of(title), found.classes(one)
-    _line(ax, seen, found.curve(one, "error_old_as_new"), f"{title} e(p,n)", color)
-    _line(
-      ax,
-      seen,
-      found.curve(one, "error_new_as_old"),
-      f"{title} e(n,p)",
-      color,
-      linestyle="--",
-      marker="s",
-    )
+    for name, words, kind in (
+      ("error_old_as_new", "e(p,n)", "old"),
+      ("error_new_as_old", "e(n,p)", "new"),
+    ):
+      _line(
+        ax,
+        found.classes(one),
+        found.curve(one, name),
+        f"{title} {words}",
+        color_of(title),
+        **SIDES[kind],
+      )
 
 
 def figure1(found: Found, scale: Scale) -> list[Figure]:
@@ -104,7 +105,7 @@ def figure1(found: Found, scale: Scale) -> list[Figure]:
     _curves(axes[0], found, cells, "state_specific_top1")
     _finish(axes[0], "State-specific accuracy", _TOP1)
     axes[0].set_ylim(0, 100)
-    _error_curves(axes[1], found, cells)
+    error_curves(axes[1], found, cells)
     _finish(axes[1], "e(p,n) and e(n,p)", _ERRORS)
 
   return [
@@ -114,8 +115,8 @@ def figure1(found: Found, scale: Scale) -> list[Figure]:
       title="FT and IL2M",
       caption="Left: accuracy when only the classes of the image's own state compete, "
       "averaged over the states. Right: share of old-class test images taken for new ones, "
-      "e(p,n), and of new-class images taken for old ones, e(n,p). FT and IL2M share the "
-      "network; IL2M changes its predictions.",
+      "e(p,n) (dashed), and of new-class images taken for old ones, e(n,p). FT and IL2M "
+      "share the network; IL2M changes its predictions.",
       alt="Line charts by classes seen. State-specific accuracy ends at "
       f"{_lasts(found, cells, 'state_specific_top1')}; e(p,n) at "
       f"{_lasts(found, cells, 'error_old_as_new')}; e(n,p) at "
@@ -295,17 +296,14 @@ def figure6(found: Found, scale: Scale) -> list[Figure]:
   )
 
   def draw(axes):
-    _line(axes[0], ours, trained, "training", COLORS["muted"], linestyle="--", marker="s")
+    _line(axes[0], ours, trained, "training", COLORS["muted"], linestyle=":", marker="s")
     _line(axes[0], ours, tested, "test", color_of("SS-IL"))
     _finish(axes[0], "SS-IL by epochs", _TOP1, "epochs of a later state")
     for one in scores:
       title, seen = found.title(one), found.classes(one)
-      for name, style, group in (
-        ("score_new", {"marker": "o"}, "new"),
-        ("score_old", {"marker": "s", "linestyle": "--"}, "old"),
-      ):
-        values = found.curve(one, name, scale=1.0)
-        _line(axes[1], seen, values, f"{title}, {group}", color_of(title), **style)
+      for kind in ("new", "old"):
+        values, label = found.curve(one, f"score_{kind}", scale=1.0), f"{title}, {kind}"
+        _line(axes[1], seen, values, label, color_of(title), **SIDES[kind])
     _finish(axes[1], "Mean scores", "mean output (logit)")
     _curves(axes[2], found, ablation, "top1")
     _finish(axes[2], "Ablation", _TOP1)
@@ -350,7 +348,7 @@ def figure7(found: Found, scale: Scale) -> list[Figure]:
     axes[0].set_yscale("log")
     axes[0].yaxis.set_major_formatter("{x:g}")  # the default one is written in TeX
     for name, label, style in (
-      ("exemplar_top1", "training (exemplars)", {"marker": "s", "linestyle": "--"}),
+      ("exemplar_top1", "training (exemplars)", {"marker": "s", "linestyle": ":"}),
       ("old_top1", "test", {}),
     ):
       values = 100 * found.statistic(one, name)

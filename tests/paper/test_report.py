@@ -6,12 +6,16 @@ import json
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure as Canvas
 from written_runs import RESULTS, Page, write_run
 
 from ssil_jax.errors import DataError
 from ssil_jax.methods import METHODS
 from ssil_jax.paper import claims, found, protocol, report, tables
+from ssil_jax.paper import plots as paper_plots
 from ssil_jax.paper.protocol import DIGITS, IMAGENET, LANDMARKS_10K, PAPER, cell
+from ssil_jax.reports import plots
+from ssil_jax.reports.aggregate import Group
 from ssil_jax.reports.results import Run
 
 
@@ -307,6 +311,17 @@ def test_a_claim_on_methods_of_which_some_are_missing_names_them(tmp_path):
     "in 1 of 1",
     "FT 90.0 / 10.0; 1 of 2 comparisons not made: no IL2M",
   )
+
+
+def test_lines_of_old_and_of_new_classes_look_the_same_in_every_figure(tmp_path):
+  runs = write_all(tmp_path, (FT, {"top1": 0.5, "errors": (0.9, 0.1)}))
+  now = found.find(runs)
+  ours, study = Canvas().subplots(1, 2)
+  paper_plots.error_curves(ours, now, [FT])
+  plots.draw_errors(study, Group("FT", [now.of(FT)[0].run]))
+  for ax in (ours, study):
+    styles = {round(ln.get_ydata()[-1]): ln.get_linestyle() for ln in ax.get_lines()}
+    assert styles == {90: "--", 10: "-"}
 
 
 def test_the_page_names_what_is_broken_and_shows_the_rest(tmp_path):
