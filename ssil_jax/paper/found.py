@@ -113,6 +113,11 @@ class Found(NamedTuple):
     """Returns the title of the cell's method."""
     return self.of(cell)[0].run.results["method_title"]
 
+  def label(self, cell: Cell, beside: Sequence[Cell]) -> str:
+    """Returns the method's title, with the number of seeds where others have other ones."""
+    numbers = "" if self.have_same_seeds(beside) else f" (n = {len(self.of(cell))})"
+    return self.title(cell) + numbers
+
   def training_top1(self, cell: Cell) -> np.ndarray:
     """Returns the top-1 of the training batches of each state's last epoch, in per cent.
 

@@ -273,6 +273,21 @@ def test_the_fewest_epochs_are_compared_with_the_most(tmp_path):
     "in 1 of 2",
     "training 60.0 / 90.0, test 50.0 / 55.0",
   )
+  # A second seed of the fewest counts for nothing; FT has two in its figures.
+  few = cell(IMAGENET, "ssil", epochs=10)
+  runs |= write_all(
+    tmp_path,
+    (few, {"top1": 0.9, "seed": 1}),
+    (FT, {"top1": 0.5}),
+    (FT, {"top1": 0.5, "seed": 1}),
+    (SSIL, {"top1": 0.5}),
+  )
+  now = found.find(runs)
+  label = now.label(FT, [FT, SSIL]), now.label(FT, [FT, IL2M])
+  assert label == ("FT (n = 2)", "FT")
+  assert answer_of(claims.table(now), "With the most epochs")[1] == (
+    "training 60.0 / 90.0 (n = 1), test 50.0 / 55.0 (n = 1)"
+  )
 
 
 def test_equal_numbers_are_level(tmp_path):
