@@ -83,7 +83,7 @@ def _result_table(
     texts.append("Joint trains on the images of all classes: a bound, which is not ranked.")
   if best and several and len(rivals) > 1:
     texts.append(_test_note(rivals, any_found=significant))
-  if ranked and len({frozenset(_seeds(group)) for group in rivals}) > 1:
+  if ranked and not _have_same_seeds(rivals):
     texts.append(
       "No best is marked where methods have different seeds: their means differ by the "
       "seeds, too."
@@ -106,6 +106,10 @@ def _result_table(
 
 def _seeds(group: Group) -> set[int]:
   return {run.results["seed"] for run in group.runs}
+
+
+def _have_same_seeds(groups: Sequence[Group]) -> bool:
+  return len({frozenset(_seeds(group)) for group in groups}) <= 1
 
 
 def _test_note(ranked: Sequence[Group], *, any_found: bool) -> str:
@@ -134,7 +138,7 @@ def _column(groups: Sequence[Group], measure: Measure, *, ranked: bool) -> list[
   ]
   if not (ranked and measure.better and len(rivals) > 1):
     return cells
-  if len({frozenset(_seeds(groups[place])) for place in rivals}) > 1:
+  if not _have_same_seeds([groups[place] for place in rivals]):
     return cells
   best = max(rivals, key=lambda place: measure.better * values[place].mean)
   if all(cells[place].text == cells[best].text for place in rivals):
