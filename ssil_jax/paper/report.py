@@ -134,7 +134,8 @@ def _blocks(part: str, scale: Scale, found: Found) -> list[Block]:
     return plots.figure2()
   if part == "figure3":
     return plots.figure3()
-  return _FIGURES[part](found, scale)
+  drawn: list[Block] = list(_FIGURES[part](found, scale))
+  return [*drawn, tables.figure6(found, scale)] if part == "figure6" and drawn else drawn
 
 
 def _runs(found: Found) -> Table:

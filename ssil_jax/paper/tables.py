@@ -1,13 +1,14 @@
-"""Makes tables 1 and 2 of the paper: ours, the published number, the difference."""
+"""Makes tables 1 and 2 of the paper, and one for figure 6: ours beside the published."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
 from ssil_jax.methods import METHODS
-from ssil_jax.paper import protocol, published
+from ssil_jax.paper import protocol
 from ssil_jax.paper.found import Found
-from ssil_jax.paper.protocol import PAPER, Cell, Scale
+from ssil_jax.paper.protocol import IMAGENET, PAPER, Cell, Scale
+from ssil_jax.reports import published
 from ssil_jax.reports.blocks import Cell as Shown
 from ssil_jax.reports.blocks import Table
 from ssil_jax.reports.statistics import Summary
@@ -19,30 +20,40 @@ MEASURES = (
   ("top5", "average_top5", "Average top-5 accuracy", True),
   ("imbalance", "average_imbalance", "Average imbalance", False),
 )
+PAPER_SOURCE = "arXiv:2003.13947"
+AUTHOR_SOURCE = "First author's result files"
+# What else gives the paper's cells, each with its label.
+ELSEWHERE = {"first author's files": AUTHOR_SOURCE, "ICCV 2021": "SS-IL ICCV 2021"}
 _DASH = Shown("-")
 
 
-def published_value(cell: Cell, measure: str, table: str) -> float | None:
-  """Returns a number that the paper prints, in per cent.
+def published_value(
+  cell: Cell, measure: str, *, source: str, where: str = ""
+) -> float | None:
+  """Returns a published number of a cell, in per cent; None where there is none.
 
   Args:
     cell: the paper's.
     measure: of `published.MEASURES`.
-    table: "Table 1" or "Table 2", which differ in whether they say N_M.
+    source: part of the source's name.
+    where: beginning of the place in it, such as "Table 1".
   """
-  wanted = {
-    "dataset": PAPER.datasets[cell.dataset]["dataset"],
-    "method": cell.method,
-    "num_states": cell.num_states,
-    "memory_size": cell.memory_size,
-    "measure": measure,
-    "certainty": "printed",
-    "where": table,
-  }
-  if table == "Table 2":
-    wanted["batch_size_memory"] = cell.batch_size_memory
-  facts = [one for one in published.find(**wanted) if "2003.13947" in one.source]
-  return facts[0].value if facts else None
+  facts = published.find(
+    dataset=PAPER.datasets[cell.dataset]["dataset"],
+    method=cell.method,
+    num_states=cell.num_states,
+    memory_size=cell.memory_size,
+    measure=measure,
+  )
+  for fact in facts:
+    if (
+      source in fact.source
+      and fact.where.startswith(where)
+      and fact.batch_size_memory in (None, cell.batch_size_memory)
+      and (cell.epochs is None or fact.epochs == cell.epochs)
+    ):
+      return fact.value  # the first row is the main result, those after it are variants
+  return None
 
 
 def number(name: str, ours: int, theirs: int) -> str:
@@ -51,14 +62,18 @@ def number(name: str, ours: int, theirs: int) -> str:
 
 
 def table1(found: Found, scale: Scale, dataset: str) -> list[Table]:
-  """Returns a table for each measure of table 1 on a data set."""
+  """Returns the tables of a data set: one for each measure, and as many of other sources.
+
+  Those have what the first author's result files and the ICCV version say of the same
+  cells.
+  """
   columns = protocol.table1_columns(dataset)
   heads = [
     f"{number('T', scale.num_states[states], states)}, "
     f"{number('|M|', scale.memory_size[dataset][memory], memory)}"
     for states, memory in columns
   ]
-  tables = []
+  tables, others = [], []
   for name, fact, words, higher in MEASURES:
     rows = [
       (method, [protocol.cell(dataset, method, *column) for column in columns])
@@ -74,13 +89,38 @@ def table1(found: Found, scale: Scale, dataset: str) -> list[Table]:
           found,
           [(METHODS[method].title, cells) for method, cells in rows],
           name,
-          lambda cell, fact=fact: published_value(cell, fact, "Table 1"),
+          lambda cell, fact=fact: published_value(
+            cell, fact, source=PAPER_SOURCE, where="Table 1"
+          ),
           higher=higher,
           ranked="columns",
         ),
       )
     )
-  return tables
+    others.append(
+      Table(
+        f"table1_{_slug(dataset)}_{name}_elsewhere",
+        f"{words} in % of the same cells in other sources, and ours less theirs",
+        ["", *heads],
+        list(_elsewhere(found, rows, name, fact)),
+        sortable=False,
+      )
+    )
+  return [*tables, *others]
+
+
+def _elsewhere(
+  found: Found, rows: Sequence[tuple[str, Sequence[Cell]]], name: str, fact: str
+) -> Iterator[list[str | Shown]]:
+  """Yields two rows for each method and other source that has a number of it."""
+  for method, cells in rows:
+    ours = [found.summary(cell, name) for cell in cells]
+    for label, source in ELSEWHERE.items():
+      theirs = [published_value(cell, fact, source=source) for cell in cells]
+      if any(value is not None for value in theirs):
+        title = f"{METHODS[method].title}, {label}"
+        yield [title, *(_theirs(value, best=False) for value in theirs)]
+        yield [f"{title}, difference", *map(_difference, ours, theirs)]
 
 
 def table2(found: Found, scale: Scale) -> list[Table]:
@@ -113,13 +153,53 @@ def table2(found: Found, scale: Scale) -> list[Table]:
           found,
           rows,
           name,
-          lambda cell, fact=fact: published_value(cell, fact, "Table 2"),
+          lambda cell, fact=fact: published_value(
+            cell, fact, source=PAPER_SOURCE, where="Table 2"
+          ),
           higher=higher,
           ranked="rows",
         ),
       )
     )
   return tables
+
+
+def figure6(found: Found, scale: Scale) -> Table:
+  """Returns the averages behind figure 6's plots, beside the first author's files.
+
+  The paper prints the plots alone.
+  """
+  of_epochs = [
+    protocol.cell(IMAGENET, "ssil", epochs=epochs) for epochs in protocol.FIGURE6_EPOCHS
+  ]
+  cells = {
+    f"SS-IL, {number('epochs', scale.epochs[epochs], epochs)}": cell
+    for epochs, cell in zip(protocol.FIGURE6_EPOCHS, of_epochs, strict=True)
+  }
+  cells |= {
+    METHODS[method].title: protocol.cell(IMAGENET, method)
+    for method in protocol.FIGURE6_ABLATION
+    if method != "ssil"
+  }
+  rows: list[list[str | Shown]] = []
+  for title, cell in cells.items():
+    ours = found.summary(cell, "top1")
+    theirs = published_value(cell, "average_top1", source=AUTHOR_SOURCE)
+    rows.append(
+      [
+        title,
+        _ours(ours, best=False),
+        _theirs(theirs, best=False),
+        _difference(ours, theirs),
+      ]
+    )
+  return Table(
+    "figure6",
+    f"Figure 6, {scale.label(IMAGENET)}: average top-1 accuracy in %",
+    ["", "ours", "first author's files", "difference"],
+    rows,
+    sortable=False,
+  )
 
 
 def _rows(

@@ -8,6 +8,7 @@ from ssil_jax.reports.aggregate import Group
 from ssil_jax.reports.blocks import Block, Cell, Figure, Section, Table, Terms, Text
 from ssil_jax.reports.class_tables import class_tables, confusion_tables
 from ssil_jax.reports.definitions import DEFINITIONS
+from ssil_jax.reports.literature import published_table
 from ssil_jax.reports.measures import MEASURES
 from ssil_jax.reports.plots import Plotter
 from ssil_jax.reports.ranking import result_tables, summary_cell
@@ -77,8 +78,10 @@ def study_sections(
     "classes": class_tables(groups, highlight),
     "confusion": confusion_tables(groups, highlight),
   }
+  published = published_table(groups)
   sections = [
     Section("results", "Results", _results(runs, groups, highlight, skipped)),
+    *([Section("published", "Published numbers", [published])] if published else []),
     *(
       Section(name, title, blocks)
       for name, title in _TITLES.items()

@@ -50,7 +50,7 @@ def test_table_1_has_ours_the_papers_and_the_difference(tmp_path):
     write(tmp_path, ssil, 0, top1=0.50): ssil,
     write(tmp_path, ssil, 1, top1=0.54): ssil,
   }
-  top1, top5, _ = tables.table1(found.find(runs), DIGITS, IMAGENET)
+  top1, top5, _, elsewhere, *_ = tables.table1(found.find(runs), DIGITS, IMAGENET)
   assert top1.columns[1] == "T=5 (paper: 10), |M|=10 (paper: 5,000)"
   rows = {row[0]: row for row in rows_of(top1)}
   # Mean 52, deviation sqrt((2² + 2²) / 1) = 2.8; table 1 has 52.6 and 37.9.
@@ -66,6 +66,13 @@ def test_table_1_has_ours_the_papers_and_the_difference(tmp_path):
   best = {row[0] for row in top1.rows for c in row[1:] if getattr(c, "best", False)}
   assert best == {"SS-IL", "SS-IL, paper"}
   assert rows_of(top5)[-2] == ["SS-IL, paper", "77.5", "80.4", "82.9", "76.3", "78.9"]
+  others = {row[0]: row[1] for row in rows_of(elsewhere)}
+  assert others["SS-IL, first author's files"] == "52.9"
+  assert others["SS-IL, first author's files, difference"] == "-0.9"
+  assert (others["FT, first author's files"], others["iCaRL, ICCV 2021"]) == (
+    "38.5",
+    "47.0",
+  )
 
 
 def test_table_2_marks_the_best_of_each_number_of_states():
@@ -78,13 +85,27 @@ def test_table_2_marks_the_best_of_each_number_of_states():
 
 def test_every_number_of_tables_1_and_2_is_known():
   none = found.Found({}, [])
-  shown = [*tables.table1(none, PAPER, IMAGENET), *tables.table2(none, PAPER)]
+  shown = [*tables.table1(none, PAPER, IMAGENET)[:3], *tables.table2(none, PAPER)]
   for table in shown:
     papers = [row for row in rows_of(table) if row[0].endswith(", paper")]
     assert papers
     assert "-" not in sum(papers, [])
   top1, *_ = tables.table1(none, PAPER, LANDMARKS_10K)
   assert rows_of(top1)[1] == ["iCaRL, paper", *["-"] * 5]
+
+
+def test_figure_6_has_the_first_authors_averages():
+  rows = rows_of(tables.figure6(found.Found({}, []), PAPER))
+  assert [row[2] for row in rows] == [
+    "57.7",
+    "56.9",
+    "55.1",
+    "51.0",
+    "46.3",
+    "47.4",
+    "36.8",
+  ]
+  assert rows[3][0] == "SS-IL, epochs=50"
 
 
 def answer(runs, text):
@@ -184,12 +205,13 @@ def in_memory(states, average=None):
 
 def test_what_the_paper_says_appears_in_its_own_tables():
   seeds = {}
+  source = {"source": tables.PAPER_SOURCE}
   for where, cells in (("Table 1", protocol.table1()), ("Table 2", protocol.table2())):
     for one in cells:
       average = {
         name: value / 100
         for name, fact, *_ in tables.MEASURES
-        if (value := tables.published_value(one, fact, where)) is not None
+        if (value := tables.published_value(one, fact, where=where, **source)) is not None
       }
       if one not in seeds:  # SS-IL's of table 1 are in table 2, without top-5
         seeds[one] = in_memory([{}, {}], average)

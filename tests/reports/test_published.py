@@ -7,8 +7,8 @@ from folders import ROOT
 
 from ssil_jax.errors import DataError
 from ssil_jax.methods.registry import METHODS
-from ssil_jax.paper import published
-from ssil_jax.paper.published import Fact, find, read_facts
+from ssil_jax.reports import published
+from ssil_jax.reports.published import Fact, find, read_facts
 
 V1 = "Ahn et al. SS-IL (first version) arXiv:2003.13947v1"
 ICCV = "Ahn et al. SS-IL ICCV 2021"
