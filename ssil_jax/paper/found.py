@@ -1,6 +1,6 @@
 """Holds what runs of the paper's cells have come to."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,8 +20,13 @@ class Seed(NamedTuple):
 
   @property
   def states(self) -> list[dict[str, Any]]:
-    """The rows of results.json, one a state."""
+    """Returns the rows of results.json, one a state."""
     return self.run.results["states"]
+
+  @property
+  def number(self) -> int:
+    """Returns the seed itself."""
+    return self.run.results["seed"]
 
 
 class Found(NamedTuple):
@@ -33,6 +38,26 @@ class Found(NamedTuple):
   def of(self, cell: Cell) -> list[Seed]:
     """Returns the finished runs of a cell, one a seed; empty if there is none."""
     return self.seeds.get(cell, [])
+
+  def numbers(self, cell: Cell) -> list[int]:
+    """Returns the seeds of a cell's finished runs, sorted."""
+    return sorted(seed.number for seed in self.of(cell))
+
+  def have_same_seeds(self, cells: Iterable[Cell]) -> bool:
+    """Returns whether those of some cells that have runs have them of the same seeds."""
+    return len({tuple(self.numbers(cell)) for cell in cells if self.of(cell)}) < 2
+
+  def on_shared_seeds(self, cells: Sequence[Cell]) -> "Found":
+    """Returns the runs of some cells with the seeds that all of them have, by seed.
+
+    Means over different seeds differ by the seeds, too, and cannot be compared.
+    """
+    of_cells = {cell: {seed.number: seed for seed in self.of(cell)} for cell in cells}
+    shared = sorted(set.intersection(*map(set, of_cells.values())))
+    return Found(
+      {cell: [seeds[number] for number in shared] for cell, seeds in of_cells.items()},
+      self.left_out,
+    )
 
   def summary(self, cell: Cell, name: str) -> Summary | None:
     """Returns mean and deviation, in per cent, of one of results.json's averages."""
@@ -63,6 +88,23 @@ class Found(NamedTuple):
     rows = [[value(row) for row in seed.states] for seed in self.of(cell)]
     return scale * np.array(rows, np.float64)
 
+  def statistic(self, cell: Cell, name: str) -> np.ndarray:
+    """Returns a number of the method's own after each state, float [seeds, states]."""
+    return self.values(cell, lambda row: row.get("statistics", {}).get(name))
+
+  def error_gap(self, cell: Cell) -> np.ndarray:
+    """Returns e(p,n) less e(n,p) after each state but the first, in points.
+
+    Float [seeds, states - 1].
+    """
+    old, new = (self.curve(cell, f"error_{k}") for k in ("old_as_new", "new_as_old"))
+    return (old - new)[:, 1:]
+
+  def score_gap(self, cell: Cell) -> np.ndarray:
+    """Returns the mean score of new less that of old classes, as `error_gap` does."""
+    old, new = (self.curve(cell, name, scale=1.0) for name in ("score_old", "score_new"))
+    return (new - old)[:, 1:]
+
   def classes(self, cell: Cell) -> list[int]:
     """Returns the classes seen after each state."""
     return [row["num_seen"] for row in self.of(cell)[0].states]
@@ -70,6 +112,11 @@ class Found(NamedTuple):
   def title(self, cell: Cell) -> str:
     """Returns the title of the cell's method."""
     return self.of(cell)[0].run.results["method_title"]
+
+  def label(self, cell: Cell, beside: Sequence[Cell]) -> str:
+    """Returns the method's title, with the number of seeds where others have other ones."""
+    numbers = "" if self.have_same_seeds(beside) else f" (n = {len(self.of(cell))})"
+    return self.title(cell) + numbers
 
   def training_top1(self, cell: Cell) -> np.ndarray:
     """Returns the top-1 of the training batches of each state's last epoch, in per cent.

@@ -1,6 +1,7 @@
 """Draws the figures of the paper from our runs.
 
-Lines are means over seeds, in bands from the lowest to the highest.
+Lines are means over seeds, in bands from the lowest to the highest; where those of a figure
+have different seeds, their labels have the number, n.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ from ssil_jax.paper import protocol, toy
 from ssil_jax.paper.found import Found, present
 from ssil_jax.paper.protocol import IMAGENET, Cell, Scale
 from ssil_jax.reports.blocks import Figure
-from ssil_jax.reports.figures import COLORS, MARKERS, STYLE, WIDE, color_of, save
+from ssil_jax.reports.figures import COLORS, MARKERS, SIDES, STYLE, WIDE, color_of, save
 from ssil_jax.reports.panels import fill_range
 
 _TOP1, _ERRORS = "top-1 accuracy (%)", "share of images (%)"
@@ -41,7 +42,7 @@ def _line(
   """Draws the mean of values [seeds, states], and a band of several."""
   known = ~np.isnan(values).any(axis=0)
   x, values = np.asarray(x)[known], values[:, known]
-  if not len(x):
+  if not values.size:
     return
   style = {"marker": "o", "markersize": 4, **style}
   ax.plot(x, values.mean(axis=0), color=color, label=label, **style)
@@ -59,39 +60,39 @@ def _finish(ax: Axes, title: str, y_label: str, x_label: str = "classes seen") -
 def _lasts(found: Found, cells: Sequence[Cell], name: str) -> str:
   """Says where the curves of a score end."""
   ends = [
-    f"{found.title(one)} {found.curve(one, name)[:, -1].mean():.1f}%" for one in cells
+    f"{found.label(one, cells)} {found.curve(one, name)[:, -1].mean():.1f}%"
+    for one in cells
   ]
   return ", ".join(ends)
 
 
 def _curves(ax: Axes, found: Found, cells: Sequence[Cell], name: str) -> None:
   for number, one in enumerate(cells):
-    title = found.title(one)
     _line(
       ax,
       found.classes(one),
       found.curve(one, name),
-      title,
-      color_of(title),
+      found.label(one, cells),
+      color_of(found.title(one)),
       marker=MARKERS[number % len(MARKERS)],
     )
 
 
-def _error_curves(ax: Axes, found: Found, cells: Sequence[Cell]) -> None:
-  """Draws e(p,n) as a solid line and e(n,p) as a dashed one, for each method."""
+def error_curves(ax: Axes, found: Found, cells: Sequence[Cell]) -> None:
+  """Draws e(p,n), which is of old classes, and e(n,p), of new ones, for each method."""
   for one in cells:
-    title = found.title(one)
-    color, seen = color_of(title), found.classes(one)
-    _line(ax, seen, found.curve(one, "error_old_as_new"), f"{title} e(p,n)", color)
-    _line(
-      ax,
-      seen,
-      found.curve(one, "error_new_as_old"),
-      f"{title} e(n,p)",
-      color,
-      linestyle="--",
-      marker="s",
-    )
+    for name, words, kind in (
+      ("error_old_as_new", "e(p,n)", "old"),
+      ("error_new_as_old", "e(n,p)", "new"),
+    ):
+      _line(
+        ax,
+        found.classes(one),
+        found.curve(one, name),
+        f"{found.label(one, cells)} {words}",
+        color_of(found.title(one)),
+        **SIDES[kind],
+      )
 
 
 def figure1(found: Found, scale: Scale) -> list[Figure]:
@@ -104,7 +105,7 @@ def figure1(found: Found, scale: Scale) -> list[Figure]:
     _curves(axes[0], found, cells, "state_specific_top1")
     _finish(axes[0], "State-specific accuracy", _TOP1)
     axes[0].set_ylim(0, 100)
-    _error_curves(axes[1], found, cells)
+    error_curves(axes[1], found, cells)
     _finish(axes[1], "e(p,n) and e(n,p)", _ERRORS)
 
   return [
@@ -114,8 +115,8 @@ def figure1(found: Found, scale: Scale) -> list[Figure]:
       title="FT and IL2M",
       caption="Left: accuracy when only the classes of the image's own state compete, "
       "averaged over the states. Right: share of old-class test images taken for new ones, "
-      "e(p,n), and of new-class images taken for old ones, e(n,p). FT and IL2M share the "
-      "network; IL2M changes its predictions.",
+      "e(p,n) (dashed), and of new-class images taken for old ones, e(n,p). FT and IL2M "
+      "share the network; IL2M changes its predictions.",
       alt="Line charts by classes seen. State-specific accuracy ends at "
       f"{_lasts(found, cells, 'state_specific_top1')}; e(p,n) at "
       f"{_lasts(found, cells, 'error_old_as_new')}; e(n,p) at "
@@ -287,34 +288,36 @@ def figure6(found: Found, scale: Scale) -> list[Figure]:
   if not of_epochs or not scores:
     return []
   ours = [scale.epochs[epochs] for epochs in of_epochs]
-  tested = [found.curve(one, "top1").mean(axis=1) for one in of_epochs.values()]
-  trained = [found.training_top1(one).mean(axis=1) for one in of_epochs.values()]
-  fewest = min(map(len, tested))
-  tested, trained = (
-    np.stack([one[:fewest] for one in lines], axis=1) for lines in (tested, trained)
-  )
+  tested, trained = _by_epochs(found, [*of_epochs.values()])
+  few = "" if found.have_same_seeds(of_epochs.values()) else f" (n = {len(tested)})"
 
   def draw(axes):
-    _line(axes[0], ours, trained, "training", COLORS["muted"], linestyle="--", marker="s")
-    _line(axes[0], ours, tested, "test", color_of("SS-IL"))
+    style = {"linestyle": ":", "marker": "s"}
+    _line(axes[0], ours, trained, f"training{few}", COLORS["muted"], **style)
+    _line(axes[0], ours, tested, f"test{few}", color_of("SS-IL"))
     _finish(axes[0], "SS-IL by epochs", _TOP1, "epochs of a later state")
     for one in scores:
-      title, seen = found.title(one), found.classes(one)
-      for name, style, group in (
-        ("score_new", {"marker": "o"}, "new"),
-        ("score_old", {"marker": "s", "linestyle": "--"}, "old"),
-      ):
-        values = found.curve(one, name, scale=1.0)
-        _line(axes[1], seen, values, f"{title}, {group}", color_of(title), **style)
+      for kind in ("new", "old"):
+        _line(
+          axes[1],
+          found.classes(one),
+          found.curve(one, f"score_{kind}", scale=1.0),
+          f"{found.label(one, scores)}, {kind}",
+          color_of(found.title(one)),
+          **SIDES[kind],
+        )
     _finish(axes[1], "Mean scores", "mean output (logit)")
     _curves(axes[2], found, ablation, "top1")
     _finish(axes[2], "Ablation", _TOP1)
 
-  gaps = ", ".join(f"{found.title(one)} {score_gap(found, one)[-1]:.2f}" for one in scores)
-  by_epochs = ", ".join(
-    f"{count} epochs {test:.1f}% (training {train:.1f}%)"
-    for count, test, train in zip(ours, tested.mean(0), trained.mean(0), strict=True)
+  gaps = ", ".join(
+    f"{found.label(one, scores)} {found.score_gap(one)[:, -1].mean():.2f}" for one in scores
   )
+  by_epochs = [
+    f"{count} epochs {test.mean():.1f}% (training {train.mean():.1f}%)"
+    for count, test, train in zip(ours, tested.T, trained.T, strict=True)
+    if len(test)
+  ]
   return [
     save(
       _draw(3, draw),
@@ -324,21 +327,24 @@ def figure6(found: Found, scale: Scale) -> list[Figure]:
       "of each state's last epoch, which hold exemplars, too. Center: network output "
       "averaged over all test images and the new, or old, classes. Right: FT with one "
       "of SS-IL's two parts each.",
-      alt=f"Average top-1 by epochs: {by_epochs}. Last gap of scores, new minus old: "
-      f"{gaps}. Ablation, last top-1: {_lasts(found, ablation, 'top1')}.",
+      alt=f"Average top-1 by epochs: {', '.join(by_epochs) or '-'}. Last gap of "
+      f"scores, new minus old: {gaps}. Ablation, last top-1: "
+      f"{_lasts(found, ablation, 'top1')}.",
     )
   ]
 
 
-def score_gap(found: Found, cell: Cell) -> np.ndarray:
-  """Returns new minus old mean score after each state but the first, mean over seeds."""
-  old, new = (found.curve(cell, name, scale=1.0) for name in ("score_old", "score_new"))
-  return (new - old).mean(axis=0)[1:]
+def _by_epochs(found: Found, cells: Sequence[Cell]) -> tuple[np.ndarray, np.ndarray]:
+  """Returns average top-1 on test images and on training batches, float [seeds, cells].
 
-
-def statistic(found: Found, cell: Cell, name: str) -> np.ndarray:
-  """Returns a number of the method's own after each state, float [seeds, states]."""
-  return found.values(cell, lambda row: row.get("statistics", {}).get(name))
+  Of the seeds that all cells have, which may be none.
+  """
+  shared = found.on_shared_seeds(cells)
+  if not shared.of(cells[0]):
+    return np.empty((0, len(cells))), np.empty((0, len(cells)))
+  tested = [shared.curve(one, "top1").mean(axis=1) for one in cells]
+  trained = [shared.training_top1(one).mean(axis=1) for one in cells]
+  return np.stack(tested, axis=1), np.stack(trained, axis=1)
 
 
 def figure7(found: Found, scale: Scale) -> list[Figure]:
@@ -354,20 +360,20 @@ def figure7(found: Found, scale: Scale) -> list[Figure]:
       ("rectification", "R", {"color": color_of("IL2M")}),
       ("probability_ratio", "P_pred / P(C_i)", {"color": color_of("FT"), "marker": "s"}),
     ):
-      _line(axes[0], seen, statistic(found, one, name), label, **style)
+      _line(axes[0], seen, found.statistic(one, name), label, **style)
     _finish(axes[0], "Rectification of IL2M", "ratio")
     axes[0].set_yscale("log")
     axes[0].yaxis.set_major_formatter("{x:g}")  # the default one is written in TeX
     for name, label, style in (
-      ("exemplar_top1", "training (exemplars)", {"marker": "s", "linestyle": "--"}),
+      ("exemplar_top1", "training (exemplars)", {"marker": "s", "linestyle": ":"}),
       ("old_top1", "test", {}),
     ):
-      values = 100 * statistic(found, one, name)
+      values = 100 * found.statistic(one, name)
       _line(axes[1], seen, values, label, color=color_of("FT"), **style)
     _finish(axes[1], "FT on the old classes", _TOP1)
 
   last = {
-    name: statistic(found, one, name)[:, -1].mean()
+    name: found.statistic(one, name)[:, -1].mean()
     for name in ("rectification", "probability_ratio", "exemplar_top1", "old_top1")
   }
   return [

@@ -28,7 +28,7 @@ Loss = Callable[[jax.Array, jax.Array], jax.Array]  # logits [B, C], labels [B] 
 
 
 class Classifier(NamedTuple):
-  """A trained classifier of the plane, tested on points of its own."""
+  """Holds a trained classifier of the plane, tested on points of its own."""
 
   title: str
   regions: np.ndarray  # int [G, G], the class of each point of the grid, rows along y
@@ -48,7 +48,7 @@ class Toy(NamedTuple):
 
 
 class _Perceptron(nn.Module):
-  """Two hidden layers, and a score for each class."""
+  """Computes a score for each class by two hidden layers."""
 
   @nn.compact
   def __call__(self, points):
@@ -70,8 +70,7 @@ def classify_plane(seed: int = 0) -> Toy:
   rng = np.random.default_rng(seed)
   angle = 2 * np.pi * np.arange(NUM_CLASSES) / NUM_CLASSES
   # Old and new classes take turns around a circle, so that all borders are between groups.
-  order = np.argsort([0, 2, 4, 1, 3, 5])
-  centers = np.stack([np.cos(angle), np.sin(angle)], axis=1)[np.argsort(order)]
+  centers = np.stack([np.cos(angle), np.sin(angle)], axis=1)[[0, 2, 4, 1, 3, 5]]
 
   def draw(count):
     labels = np.repeat(np.arange(NUM_CLASSES, dtype=np.int32), count)

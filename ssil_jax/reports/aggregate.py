@@ -15,7 +15,7 @@ NO_SETTINGS = {
   *("seed", "data", "data_fingerprint", "version", "started", "command"),
 } | {field.name for field in fields_of(Config) if field.metadata["changes"] == "nothing"}
 
-
+_COUNTS = ("state", "num_old", "num_seen")  # of a state; those of a group's runs are equal
 # Methods that train on all images of all classes seen: bounds for the others, no rivals.
 _UPPER_BOUNDS = ("joint", "joint_full")
 
@@ -29,30 +29,32 @@ class Group(NamedTuple):
 
   @property
   def title(self) -> str:
-    """The title of the method."""
+    """Returns the title of the method."""
     return self.runs[0].results["method_title"]
 
   @property
   def method(self) -> str:
-    """The name of the method, as flags have it; empty in results that lack it."""
+    """Returns the method's name, as flags have it; empty in results that lack it."""
     name = self.runs[0].results.get("method")
     return name if isinstance(name, str) else ""
 
   @property
   def is_ranked(self) -> bool:
-    """Whether it may be the best: neither an upper bound nor a run not done may."""
+    """Returns whether it may be the best: no upper bound may, and no run not done."""
     return not self.left_out and self.method not in _UPPER_BOUNDS
 
   @property
   def states(self) -> list[dict[str, Any]]:
-    """The states of the run; of several, mean scores and summed confusion matrices."""
-    if len(self.runs) == 1:
-      return self.runs[0].results["states"]
+    """Returns a row for each state: what its runs share, mean scores, summed confusion.
+
+    Other fields of results.json are those of a run, and are read from `runs`. A score that
+    one of the runs lacks is None.
+    """
     states = zip(*(run.results["states"] for run in self.runs), strict=True)
     return [
       {
-        **rows[0],
-        **{name: mean([row[name] for row in rows]) for name in SCORES},
+        **{name: rows[0][name] for name in _COUNTS},
+        **{name: mean([row.get(name) for row in rows]) for name in (*SCORES, "ece")},
         "confusion": sum(np.array(row["confusion"]) for row in rows).tolist(),
       }
       for rows in states

@@ -45,27 +45,25 @@ def as_csv(table: Table) -> str:
   """Returns a table as CSV, in RFC 4180's form.
 
   A cell with a number is that number. A column whose cells have a spread is followed by
-  one for it, "NAME (std)". What is unknown is empty. Text that a spreadsheet would compute
-  begins with an apostrophe.
+  one for it, "NAME (std)", and one whose cells are of different numbers of seeds by these,
+  "NAME (n)". What is unknown is empty. Text that a spreadsheet would compute begins with an
+  apostrophe.
   """
   rows = [[as_cell(cell) for cell in row] for row in table.rows]
-  spread = [
-    any(row[place].spread is not None for row in rows)
-    for place in range(len(table.columns))
-  ]
+  columns = [[row[place] for row in rows] for place in range(len(table.columns))]
+  lines: list[list[str]] = [[] for _ in (table.columns, *rows)]
+  for name, cells in zip(table.columns, columns, strict=True):
+    values = [_literal(c.text) if c.value is None else _number(c.value) for c in cells]
+    made = [(name, values)]
+    if any(cell.spread is not None for cell in cells):
+      made.append((f"{name} (std)", [_number(cell.spread) for cell in cells]))
+    if len({cell.count for cell in cells} - {None}) > 1:
+      made.append((f"{name} (n)", [_number(cell.count) for cell in cells]))
+    for head, texts in made:
+      for line, text in zip(lines, (_literal(head), *texts), strict=True):
+        line.append(text)
   file = io.StringIO()
-  writer = csv.writer(file)
-  header: list[str] = []
-  for name, has_spread in zip(table.columns, spread, strict=True):
-    header += [_literal(name), f"{name} (std)"] if has_spread else [_literal(name)]
-  writer.writerow(header)
-  for row in rows:
-    line: list[object] = []
-    for cell, has_spread in zip(row, spread, strict=True):
-      line.append(_literal(cell.text) if cell.value is None else _number(cell.value))
-      if has_spread:
-        line.append("" if cell.spread is None else _number(cell.spread))
-    writer.writerow(line)
+  csv.writer(file).writerows(lines)
   return file.getvalue()
 
 
@@ -75,8 +73,8 @@ def _literal(text: str) -> str:
   return f"'{text}" if text.startswith(_FORMULA) else text
 
 
-def _number(value: float) -> str:
-  return f"{value:.10g}"
+def _number(value: float | None) -> str:
+  return "" if value is None else f"{value:.10g}"
 
 
 def as_latex(table: Table) -> str:

@@ -1,7 +1,8 @@
 """Gives all figures one look, and writes them as PNG and SVG.
 
 A colour means one thing wherever it is drawn: a method has its own, and so have old and new
-classes. The page draws the same figures with the dark colours in a dark theme.
+classes, which differ in their lines, too. The page draws the same figures with the dark
+colours in a dark theme.
 """
 
 import io
@@ -63,6 +64,12 @@ _OTHERS = (
   ("#3f6f4f", "#93c9a4"),
 )
 
+# Lines about images or scores of old and of new classes, in every figure: e(p,n) is of old
+# classes, whose images are taken for new ones.
+SIDES = {
+  "old": {"linestyle": "--", "marker": "s"},
+  "new": {"linestyle": "-", "marker": "o"},
+}
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<")
 DASHES = ("-", "--", ":", "-.")
 WIDE = 9.6  # inches; 920 CSS pixels in the page

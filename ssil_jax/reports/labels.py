@@ -61,7 +61,7 @@ def _labels(
 
 
 class OverSeeds(NamedTuple):
-  """Runs put together where they differ in nothing but the seed."""
+  """Holds runs, put together where they differ in nothing but the seed."""
 
   groups: list[Group]
   left_out: list[Group]  # a run each: unfinished, or with a seed that its group has
@@ -69,7 +69,7 @@ class OverSeeds(NamedTuple):
 
   @property
   def caption(self) -> str:
-    """What the cells of `seed_rows` mean."""
+    """Says what the cells of `seed_rows` mean."""
     *others, most = sorted({len(group.runs) for group in self.groups})
     counts = f"{', '.join(map(str, others))} or {most}" if others else str(most)
     single = ", without a deviation where it is 1" if 1 in others else ""

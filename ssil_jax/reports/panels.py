@@ -17,7 +17,7 @@ from matplotlib.ticker import MaxNLocator
 
 from ssil_jax.reports import figures
 from ssil_jax.reports.aggregate import Group
-from ssil_jax.reports.figures import COLORS, DASHES, MARKERS, WIDE
+from ssil_jax.reports.figures import COLORS, DASHES, MARKERS, SIDES, WIDE
 from ssil_jax.reports.labels import shorten
 from ssil_jax.reports.results import SCORES
 
@@ -96,7 +96,7 @@ def curves(
   axes = _row(len(names), width, height, aside=aside)
   for ax, name in zip(axes, names, strict=True):
     for group, look in zip(groups, looks(groups, highlight), strict=True):
-      rows = [row for row in group.states if row.get(name) is not None]
+      rows = [row for row in group.states if row[name] is not None]
       seen = [row["num_seen"] for row in rows]
       ax.plot(
         seen,
@@ -251,7 +251,7 @@ def panels(
     y_label: of each row.
     height: inches of a panel where there are two a row; 0 for squares.
     same_y: whether all panels have one vertical axis.
-    legend: labels, and the name of the colour of each.
+    legend: labels, and of which classes each line is, old or new.
     above: inches between a panel and its title.
   """
   count = len(groups)
@@ -301,9 +301,7 @@ def panels(
     )
   if legend:
     lines = [
-      Line2D(
-        [], [], color=COLORS[kind], linestyle="--" if kind == "old" else "-", marker=""
-      )
+      Line2D([], [], color=COLORS[kind], **{**SIDES[kind], "marker": ""})
       for _, kind in legend
     ]
     figure.legend(

@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from ssil_jax.reports import figures, panels
 from ssil_jax.reports.aggregate import Group
 from ssil_jax.reports.blocks import Figure as Drawn
-from ssil_jax.reports.figures import COLORS, WIDE
+from ssil_jax.reports.figures import COLORS, SIDES, WIDE
 from ssil_jax.reports.labels import shorten
 from ssil_jax.reports.measures import FORGETTING, accuracy_matrix, top1_of_classes
 from ssil_jax.reports.panels import MANY, Groups, curves
@@ -126,7 +126,7 @@ class Plotter:
     if len(reached) > MANY:
       figure = panels.panels(
         reached,
-        _draw_errors,
+        draw_errors,
         "classes seen",
         "share (%)",
         height=2.6,
@@ -262,9 +262,7 @@ class Plotter:
 
   def _calibration(self) -> list[Drawn]:
     known = [
-      group
-      for group in self.groups
-      if any(row.get("ece") is not None for row in group.states)
+      group for group in self.groups if any(row["ece"] is not None for row in group.states)
     ]
     if not known:
       return []
@@ -275,7 +273,8 @@ class Plotter:
         "Calibration",
         "Expected calibration error by the number of classes seen: how far, on average, "
         "the probability of the best prediction is from the share of images for which it "
-        f"is right. Lower is better.{_BANDS if self.several else ''}",
+        f"is right. Lower is better.{_BANDS if self.several else ''}"
+        f"{self._left_out(known)}",
         self._lasts("ece"),
       )
     ]
@@ -314,7 +313,7 @@ class Plotter:
   def _lasts(self, *names: str) -> str:
     alt = "Line charts by number of classes seen."
     for name in names:
-      values = ((group.label, group.states[-1].get(name)) for group in self.groups)
+      values = ((group.label, group.states[-1][name]) for group in self.groups)
       alt += f" {panels.panel_title(name)}, last: {_listed(values)}."
     return alt
 
@@ -384,14 +383,13 @@ def _each(groups: Groups, highlight: str | None) -> Figure:
   return panels.panels(groups, draw, "classes seen", "top-1 (%)", height=2.6, same_y=True)
 
 
-def _draw_errors(ax: Axes, group: Group) -> None:
-  for name, kind, dash in (
-    ("error_old_as_new", "old", "--"),
-    ("error_new_as_old", "new", "-"),
-  ):
+def draw_errors(ax: Axes, group: Group) -> None:
+  """Draws e(p,n), which is of old classes, and e(n,p), of new ones, over the states."""
+  for name, kind in (("error_old_as_new", "old"), ("error_new_as_old", "new")):
     rows = [row for row in group.states if row[name] is not None]
     seen, values = [row["num_seen"] for row in rows], [100 * row[name] for row in rows]
-    ax.plot(seen, values, dash, color=COLORS[kind], marker="", linewidth=1.8)
+    style = {**SIDES[kind], "marker": "", "linewidth": 1.8}
+    ax.plot(seen, values, color=COLORS[kind], **style)
     if len(group.runs) > 1:
       panels.band(ax, group, name, COLORS[kind])
   panels.class_ticks(ax, limit=5)
@@ -406,8 +404,8 @@ def _draw_scores(ax: Axes, group: Group) -> None:
     for name in ("score_new", "score_old")
   )
   ax.fill_between(seen, old, new, color=COLORS["muted"], alpha=0.25, linewidth=0)
-  ax.plot(seen, new, "-o", color=COLORS["new"], markersize=3.5)
-  ax.plot(seen, old, "--s", color=COLORS["old"], markersize=3.5)
+  for kind, scores in (("new", new), ("old", old)):
+    ax.plot(seen, scores, color=COLORS[kind], markersize=3.5, **SIDES[kind])
   panels.class_ticks(ax, limit=5)
   ax.ticklabel_format(axis="y", scilimits=(-3, 4))
 

@@ -10,7 +10,15 @@ from typing import Any
 from ssil_jax.reports.aggregate import Group
 from ssil_jax.reports.blocks import Cell, Table
 from ssil_jax.reports.measures import MEASURES, TESTED, Measure
-from ssil_jax.reports.statistics import LEVEL, MIN_PAIRS, Summary, compare, holm, summarize
+from ssil_jax.reports.statistics import (
+  LEVEL,
+  MIN_PAIRS,
+  Comparison,
+  Summary,
+  compare,
+  holm,
+  summarize,
+)
 from ssil_jax.reports.tables import duration
 
 _PLACES = ("dataset", "num_classes", "num_states", "memory_size")  # what a rival shares
@@ -64,7 +72,7 @@ def _result_table(
   several = any(len(group.runs) > 1 for group in groups)
   best = any(cell.best for column in columns for cell in column)
   significant = any(cell.significant for column in columns for cell in column)
-  rivals = sum(group.is_ranked for group in groups)
+  rivals = [group for group in groups if group.is_ranked]
   texts = ["In %, but for the time."]
   if best:
     texts.append(
@@ -73,8 +81,13 @@ def _result_table(
     )
   if any(group.method.startswith("joint") for group in groups) and best:
     texts.append("Joint trains on the images of all classes: a bound, which is not ranked.")
-  if best and several and rivals > 1:
-    texts.append(_test_note(groups, any_found=significant))
+  if best and several and len(rivals) > 1:
+    texts.append(_test_note(rivals, any_found=significant))
+  if ranked and not _have_same_seeds(rivals):
+    texts.append(
+      "No best is marked where methods have different seeds: their means differ by the "
+      "seeds, too."
+    )
   caption = (
     "Mean \N{PLUS-MINUS SIGN} sample standard deviation over seeds of every method"
     if several
@@ -91,14 +104,21 @@ def _result_table(
   )
 
 
-def _test_note(groups: Sequence[Group], *, any_found: bool) -> str:
+def _seeds(group: Group) -> set[int]:
+  return {run.results["seed"] for run in group.runs}
+
+
+def _have_same_seeds(groups: Sequence[Group]) -> bool:
+  return len({frozenset(_seeds(group)) for group in groups}) <= 1
+
+
+def _test_note(ranked: Sequence[Group], *, any_found: bool) -> str:
   test = (
     "the difference to every other method is significant (paired t-test over the seeds "
     f"that both have, two-sided, adjusted for their number after Holm, p < {LEVEL})."
   )
-  ranked = [group for group in groups if group.is_ranked]
-  seeds = [{run.results["seed"] for run in group.runs} for group in ranked]
-  shared = min(len(one & other) for one, other in itertools.combinations(seeds, 2))
+  pairs = itertools.combinations(map(_seeds, ranked), 2)
+  shared = min(len(one & other) for one, other in pairs)
   if shared < MIN_PAIRS:
     return (
       f"Nothing is tested where two methods share fewer than {MIN_PAIRS} seeds (here "
@@ -108,7 +128,7 @@ def _test_note(groups: Sequence[Group], *, any_found: bool) -> str:
 
 
 def _column(groups: Sequence[Group], measure: Measure, *, ranked: bool) -> list[Cell]:
-  """Returns a cell for each group, the best one marked."""
+  """Returns a cell for each group, the best one marked if all have the same seeds."""
   values = [summarize([measure.value(run) for run in group.runs]) for group in groups]
   cells = [summary_cell(value, is_time=measure.is_time) for value in values]
   rivals = [
@@ -117,6 +137,8 @@ def _column(groups: Sequence[Group], measure: Measure, *, ranked: bool) -> list[
     if group.is_ranked and value is not None
   ]
   if not (ranked and measure.better and len(rivals) > 1):
+    return cells
+  if not _have_same_seeds([groups[place] for place in rivals]):
     return cells
   best = max(rivals, key=lambda place: measure.better * values[place].mean)
   if all(cells[place].text == cells[best].text for place in rivals):
@@ -131,9 +153,17 @@ def _column(groups: Sequence[Group], measure: Measure, *, ranked: bool) -> list[
     if place != best
   ]
   if all(test is not None and test.p is not None for test in tests):
-    significant = all(p < LEVEL for p in holm([test.p for test in tests]))
+    adjusted = holm([test.p for test in tests])
+    significant = all(
+      _is_better(test, p, measure) for test, p in zip(tests, adjusted, strict=True)
+    )
     cells[best] = cells[best]._replace(significant=significant)
   return cells
+
+
+def _is_better(test: Comparison, adjusted: float, measure: Measure) -> bool:
+  """Returns whether the first of two methods is significantly better: in that direction."""
+  return adjusted < LEVEL and measure.better * test.mean > 0
 
 
 def _by_seed(group: Group, measure: Measure) -> dict[int, float | None]:
@@ -181,7 +211,7 @@ def _tests_table(
       p = adjusted.get(number)
       if test.low is not None:
         text += f" [{test.low:+z.1f}, {test.high:+z.1f}]"
-      is_better = p is not None and p < LEVEL and measure.better * test.mean > 0
+      is_better = p is not None and _is_better(test, p, measure)
       differences.append(Cell(text, test.mean, count=test.count, significant=is_better))
       p_values.append(Cell("-") if p is None else Cell(_p_text(p), p))
     columns += [differences, p_values]
@@ -201,7 +231,8 @@ def _tests_table(
       "Mean difference over the seeds that both have, with its 95% confidence interval; p "
       f"of the paired t-test, adjusted after Holm for a column's rows ({len(others)}). "
       f"*: {ours.label} is better with p < {LEVEL}. No test with fewer than {MIN_PAIRS} "
-      "seeds; with three, only large and steady differences pass it.",
+      "seeds, or where all differences are the same; with three seeds, only large and "
+      "steady ones pass it.",
     )
   ]
 

@@ -18,7 +18,7 @@ from ssil_jax.errors import DataError, UserError
 
 
 class Score(NamedTuple):
-  """One of the scores that results.json holds of every state."""
+  """Describes one of the scores that results.json holds of every state."""
 
   name: str  # in results.json
   title: str  # of its column or line
@@ -47,7 +47,7 @@ AVERAGES = tuple(SCORES[name] for name in ("top1", "top5", "imbalance"))  # over
 
 
 class LossCurve(NamedTuple):
-  """The training loss over the optimizer steps of a run."""
+  """Holds the training loss over the optimizer steps of a run."""
 
   steps: np.ndarray  # int [N], counted over all states
   losses: np.ndarray  # float [N]
@@ -55,7 +55,7 @@ class LossCurve(NamedTuple):
 
 
 class Run(NamedTuple):
-  """What one work directory holds."""
+  """Holds what one work directory has."""
 
   folder: str  # the directory's name
   results: dict[str, Any]  # results.json, at least one state

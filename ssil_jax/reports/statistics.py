@@ -30,9 +30,9 @@ class Comparison(NamedTuple):
   """Describes the differences of two methods, one minus the other, seed by seed."""
 
   mean: float
-  low: float | None  # 95 % confidence interval of the mean; None with too few seeds
+  low: float | None  # 95 % confidence interval of the mean; None without a test
   high: float | None
-  p: float | None  # two-sided, of the paired t-test; None with too few seeds
+  p: float | None  # two-sided, of the paired t-test; None without a test
   count: int  # seeds that both have
 
 
@@ -41,7 +41,8 @@ def compare(
 ) -> Comparison | None:
   """Compares two methods by the seeds that both have; None if there is none.
 
-  Differences of fewer than MIN_PAIRS seeds are not tested.
+  Differences of fewer than MIN_PAIRS seeds are not tested, nor those that are all the same,
+  which have no deviation to measure their mean by.
 
   Args:
     ours: seed -> value; None where it is not defined.
@@ -52,10 +53,8 @@ def compare(
     return None
   differences = np.array([ours[seed] - theirs[seed] for seed in seeds])
   mean, count = float(differences.mean()), len(seeds)
-  if count < MIN_PAIRS:
+  if count < MIN_PAIRS or np.ptp(differences) < 1e-9:
     return Comparison(mean, None, None, None, count)
-  if np.ptp(differences) < 1e-9:  # no deviation to measure the mean by
-    return Comparison(mean, mean, mean, float(abs(mean) < 1e-9), count)
   from scipy import stats  # only now: it takes a second to import
 
   result = stats.ttest_1samp(differences, 0.0)

@@ -45,7 +45,7 @@ class StyleSheet:
 
   @property
   def css(self) -> str:
-    """The rules of all classes."""
+    """Returns the rules of all classes."""
     return "\n".join(f".{name}{{{text}}}" for text, name in self._classes.items())
 
 

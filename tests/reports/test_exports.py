@@ -24,14 +24,26 @@ TABLE = Table(
 )
 
 
+def read_csv(table):
+  return list(csv.reader(io.StringIO(exports.as_csv(table))))
+
+
 def test_csv_has_numbers_and_no_formulas():
-  rows = list(csv.reader(io.StringIO(exports.as_csv(TABLE))))
-  assert rows == [
-    ["method", "seeds (n)", "top-1", "top-1 (std)"],
-    ["SS-IL", "3", "41.98", "2"],
-    ["[FT] | x", "1", "7.5", ""],
-    ["'=1+1", "2", "", ""],
+  assert read_csv(TABLE) == [
+    ["method", "seeds (n)", "top-1", "top-1 (std)", "top-1 (n)"],
+    ["SS-IL", "3", "41.98", "2", "3"],
+    ["[FT] | x", "1", "7.5", "", "1"],
+    ["'=1+1", "2", "", "", ""],
   ]
+
+
+def test_csv_counts_seeds_where_they_differ():
+  cells = [Cell("1 ± 1", 1.0, 1.0, 2), Cell("2 ± 1", 2.0, 1.0, 2), "-"]
+  table = TABLE._replace(columns=("", "a"), rows=[["x", cell] for cell in cells])
+  assert read_csv(table)[0] == ["", "a", "a (std)"]
+  table = table._replace(rows=[*table.rows, ["x", Cell("3", 3.0, None, 1)]])
+  assert read_csv(table)[0] == ["", "a", "a (std)", "a (n)"]
+  assert [row[-1] for row in read_csv(table)[1:]] == ["2", "2", "", "1"]
 
 
 def test_latex_is_a_booktabs_table():

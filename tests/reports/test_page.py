@@ -307,6 +307,59 @@ def test_the_best_is_marked_and_whether_seeds_bear_it_out(tmp_path):
 
 
 @pytest.mark.usefixtures("no_figures")
+def test_means_over_different_seeds_are_not_ranked(tmp_path):
+  ft = {"method": "ft", "method_title": "FT"}
+  ours, theirs = (0.6, 0.611, 0.621), (0.5, 0.51, 0.52, 0.99, 0.98, 0.97)
+  runs = load_seed_runs(
+    tmp_path,
+    *({"seed": seed, "top1": top1, "last": 0.5} for seed, top1 in enumerate(ours)),
+    *({"seed": seed, "top1": top1, **ft} for seed, top1 in enumerate(theirs)),
+  )
+  rows, (first, second) = results_rows(runs)
+  # Where both have seeds, SS-IL is better in each; FT has the higher mean.
+  cells = [rows[name]["average top-1"] for name in ("FT", "SS-IL")]
+  assert [cell.text for cell in cells] == ["74.5 ± 25.8", "61.1 ± 1.1"]
+  for row in rows.values():
+    assert not any(c.best or c.significant for c in row.values() if isinstance(c, Cell))
+  assert "No best is marked where methods have different seeds" in first.note
+  assert "Bold" not in first.note
+  assert second.rows[0][2].text.startswith("+10.1 [")
+  assert second.rows[0][2].significant
+  # Of one seed each, but not of the same.
+  runs = load_seed_runs(tmp_path, {"seed": 0}, {"seed": 1, "top1": 0.1, **ft})
+  rows, (first,) = results_rows(runs)
+  assert not rows["SS-IL"]["average top-1"].best
+  assert "different seeds" in first.note
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_one_seed_has_neither_deviations_nor_stars(tmp_path):
+  ft = {"method": "ft", "method_title": "FT", "top1": 0.1}
+  rows, (first,) = results_rows(load_seed_runs(tmp_path, {}, ft))
+  assert rows["SS-IL"]["average top-1"] == Cell("70.0", 70.0, None, 1, best=True)
+  assert not any("\N{PLUS-MINUS SIGN}" in c.text for c in first.rows[0][1:])
+  assert "seed" not in first.note + first.caption
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_differences_that_are_all_the_same_are_not_tested(tmp_path):
+  ft = {"method": "ft", "method_title": "FT"}
+  runs = load_seed_runs(
+    tmp_path,
+    *({"seed": s, "top1": t + 0.1} for s, t in enumerate((0.3, 0.4, 0.6))),
+    *({"seed": s, "top1": t, **ft} for s, t in enumerate((0.3, 0.4, 0.6))),
+  )
+  rows, (first, second) = results_rows(runs)
+  assert rows["SS-IL"]["average top-1"].best
+  assert not rows["SS-IL"]["average top-1"].significant
+  row = dict(zip(second.columns, second.rows[0], strict=True))
+  difference = row["average top-1: difference"]
+  assert (difference.text, difference.significant) == ("+10.0", False)
+  assert row["p, average top-1"].text == "-"
+  assert "or where all differences are the same" in second.note
+
+
+@pytest.mark.usefixtures("no_figures")
 def test_only_what_is_alike_is_ranked(tmp_path):
   runs = load_seed_runs(
     tmp_path,

@@ -135,6 +135,26 @@ def test_curve_of_several_seeds_is_their_mean_in_a_band(tmp_path):
   assert not ax.collections
 
 
+def test_a_group_holds_means_and_nothing_of_a_single_seed(tmp_path):
+  runs = [load_run(measured_run(tmp_path / f"{seed}", seed=seed)) for seed in range(3)]
+  for run, ece, top1 in zip(runs, (0.1, 0.2, 0.6), (0.5, 0.6, 0.7), strict=True):
+    run.results["states"][-1] |= {"ece": ece, "top1": top1}
+  group = Group("SS-IL", runs)
+  last = group.states[-1]
+  assert (last["ece"], last["top1"]) == pytest.approx((0.3, 0.6))
+  assert (last["state"], last["num_old"], last["num_seen"]) == (2, 2, 4)
+  assert last["confusion"] == [[210, 90], [30, 270]]
+  for name in ("top1_by_state", "top1_by_class", "class_confusion", "train_seconds"):
+    assert name not in last
+  (ax,) = panels.curves([group], ["ece"]).axes
+  np.testing.assert_allclose(ax.get_lines()[0].get_xydata(), [[2, 5], [4, 30]])
+  assert corners(ax.collections[0]) == {(2, 5), (4, 10), (4, 60)}
+  # One run is no other kind of group; a seed of an earlier version has no such error.
+  assert Group("SS-IL", runs[:1]).states[-1].keys() == last.keys()
+  del runs[1].results["states"][-1]["ece"]
+  assert group.states[-1]["ece"] is None
+
+
 def corners(band):
   return {tuple(point) for path in band.get_paths() for point in path.vertices.round(6)}
 

@@ -30,8 +30,13 @@ def test_comparison_is_paired_by_seed():
 def test_few_or_equal_differences():
   assert compare({0: 1.0, 1: 2.0}, {0: 0.0, 1: 0.0}) == Comparison(1.5, None, None, None, 2)
   assert compare({0: 1.0}, {1: 1.0}) is None
-  same = dict.fromkeys(range(3), 1.0)
-  assert compare(same, same) == Comparison(0.0, 0.0, 0.0, 1.0, 3)
+  # Differences that are all the same have no deviation to test their mean by.
+  three, two = (dict.fromkeys(range(3), value) for value in (0.3, 0.2))
+  for theirs, mean in ((two, 0.1), (three, 0.0)):
+    found = compare(three, theirs)
+    assert found == Comparison(pytest.approx(mean), None, None, None, 3)
+  unequal = {0: 1.1, 1: 2.1 + 1e-12, 2: 3.1}  # but for rounding
+  assert compare(unequal, {0: 1.0, 1: 2.0, 2: 3.0}).p is None
 
 
 def test_holm():
