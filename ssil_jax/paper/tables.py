@@ -181,6 +181,7 @@ def figure6(found: Found, scale: Scale) -> Table:
     for method in protocol.FIGURE6_ABLATION
     if method != "ssil"
   }
+  counted = not found.have_same_seeds(cells.values())
   rows: list[list[str | Shown]] = []
   for title, cell in cells.items():
     ours = found.summary(cell, "top1")
@@ -188,7 +189,7 @@ def figure6(found: Found, scale: Scale) -> Table:
     rows.append(
       [
         title,
-        _ours(ours, best=False),
+        _ours(ours, best=False, counted=counted),
         _theirs(theirs, best=False),
         _difference(ours, theirs),
       ]
@@ -213,18 +214,30 @@ def _rows(
 ) -> list[list[str | Shown]]:
   """Returns three rows for each: ours, the paper's, the difference; the best is marked.
 
-  `ranked` says among what: the "rows" or the "columns" of the table.
+  `ranked` says among what: the "rows" or the "columns" of the table. Among ours of
+  different seeds none is the best.
   """
+  grid = [cells for _, cells in rows]
+  counted = not found.have_same_seeds([cell for cells in grid for cell in cells])
   ours = [[found.summary(cell, name) for cell in cells] for _, cells in rows]
   theirs = [[paper(cell) for cell in cells] for _, cells in rows]
   means = [[one and one.mean for one in line] for line in ours]
   best = _best(means, higher=higher, ranked=ranked)
+  if ranked == "rows":
+    best &= [[found.have_same_seeds(cells)] for cells in grid]
+  else:
+    best &= [found.have_same_seeds(cells) for cells in zip(*grid, strict=True)]
   best_there = _best(theirs, higher=higher, ranked=ranked)
   shown: list[list[str | Shown]] = []
   for row, (title, _) in enumerate(rows):
     pairs = list(enumerate(zip(ours[row], theirs[row], strict=True)))
     shown += [
-      [title, *(_ours(one, best=best[row, column]) for column, (one, _) in pairs)],
+      [
+        title,
+        *(
+          _ours(one, best=best[row, column], counted=counted) for column, (one, _) in pairs
+        ),
+      ],
       [
         f"{title}, paper",
         *(_theirs(one, best=best_there[row, column]) for column, (_, one) in pairs),
@@ -245,11 +258,16 @@ def _best(
   return (values == highest) & several
 
 
-def _ours(one: Summary | None, *, best: bool) -> Shown:
+def _ours(one: Summary | None, *, best: bool, counted: bool) -> Shown:
+  """Returns mean and deviation, with the number of seeds if that is to be said."""
   if one is None:
     return _DASH
-  spread = "" if one.spread is None else f" \N{PLUS-MINUS SIGN} {one.spread:.1f}"
-  return Shown(f"{one.mean:.1f}{spread}", one.mean, one.spread, one.count, best=best)
+  text = f"{one.mean:.1f}"
+  if one.spread is not None:
+    text += f" \N{PLUS-MINUS SIGN} {one.spread:.1f}"
+  if counted:
+    text += f" (n = {one.count})"
+  return Shown(text, one.mean, one.spread, one.count, best=best)
 
 
 def _theirs(value: float | None, *, best: bool) -> Shown:

@@ -46,7 +46,7 @@ def rows_of(table):
 def test_table_1_has_ours_the_papers_and_the_difference(tmp_path):
   ft, ssil = cell(IMAGENET, "ft", 10, 5_000), cell(IMAGENET, "ssil", 10, 5_000)
   runs = {
-    write(tmp_path, ft, top1=0.40): ft,
+    **{write(tmp_path, ft, seed, top1=0.40): ft for seed in (0, 1)},
     write(tmp_path, ssil, 0, top1=0.50): ssil,
     write(tmp_path, ssil, 1, top1=0.54): ssil,
   }
@@ -58,7 +58,7 @@ def test_table_1_has_ours_the_papers_and_the_difference(tmp_path):
   assert rows["SS-IL, paper"][1] == "52.6"
   assert rows["SS-IL, difference"][1] == "-0.6"
   assert [rows[name][1] for name in ("FT", "FT, paper", "FT, difference")] == [
-    "40.0",
+    "40.0 ± 0.0",
     "37.9",
     "+2.1",
   ]
@@ -73,6 +73,18 @@ def test_table_1_has_ours_the_papers_and_the_difference(tmp_path):
     "38.5",
     "47.0",
   )
+
+
+def test_table_1_says_how_many_seeds_where_they_differ_and_marks_no_best(tmp_path):
+  ft, ssil = cell(IMAGENET, "ft", 10, 5_000), cell(IMAGENET, "ssil", 10, 5_000)
+  other = cell(IMAGENET, "ft", 10, 10_000)
+  runs = {write(tmp_path, ft, 0, top1=0.40): ft, write(tmp_path, other, 0, top1=0.5): other}
+  runs |= {write(tmp_path, ssil, seed, top1=0.50): ssil for seed in (0, 1)}
+  top1, *_ = tables.table1(found.find(runs), DIGITS, IMAGENET)
+  rows = {row[0]: row for row in rows_of(top1)}
+  assert rows["FT"][1:3] == ["40.0 (n = 1)", "50.0 (n = 1)"]
+  assert rows["SS-IL"][1] == "50.0 ± 0.0 (n = 2)"
+  assert not any(c.best for row in top1.rows[::3] for c in row[1:])
 
 
 def test_table_2_marks_the_best_of_each_number_of_states():
