@@ -164,7 +164,7 @@ def guarded(command: Callable[[], int]) -> int:
 
 
 class ShardTask:
-  """One SLURM job: the command again, with its `--shard`."""
+  """Runs the command again as a SLURM job, with its `--shard`."""
 
   def __init__(self, command: Sequence[str]):
     """Takes the whole command."""

@@ -24,7 +24,7 @@ SET_BY_THE_PLAN = ("method", "seed", "workdir", "from_workdir")  # flags of run.
 
 
 class Job(NamedTuple):
-  """One run."""
+  """Holds a run's arguments, and whose states it takes."""
 
   workdir: pathlib.Path
   config: Config
@@ -35,7 +35,7 @@ class Job(NamedTuple):
 
 
 class PlannedJob(NamedTuple):
-  """A run, with what its plan says of it."""
+  """Holds a run and what its plan says of it."""
 
   job: Job
   num_epochs: int  # of all its states that it trains

@@ -153,7 +153,7 @@ def _reasons(log: str, start: int) -> list[str]:
 
 @contextlib.contextmanager
 def signals_as_interrupts() -> Iterator[None]:
-  """SIGTERM and a closed terminal raise KeyboardInterrupt, as Ctrl-C does."""
+  """Makes SIGTERM and a closed terminal raise KeyboardInterrupt, as Ctrl-C does."""
   numbers = [signal.SIGTERM, signal.SIGHUP, signal.SIGINT]
   before = {number: signal.getsignal(number) for number in numbers}
   for number in numbers:

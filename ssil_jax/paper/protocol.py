@@ -1,4 +1,4 @@
-"""The paper's runs: which cell of which table or figure needs which.
+"""Holds the paper's runs: which table or figure needs which of them.
 
 H. Ahn and T. Moon, *A Simple Class Decision Balancing for Incremental Learning*,
 arXiv:2003.13947v1, sections 4 and 6. A `Cell` is named by the paper's own numbers; a
@@ -21,7 +21,7 @@ _EPOCHS = {"ssil": 20}  # of later states, where a figure varies them
 
 
 class Cell(NamedTuple):
-  """One run of the paper, without its seed; numbers are the paper's."""
+  """Holds a run of the paper, without its seed; numbers are the paper's."""
 
   dataset: str
   method: str
@@ -54,7 +54,7 @@ def table1_columns(dataset: str) -> list[tuple[int, int]]:
 
 
 def table1() -> Iterator[Cell]:
-  """Yields the cells of table 1; iCaRL was not run on Landmark-v2-10K."""
+  """Yields the cells of table 1; the paper prints no iCaRL on Landmark-v2-10K."""
   for dataset in DATASETS:
     for num_states, memory_size in table1_columns(dataset):
       for method in COMPARED:

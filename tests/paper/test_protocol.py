@@ -9,7 +9,7 @@ from ssil_jax.paper.protocol import IMAGENET, LANDMARKS_10K, PAPER, SCALES, cell
 
 def test_every_cell_of_both_tables_is_there_once():
   cells = list(protocol.table1())
-  # 3 data sets, 5 columns, 4 methods; iCaRL was not run on Landmark-v2-10K.
+  # 3 data sets, 5 columns, 4 methods; the paper prints no iCaRL on Landmark-v2-10K.
   assert len(cells) == len(set(cells)) == 3 * 5 * 4 - 5
   assert len(set(protocol.table2())) == 3 * 4
   # What both have is one run: SS-IL with each T's own N_M.
