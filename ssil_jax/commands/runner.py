@@ -105,24 +105,25 @@ class Runner:
       if not self._stopped:
         print(f"{name} needs {job.lender.name}, and is not run", flush=True)
       return Outcome.NOT_RUN
+    log = f"{job.workdir}.log"
     try:
-      with open(f"{job.workdir}.log", "a", encoding="utf-8") as log:
-        start = log.tell()
-        with self._lock:
-          if self._stopped:
-            return Outcome.NOT_RUN
+      with self._lock:
+        if self._stopped:
+          return Outcome.NOT_RUN
+        with open(log, "a", encoding="utf-8") as file:
+          start = file.tell()
           print(f"{name} ...", flush=True)
           process = subprocess.Popen(
             [*self._command, *job.arguments],
             env={**os.environ, "PYTHONPATH": python_path()},
-            stdout=log,
+            stdout=file,
             stderr=subprocess.STDOUT,
             start_new_session=True,  # so that Ctrl-C reaches it once, from here
           )
-          self._processes.add(process)
-        code = process.wait()
-        with self._lock:
-          self._processes.remove(process)
+        self._processes.add(process)
+      code = process.wait()
+      with self._lock:
+        self._processes.remove(process)
     except OSError as error:
       print(f"{name} cannot be run: {error}", flush=True)
       return Outcome.FAILED
@@ -132,8 +133,8 @@ class Runner:
     if code in _STOPPED:
       print(f"{name} stopped", flush=True)
       return Outcome.STOPPED
-    failed = f"{name} failed with exit code {code}, see {log.name}"
-    reasons = _reasons(log.name, start)
+    failed = f"{name} failed with exit code {code}, see {log}"
+    reasons = _reasons(log, start)
     # At once: other threads print, too.
     print("\n  ".join([f"{failed}:" if reasons else failed, *reasons]), flush=True)
     return Outcome.FAILED
