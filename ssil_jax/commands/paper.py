@@ -6,11 +6,14 @@ from typing import NamedTuple
 
 from absl import flags
 
-from ssil_jax.commands import command_line, compare, execution, planning
+from ssil_jax.commands import command_line, compare, execution, planning, run
 from ssil_jax.commands.planning import Job, PlannedJob
 from ssil_jax.commands.runner import Runner
+from ssil_jax.config import Config
 from ssil_jax.errors import ConfigError, DataError
+from ssil_jax.methods import METHODS
 from ssil_jax.paper.protocol import PARTS, SCALES, Cell, Scale
+from ssil_jax.settings import fields_of, owners_of
 
 # Not the docstring, which `python -OO` leaves out.
 _USAGE = """Reproduces tables and figures of the SS-IL paper, beside the published numbers.
@@ -20,7 +23,8 @@ _USAGE = """Reproduces tables and figures of the SS-IL paper, beside the publish
   python experiments/paper.py all --scale=digits --seeds=0,1,2
 
 Parts: table1, table2, figure1 to figure7, or all.
-Runs that several parts need are done once. What follows -- goes to run.py.
+Runs that several parts need are done once. What follows -- goes to run.py: how and
+where runs are done (--num_devices=1), but no setting that the protocol has.
 Rerun the command to resume: finished runs are not repeated.
 """
 _HELP = {
@@ -35,6 +39,8 @@ _HELP = {
   **execution.HELP,
 }
 _VARIED = ("num_states", "memory_size", "batch_size_memory")
+# What a machine computes in. The page names it, and it is no part of the protocol.
+_ARITHMETIC = ("precision", "matmul_precision")
 
 
 class Request(NamedTuple):
@@ -79,9 +85,7 @@ def parse(argv: Sequence[str]) -> Request:
       f"{unknown[0]!r} is no part of the paper; choose from: {', '.join(PARTS)}; or all"
     )
   how = execution.read_flags(values)
-  planning.check_passed_on(
-    passed_on, by="the protocol", names=(*planning.SET_BY_THE_PLAN, *_VARIED)
-  )
+  _check_passed_on(passed_on, values.scale)
   seeds = planning.read_seeds(values.seeds)
   if not values.data_dir and values.scale != "digits":
     raise ConfigError(f"--data_dir is missing: {_HELP['data_dir']}")
@@ -96,6 +100,46 @@ def parse(argv: Sequence[str]) -> Request:
     compare.kinds_of(values.export),
     passed_on,
   )
+
+
+def stated_settings() -> set[str]:
+  """Returns the settings that the protocol sets or the page states, by name.
+
+  They are all that change what a run learns, and which classes it learns when.
+  """
+  shared = {
+    field.name
+    for field in fields_of(Config)
+    if field.metadata["changes"] != "nothing"
+    or field.metadata["topic"] == "Incremental states and exemplars"
+  }
+  return (shared | owners_of(METHODS).keys()) - {*_ARITHMETIC}
+
+
+def _check_passed_on(passed_on: Sequence[str], scale: str) -> None:
+  """Raises ConfigError if what follows -- would make the page say what is not so."""
+  values = run.define_settings(METHODS.values())
+  command_line.read_flags(values, ["run.py", *passed_on])
+  given = run.given_settings(values)
+  alike = SCALES[scale].other_datasets
+  own = [flags["dataset"] for flags in SCALES[scale].datasets.values()]
+  if alike and given.get("dataset") in (*own, *alike):
+    del given["dataset"]
+  elif alike and "dataset" in given:
+    raise ConfigError(
+      f"--dataset={given['dataset']} after --: --scale={scale} takes "
+      f"{' or '.join([*own, *alike])}"
+    )
+  fixed = stated_settings() | {*planning.SET_BY_THE_PLAN}
+  if names := [f"--{name}" for name in given if name in fixed]:
+    *most, last = names
+    listed, be, them = last, "is", "it"
+    if most:
+      listed, be, them = f"{', '.join(most)} and {last}", "are", "them"
+    raise ConfigError(
+      f"{listed} after -- {be} set by the protocol itself: leave {them} out, or use "
+      "sweep.py, which takes any setting"
+    )
 
 
 def plan_study(request: Request) -> Study:

@@ -147,6 +147,7 @@ class Scale(NamedTuple):
     batch_size_memory: the paper's N_M -> N_M.
     epochs: the paper's epochs of later states -> epochs.
     stands_in: what stands for the paper's data set; empty if that is itself there.
+    other_datasets: values of --dataset that hold the same images in another form.
   """
 
   title: str
@@ -158,6 +159,7 @@ class Scale(NamedTuple):
   batch_size_memory: Mapping[int, int]
   epochs: Mapping[int, int]
   stands_in: str = ""
+  other_datasets: tuple[str, ...] = ()
 
   def label(self, dataset: str) -> str:
     """Returns what is shown for one of the paper's data sets."""
@@ -224,6 +226,7 @@ SMALL = Scale(
   batch_size_memory={16: 8, 32: 16, 64: 32, 128: 64},
   epochs={10: 2, 20: 4, 25: 5, 50: 10},
   stands_in="CIFAR-100",
+  other_datasets=("image_folder",),
 )
 
 # Two digits a state stand for T = 10, five for T = 5, one for T = 20.
