@@ -41,6 +41,11 @@ HELP = {
   "dry_run": "list the runs with epochs, images and the hours of training that a measured "
   "step promises on this machine, and run nothing",
 }
+_TOLD = {
+  Outcome.FAILED: "failed ({})",
+  Outcome.NOT_RUN: "was not run, as {}",
+  Outcome.STOPPED: "was stopped before a state was done",
+}
 _OPTION = re.compile(r"(\w+)=([^,=]+)")
 
 
@@ -106,6 +111,7 @@ class Finished(NamedTuple):
 
   outcomes: list[Outcome]
   workdirs: list[pathlib.Path]  # that hold states of these very runs
+  notes: list[str]  # a line for each other run, and why there is nothing of it
 
   @property
   def all_done(self) -> bool:
@@ -124,14 +130,20 @@ def carry_out(
   finished = {one.job.workdir for one in planned if one.is_finished}
   if done := [job for job in jobs if job.workdir in finished]:
     print(f"{len(done)} of {len(jobs)} runs are finished", flush=True)
-  outcomes = runner.run(jobs, finished=finished)
-  # A work directory that was refused may hold results of other settings or sources.
-  workdirs = [
-    job.workdir
-    for job, outcome in zip(jobs, outcomes, strict=True)
-    if outcome in (Outcome.DONE, Outcome.STOPPED) and has_finished_state(job.workdir)
-  ]
-  return Finished(outcomes, workdirs)
+  for job in jobs:
+    if job.workdir not in finished and (broken := planning.broken_results(job.workdir)):
+      print(f"note: {broken}; its run is resumed and writes it anew", flush=True)
+  ended = runner.run(jobs, finished=finished)
+  workdirs, notes = [], []
+  for job, (outcome, reason) in zip(jobs, ended, strict=True):
+    # A work directory that was refused may hold results of other settings or sources.
+    can_be_read = outcome in (Outcome.DONE, Outcome.STOPPED)
+    if can_be_read and has_finished_state(job.workdir):
+      workdirs.append(job.workdir)
+    elif outcome in _TOLD:
+      told = _TOLD[outcome].format(reason)
+      notes.append(f"{job.workdir.name} {told}: what needs it is missing")
+  return Finished([outcome for outcome, _ in ended], workdirs, notes)
 
 
 def exit_code(finished: Finished) -> int:

@@ -231,7 +231,7 @@ def _reproduce(argv: Sequence[str]) -> int:
       request.parts,
       request.scale,
       {workdir: study.cells[workdir] for workdir in finished.workdirs},
-      notes=left_out,
+      notes=[*left_out, *finished.notes],
       exports=request.exports,
     )
     print("\n".join(map(command_line.printable, lines)))

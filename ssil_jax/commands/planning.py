@@ -223,6 +223,20 @@ def is_finished(job: Job, data: dict[str, str | int]) -> bool:
     return False
 
 
+def broken_results(workdir: pathlib.Path) -> str:
+  """Returns what is wrong with the results.json of a work directory; "" if nothing is."""
+  from ssil_jax.reports.results import load_run
+
+  path = workdir / "results.json"
+  if path.is_file():
+    try:
+      load_run(workdir)
+    except DataError as error:
+      if str(error).startswith(f"{path}: "):
+        return str(error).rpartition("; ")[0]  # without what to do
+  return ""
+
+
 def shards(planned: Sequence[PlannedJob], count: int) -> list[list[Job]]:
   """Divides runs into parts of about the same cost, which need nothing of each other.
 
