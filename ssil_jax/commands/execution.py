@@ -123,10 +123,11 @@ def carry_out(
   execution: Execution, planned: Sequence[PlannedJob], runner: Runner
 ) -> Finished:
   """Runs what is not finished of all runs, or of a shard of them."""
-  jobs = [one.job for one in planned]
+  mine = planned
   if execution.shard:
     number, count = execution.shard
-    jobs = planning.shards(planned, count)[number - 1]
+    mine = planning.shards(planned, count)[number - 1]
+  jobs = [one.job for one in mine]
   finished = {one.job.workdir for one in planned if one.is_finished}
   if done := [job for job in jobs if job.workdir in finished]:
     print(f"{len(done)} of {len(jobs)} runs are finished", flush=True)

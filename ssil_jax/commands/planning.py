@@ -38,10 +38,21 @@ class PlannedJob(NamedTuple):
   """Holds a run and what its plan says of it."""
 
   job: Job
-  num_epochs: int  # of all its states that it trains
-  num_images: int  # that all its steps see, repetitions counted
+  epochs: tuple[int, ...]  # of each state, whether it is trained or taken
+  images: tuple[int, ...]  # that a state's steps see, repetitions counted
+  batch: tuple[int, ...]  # images of each kind in the batches that most steps have
   image_size: int
   is_finished: bool
+
+  @property
+  def num_epochs(self) -> int:
+    """Returns the epochs of all states that it trains."""
+    return sum(self.epochs[self.job.num_lent :])
+
+  @property
+  def num_images(self) -> int:
+    """Returns the images that all its steps see, repetitions counted."""
+    return sum(self.images[self.job.num_lent :])
 
 
 def read_seeds(given: Sequence[str]) -> list[int]:
@@ -171,11 +182,12 @@ def examine(
       except UserError as error:
         mistakes |= dict.fromkeys(f"{name(job)}: {li}" for li in str(error).splitlines())
         continue
-      phases = [phase for state, phase in plan.phases() if state.index > job.num_lent]
+      phases = [state.phases for state in plan.states]
       found[job.workdir] = PlannedJob(
         job,
-        num_epochs=sum(phase.epochs for phase in phases),
-        num_images=sum(phase.num_images for phase in phases),
+        epochs=tuple(sum(phase.epochs for phase in group) for group in phases),
+        images=tuple(sum(phase.num_images for phase in group) for group in phases),
+        batch=phases[min(1, len(phases) - 1)][0].group_sizes,
         image_size=dataset.image_size,
         is_finished=is_finished(job, data),
       )
@@ -237,12 +249,21 @@ def broken_results(workdir: pathlib.Path) -> str:
   return ""
 
 
-def shards(planned: Sequence[PlannedJob], count: int) -> list[list[Job]]:
+class _Unit(NamedTuple):
+  """Holds runs that stay together: one, and those that take all of its states."""
+
+  members: list[PlannedJob]
+  family: pathlib.Path  # whose units train the same first state, once if they are together
+  first: int  # images of that state
+  rest: int  # images of all others
+
+
+def shards(planned: Sequence[PlannedJob], count: int) -> list[list[PlannedJob]]:
   """Divides runs into parts of about the same cost, which need nothing of each other.
 
-  Runs that lend to each other stay together as long as they are no more than a part's
-  share; what is cut off trains its first states itself. The parts depend on the plan
-  alone, and not on what is finished.
+  A run that takes all states of another one is in its part. Of those that share their first
+  state alone, one in each part trains it. The parts depend on the plan alone, and not on
+  what is finished.
 
   Args:
     planned: all runs.
@@ -252,34 +273,67 @@ def shards(planned: Sequence[PlannedJob], count: int) -> list[list[Job]]:
     The parts, each with lenders of its own.
   """
   place = {one.job.workdir: number for number, one in enumerate(planned)}
-  roots: dict[pathlib.Path, pathlib.Path] = {}
-  families: dict[pathlib.Path, list[PlannedJob]] = {}
+  parts: list[list[_Unit]] = [[] for _ in range(count)]
+  # The longest first, each to where it ends first; then what is better elsewhere moves.
+  for unit in sorted(_units(planned), key=lambda unit: -unit.rest):
+    min(parts, key=lambda part: _cost([*part, unit])).append(unit)
+  while better := _exchange(parts):
+    for number, part in better.items():
+      parts[number] = part
+  shared = []
+  for part in parts:
+    members = {one.job.workdir: one for unit in part for one in unit.members}
+    in_order = sorted(members, key=place.get)
+    jobs = with_lenders([_alone(members[workdir].job) for workdir in in_order])
+    shared.append([members[job.workdir]._replace(job=job) for job in jobs])
+  return shared
+
+
+def _units(planned: Sequence[PlannedJob]) -> list[_Unit]:
+  units: dict[pathlib.Path, _Unit] = {}
+  unit_of: dict[pathlib.Path, pathlib.Path] = {}
   for one in planned:  # lenders come first
-    root = roots.get(one.job.lender, one.job.workdir)
-    roots[one.job.workdir] = root
-    families.setdefault(root, []).append(one)
-  share = sum(one.num_images for one in planned) / count
-  pieces: list[tuple[int, list[PlannedJob]]] = []
-  for family in families.values():
-    cost, piece = 0, []
-    for one in family:
-      if piece and cost + one.num_images > share:
-        pieces.append((cost, piece))
-        cost, piece = 0, []
-      cost, piece = cost + one.num_images, [*piece, one]
-    pieces.append((cost, piece))
-  parts: list[list[PlannedJob]] = [[] for _ in range(count)]
-  costs = [0] * count
-  for cost, piece in sorted(pieces, key=lambda pair: -pair[0]):
-    least = costs.index(min(costs))
-    costs[least] += cost
-    parts[least] += piece
-  return [
-    with_lenders(
-      [_alone(one.job) for one in sorted(part, key=lambda one: place[one.job.workdir])]
-    )
-    for part in parts
-  ]
+    job = one.job
+    lender = unit_of.get(job.lender)
+    if lender and job.num_lent == len(one.images):
+      unit_of[job.workdir] = lender
+      units[lender].members.append(one)
+    else:
+      unit_of[job.workdir] = job.workdir
+      family = units[lender].family if lender else job.workdir
+      first, *rest = one.images
+      units[job.workdir] = _Unit([one], family, first, sum(rest))
+  return [*units.values()]
+
+
+def _cost(part: Sequence[_Unit]) -> int:
+  """Returns the images that the units of a part train on, a family's first state once."""
+  firsts = {unit.family: unit.first for unit in part}
+  return sum(firsts.values()) + sum(unit.rest for unit in part)
+
+
+def _exchange(parts: Sequence[Sequence[_Unit]]) -> dict[int, list[_Unit]]:
+  """Returns two parts anew: a unit of the longest moves, or changes places with another.
+
+  They are those whose longer one is shortest; none if the longest cannot be shortened so.
+  """
+  costs = [_cost(part) for part in parts]
+  longest = costs.index(max(costs))
+  best, found = costs[longest], {}
+  for number, part in enumerate(parts):
+    if number == longest:
+      continue
+    for unit in parts[longest]:
+      for other in (None, *part):
+        left = [one for one in parts[longest] if one is not unit]
+        right = [one for one in part if one is not other]
+        if other:
+          left.append(other)
+        right.append(unit)
+        cost = max(_cost(left), _cost(right))
+        if cost < best:
+          best, found = cost, {longest: left, number: right}
+  return found
 
 
 def _alone(job: Job) -> Job:
