@@ -1,8 +1,6 @@
 """Carries planned runs out: here, a share of them, or by jobs of a SLURM cluster."""
 
-import concurrent.futures
 import importlib.util
-import multiprocessing
 import os
 import pathlib
 import re
@@ -12,9 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from absl import flags
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from ssil_jax.commands import command_line, planning
 from ssil_jax.commands.planning import PlannedJob
@@ -25,7 +20,6 @@ from ssil_jax.commands.runner import (
   python_path,
   signals_as_interrupts,
 )
-from ssil_jax.config import Config
 from ssil_jax.errors import ConfigError, UserError
 from ssil_jax.reports.results import has_finished_state
 from ssil_jax.system import usable_cores
@@ -38,8 +32,8 @@ HELP = {
   "slurm": "n: submit the n parts as jobs of a SLURM cluster, and return (extra [slurm])",
   "slurm_options": "what submitit is told of these jobs, such as "
   "slurm_partition=gpu,timeout_min=600,gpus_per_node=1",
-  "dry_run": "list the runs with epochs, images and the hours of training that a measured "
-  "step promises on this machine, and run nothing",
+  "dry_run": "list the runs, or those of --shard, with epochs, images and the hours of "
+  "training that a measured step promises on this machine, and run nothing",
 }
 _TOLD = {
   Outcome.FAILED: "failed ({})",
@@ -274,50 +268,3 @@ def _without_slurm(argv: Sequence[str]) -> list[str]:
     else:
       own.append(text)
   return [*own, *argv[cut:]]
-
-
-def _measured(config: Config) -> float:
-  """Returns images per second, measured in a process of its own."""
-  from ssil_jax.training import speed
-
-  context = multiprocessing.get_context("spawn")
-  with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool:
-    return pool.submit(speed.measure, config).result()
-
-
-def print_plan(planned: Sequence[PlannedJob]) -> None:
-  """Prints each run with epochs, images and hours, and the totals."""
-  from ssil_jax.training import speed
-
-  rates: dict[tuple, float] = {}
-  rows, hours, images = [], 0.0, 0
-  for one in planned:
-    config = one.job.config
-    key = (config.dataset, one.image_size, config.width, speed.kind_of(config))
-    if key not in rates:
-      rates[key] = _measured(config)
-    left = 0 if one.is_finished else one.num_images
-    hours += left / rates[key] / 3600
-    images += left
-    lent = f"{one.job.num_lent} states of {one.job.lender.name}" if one.job.lender else ""
-    rows.append(
-      [
-        one.job.workdir.name,
-        str(one.num_epochs),
-        f"{one.num_images:,}",
-        f"{one.num_images / rates[key] / 3600:.2f}",
-        "finished" if one.is_finished else lent,
-      ]
-    )
-  table = Table(
-    title=f"{len(planned)} runs",
-    caption=f"To do: {images:,} images, {hours:.1f} hours of training on this machine, "
-    "by steps that were measured now; starting, reading and testing add to it.",
-    box=None,
-    padding=(0, 1, 0, 0),
-  )
-  for number, name in enumerate(("run", "epochs", "images", "hours", "")):
-    table.add_column(name, justify="right" if 0 < number < 4 else "left")
-  for row in rows:
-    table.add_row(*map(Text, row))
-  Console(highlight=False, emoji=False).print(table)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from absl import flags
 
-from ssil_jax.commands import command_line, compare, execution, planning, run
+from ssil_jax.commands import command_line, compare, costs, execution, planning, run
 from ssil_jax.commands.planning import Job, PlannedJob
 from ssil_jax.commands.runner import Runner
 from ssil_jax.config import Config
@@ -184,21 +184,35 @@ def _job(request: Request, one: Cell, seed: int) -> Job:
   return planning.make_job(request.output / "runs" / name, arguments, methods=())
 
 
-def _examine(study: Study, scale: Scale) -> tuple[list[PlannedJob], list[str]]:
-  """Returns the runs whose data set is there, and a line for each one that is not.
+def _examine(study: Study, request: Request) -> tuple[list[PlannedJob], list[str]]:
+  """Returns the runs, and a line for each data set that is not there.
+
+  With --dry_run, runs on such data are planned by its usual size; else they are left out.
 
   Raises:
     ConfigError, DataError: as `planning.examine`; or no data set is there.
   """
-  left_out: list[str] = []
+  scale, listed = request.scale, request.execution.dry_run
+  lines: list[str] = []
+
+  def size_of(job: Job) -> tuple[int, int] | None:
+    return scale.sizes.get(study.cells[job.workdir].dataset)
 
   def leave_out(job: Job, error: DataError) -> None:
-    left_out.append(f"{scale.label(study.cells[job.workdir].dataset)} is left out: {error}")
+    told = "is left out"
+    if listed:
+      size = size_of(job)
+      of_size = f"of {size[1]:,} training images" if size else "of unknown size"
+      told = f"is not there, and its runs are listed as {of_size}"
+    label = scale.label(study.cells[job.workdir].dataset)
+    lines.append(f"{label} {told}: {error}")
 
-  planned = planning.examine(study.jobs, leave_out=leave_out)
-  if left_out and not planned:
-    raise DataError("\n".join(left_out))
-  return planned, left_out
+  planned = planning.examine(
+    study.jobs, leave_out=leave_out, size_of=size_of if listed else None
+  )
+  if lines and not planned:
+    raise DataError("\n".join(lines))
+  return planned, lines
 
 
 def main(argv: Sequence[str]) -> int:
@@ -213,11 +227,11 @@ def _reproduce(argv: Sequence[str]) -> int:
   request = parse(argv)
   how, output = request.execution, request.output
   study = plan_study(request)
-  planned, left_out = _examine(study, request.scale)
+  planned, left_out = _examine(study, request)
   for line in left_out:
     print(f"note: {line}", flush=True)
   if how.dry_run:
-    execution.print_plan(planned)
+    costs.print_plan(planned, output, shard=how.shard)
     return 0
   (output / "runs").mkdir(parents=True, exist_ok=True)
   if how.num_slurm_jobs:

@@ -12,10 +12,15 @@ import pathlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from ssil_jax import config as config_lib
 from ssil_jax.commands import run
 from ssil_jax.config import Config
+from ssil_jax.data.dataset import Dataset, Split
+from ssil_jax.data.images.augment import Augmentation
 from ssil_jax.errors import ConfigError, DataError, UserError
+from ssil_jax.methods import get_method
 from ssil_jax.methods.source import source_hash
 from ssil_jax.paths import real_path, run_mistakes
 from ssil_jax.settings import fields_of
@@ -39,10 +44,11 @@ class PlannedJob(NamedTuple):
 
   job: Job
   epochs: tuple[int, ...]  # of each state, whether it is trained or taken
-  images: tuple[int, ...]  # that a state's steps see, repetitions counted
+  images: tuple[int, ...]  # that a state's steps see, repetitions counted; () if unknown
   batch: tuple[int, ...]  # images of each kind in the batches that most steps have
   image_size: int
   is_finished: bool
+  has_data: bool = True  # else images are those of the data set's usual size, or none
 
   @property
   def num_epochs(self) -> int:
@@ -148,6 +154,7 @@ def examine(
   name: Callable[[Job], str] = lambda job: job.workdir.name,
   *,
   leave_out: Callable[[Job, DataError], None] | None = None,
+  size_of: Callable[[Job], tuple[int, int] | None] | None = None,
 ) -> list[PlannedJob]:
   """Plans each on its data, before any training.
 
@@ -156,6 +163,8 @@ def examine(
     name: what tells a job in errors.
     leave_out: called with a job, and why, for each data set that cannot be opened; jobs on
       it are left out.
+    size_of: with it, they are planned all the same, by the classes and training images that
+      it returns for a job's data set, or without images where it returns None.
 
   Raises:
     ConfigError: of what the data and a method rule out, a line each.
@@ -163,37 +172,78 @@ def examine(
   """
   from ssil_jax.data import fingerprint
   from ssil_jax.data.opening import open_dataset
-  from ssil_jax.training.plan import make_plan
 
   found: dict[pathlib.Path, PlannedJob] = {}
   mistakes: dict[str, None] = {}
   for group in _by_data(jobs):
     try:
       dataset = open_dataset(group[0].config)
+      data = fingerprint.parts(dataset)
     except DataError as error:
       if leave_out is None:
         raise
       leave_out(group[0], error)
-      continue
-    data = fingerprint.parts(dataset)
+      if size_of is None:
+        continue
+      size, data = size_of(group[0]), None
+      dataset = size and _empty_dataset(*size, group[0].config)
     for job in group:
       try:
-        plan = make_plan(job.config, dataset)
+        found[job.workdir] = _planned(job, dataset, data)
       except UserError as error:
         mistakes |= dict.fromkeys(f"{name(job)}: {li}" for li in str(error).splitlines())
-        continue
-      phases = [state.phases for state in plan.states]
-      found[job.workdir] = PlannedJob(
-        job,
-        epochs=tuple(sum(phase.epochs for phase in group) for group in phases),
-        images=tuple(sum(phase.num_images for phase in group) for group in phases),
-        batch=phases[min(1, len(phases) - 1)][0].group_sizes,
-        image_size=dataset.image_size,
-        is_finished=is_finished(job, data),
-      )
   if mistakes:
     raise ConfigError("\n".join(mistakes))
   return [found[job.workdir] for job in jobs if job.workdir in found]
+
+
+def _planned(
+  job: Job, dataset: Dataset | None, data: dict[str, str | int] | None
+) -> PlannedJob:
+  """Plans a job on a data set, or on none; `data` tells whether it is that itself."""
+  from ssil_jax.training.plan import make_plan
+
+  config, batch, images = job.config, (), ()
+  if dataset:
+    phases = [state.phases for state in make_plan(config, dataset).states]
+    batch = phases[min(1, len(phases) - 1)][0].group_sizes
+    images = tuple(sum(phase.num_images for phase in group) for group in phases)
+  else:
+    of_state = get_method(config.method).phases
+    phases = [of_state(config, t) for t in range(1, config.num_states + 1)]
+  return PlannedJob(
+    job,
+    epochs=tuple(sum(phase.epochs for phase in group) for group in phases),
+    images=images,
+    batch=batch,
+    image_size=dataset.image_size if dataset else 0,
+    is_finished=data is not None and is_finished(job, data),
+    has_data=data is not None,
+  )
+
+
+def _empty_dataset(num_classes: int, num_images: int, config: Config) -> Dataset:
+  """Returns a data set without a pixel, of classes of the same size."""
+  num_chosen = config.num_classes or num_classes
+
+  def split(count: int) -> Split:
+    labels = np.arange(count, dtype=np.int32) % num_classes
+    labels = labels[labels < num_chosen]
+    return Split(np.empty((len(labels), 0, 0, 3), np.uint8), labels)
+
+  return Dataset(
+    class_names=tuple(map(str, range(num_chosen))),
+    train=split(num_images),
+    test=split(num_classes),
+    image_size=config.image_size,
+    flip=False,
+    augmentation=Augmentation(max_shift=0, flip=False),
+    random_resized_crop=False,
+    normalization=None,
+    ignored_files=0,
+    skipped_records={},
+    notes=(),
+  )
 
 
 def _by_data(jobs: Sequence[Job]) -> list[list[Job]]:
@@ -295,13 +345,13 @@ def _units(planned: Sequence[PlannedJob]) -> list[_Unit]:
   for one in planned:  # lenders come first
     job = one.job
     lender = unit_of.get(job.lender)
-    if lender and job.num_lent == len(one.images):
+    if lender and job.num_lent == len(one.epochs):
       unit_of[job.workdir] = lender
       units[lender].members.append(one)
     else:
       unit_of[job.workdir] = job.workdir
       family = units[lender].family if lender else job.workdir
-      first, *rest = one.images
+      first, *rest = one.images or (0,)
       units[job.workdir] = _Unit([one], family, first, sum(rest))
   return [*units.values()]
 

@@ -147,6 +147,8 @@ class Scale(NamedTuple):
     batch_size_memory: the paper's N_M -> N_M.
     epochs: the paper's epochs of later states -> epochs.
     stands_in: what stands for the paper's data set; empty if that is itself there.
+    sizes: the paper's data set -> classes and training images of what stands for it, where
+      these are known without it.
     other_datasets: values of --dataset that hold the same images in another form.
   """
 
@@ -159,6 +161,7 @@ class Scale(NamedTuple):
   batch_size_memory: Mapping[int, int]
   epochs: Mapping[int, int]
   stands_in: str = ""
+  sizes: Mapping[str, tuple[int, int]] = {}
   other_datasets: tuple[str, ...] = ()
 
   def label(self, dataset: str) -> str:
@@ -201,6 +204,7 @@ PAPER = Scale(
   memory_size={name: _same(*sizes) for name, sizes in MEMORY_SIZES.items()},
   batch_size_memory=_same(*TABLE2_REPLAYED),
   epochs=_same(*FIGURE6_EPOCHS),
+  sizes={IMAGENET: (1_000, 1_281_167)},
 )
 
 # 5, 10 and 20 exemplars of each class and replay ratios of 8, 4 and 2, as on ImageNet-1K;
@@ -226,6 +230,7 @@ SMALL = Scale(
   batch_size_memory={16: 8, 32: 16, 64: 32, 128: 64},
   epochs={10: 2, 20: 4, 25: 5, 50: 10},
   stands_in="CIFAR-100",
+  sizes={IMAGENET: (100, 50_000)},
   other_datasets=("image_folder",),
 )
 

@@ -10,19 +10,12 @@ import numpy as np
 
 from ssil_jax import memory
 from ssil_jax.config import Config
-from ssil_jax.methods import get_method
 from ssil_jax.training import devices, loop
 from ssil_jax.training.evaluate import phase_context, prefetched
 from ssil_jax.training.plan import make_plan
 from ssil_jax.training.session import make_session
 
 _STEPS, _SECONDS = 20, 10.0  # whichever ends first
-
-
-def kind_of(config: Config) -> tuple:
-  """Returns what the speed of a run depends on, beside data and network: a key."""
-  method = get_method(config.method)
-  return method.has_teacher, config.batch_size_new, config.batch_size_memory
 
 
 def measure(config: Config) -> float:
