@@ -9,7 +9,7 @@ from absl import flags
 from ssil_jax.commands import command_line, compare, costs, execution, planning, run
 from ssil_jax.commands.planning import Job, PlannedJob
 from ssil_jax.commands.runner import Runner
-from ssil_jax.config import Config
+from ssil_jax.config import DEFAULTS, Config
 from ssil_jax.errors import ConfigError, DataError
 from ssil_jax.methods import METHODS
 from ssil_jax.paper.protocol import PARTS, SCALES, Cell, Scale
@@ -23,8 +23,8 @@ _USAGE = """Reproduces tables and figures of the SS-IL paper, beside the publish
   python experiments/paper.py all --scale=digits --seeds=0,1,2
 
 Parts: table1, table2, figure1 to figure7, or all.
-Runs that several parts need are done once. What follows -- goes to run.py: how and
-where runs are done (--num_devices=1), but no setting that the protocol has.
+Runs that several parts need are done once. What follows -- goes to run.py: how
+and where runs are done (--num_devices=1), but no setting of the protocol.
 Rerun the command to resume: finished runs are not repeated.
 """
 _HELP = {
@@ -39,7 +39,7 @@ _HELP = {
   **execution.HELP,
 }
 _VARIED = ("num_states", "memory_size", "batch_size_memory")
-# What a machine computes in. The page names it, and it is no part of the protocol.
+# What a machine computes in: no part of the protocol, and the page says where it differs.
 _ARITHMETIC = ("precision", "matmul_precision")
 
 
@@ -184,6 +184,16 @@ def _job(request: Request, one: Cell, seed: int) -> Job:
   return planning.make_job(request.output / "runs" / name, arguments, methods=())
 
 
+def _other_arithmetic(jobs: Sequence[Job]) -> list[str]:
+  """Returns a line for each way in which runs compute otherwise than the paper's."""
+  return [
+    f"all runs have --{name}={getattr(job.config, name)} instead of {DEFAULTS[name]}"
+    for job in jobs[:1]
+    for name in _ARITHMETIC
+    if getattr(job.config, name) != DEFAULTS[name]
+  ]
+
+
 def _examine(study: Study, request: Request) -> tuple[list[PlannedJob], list[str]]:
   """Returns the runs, and a line for each data set that is not there.
 
@@ -228,7 +238,8 @@ def _reproduce(argv: Sequence[str]) -> int:
   how, output = request.execution, request.output
   study = plan_study(request)
   planned, left_out = _examine(study, request)
-  for line in left_out:
+  notes = [*left_out, *_other_arithmetic(study.jobs)]
+  for line in notes:
     print(f"note: {line}", flush=True)
   if how.dry_run:
     costs.print_plan(planned, output, shard=how.shard)
@@ -245,7 +256,7 @@ def _reproduce(argv: Sequence[str]) -> int:
       request.parts,
       request.scale,
       {workdir: study.cells[workdir] for workdir in finished.workdirs},
-      notes=[*left_out, *finished.notes],
+      notes=[*notes, *finished.notes],
       exports=request.exports,
     )
     print("\n".join(map(command_line.printable, lines)))

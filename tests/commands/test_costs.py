@@ -110,7 +110,7 @@ def test_a_sweep_lists_its_shard_too(measured, capsys):
 
 def test_a_study_is_listed_before_its_data_are_prepared(measured, capsys):
   command = ["paper.py", "figure4", "--data_dir=.", "--output=o", "--dry_run"]
-  assert paper.main(command) == 0
+  assert paper.main([*command, "--", "--precision=bfloat16"]) == 0
   out = capsys.readouterr().out
   listed = rows(out)
   assert len(listed) == 4 + 4 + 3
@@ -126,4 +126,5 @@ def test_a_study_is_listed_before_its_data_are_prepared(measured, capsys):
   # How many images the 1,000 largest landmarks have is not known here.
   assert listed["landmarks_v2-1k-ft-T10-M10000-N32-0"].split()[1:3] == ["-", "-"]
   assert "note: ImageNet-1K is not there" in out
+  assert "note: all runs have --precision=bfloat16 instead of float32" in out
   assert not measured
