@@ -345,7 +345,7 @@ _FLAGS = {
   ),
   "half a pair of quotes in a flag file": text("a.cfg", '--workdir="o/two\n'),
   "a flag file that includes itself": text("a.cfg", "--seed=1\n--flagfile=a.cfg\n"),
-  "a line of a flag file that is no flag": text("a.cfg", "# mine\nseed: 1\n"),
+  "a line of a flag file that is not a flag": text("a.cfg", "# mine\nseed: 1\n"),
   "a control character in a flag file": text("a.cfg", "--workdir=a\x1b[31mb\n"),
 }
 _DATA = {
@@ -359,7 +359,7 @@ _DATA = {
   "a plain folder, a class of one image": plain(lambda root: keep_one(root / "cat")),
   "a plain folder, unverified": plain(lambda root: None),
   "no file of classes": plain(lambda root: None),
-  "a class that there is not": both(
+  "a class that does not exist": both(
     plain(lambda root: None), text("names.txt", "dog\nkat")
   ),
   "a pipe for a file of classes": both(
@@ -386,7 +386,7 @@ _DATA = {
   "old classes with one image each, for BiC": keeping_one("cat", "dog"),
 }
 _ARCHIVES = {
-  "an archive that is no tar": both(
+  "an archive that is not a tar file": both(
     archives.imagenet, text("ILSVRC2012_img_train.tar", "not a tar")
   ),
   "a tar cut off": both(
@@ -394,7 +394,7 @@ _ARCHIVES = {
   ),
   "fewer classes than the official archive": archives.imagenet,
   "a link in an archive": both(archives.imagenet, linked),
-  "an archive that is no .gz": cifar("no gz"),
+  "an archive that is not a .gz file": cifar("no gz"),
   "an empty archive": cifar(""),
   "an archive with a file missing": lambda folder: archives.cifar(folder, train=None),
   "a table without its columns": text("train.csv", "a,b\n1,2\n"),
@@ -414,7 +414,7 @@ _WORKDIR = {
   "a config.json nested too deep": broken("config.json", "[" * 100_000),
   "a link to itself": link("link"),
   "a damaged line of metrics.jsonl": broken("metrics.jsonl", "{\n"),
-  "a line of metrics.jsonl whose step is no number": broken(
+  "a line of metrics.jsonl whose step is not a number": broken(
     "metrics.jsonl", '{"step": "x"}\n'
   ),
   "no checkpoint that can be read": run_with(lambda w: damaged(w / "checkpoints")),
@@ -431,14 +431,14 @@ _MINE = {
   ),
   "a module that ends the process": text("mine.py", "import sys\nsys.exit(0)"),
   "no such name in it": mine(),
-  "a name that is no method": mine(),
+  "a name that is not a method": mine(),
   "a setting with the name of a shared one": mine(
     f"{DATACLASS}  epochs: int = setting(2, 'mine')"
   ),
   "a setting with the name of another method's, of another type": mine(
     f"{DATACLASS}  lucir_lambda: int = setting(2, 'mine')"
   ),
-  "settings that are no dataclass": mine("class Settings:\n  gamma = 2.0"),
+  "settings that are not a dataclass": mine("class Settings:\n  gamma = 2.0"),
   "a setting that is not declared": mine(f"{DATACLASS}  gamma: float = 2.0"),
   "a setting whose type is a text": mine(before="from __future__ import annotations"),
   "a setting whose default is of another type": mine(
@@ -461,7 +461,9 @@ _COMPARE = {
   "results nested too deep": text("run/results.json", "[" * 100_000),
   "results without an accuracy": replaced("results.json", '"top1"', '"top"'),
   "an accuracy of 4900 %": replaced("results.json", '"top1": 0.', '"top1": 49.'),
-  "a number that JSON has not": replaced("results.json", '"top5": 1.0', '"top5": NaN'),
+  "a number that JSON does not have": replaced(
+    "results.json", '"top5": 1.0', '"top5": NaN'
+  ),
   "states in another order": replaced("results.json", '"state": 1,', '"state": 2,'),
   "a damaged line of metrics.jsonl": replaced("metrics.jsonl", '"step": 4', '"step" 4'),
   "a damaged schedule.json": replaced("schedule.json", "[", ""),
@@ -475,7 +477,7 @@ _COMPARE = {
 }
 _REUSE = {
   "the run itself": FINISHED,
-  "a run that was trained otherwise": FINISHED,
+  "a run that was trained differently": FINISHED,
   "a run on other data": run_with(on_other_data),
   "a run on photos that were replaced since": photos_replaced,
   "a run by an earlier version": replaced("config.json", '"data": ', '"images": '),
@@ -492,7 +494,7 @@ _REUSE = {
   "a link to itself": link("link"),
 }
 _SERVE: dict[str, Arrange] = {
-  "a folder that is no work directory": text("other/notes", "mine"),
+  "a folder that is not a work directory": text("other/notes", "mine"),
   "a damaged card": replaced("model.json", "{", "["),
   "a model of the future": replaced("model.json", '"format": 1', '"format": 99'),
   "a port that is in use": run_with(lambda workdir: None),
@@ -503,12 +505,12 @@ _SERVE: dict[str, Arrange] = {
   ),
 }
 _MODELS = {
-  "a folder that is no run": lambda folder: folder_of(folder / "images"),
+  "a folder that is not a run": lambda folder: folder_of(folder / "images"),
   "a run without a model": run_with(lambda workdir: (workdir / "model.json").unlink()),
-  "a state that there is not": both(FINISHED, text("a.png", encode(noise(8, 8), "PNG"))),
+  "a state that does not exist": both(FINISHED, text("a.png", encode(noise(8, 8), "PNG"))),
   "no such photo": FINISHED,
   "a folder without photos": both(FINISHED, text("images/notes.txt", "none")),
-  "photos that are none": both(
+  "files that are not photos": both(
     both(FINISHED, text("images/a.png", "none")),
     both(text("images/b.jpg", ""), text("images/c.jpg", encode(noise(8, 8))[:-40])),
   ),
@@ -582,7 +584,7 @@ def _plain_with_one(images: pathlib.Path) -> None:
 _NEW = _photos_of("ape", "bat", "cat", "dog")
 _LEARNING = {
   "no such folder of photos": FINISHED,
-  "a folder that is no run": lambda folder: folder_of(folder / "images"),
+  "a folder that is not a run": lambda folder: folder_of(folder / "images"),
   "a run that is not complete": both(
     replaced("model.json", '"planned_states": 2', '"planned_states": 3'),
     lambda folder: folder_of(folder / "images"),
@@ -590,13 +592,13 @@ _LEARNING = {
   "a class that is known": _photos_of("8", "ape"),
   "known classes alone": _photos_of("8", "2"),
   "a class of one photo": _photos_of("ape", "cat", change=_plain_with_one),
-  "a photo that is none": _photos_of(
+  "a file that is not a photo": _photos_of(
     "ape", "cat", change=lambda images: (images / "train/ape/0.png").write_text("none")
   ),
   "another network": _NEW,
   "a share to validate on": _NEW,
   "a memory that is too small": _NEW,
-  "a rate that is none": _NEW,
+  "a negative learning rate": _NEW,
   "one that another command uses": both(
     _NEW, text("run/lock", "process 123 on elsewhere\n")
   ),
@@ -619,7 +621,7 @@ def other_network(folder):
 _WEIGHTS: dict[str, Arrange] = {
   "a checkpoint of torch.save": text("w.pth", b"PK\3\4"),
   "weights of another network": other_network,
-  "a folder that is no run": images(lambda root: None),
+  "a folder that is not a run": images(lambda root: None),
   "the run itself": run_with(lambda workdir: None),
   "a wider network of another run": run_with(lambda workdir: None),
   "a damaged model": run_with(lambda workdir: shutil.rmtree(workdir / "networks" / "2")),

@@ -1,8 +1,6 @@
 """Carries planned runs out: here, a share of them, or by jobs of a SLURM cluster."""
 
-import concurrent.futures
 import importlib.util
-import multiprocessing
 import os
 import pathlib
 import re
@@ -12,9 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from absl import flags
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from ssil_jax.commands import command_line, planning
 from ssil_jax.commands.planning import PlannedJob
@@ -25,7 +20,6 @@ from ssil_jax.commands.runner import (
   python_path,
   signals_as_interrupts,
 )
-from ssil_jax.config import Config
 from ssil_jax.errors import ConfigError, UserError
 from ssil_jax.reports.results import has_finished_state
 from ssil_jax.system import usable_cores
@@ -38,8 +32,13 @@ HELP = {
   "slurm": "n: submit the n parts as jobs of a SLURM cluster, and return (extra [slurm])",
   "slurm_options": "what submitit is told of these jobs, such as "
   "slurm_partition=gpu,timeout_min=600,gpus_per_node=1",
-  "dry_run": "list the runs with epochs, images and the hours of training that a measured "
-  "step promises on this machine, and run nothing",
+  "dry_run": "list the runs, or those of --shard, with epochs, images and the hours of "
+  "training that a measured step promises on this machine, and run nothing",
+}
+_TOLD = {
+  Outcome.FAILED: "failed ({})",
+  Outcome.NOT_RUN: "was not run, as {}",
+  Outcome.STOPPED: "was stopped before a state was done",
 }
 _OPTION = re.compile(r"(\w+)=([^,=]+)")
 
@@ -106,6 +105,7 @@ class Finished(NamedTuple):
 
   outcomes: list[Outcome]
   workdirs: list[pathlib.Path]  # that hold states of these very runs
+  notes: list[str]  # a line for each other run, and why there is nothing of it
 
   @property
   def all_done(self) -> bool:
@@ -117,21 +117,28 @@ def carry_out(
   execution: Execution, planned: Sequence[PlannedJob], runner: Runner
 ) -> Finished:
   """Runs what is not finished of all runs, or of a shard of them."""
-  jobs = [one.job for one in planned]
+  mine = planned
   if execution.shard:
     number, count = execution.shard
-    jobs = planning.shards(planned, count)[number - 1]
+    mine = planning.shards(planned, count)[number - 1]
+  jobs = [one.job for one in mine]
   finished = {one.job.workdir for one in planned if one.is_finished}
   if done := [job for job in jobs if job.workdir in finished]:
     print(f"{len(done)} of {len(jobs)} runs are finished", flush=True)
-  outcomes = runner.run(jobs, finished=finished)
-  # A work directory that was refused may hold results of other settings or sources.
-  workdirs = [
-    job.workdir
-    for job, outcome in zip(jobs, outcomes, strict=True)
-    if outcome in (Outcome.DONE, Outcome.STOPPED) and has_finished_state(job.workdir)
-  ]
-  return Finished(outcomes, workdirs)
+  for job in jobs:
+    if job.workdir not in finished and (broken := planning.broken_results(job.workdir)):
+      print(f"note: {broken}; its run is resumed and writes it anew", flush=True)
+  ended = runner.run(jobs, finished=finished)
+  workdirs, notes = [], []
+  for job, (outcome, reason) in zip(jobs, ended, strict=True):
+    # A work directory that was refused may hold results of other settings or sources.
+    can_be_read = outcome in (Outcome.DONE, Outcome.STOPPED)
+    if can_be_read and has_finished_state(job.workdir):
+      workdirs.append(job.workdir)
+    elif outcome in _TOLD:
+      told = _TOLD[outcome].format(reason)
+      notes.append(f"{job.workdir.name} {told}: what needs it is missing")
+  return Finished([outcome for outcome, _ in ended], workdirs, notes)
 
 
 def exit_code(finished: Finished) -> int:
@@ -164,7 +171,7 @@ def guarded(command: Callable[[], int]) -> int:
 
 
 class ShardTask:
-  """One SLURM job: the command again, with its `--shard`."""
+  """Runs the command again as a SLURM job, with its `--shard`."""
 
   def __init__(self, command: Sequence[str]):
     """Takes the whole command."""
@@ -261,50 +268,3 @@ def _without_slurm(argv: Sequence[str]) -> list[str]:
     else:
       own.append(text)
   return [*own, *argv[cut:]]
-
-
-def _measured(config: Config) -> float:
-  """Returns images per second, measured in a process of its own."""
-  from ssil_jax.training import speed
-
-  context = multiprocessing.get_context("spawn")
-  with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool:
-    return pool.submit(speed.measure, config).result()
-
-
-def print_plan(planned: Sequence[PlannedJob]) -> None:
-  """Prints each run with epochs, images and hours, and the totals."""
-  from ssil_jax.training import speed
-
-  rates: dict[tuple, float] = {}
-  rows, hours, images = [], 0.0, 0
-  for one in planned:
-    config = one.job.config
-    key = (config.dataset, one.image_size, config.width, speed.kind_of(config))
-    if key not in rates:
-      rates[key] = _measured(config)
-    left = 0 if one.is_finished else one.num_images
-    hours += left / rates[key] / 3600
-    images += left
-    lent = f"{one.job.num_lent} states of {one.job.lender.name}" if one.job.lender else ""
-    rows.append(
-      [
-        one.job.workdir.name,
-        str(one.num_epochs),
-        f"{one.num_images:,}",
-        f"{one.num_images / rates[key] / 3600:.2f}",
-        "finished" if one.is_finished else lent,
-      ]
-    )
-  table = Table(
-    title=f"{len(planned)} runs",
-    caption=f"To do: {images:,} images, {hours:.1f} hours of training on this machine, "
-    "by steps that were measured now; starting, reading and testing add to it.",
-    box=None,
-    padding=(0, 1, 0, 0),
-  )
-  for number, name in enumerate(("run", "epochs", "images", "hours", "")):
-    table.add_column(name, justify="right" if 0 < number < 4 else "left")
-  for row in rows:
-    table.add_row(*map(Text, row))
-  Console(highlight=False, emoji=False).print(table)

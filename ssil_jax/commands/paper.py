@@ -6,11 +6,14 @@ from typing import NamedTuple
 
 from absl import flags
 
-from ssil_jax.commands import command_line, compare, execution, planning
+from ssil_jax.commands import command_line, compare, costs, execution, planning, run
 from ssil_jax.commands.planning import Job, PlannedJob
 from ssil_jax.commands.runner import Runner
+from ssil_jax.config import DEFAULTS, Config
 from ssil_jax.errors import ConfigError, DataError
+from ssil_jax.methods import METHODS
 from ssil_jax.paper.protocol import PARTS, SCALES, Cell, Scale
+from ssil_jax.settings import fields_of, owners_of
 
 # Not the docstring, which `python -OO` leaves out.
 _USAGE = """Reproduces tables and figures of the SS-IL paper, beside the published numbers.
@@ -20,7 +23,8 @@ _USAGE = """Reproduces tables and figures of the SS-IL paper, beside the publish
   python experiments/paper.py all --scale=digits --seeds=0,1,2
 
 Parts: table1, table2, figure1 to figure7, or all.
-Runs that several parts need are done once. What follows -- goes to run.py.
+Runs that several parts need are done once. What follows -- goes to run.py: how
+and where runs are done (--num_devices=1), but no setting of the protocol.
 Rerun the command to resume: finished runs are not repeated.
 """
 _HELP = {
@@ -35,6 +39,8 @@ _HELP = {
   **execution.HELP,
 }
 _VARIED = ("num_states", "memory_size", "batch_size_memory")
+# What a machine computes in: no part of the protocol, and the page says where it differs.
+_ARITHMETIC = ("precision", "matmul_precision")
 
 
 class Request(NamedTuple):
@@ -79,9 +85,7 @@ def parse(argv: Sequence[str]) -> Request:
       f"{unknown[0]!r} is no part of the paper; choose from: {', '.join(PARTS)}; or all"
     )
   how = execution.read_flags(values)
-  planning.check_passed_on(
-    passed_on, by="the protocol", names=(*planning.SET_BY_THE_PLAN, *_VARIED)
-  )
+  _check_passed_on(passed_on, values.scale)
   seeds = planning.read_seeds(values.seeds)
   if not values.data_dir and values.scale != "digits":
     raise ConfigError(f"--data_dir is missing: {_HELP['data_dir']}")
@@ -96,6 +100,46 @@ def parse(argv: Sequence[str]) -> Request:
     compare.kinds_of(values.export),
     passed_on,
   )
+
+
+def stated_settings() -> set[str]:
+  """Returns the settings that the protocol sets or the page states, by name.
+
+  They are all that change what a run learns, and which classes it learns when.
+  """
+  shared = {
+    field.name
+    for field in fields_of(Config)
+    if field.metadata["changes"] != "nothing"
+    or field.metadata["topic"] == "Incremental states and exemplars"
+  }
+  return (shared | owners_of(METHODS).keys()) - {*_ARITHMETIC}
+
+
+def _check_passed_on(passed_on: Sequence[str], scale: str) -> None:
+  """Raises ConfigError if what follows -- would make the page say what is not so."""
+  values = run.define_settings(METHODS.values())
+  command_line.read_flags(values, ["run.py", *passed_on])
+  given = run.given_settings(values)
+  alike = SCALES[scale].other_datasets
+  own = [flags["dataset"] for flags in SCALES[scale].datasets.values()]
+  if alike and given.get("dataset") in (*own, *alike):
+    del given["dataset"]
+  elif alike and "dataset" in given:
+    raise ConfigError(
+      f"--dataset={given['dataset']} after --: --scale={scale} takes "
+      f"{' or '.join([*own, *alike])}"
+    )
+  fixed = stated_settings() | {*planning.SET_BY_THE_PLAN}
+  if names := [f"--{name}" for name in given if name in fixed]:
+    *most, last = names
+    listed, be, them = last, "is", "it"
+    if most:
+      listed, be, them = f"{', '.join(most)} and {last}", "are", "them"
+    raise ConfigError(
+      f"{listed} after -- {be} set by the protocol itself: leave {them} out, or use "
+      "sweep.py, which takes any setting"
+    )
 
 
 def plan_study(request: Request) -> Study:
@@ -140,21 +184,45 @@ def _job(request: Request, one: Cell, seed: int) -> Job:
   return planning.make_job(request.output / "runs" / name, arguments, methods=())
 
 
-def _examine(study: Study, scale: Scale) -> tuple[list[PlannedJob], list[str]]:
-  """Returns the runs whose data set is there, and a line for each one that is not.
+def _other_arithmetic(jobs: Sequence[Job]) -> list[str]:
+  """Returns a line for each way in which runs compute otherwise than the paper's."""
+  return [
+    f"all runs have --{name}={getattr(job.config, name)} instead of {DEFAULTS[name]}"
+    for job in jobs[:1]
+    for name in _ARITHMETIC
+    if getattr(job.config, name) != DEFAULTS[name]
+  ]
+
+
+def _examine(study: Study, request: Request) -> tuple[list[PlannedJob], list[str]]:
+  """Returns the runs, and a line for each data set that is not there.
+
+  With --dry_run, runs on such data are planned by its usual size; else they are left out.
 
   Raises:
     ConfigError, DataError: as `planning.examine`; or no data set is there.
   """
-  left_out: list[str] = []
+  scale, listed = request.scale, request.execution.dry_run
+  lines: list[str] = []
+
+  def size_of(job: Job) -> tuple[int, int] | None:
+    return scale.sizes.get(study.cells[job.workdir].dataset)
 
   def leave_out(job: Job, error: DataError) -> None:
-    left_out.append(f"{scale.label(study.cells[job.workdir].dataset)} is left out: {error}")
+    told = "is left out"
+    if listed:
+      size = size_of(job)
+      of_size = f"of {size[1]:,} training images" if size else "of unknown size"
+      told = f"is not there, and its runs are listed as {of_size}"
+    label = scale.label(study.cells[job.workdir].dataset)
+    lines.append(f"{label} {told}: {error}")
 
-  planned = planning.examine(study.jobs, leave_out=leave_out)
-  if left_out and not planned:
-    raise DataError("\n".join(left_out))
-  return planned, left_out
+  planned = planning.examine(
+    study.jobs, leave_out=leave_out, size_of=size_of if listed else None
+  )
+  if lines and not planned:
+    raise DataError("\n".join(lines))
+  return planned, lines
 
 
 def main(argv: Sequence[str]) -> int:
@@ -169,11 +237,12 @@ def _reproduce(argv: Sequence[str]) -> int:
   request = parse(argv)
   how, output = request.execution, request.output
   study = plan_study(request)
-  planned, left_out = _examine(study, request.scale)
-  for line in left_out:
+  planned, left_out = _examine(study, request)
+  notes = [*left_out, *_other_arithmetic(study.jobs)]
+  for line in notes:
     print(f"note: {line}", flush=True)
   if how.dry_run:
-    execution.print_plan(planned)
+    costs.print_plan(planned, output, shard=how.shard)
     return 0
   (output / "runs").mkdir(parents=True, exist_ok=True)
   if how.num_slurm_jobs:
@@ -187,7 +256,7 @@ def _reproduce(argv: Sequence[str]) -> int:
       request.parts,
       request.scale,
       {workdir: study.cells[workdir] for workdir in finished.workdirs},
-      notes=left_out,
+      notes=[*notes, *finished.notes],
       exports=request.exports,
     )
     print("\n".join(map(command_line.printable, lines)))

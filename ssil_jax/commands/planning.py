@@ -12,10 +12,15 @@ import pathlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from ssil_jax import config as config_lib
 from ssil_jax.commands import run
 from ssil_jax.config import Config
+from ssil_jax.data.dataset import Dataset, Split
+from ssil_jax.data.images.augment import Augmentation
 from ssil_jax.errors import ConfigError, DataError, UserError
+from ssil_jax.methods import get_method
 from ssil_jax.methods.source import source_hash
 from ssil_jax.paths import real_path, run_mistakes
 from ssil_jax.settings import fields_of
@@ -24,7 +29,7 @@ SET_BY_THE_PLAN = ("method", "seed", "workdir", "from_workdir")  # flags of run.
 
 
 class Job(NamedTuple):
-  """One run."""
+  """Holds a run's arguments, and whose states it takes."""
 
   workdir: pathlib.Path
   config: Config
@@ -35,13 +40,25 @@ class Job(NamedTuple):
 
 
 class PlannedJob(NamedTuple):
-  """A run, with what its plan says of it."""
+  """Holds a run and what its plan says of it."""
 
   job: Job
-  num_epochs: int  # of all its states that it trains
-  num_images: int  # that all its steps see, repetitions counted
+  epochs: tuple[int, ...]  # of each state, whether it is trained or taken
+  images: tuple[int, ...]  # that a state's steps see, repetitions counted; () if unknown
+  batch: tuple[int, ...]  # images of each kind in the batches that most steps have
   image_size: int
   is_finished: bool
+  has_data: bool = True  # else images are those of the data set's usual size, or none
+
+  @property
+  def num_epochs(self) -> int:
+    """Returns the epochs of all states that it trains."""
+    return sum(self.epochs[self.job.num_lent :])
+
+  @property
+  def num_images(self) -> int:
+    """Returns the images that all its steps see, repetitions counted."""
+    return sum(self.images[self.job.num_lent :])
 
 
 def read_seeds(given: Sequence[str]) -> list[int]:
@@ -137,6 +154,7 @@ def examine(
   name: Callable[[Job], str] = lambda job: job.workdir.name,
   *,
   leave_out: Callable[[Job, DataError], None] | None = None,
+  size_of: Callable[[Job], tuple[int, int] | None] | None = None,
 ) -> list[PlannedJob]:
   """Plans each on its data, before any training.
 
@@ -145,6 +163,8 @@ def examine(
     name: what tells a job in errors.
     leave_out: called with a job, and why, for each data set that cannot be opened; jobs on
       it are left out.
+    size_of: with it, they are planned all the same, by the classes and training images that
+      it returns for a job's data set, or without images where it returns None.
 
   Raises:
     ConfigError: of what the data and a method rule out, a line each.
@@ -152,36 +172,78 @@ def examine(
   """
   from ssil_jax.data import fingerprint
   from ssil_jax.data.opening import open_dataset
-  from ssil_jax.training.plan import make_plan
 
   found: dict[pathlib.Path, PlannedJob] = {}
   mistakes: dict[str, None] = {}
   for group in _by_data(jobs):
     try:
       dataset = open_dataset(group[0].config)
+      data = fingerprint.parts(dataset)
     except DataError as error:
       if leave_out is None:
         raise
       leave_out(group[0], error)
-      continue
-    data = fingerprint.parts(dataset)
+      if size_of is None:
+        continue
+      size, data = size_of(group[0]), None
+      dataset = size and _empty_dataset(*size, group[0].config)
     for job in group:
       try:
-        plan = make_plan(job.config, dataset)
+        found[job.workdir] = _planned(job, dataset, data)
       except UserError as error:
         mistakes |= dict.fromkeys(f"{name(job)}: {li}" for li in str(error).splitlines())
-        continue
-      phases = [phase for state, phase in plan.phases() if state.index > job.num_lent]
-      found[job.workdir] = PlannedJob(
-        job,
-        num_epochs=sum(phase.epochs for phase in phases),
-        num_images=sum(phase.num_images for phase in phases),
-        image_size=dataset.image_size,
-        is_finished=is_finished(job, data),
-      )
   if mistakes:
     raise ConfigError("\n".join(mistakes))
   return [found[job.workdir] for job in jobs if job.workdir in found]
+
+
+def _planned(
+  job: Job, dataset: Dataset | None, data: dict[str, str | int] | None
+) -> PlannedJob:
+  """Plans a job on a data set, or on none; `data` tells whether it is that itself."""
+  from ssil_jax.training.plan import make_plan
+
+  config, batch, images = job.config, (), ()
+  if dataset:
+    phases = [state.phases for state in make_plan(config, dataset).states]
+    batch = phases[min(1, len(phases) - 1)][0].group_sizes
+    images = tuple(sum(phase.num_images for phase in group) for group in phases)
+  else:
+    of_state = get_method(config.method).phases
+    phases = [of_state(config, t) for t in range(1, config.num_states + 1)]
+  return PlannedJob(
+    job,
+    epochs=tuple(sum(phase.epochs for phase in group) for group in phases),
+    images=images,
+    batch=batch,
+    image_size=dataset.image_size if dataset else 0,
+    is_finished=data is not None and is_finished(job, data),
+    has_data=data is not None,
+  )
+
+
+def _empty_dataset(num_classes: int, num_images: int, config: Config) -> Dataset:
+  """Returns a data set without a pixel, of classes of the same size."""
+  num_chosen = config.num_classes or num_classes
+
+  def split(count: int) -> Split:
+    labels = np.arange(count, dtype=np.int32) % num_classes
+    labels = labels[labels < num_chosen]
+    return Split(np.empty((len(labels), 0, 0, 3), np.uint8), labels)
+
+  return Dataset(
+    class_names=tuple(map(str, range(num_chosen))),
+    train=split(num_images),
+    test=split(num_classes),
+    image_size=config.image_size,
+    flip=False,
+    augmentation=Augmentation(max_shift=0, flip=False),
+    random_resized_crop=False,
+    normalization=None,
+    ignored_files=0,
+    skipped_records={},
+    notes=(),
+  )
 
 
 def _by_data(jobs: Sequence[Job]) -> list[list[Job]]:
@@ -223,12 +285,35 @@ def is_finished(job: Job, data: dict[str, str | int]) -> bool:
     return False
 
 
-def shards(planned: Sequence[PlannedJob], count: int) -> list[list[Job]]:
+def broken_results(workdir: pathlib.Path) -> str:
+  """Returns what is wrong with the results.json of a work directory; "" if nothing is."""
+  from ssil_jax.reports.results import load_run
+
+  path = workdir / "results.json"
+  if path.is_file():
+    try:
+      load_run(workdir)
+    except DataError as error:
+      if str(error).startswith(f"{path}: "):
+        return str(error).rpartition("; ")[0]  # without what to do
+  return ""
+
+
+class _Unit(NamedTuple):
+  """Holds runs that stay together: one, and those that take all of its states."""
+
+  members: list[PlannedJob]
+  family: pathlib.Path  # whose units train the same first state, once if they are together
+  first: int  # images of that state
+  rest: int  # images of all others
+
+
+def shards(planned: Sequence[PlannedJob], count: int) -> list[list[PlannedJob]]:
   """Divides runs into parts of about the same cost, which need nothing of each other.
 
-  Runs that lend to each other stay together as long as they are no more than a part's
-  share; what is cut off trains its first states itself. The parts depend on the plan
-  alone, and not on what is finished.
+  A run that takes all states of another one is in its part. Of those that share their first
+  state alone, one in each part trains it. The parts depend on the plan alone, and not on
+  what is finished.
 
   Args:
     planned: all runs.
@@ -238,34 +323,67 @@ def shards(planned: Sequence[PlannedJob], count: int) -> list[list[Job]]:
     The parts, each with lenders of its own.
   """
   place = {one.job.workdir: number for number, one in enumerate(planned)}
-  roots: dict[pathlib.Path, pathlib.Path] = {}
-  families: dict[pathlib.Path, list[PlannedJob]] = {}
+  parts: list[list[_Unit]] = [[] for _ in range(count)]
+  # The longest first, each to where it ends first; then what is better elsewhere moves.
+  for unit in sorted(_units(planned), key=lambda unit: -unit.rest):
+    min(parts, key=lambda part: _cost([*part, unit])).append(unit)
+  while better := _exchange(parts):
+    for number, part in better.items():
+      parts[number] = part
+  shared = []
+  for part in parts:
+    members = {one.job.workdir: one for unit in part for one in unit.members}
+    in_order = sorted(members, key=place.get)
+    jobs = with_lenders([_alone(members[workdir].job) for workdir in in_order])
+    shared.append([members[job.workdir]._replace(job=job) for job in jobs])
+  return shared
+
+
+def _units(planned: Sequence[PlannedJob]) -> list[_Unit]:
+  units: dict[pathlib.Path, _Unit] = {}
+  unit_of: dict[pathlib.Path, pathlib.Path] = {}
   for one in planned:  # lenders come first
-    root = roots.get(one.job.lender, one.job.workdir)
-    roots[one.job.workdir] = root
-    families.setdefault(root, []).append(one)
-  share = sum(one.num_images for one in planned) / count
-  pieces: list[tuple[int, list[PlannedJob]]] = []
-  for family in families.values():
-    cost, piece = 0, []
-    for one in family:
-      if piece and cost + one.num_images > share:
-        pieces.append((cost, piece))
-        cost, piece = 0, []
-      cost, piece = cost + one.num_images, [*piece, one]
-    pieces.append((cost, piece))
-  parts: list[list[PlannedJob]] = [[] for _ in range(count)]
-  costs = [0] * count
-  for cost, piece in sorted(pieces, key=lambda pair: -pair[0]):
-    least = costs.index(min(costs))
-    costs[least] += cost
-    parts[least] += piece
-  return [
-    with_lenders(
-      [_alone(one.job) for one in sorted(part, key=lambda one: place[one.job.workdir])]
-    )
-    for part in parts
-  ]
+    job = one.job
+    lender = unit_of.get(job.lender)
+    if lender and job.num_lent == len(one.epochs):
+      unit_of[job.workdir] = lender
+      units[lender].members.append(one)
+    else:
+      unit_of[job.workdir] = job.workdir
+      family = units[lender].family if lender else job.workdir
+      first, *rest = one.images or (0,)
+      units[job.workdir] = _Unit([one], family, first, sum(rest))
+  return [*units.values()]
+
+
+def _cost(part: Sequence[_Unit]) -> int:
+  """Returns the images that the units of a part train on, a family's first state once."""
+  firsts = {unit.family: unit.first for unit in part}
+  return sum(firsts.values()) + sum(unit.rest for unit in part)
+
+
+def _exchange(parts: Sequence[Sequence[_Unit]]) -> dict[int, list[_Unit]]:
+  """Returns two parts anew: a unit of the longest moves, or changes places with another.
+
+  They are those whose longer one is shortest; none if the longest cannot be shortened so.
+  """
+  costs = [_cost(part) for part in parts]
+  longest = costs.index(max(costs))
+  best, found = costs[longest], {}
+  for number, part in enumerate(parts):
+    if number == longest:
+      continue
+    for unit in parts[longest]:
+      for other in (None, *part):
+        left = [one for one in parts[longest] if one is not unit]
+        right = [one for one in part if one is not other]
+        if other:
+          left.append(other)
+        right.append(unit)
+        cost = max(_cost(left), _cost(right))
+        if cost < best:
+          best, found = cost, {longest: left, number: right}
+  return found
 
 
 def _alone(job: Job) -> Job:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Collection, Iterator, Sequence
+from typing import NamedTuple
 
 from ssil_jax.commands import command_line
 from ssil_jax.commands.planning import Job
@@ -32,6 +33,13 @@ class Outcome(enum.Enum):
   STOPPED = enum.auto()  # by a signal
   FAILED = enum.auto()
   NOT_RUN = enum.auto()
+
+
+class Ended(NamedTuple):
+  """Says how a job ended and, where it failed or was not run, why."""
+
+  outcome: Outcome
+  reason: str = ""  # a line
 
 
 def python_path() -> str:
@@ -59,7 +67,7 @@ class Runner:
 
   def run(
     self, jobs: Sequence[Job], *, finished: Collection[pathlib.Path] = ()
-  ) -> list[Outcome]:
+  ) -> list[Ended]:
     """Returns how each ended; on KeyboardInterrupt, interrupts the runs, too.
 
     Args:
@@ -72,9 +80,9 @@ class Runner:
       try:
         for job in jobs:
           done = job.workdir in finished
-          run = (lambda job: Outcome.DONE) if done else self._run
+          run = (lambda job: Ended(Outcome.DONE)) if done else self._run
           self._ended[job.workdir] = pool.submit(run, job)
-        outcomes = [future.result() for future in self._ended.values()]
+        ended = [future.result() for future in self._ended.values()]
       except KeyboardInterrupt:
         self._stop(signal.SIGINT)
         print("the runs stop after their step; Ctrl-C again kills them", file=sys.stderr)
@@ -83,7 +91,7 @@ class Runner:
         except KeyboardInterrupt:
           self._stop(signal.SIGKILL)
         raise
-    return outcomes
+    return ended
 
   def _stop(self, number: signal.Signals) -> None:
     """Starts nothing more, and sends a signal to what runs."""
@@ -97,46 +105,48 @@ class Runner:
     if not self._shares.empty():
       os.sched_setaffinity(0, self._shares.get())
 
-  def _run(self, job: Job) -> Outcome:
+  def _run(self, job: Job) -> Ended:
     """Returns how the job ended; its output goes to WORKDIR.log."""
     name = job.workdir.name
     # The lender was submitted earlier, so that it has been started.
-    if job.lender and self._ended[job.lender].result() is not Outcome.DONE:
+    if job.lender and self._ended[job.lender].result().outcome is not Outcome.DONE:
       if not self._stopped:
         print(f"{name} needs {job.lender.name}, and is not run", flush=True)
-      return Outcome.NOT_RUN
+      return Ended(Outcome.NOT_RUN, f"{job.lender.name} is not done")
+    log = f"{job.workdir}.log"
     try:
-      with open(f"{job.workdir}.log", "a", encoding="utf-8") as log:
-        start = log.tell()
-        with self._lock:
-          if self._stopped:
-            return Outcome.NOT_RUN
+      with self._lock:
+        if self._stopped:
+          return Ended(Outcome.NOT_RUN, "all was stopped")
+        with open(log, "a", encoding="utf-8") as file:
+          start = file.tell()
           print(f"{name} ...", flush=True)
           process = subprocess.Popen(
             [*self._command, *job.arguments],
             env={**os.environ, "PYTHONPATH": python_path()},
-            stdout=log,
+            stdout=file,
             stderr=subprocess.STDOUT,
             start_new_session=True,  # so that Ctrl-C reaches it once, from here
           )
-          self._processes.add(process)
-        code = process.wait()
-        with self._lock:
-          self._processes.remove(process)
+        self._processes.add(process)
+      code = process.wait()
+      with self._lock:
+        self._processes.remove(process)
     except OSError as error:
       print(f"{name} cannot be run: {error}", flush=True)
-      return Outcome.FAILED
+      return Ended(Outcome.FAILED, command_line.printable(str(error)))
     if code == 0:
       print(f"{name} done", flush=True)
-      return Outcome.DONE
+      return Ended(Outcome.DONE)
     if code in _STOPPED:
       print(f"{name} stopped", flush=True)
-      return Outcome.STOPPED
-    failed = f"{name} failed with exit code {code}, see {log.name}"
-    reasons = _reasons(log.name, start)
+      return Ended(Outcome.STOPPED)
+    reasons = _reasons(log, start)
+    failed = f"{name} failed with exit code {code}, see {log}"
     # At once: other threads print, too.
     print("\n  ".join([f"{failed}:" if reasons else failed, *reasons]), flush=True)
-    return Outcome.FAILED
+    first = reasons[0].removeprefix("error: ") if reasons else f"exit code {code}"
+    return Ended(Outcome.FAILED, first)
 
 
 def _reasons(log: str, start: int) -> list[str]:
@@ -153,7 +163,7 @@ def _reasons(log: str, start: int) -> list[str]:
 
 @contextlib.contextmanager
 def signals_as_interrupts() -> Iterator[None]:
-  """SIGTERM and a closed terminal raise KeyboardInterrupt, as Ctrl-C does."""
+  """Makes SIGTERM and a closed terminal raise KeyboardInterrupt, as Ctrl-C does."""
   numbers = [signal.SIGTERM, signal.SIGHUP, signal.SIGINT]
   before = {number: signal.getsignal(number) for number in numbers}
   for number in numbers:

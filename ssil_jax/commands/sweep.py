@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from absl import flags
 
-from ssil_jax.commands import command_line, execution, planning
+from ssil_jax.commands import command_line, costs, execution, planning
 from ssil_jax.commands.planning import Job, PlannedJob
 from ssil_jax.commands.runner import Runner
 from ssil_jax.commands.tuning import SET_BY_THE_GRID, Tuning, read_grid
@@ -135,10 +135,10 @@ def _sweep(argv: Sequence[str]) -> int:
   # What rules the final runs out shows before any training, whatever will be chosen.
   finals = _examine(tuning.final_jobs(tuning.first())) if tuning else []
   if how.dry_run:
-    execution.print_plan(planned)
+    costs.print_plan(planned, output, shard=how.shard)
     if tuning:
       print("then, with what is chosen instead of the first values:")
-      execution.print_plan(finals)
+      costs.print_plan(finals, output, shard=how.shard)
     return 0
   folder = tuning.folder if tuning else output
   folder.mkdir(parents=True, exist_ok=True)

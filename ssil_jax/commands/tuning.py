@@ -36,7 +36,7 @@ Grid = Mapping[str, Sequence[str]]  # name of a setting -> values as they were g
 
 
 class Combination(NamedTuple):
-  """The runs of a method with values of the grid, one for each seed."""
+  """Holds the runs of a method with values of the grid, one for each seed."""
 
   method: str
   settings: dict[str, Any]  # as the runs have them
@@ -61,14 +61,14 @@ class Tuning:
 
   @functools.cached_property
   def fraction(self) -> float:
-    """The share of the training images that is held out."""
+    """Returns the share of the training images that is held out."""
     arguments = ["run.py", *self.passed_on, f"--method={self.methods[0]}"]
     given = run.parse(arguments, methods=self.methods).config
     return given.validation_fraction or _FRACTION
 
   @functools.cached_property
   def combinations(self) -> list[Combination]:
-    """All that is tried; none of a method to which no setting of the grid belongs.
+    """Returns all that is tried; nothing of a method that has no setting of the grid.
 
     Raises:
       ConfigError: a value is wrong, or two of them make the same run.

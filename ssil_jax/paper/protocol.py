@@ -1,4 +1,4 @@
-"""The paper's runs: which cell of which table or figure needs which.
+"""Holds the paper's runs: which table or figure needs which of them.
 
 H. Ahn and T. Moon, *A Simple Class Decision Balancing for Incremental Learning*,
 arXiv:2003.13947v1, sections 4 and 6. A `Cell` is named by the paper's own numbers; a
@@ -21,7 +21,7 @@ _EPOCHS = {"ssil": 20}  # of later states, where a figure varies them
 
 
 class Cell(NamedTuple):
-  """One run of the paper, without its seed; numbers are the paper's."""
+  """Holds a run of the paper, without its seed; numbers are the paper's."""
 
   dataset: str
   method: str
@@ -54,7 +54,7 @@ def table1_columns(dataset: str) -> list[tuple[int, int]]:
 
 
 def table1() -> Iterator[Cell]:
-  """Yields the cells of table 1; iCaRL was not run on Landmark-v2-10K."""
+  """Yields the cells of table 1; the paper prints no iCaRL on Landmark-v2-10K."""
   for dataset in DATASETS:
     for num_states, memory_size in table1_columns(dataset):
       for method in COMPARED:
@@ -147,6 +147,9 @@ class Scale(NamedTuple):
     batch_size_memory: the paper's N_M -> N_M.
     epochs: the paper's epochs of later states -> epochs.
     stands_in: what stands for the paper's data set; empty if that is itself there.
+    sizes: the paper's data set -> classes and training images of what stands for it, where
+      these are known without it.
+    other_datasets: values of --dataset that hold the same images in another form.
   """
 
   title: str
@@ -158,6 +161,8 @@ class Scale(NamedTuple):
   batch_size_memory: Mapping[int, int]
   epochs: Mapping[int, int]
   stands_in: str = ""
+  sizes: Mapping[str, tuple[int, int]] = {}
+  other_datasets: tuple[str, ...] = ()
 
   def label(self, dataset: str) -> str:
     """Returns what is shown for one of the paper's data sets."""
@@ -199,6 +204,7 @@ PAPER = Scale(
   memory_size={name: _same(*sizes) for name, sizes in MEMORY_SIZES.items()},
   batch_size_memory=_same(*TABLE2_REPLAYED),
   epochs=_same(*FIGURE6_EPOCHS),
+  sizes={IMAGENET: (1_000, 1_281_167)},
 )
 
 # 5, 10 and 20 exemplars of each class and replay ratios of 8, 4 and 2, as on ImageNet-1K;
@@ -224,6 +230,8 @@ SMALL = Scale(
   batch_size_memory={16: 8, 32: 16, 64: 32, 128: 64},
   epochs={10: 2, 20: 4, 25: 5, 50: 10},
   stands_in="CIFAR-100",
+  sizes={IMAGENET: (100, 50_000)},
+  other_datasets=("image_folder",),
 )
 
 # Two digits a state stand for T = 10, five for T = 5, one for T = 20.

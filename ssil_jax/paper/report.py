@@ -53,7 +53,7 @@ def write(
     parts: of `protocol.PARTS`, in the order of the page.
     scale: of the runs.
     cells: work directory -> what it is in the paper.
-    notes: what is left out, a line each.
+    notes: what is missing, and why, a line each.
     exports: kinds of `exports.KINDS`, for every table of the page, beside CSV.
 
   Returns:
@@ -64,12 +64,12 @@ def write(
     UserError: the page cannot be written.
   """
   found = find(cells)
+  left_out = [*notes, *found.left_out]
   if protocol.cells_of(parts) and not found.seeds:
     raise DataError(
       "no run is finished yet, and there is nothing to show: "
-      + ("; ".join(found.left_out) or "rerun the command to resume")
+      + ("; ".join(left_out) or "rerun the command to resume")
     )
-  left_out = [*notes, *found.left_out]
   sections = list(_sections(parts, scale, found, left_out))
   path = page.write_page(
     output / "report.html",
