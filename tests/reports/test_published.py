@@ -58,7 +58,8 @@ def test_every_cell_of_the_tables_is_there():
   cells = collections.Counter(
     (fact.where, fact.dataset, fact.measure) for fact in find(source=V1)
   )
-  # Four methods in five columns; iCaRL was not run on 10,000 landmarks. Table 2: T x N_M.
+  # Four methods in five columns; the paper prints no iCaRL on 10,000
+  # landmarks. Table 2: T x N_M.
   measures = ("average_top1", "average_top5", "average_imbalance")
   assert cells == {
     **{("Table 1", dataset, m): 20 for dataset in (IMAGENET, GLD_1K) for m in measures},
