@@ -84,7 +84,7 @@ def table1(found: Found, scale: Scale, dataset: str) -> list[Table]:
         f"table1_{_slug(dataset)}_{name}",
         f"Table 1, {scale.label(dataset)}: {words.lower()} in % "
         f"({'higher' if higher else 'lower'} is better)",
-        ["", *heads],
+        ["method", *heads],
         _rows(
           found,
           [(METHODS[method].title, cells) for method, cells in rows],
@@ -101,7 +101,7 @@ def table1(found: Found, scale: Scale, dataset: str) -> list[Table]:
       Table(
         f"table1_{_slug(dataset)}_{name}_elsewhere",
         f"{words} in % of the same cells in other sources, and ours less theirs",
-        ["", *heads],
+        ["method, source", *heads],
         list(_elsewhere(found, rows, name, fact)),
         sortable=False,
       )
@@ -148,7 +148,7 @@ def table2(found: Found, scale: Scale) -> list[Table]:
         f"table2_{name}",
         f"Table 2, {scale.label(protocol.IMAGENET)}, SS-IL: {words.lower()} in % by states "
         f"T and replay batch N_M ({'higher' if higher else 'lower'} is better)",
-        ["", *heads],
+        ["states", *heads],
         _rows(
           found,
           rows,
@@ -197,7 +197,7 @@ def figure6(found: Found, scale: Scale) -> Table:
   return Table(
     "figure6",
     f"Figure 6, {scale.label(IMAGENET)}: average top-1 accuracy in %",
-    ["", "ours", "first author's files", "difference"],
+    ["run", "ours", "first author's files", "difference"],
     rows,
     sortable=False,
   )

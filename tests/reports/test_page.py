@@ -218,6 +218,9 @@ def test_any_sections_make_a_page(tmp_path):
   for bad in ([sections[0], sections[0]], [sections[0]._replace(name="../x")]):
     with pytest.raises(ValueError, match="names must be"):
       page_lib.write_page(output, title="T", sections=bad)
+  unnamed = sections[0]._replace(blocks=[table._replace(columns=("", "value"))])
+  with pytest.raises(ValueError, match="t_1 has no heading"):
+    page_lib.write_page(output, title="T", sections=[unnamed])
 
 
 def test_a_page_removes_nothing_through_a_link(tmp_path):
