@@ -21,7 +21,7 @@ from ssil_jax.reports.figures import COLORS, MARKERS, SIDES, STYLE, WIDE, color_
 from ssil_jax.reports.panels import fill_range
 
 _TOP1, _ERRORS = "top-1 accuracy (%)", "share of images (%)"
-_PANEL_HEIGHT = 3.4  # inches
+_PANEL_HEIGHT = 4.0  # inches
 # Of figure 2's classes, old ones first: blues and oranges, as old and new are elsewhere.
 _OLD_SHADES = ("#9ecae1", "#4292c6", "#08519c")
 _NEW_SHADES = ("#fdbe85", "#fd8d3c", "#d94701")
@@ -54,7 +54,9 @@ def _finish(ax: Axes, title: str, y_label: str, x_label: str = "classes seen") -
   ax.set(title=title, xlabel=x_label, ylabel=y_label)
   ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
   if ax.get_legend_handles_labels()[0]:
-    ax.legend()
+    # Below: among the curves there is not always room.
+    columns = 2 if len(ax.figure.axes) < 3 else 1
+    ax.legend(loc="upper left", bbox_to_anchor=(0, -0.2), ncols=columns, borderaxespad=0)
 
 
 def _lasts(found: Found, cells: Sequence[Cell], name: str) -> str:
@@ -189,7 +191,8 @@ def figure3() -> list[Figure]:
       num_old = len(gradient) - 8
       for (row, column), value in np.ndenumerate(gradient):
         text = "0" if abs(value) < 5e-4 else f"{value:+.2f}"
-        ax.text(column, row, text, ha="center", va="center", fontsize=7)
+        ink = "white" if value < -0.5 else "black"  # on a dark violet
+        ax.text(column, row, text, ha="center", va="center", fontsize=7, color=ink)
       ax.axvline(3.5, color=COLORS["ink"], linewidth=1.2)
       ax.axhline(num_old - 0.5, color=COLORS["ink"], linewidth=1.2)
       ax.grid(visible=False)

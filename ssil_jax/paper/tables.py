@@ -95,6 +95,7 @@ def table1(found: Found, scale: Scale, dataset: str) -> list[Table]:
           higher=higher,
           ranked="columns",
         ),
+        sortable=False,  # three rows belong together
       )
     )
     others.append(
@@ -159,6 +160,7 @@ def table2(found: Found, scale: Scale) -> list[Table]:
           higher=higher,
           ranked="rows",
         ),
+        sortable=False,
       )
     )
   return tables
