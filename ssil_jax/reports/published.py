@@ -31,7 +31,6 @@ MEASURES = (
 CERTAINTIES = (
   "printed",
   "first author's result file",
-  "read off a plot",
   "survey",
 )
 _METHOD = re.compile(r"[a-z][a-z0-9_]*")
