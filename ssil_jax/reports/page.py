@@ -102,8 +102,7 @@ def write_page(
 
   Raises:
     UserError: the page cannot be written.
-    ValueError: two figures, tables or sections have one name, or it is none; or a column
-      has no heading.
+    ValueError: two figures, tables or sections have one name, or it is none.
   """
   output = Path(output)
   drawn = [b for section in sections for b in section.blocks if isinstance(b, Figure)]
@@ -112,9 +111,6 @@ def write_page(
     names = [block.name for block in named]
     if len(set(names)) < len(names) or not all(map(_NAME.fullmatch, names)):
       raise ValueError(f"names must be different, of a-z, 0-9 and _: {names}")
-  for table in tables:
-    if not all(table.columns):
-      raise ValueError(f"a column of {table.name} has no heading: {table.columns}")
   page = _render(output, title, sections, drawn, kicker)
   try:
     folder = output.parent / "figures"
