@@ -8,7 +8,7 @@ else of the package reads a flag.
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from fractions import Fraction
 from typing import Any
 
@@ -330,14 +330,14 @@ def make_config(values: Mapping[str, Any], method: Any) -> Config:
   memory = paper_batch_size_memory(full["batch_size_new"], full["num_states"])
   full.setdefault("batch_size_memory", memory)
   config = Config(**full, method_settings=own)
-  if mistakes := list(_mistakes(config)):
+  if mistakes := list(_mistakes(config, method.fixed)):
     raise ConfigError("\n".join(mistakes))
   return config
 
 
-def _mistakes(config: Config) -> Iterator[str]:
-  """Yields a line for each mistake that shows in the values alone."""
-  yield from limit_mistakes(config)
+def _mistakes(config: Config, fixed: Collection[str]) -> Iterator[str]:
+  """Yields a line for each mistake that shows in the values alone, but in `fixed` ones."""
+  yield from limit_mistakes(config, but=fixed)
   yield from limit_mistakes(config.method_settings)
   if 0 < config.image_size < SMALLEST_IMAGE:
     yield (

@@ -144,6 +144,8 @@ def summarize(counts: Counts, *, state: int) -> dict[str, Any]:
       imbalance: the mean of the two (section 6.3).
       state_specific_top1: accuracy when only the classes of the true class's state
         compete, averaged over the states (figure 1, top).
+      state_specific_top1_by_state: the same of each state's images, a list of t; None of a
+        state without test images.
       score_old, score_new: mean network output of old and new classes over all images
         (figure 6, center).
       top1_by_state: accuracy on the images of each state's classes, a list of t; None of a
@@ -156,19 +158,18 @@ def summarize(counts: Counts, *, state: int) -> dict[str, Any]:
   error_old_as_new = _ratio(confusion[:-1, -1].sum(), old)
   new = images_by_state[-1] if old else 0
   error_new_as_old = _ratio(confusion[-1, :-1].sum(), new)
-  with_images = images_by_state > 0
-  top1_by_state = [
-    _ratio(right, count)
-    for right, count in zip(counts.top1[:state], images_by_state, strict=True)
-  ]
-  state_specific = counts.state_specific[:state][with_images] / images_by_state[with_images]
+  top1_by_state, state_specific = (
+    [_ratio(*of_state) for of_state in zip(right[:state], images_by_state, strict=True)]
+    for right in (counts.top1, counts.state_specific)
+  )
   return {
     "top1": _ratio(counts.top1.sum(), images),
     "top5": _ratio(counts.top5.sum(), images),
     "error_old_as_new": error_old_as_new,
     "error_new_as_old": error_new_as_old,
     "imbalance": _mean([error_old_as_new, error_new_as_old]) if new else None,
-    "state_specific_top1": _mean(state_specific.tolist()),
+    "state_specific_top1": _mean([share for share in state_specific if share is not None]),
+    "state_specific_top1_by_state": state_specific,
     "score_old": _ratio(counts.score_old.sum(), images) if old else None,
     "score_new": _ratio(counts.score_new.sum(), images),
     "top1_by_state": top1_by_state,

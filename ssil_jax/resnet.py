@@ -42,6 +42,8 @@ class Outputs(NamedTuple):
   features: jax.Array  # float32 [B, 8 * width], the input of the head
   logits: jax.Array  # float32 [B, num_classes]
   scale: jax.Array | float = 1.0  # float32 [], what a cosine head multiplies cosines by
+  # [B, h, w, c] of each of the four stages, before its last ReLU, of networks asked for it.
+  stages: tuple[jax.Array, ...] = ()
 
 
 class ResNet18(nn.Module):
@@ -51,6 +53,8 @@ class ResNet18(nn.Module):
     num_classes: columns of the head.
     cosine_head: the head's logits are cosines of feature and class weight, times a learnt
       scale, and the last ReLU is left out (LUCIR); else they are linear.
+    num_proxies: weights of each class in a cosine head; see `CosineHead`.
+    stage_outputs: whether the outputs hold those of the stages.
     width: channels of the first stage; each later stage has twice as many.
     small_images: 3x3 stem without max-pool.
     dtype: of the computation; parameters and BatchNorm statistics are float32.
@@ -60,6 +64,8 @@ class ResNet18(nn.Module):
 
   num_classes: int
   cosine_head: bool = False
+  num_proxies: int = 1
+  stage_outputs: bool = False
   width: int = 64
   small_images: bool = False
   dtype: jnp.dtype = jnp.float32
@@ -90,41 +96,55 @@ class ResNet18(nn.Module):
       x = conv(self.width, (7, 7), strides=2, padding=3, name="stem_conv")(x)
       x = nn.relu(norm(name="stem_norm")(x))
       x = self.max_pool(x)
+    stages, without_relu = [], (False, False, False, self.cosine_head)
     for stage in range(4):
       for block in range(2):
         x = BasicBlock(
           channels=self.width * 2**stage,
           strides=2 if stage > 0 and block == 0 else 1,
-          final_relu=not (self.cosine_head and (stage, block) == (3, 1)),
+          final_relu=not (block == 1 and (without_relu[stage] or self.stage_outputs)),
           conv=conv,
           norm=norm,
           name=f"stage{stage + 1}_block{block + 1}",
         )(x)
+      if self.stage_outputs:
+        stages.append(x)
+        x = x if without_relu[stage] else nn.relu(x)
     features = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
     if self.cosine_head:
-      logits, scale = CosineHead(self.num_classes, name="head")(features)
-      return Outputs(features, logits, scale)
+      head = CosineHead(self.num_classes, self.num_proxies, name="head")
+      logits, scale = head(features)
+      return Outputs(features, logits, scale, tuple(stages))
     logits = nn.Dense(
       self.num_classes,
       kernel_init=_head_init(features.shape[-1]),
       bias_init=_head_init(features.shape[-1]),
       name="head",
     )(features)
-    return Outputs(features, logits, jnp.ones(()))
+    return Outputs(features, logits, jnp.ones(()), tuple(stages))
 
 
 class CosineHead(nn.Module):
-  """Logits eta <w / |w|, f / |f|> (LUCIR, equation 4); eta starts at 1 and is learnt."""
+  """Logits eta <w / |w|, f / |f|> (LUCIR, equation 4); eta starts at 1 and is learnt.
+
+  With several proxies w of a class, its logit is eta sum_k s_k cos_k, with s the softmax of
+  their cosines (PODNet's local similarity classifier).
+  """
 
   num_classes: int
+  num_proxies: int = 1
 
   @nn.compact
   def __call__(self, features: jax.Array) -> tuple[jax.Array, jax.Array]:
-    shape = features.shape[-1], self.num_classes
+    proxies = () if self.num_proxies == 1 else (self.num_proxies,)
+    shape = features.shape[-1], *proxies, self.num_classes
     kernel = self.param("kernel", _head_init(shape[0]), shape, jnp.float32)
     scale = self.param("scale", nn.initializers.ones, ())
-    cosines = unit(features, axis=1) @ unit(kernel, axis=0)
-    return scale * cosines, scale
+    if not proxies:
+      cosines = unit(features, axis=1) @ unit(kernel, axis=0)
+      return scale * cosines, scale
+    cosines = jnp.einsum("bd,dkc->bkc", unit(features, axis=1), unit(kernel, axis=0))
+    return scale * jnp.sum(nn.softmax(cosines, axis=1) * cosines, axis=1), scale
 
 
 def unit(x: jax.Array, *, axis: int) -> jax.Array:

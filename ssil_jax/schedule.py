@@ -14,6 +14,8 @@ from ssil_jax.config import Config
 from ssil_jax.errors import ConfigError
 from ssil_jax.sampling import Pool, Sampling
 
+_NONE = np.zeros(0, np.int64)
+
 
 class Phase(NamedTuple):
   """A stretch of training with one way to draw batches and one learning-rate schedule.
@@ -22,7 +24,7 @@ class Phase(NamedTuple):
   """
 
   sampling: Sampling
-  epochs: int
+  epochs: int  # 0 for a state that the method does not train
   learning_rate: float
   milestones: tuple[int, ...]  # epochs done when the rate is multiplied by `drop`
   drop: float
@@ -65,7 +67,7 @@ class Phase(NamedTuple):
       batch_size_new: N_D.
       batch_size_memory: N_M.
     """
-    is_new = self.sampling.records(pool) < len(pool.new)
+    is_new = (self.sampling.records(pool) if self.epochs else _NONE) < len(pool.new)
     return self._replace(
       number=number,
       num_new=int(np.count_nonzero(is_new)),

@@ -5,7 +5,7 @@ import difflib
 import math
 import numbers
 import operator
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -113,9 +113,11 @@ def check_types(
   return checked
 
 
-def limit_mistakes(settings: Any) -> Iterator[str]:
-  """Yields a line for each setting that is not within its limits."""
+def limit_mistakes(settings: Any, *, but: Collection[str] = ()) -> Iterator[str]:
+  """Yields a line for each setting that is not within its limits, `but` for some."""
   for field in fields_of(settings):
+    if field.name in but:
+      continue
     value, limits = getattr(settings, field.name), field.metadata
     flag = f"--{field.name}={value}"
     if limits["choices"] and value not in limits["choices"]:

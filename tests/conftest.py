@@ -6,12 +6,14 @@ import shutil
 import tempfile
 
 # Before jax is imported, which reads it: workers and the processes that tests start compile
-# what one of them has compiled only once. This process is theirs all, and makes the folder.
+# what one of them has compiled only once, and matplotlib lists the fonts once. This process
+# is theirs all, and makes the folder.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-  _compiled = tempfile.mkdtemp(prefix="ssil_jax-compiled-")
-  os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled
+  _kept = tempfile.mkdtemp(prefix="ssil_jax-compiled-")
+  os.environ["JAX_COMPILATION_CACHE_DIR"] = _kept
   os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
-  atexit.register(shutil.rmtree, _compiled, ignore_errors=True)
+  os.environ["MPLCONFIGDIR"] = _kept
+  atexit.register(shutil.rmtree, _kept, ignore_errors=True)
 
 import jax
 import pytest

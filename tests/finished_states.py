@@ -24,13 +24,14 @@ def context_of(num_old, num_seen, *, num_teacher_classes=0, stats=None):
   return PhaseContext(classes, None, {} if stats is None else stats)
 
 
-def outputs_of(*, logits=None, features=None, scale=1.0):
+def outputs_of(*, logits=None, features=None, scale=1.0, stages=()):
   """Those that are not given are zeros."""
   size = len(logits if features is None else features)
   return Outputs(
     features=jnp.asarray(np.zeros((size, 1)) if features is None else features, "float32"),
     logits=jnp.asarray(np.zeros((size, 1)) if logits is None else logits, "float32"),
     scale=jnp.float32(scale),
+    stages=tuple(jnp.asarray(stage, "float32") for stage in stages),
   )
 
 
@@ -94,6 +95,9 @@ def finished_of(
   train=None,
   test=None,
   test_labels=(),
+  params=None,
+  carried=None,
+  total=None,
 ):
   """A FinishedState whose extract reads `train` and `test`, the Outputs of all records."""
   labels, test_labels = (np.asarray(x, np.int32) for x in (labels, test_labels))
@@ -115,5 +119,8 @@ def finished_of(
     test_labels=test_labels,
     memory=memory,
     stats=stats,
+    params=params,
+    carried=carried,
     extract=extract,
+    total=total,
   )

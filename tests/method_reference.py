@@ -101,6 +101,9 @@ class Batch(NamedTuple):
   stored: list  # DER++: logits of the samples as exemplars
   line: tuple  # BiC: first and last class, alpha and beta of the teacher's correction
   constant: list  # the logits again, where no gradient flows through them
+  constant_scale: float
+  stages: list  # PODNet: arrays [samples, h, w, c], the outputs of stages
+  teacher_stages: list
 
 
 def ft(batch, i, own=None):
@@ -126,6 +129,11 @@ def lwf_new(batch, i, own):
   """Equation 1, of a sample of a new class."""
   new = range(batch.num_old, batch.num_seen)
   return softmax_cross_entropy(batch.logits[i], batch.labels[i], new)
+
+
+def penalized(batch, i, own):
+  """EWC, SI and RWalk, without the penalty: among the new classes, or all with replay."""
+  return ft(batch, i) if own.replay else lwf_new(batch, i, own)
 
 
 def with_distillation(loss, distance):
@@ -155,6 +163,18 @@ def bic(batch, i, own):
   low, high, alpha, beta = batch.line
   teacher = [corrected(row, range(low, high), alpha, beta) for row in batch.teacher]
   return wa(batch._replace(teacher=teacher), i, own)
+
+
+def eeil(batch, i, own):
+  """The paper's; or, as released, T^2 as strong, and of the new classes in phase two."""
+  if own.eeil_distillation == "paper":
+    return with_distillation(ft, task_wise_cross_entropy)(batch, i, own)
+  loss, temperature = ft(batch, i), own.temperature
+  scores, teacher, known = batch.logits[i], batch.teacher[i], batch.num_teacher_classes
+  if known > batch.num_old:
+    new = range(batch.num_old, known)
+    return loss + temperature**2 * softened_divergence(scores, teacher, new, temperature)
+  return loss + task_wise_distillation(scores, teacher, batch.groups, known, temperature)
 
 
 def mean_of(loss):
@@ -365,22 +385,78 @@ def margin_ranking(cosines, label, num_old, num_seen, margin, num_negatives):
 
 
 def lucir(batch, own):
-  """Equation 9: a mean over the batch, and one over its exemplars."""
+  """Equation 9: a mean over the batch, and one over its exemplars; or as released."""
+  released = own.lucir_weighting == "released"
   num_old, num_seen = batch.num_old, batch.num_seen
   of_all, of_exemplars, exemplars = 0.0, 0.0, 0
   for i, label in enumerate(batch.labels):
     of_all += ft(batch, i)
     if num_old:
-      weight = own.lucir_lambda * math.sqrt((num_seen - num_old) / num_old)
+      ratio = (num_seen - num_old) / num_old
+      weight = own.lucir_lambda * math.sqrt(1 / ratio if released else ratio)
       of_all += weight * less_forget(batch.features[i], batch.teacher_features[i])
     if label < num_old:
       cosines = [float(x) / batch.scale for x in batch.logits[i]]
-      of_exemplars += margin_ranking(
-        cosines, label, num_old, num_seen, own.lucir_margin, own.lucir_negatives
-      )
+      negatives = own.lucir_negatives
+      total = margin_ranking(cosines, label, num_old, num_seen, own.lucir_margin, negatives)
+      of_exemplars += total / min(negatives, num_seen - num_old) if released else total
       exemplars += 1
   loss = of_all / len(batch.labels)
   return loss + of_exemplars / exemplars if exemplars else loss
+
+
+# PODNet.
+
+
+def pooled(stage):
+  """The sums of squares over each row, and over each column, of a map [h, w, c]."""
+  height, width, channels = np.shape(stage)
+  sums = []
+  for c in range(channels):
+    for h in range(height):
+      sums.append(sum(float(stage[h][w][c]) ** 2 for w in range(width)))
+    for w in range(width):
+      sums.append(sum(float(stage[h][w][c]) ** 2 for h in range(height)))
+  return normalized(sums)
+
+
+def pod_spatial(stages, teacher_stages):
+  """The mean over the stages of the distance between what is pooled of both."""
+  total = 0.0
+  for stage, known in zip(stages, teacher_stages, strict=True):
+    total += math.sqrt(squared_distance(pooled(stage), pooled(known)))
+  return total / len(stages)
+
+
+def local_similarity(scores, label, num_seen, scale, margin):
+  """max(0, -log(exp(eta (y_c - delta)) / sum_{i != c} exp(eta y_i))), scores eta y."""
+  others = [scores[c] for c in range(num_seen) if c != label]
+  if not others:
+    return 0.0
+  return max(0.0, log_sum(others) - (float(scores[label]) - scale * margin))
+
+
+def merged_similarity(feature, proxies):
+  """sum_k s_k cos(theta_k, f) over a class's proxies, s the softmax of the cosines."""
+  cosines = [cosine(feature, proxy) for proxy in proxies]
+  total = sum(math.exp(x) for x in cosines)
+  return sum(math.exp(x) / total * x for x in cosines)
+
+
+def podnet(batch, i, own):
+  """L_LSC, and in phase one of later states both distances to the teacher."""
+  num_old, num_seen = batch.num_old, batch.num_seen
+  loss = local_similarity(
+    batch.logits[i], batch.labels[i], num_seen, batch.constant_scale, own.podnet_margin
+  )
+  if num_old and batch.num_teacher_classes == num_old:
+    stages, known = (
+      [stage[i] for stage in s] for s in (batch.stages, batch.teacher_stages)
+    )
+    spatial = own.podnet_spatial * pod_spatial(stages, known)
+    flat = own.podnet_flat * less_forget(batch.features[i], batch.teacher_features[i])
+    loss += math.sqrt(num_seen / (num_seen - num_old)) * (spatial + flat)
+  return loss
 
 
 # ER-ACE.
@@ -428,17 +504,22 @@ def der(batch, own):
 
 # (Batch, the method's own settings) -> what a step of training minimizes.
 LOSSES = {
-  **dict.fromkeys(("ft", "ft_rp", "il2m", "joint", "joint_full"), mean_of(ft)),
+  **dict.fromkeys(
+    ("ft", "ft_rp", "il2m", "joint", "joint_full", "er", "gem", "agem", "gdumb", "ncm"),
+    mean_of(ft),
+  ),
   **dict.fromkeys(("ssil", "ssil_cal", "ft_ss"), mean_of(ssil)),
   **dict.fromkeys(
     ("ssil_tkd", "ssil_tkd_cal"), mean_of(with_distillation(ssil, task_wise_distillation))
   ),
+  **dict.fromkeys(("ewc", "si", "rwalk"), mean_of(penalized)),
   "icarl": mean_of(with_distillation(ft, task_wise_distillation)),
   "lwf": mean_of(with_distillation(lwf_new, task_wise_cross_entropy)),
-  "eeil": mean_of(with_distillation(ft, task_wise_cross_entropy)),
+  "eeil": mean_of(eeil),
   "wa": mean_of(wa),
   "bic": mean_of(bic),
   "lucir": lucir,
+  "podnet": mean_of(podnet),
   "er_ace": er_ace,
   "der": der,
 }

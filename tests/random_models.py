@@ -24,7 +24,7 @@ def write_model(folder, *, finished=2, seed=0, normalization=None, **settings):
   config, dataset = plan.config, plan.dataset
   network = ResNet18(
     num_classes=len(dataset.class_names),
-    cosine_head=plan.method.cosine_head,
+    **plan.method.network,
     width=config.width,
     small_images=dataset.image_size <= LARGEST_RESIDENT,
   )
@@ -40,7 +40,9 @@ def write_model(folder, *, finished=2, seed=0, normalization=None, **settings):
 
   variables = jax.tree_util.tree_map_with_path(draw, dict(shapes))
   train_state = TrainState(np.int32(STEPS), opt_state=(), **variables)
-  sizes = Sizes(len(dataset.class_names), 8 * config.width, 1, config.memory_size)
+  sizes = Sizes(
+    len(dataset.class_names), 8 * config.width, 1, config.memory_size, variables["params"]
+  )
   stats = jax.tree.map(
     lambda x: rng.uniform(0.5, 1.5, np.shape(x)).astype(np.float32),
     plan.method.init_stats(sizes),

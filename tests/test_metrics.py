@@ -102,6 +102,7 @@ def test_worked_by_hand():
   scores[:, 4:] = no
   got = summary_of(scores, [0, 1, 2, 3, 3], state=2, logits=logits)
   assert got.pop("top1_by_state") == pytest.approx([1 / 3, 1 / 2])
+  assert got.pop("state_specific_top1_by_state") == pytest.approx([2 / 3, 2 / 2])
   assert {name: got[name] for name in got if name != "confusion"} == pytest.approx(
     {
       "top1": 2 / 5,
@@ -259,6 +260,7 @@ def test_a_run_worked_by_hand():
   names = ("top1", "top5", "error_old_as_new", "error_new_as_old", "imbalance")
   assert [last[name] for name in names] == [1 / 2, 1, 1 / 2, 0, 1 / 4]
   assert last["state_specific_top1"] == pytest.approx((3 / 4 + 1 + 1) / 3)
+  assert last["state_specific_top1_by_state"] == [3 / 4, 1, 1]
   assert last["score_old"] == pytest.approx(4.25 / (8 * 3))
   assert last["score_new"] == pytest.approx(3.75 / 8)
   # The gaps of the bins, each with its number of images.

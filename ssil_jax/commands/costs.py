@@ -14,7 +14,7 @@ from typing import Any
 from ssil_jax.commands import command_line, planning
 from ssil_jax.commands.planning import PlannedJob
 from ssil_jax.config import Config
-from ssil_jax.methods import get_method
+from ssil_jax.methods import Method, get_method
 from ssil_jax.methods.source import source_hash
 from ssil_jax.system import cpu_name, usable_cores, write_json
 
@@ -23,6 +23,8 @@ _SETTINGS = (
   *("dataset", "num_classes", "width", "precision", "matmul_precision", "augment"),
   *("num_devices", "input_processes"),
 )
+# Fields of a method that make its steps cost more than a loss does.
+_COSTLY = ("num_proxies", "stage_outputs", "penalty", "elastic", "parts", "carry")
 _SELECTING = ("JAX_PLATFORMS", "CUDA_VISIBLE_DEVICES")  # which devices are used
 _SECONDS = 3600  # in an hour
 
@@ -109,6 +111,7 @@ def _kind(one: PlannedJob) -> dict[str, Any]:
   """Returns what the program of a run's steps depends on: losses cost next to nothing."""
   config, method = one.job.config, get_method(one.job.config.method)
   own = source_hash(config.method) if ":" in config.method else ""
+  costly = [n for n in _COSTLY if getattr(method, n) is not Method._field_defaults[n]]
   return {
     **{name: getattr(config, name) for name in _SETTINGS},
     "image_size": one.image_size,
@@ -116,6 +119,8 @@ def _kind(one: PlannedJob) -> dict[str, Any]:
     "teacher": method.has_teacher,
     "cosine_head": method.cosine_head,
     "own_method": own,
+    # Of parts there may be one for each state.
+    "costly": [method.title, config.num_states] if costly else [],
   }
 
 

@@ -63,6 +63,37 @@ OutputFn = Callable[[Outputs, jax.Array, PhaseContext, Config], Any]
 Extract = Callable[..., Any]
 
 
+# (network, params, pixels float32 [1, S, S, 3], label int32 [], PhaseContext, Config) ->
+# pytree, of one image; `network(params, pixels)` returns its Outputs, with BatchNorm's
+# running statistics.
+ImageFn = Callable[..., Any]
+
+
+# (records int64 [n], ImageFn, like) -> the sums of what the ImageFn returns of these
+# training records, not augmented; float64 host arrays. `like` has their structure and
+# shapes, and the types in which each device adds them up; host arrays, too.
+Total = Callable[[np.ndarray, ImageFn, Any], Any]
+
+
+class Elastic(NamedTuple):
+  """The penalty sum_i stiffness_i / 2 (theta_i - anchor_i)^2; trees like the parameters."""
+
+  stiffness: Any  # float32, at least 0
+  anchor: Any
+
+
+class Step(NamedTuple):
+  """A step of training; trees like the network's parameters, the same on all devices.
+
+  `grads` is the gradient of the loss alone over the global batch, combined if it has parts:
+  without penalties, weight decay and momentum.
+  """
+
+  before: Any
+  after: Any
+  grads: Any
+
+
 class FinishedState(NamedTuple):
   """An incremental state after its training; host arrays."""
 
@@ -74,7 +105,11 @@ class FinishedState(NamedTuple):
   test_labels: np.ndarray  # int32
   memory: Memory  # the exemplars that are kept from now on
   stats: Any  # as the state before left them
+  params: Any  # of the network
+  # As the state's last step left it, see `Method.carry`.
+  carried: Any
   extract: Extract
+  total: Total
 
 
 class Sizes(NamedTuple):
@@ -84,6 +119,7 @@ class Sizes(NamedTuple):
   num_features: int
   num_records: int  # of the training split
   memory_size: int
+  params: Any  # of the network before the first state; host arrays
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -163,8 +199,23 @@ def with_distillation(loss: Loss, distance: Callable[..., jax.Array]) -> Loss:
   return distilled
 
 
+def zero_in_first_state(penalty: Callable[..., Any]) -> Callable[..., Any]:
+  """Marks a penalty that is 0, with a gradient or stiffness of 0, while no class is old."""
+  penalty.zero_in_first_state = True
+  return penalty
+
+
+@zero_in_first_state
+def _no_penalty(params: Any, context: PhaseContext, config: Config) -> jax.Array:
+  return jnp.zeros(())
+
+
 def _keep(params: Any, before: Any, context: PhaseContext) -> Any:
   return params
+
+
+def _carry_nothing(carried: Any, step: Step, context: PhaseContext, config: Config) -> Any:
+  return carried
 
 
 def into_corner(array: np.ndarray, fresh: np.ndarray) -> np.ndarray:
@@ -200,6 +251,21 @@ class Method(NamedTuple):
     has_teacher: whether the loss compares with the network as it was.
     fewest_new: classes that a later state must have for the loss to teach them.
     cosine_head: whether the network ends in cosines (see `ResNet18`).
+    num_proxies: weights of each class in a cosine head.
+    stage_outputs: whether the network's outputs hold those of its stages.
+    penalty: (params, context, config) -> float32 [], added to the mean loss.
+    elastic: (context, config) -> an `Elastic`, added to the mean loss. Unlike that of a
+      `penalty`, its steps are stable for any stiffness, see `training.step`.
+    parts: (examples, config) -> float32 [P, B], weights of the images' losses in P sums
+      over the global batch; the gradient of each is computed by itself. None for the mean.
+    combine: (gradients, a tree like the parameters with P in front, context, config) -> the
+      gradient of the step, if there are parts.
+    init_carried: params -> what the steps of a state carry along, as it begins; host arrays
+      in and out.
+    carry: (carried, `Step`, context, config) -> carried, after every step; the same on all
+      devices. Shapes and types must stay. A method that has it takes no states from other
+      runs, which do not keep it.
+    restarts: whether every state begins with the network as it was before the first.
     project: (params, params before the step, context) -> params, after every step.
     align: (params, num_old, num_seen) -> params, host arrays, at the end of a state.
     init_stats: Sizes -> the statistics before the first state, host arrays.
@@ -229,6 +295,15 @@ class Method(NamedTuple):
   has_teacher: bool = False
   fewest_new: int = 1
   cosine_head: bool = False
+  num_proxies: int = 1
+  stage_outputs: bool = False
+  penalty: Callable[[Any, PhaseContext, Config], jax.Array] = _no_penalty
+  elastic: Callable[[PhaseContext, Config], Elastic] | None = None
+  parts: Callable[[Examples, Config], jax.Array] | None = None
+  combine: Callable[[Any, PhaseContext, Config], Any] | None = None
+  init_carried: Callable[[Any], Any] = lambda params: {}
+  carry: Callable[[Any, Step, PhaseContext, Config], Any] = _carry_nothing
+  restarts: bool = False
   project: Callable[[Any, Any, PhaseContext], Any] = _keep
   align: Callable[[Any, int, int], Any] | None = None
   init_stats: Callable[[Sizes], Any] = lambda sizes: {}
@@ -244,10 +319,32 @@ class Method(NamedTuple):
       self.phases,
       self.loss,
       self.has_teacher,
-      self.cosine_head,
+      *self.network.values(),
+      self.penalty,
+      self.elastic,
+      self.parts,
+      self.combine,
+      self.carry,
+      self.restarts,
       self.project,
       self.align,
     )
+
+  @property
+  def network(self) -> dict[str, Any]:
+    """Returns attributes of `ResNet18`."""
+    names = ("cosine_head", "num_proxies", "stage_outputs")
+    return {name: getattr(self, name) for name in names}
+
+  @property
+  def has_penalty(self) -> bool:
+    """Says whether anything is added to the loss."""
+    return self.penalty is not _no_penalty
+
+  @property
+  def carries(self) -> bool:
+    """Says whether steps carry anything along."""
+    return self.carry is not _carry_nothing
 
   @property
   def steps_like_softmax_first(self) -> bool:
@@ -255,6 +352,9 @@ class Method(NamedTuple):
     return (
       getattr(self.loss, "softmax_in_first_state", False)
       and not self.cosine_head
+      and getattr(self.penalty, "zero_in_first_state", False)
+      and (self.elastic is None or getattr(self.elastic, "zero_in_first_state", False))
+      and self.parts is None
       and self.project is _keep
       and self.align is None
     )

@@ -8,10 +8,11 @@ exemplars alone, sum_k max(0, m - cos_y + cos_k) over the K new classes with the
 cosines (equation 8), averaged over the exemplars of the batch. Old class weights are fixed.
 
 The authors' code differs from their paper: there lambda = lambda_base sqrt(old / new
-classes), here, as in equation 7, lambda_base sqrt(new / old); the margin losses are
-averaged over K there; and the new classes' weights start at the mean of their features.
-Their optional balanced fine-tuning of the classifier is left out. lambda_base is their
-10 for ImageNet; for CIFAR-100 it is 5, over 160 epochs.
+classes), and in equation 7 lambda_base sqrt(new / old); and the margin losses are averaged
+over K there. `--lucir_weighting=released` takes both from the code, of which published
+figures come. The new classes' weights also start at the mean of their features there.
+Their optional balanced fine-tuning of the classifier is left out. lambda_base is their 10
+for ImageNet; for CIFAR-100 it is 5, over 160 epochs.
 """
 
 import dataclasses
@@ -41,6 +42,14 @@ class Settings:
   )
   lucir_negatives: int = setting(
     2, "new classes that each exemplar is held off from", at_least=1, changes="later_states"
+  )
+  lucir_weighting: str = setting(
+    "paper",
+    "weights of both losses; paper: less-forget by sqrt(new / old classes), margins added "
+    "up over the new classes; released, as in the authors' code: by sqrt(old / new), and "
+    "their mean",
+    choices=("paper", "released"),
+    changes="later_states",
   )
 
 
@@ -75,7 +84,12 @@ def _loss(examples, config):
   own = config.method_settings
   num_new = classes.num_seen - classes.num_old
   constraint = less_forget(outputs.features, examples.teacher.features)
-  weight = own.lucir_lambda * jnp.sqrt(num_new / jnp.maximum(classes.num_old, 1))
+  is_released = own.lucir_weighting == "released"
+  if is_released:
+    ratio = classes.num_old / num_new
+  else:
+    ratio = num_new / jnp.maximum(classes.num_old, 1)
+  weight = own.lucir_lambda * jnp.sqrt(ratio)
   separation = margin_ranking(
     outputs.logits / outputs.scale,
     examples.labels,
@@ -83,6 +97,8 @@ def _loss(examples, config):
     margin=own.lucir_margin,
     num_negatives=own.lucir_negatives,
   )
+  if is_released:
+    separation /= jnp.minimum(own.lucir_negatives, num_new)
   is_old = jnp.arange(outputs.logits.shape[-1]) < classes.num_old
   num_samples = jnp.sum(examples.class_counts)
   num_exemplars = jnp.sum(examples.class_counts, where=is_old)

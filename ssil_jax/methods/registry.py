@@ -10,17 +10,26 @@ from collections.abc import Iterator, Mapping
 from ssil_jax.config import Config
 from ssil_jax.errors import ConfigError
 from ssil_jax.methods.ablations import FT_RP, FT_SS
+from ssil_jax.methods.agem import AGEM
 from ssil_jax.methods.base import Method
 from ssil_jax.methods.bic import BIC
 from ssil_jax.methods.der import DER
 from ssil_jax.methods.eeil import EEIL
+from ssil_jax.methods.er import ER
 from ssil_jax.methods.er_ace import ER_ACE
+from ssil_jax.methods.ewc import EWC
 from ssil_jax.methods.ft import FT
+from ssil_jax.methods.gdumb import GDUMB
+from ssil_jax.methods.gem import GEM
 from ssil_jax.methods.icarl import ICARL
 from ssil_jax.methods.il2m import IL2M
 from ssil_jax.methods.joint import JOINT, JOINT_FULL
 from ssil_jax.methods.lucir import LUCIR
 from ssil_jax.methods.lwf import LWF
+from ssil_jax.methods.ncm import NCM
+from ssil_jax.methods.podnet import PODNET
+from ssil_jax.methods.rwalk import RWALK
+from ssil_jax.methods.si import SI
 from ssil_jax.methods.ssil import SSIL
 from ssil_jax.methods.ssil_cal import SSIL_CAL, SSIL_TKD_CAL
 from ssil_jax.methods.ssil_tkd import SSIL_TKD
@@ -46,6 +55,15 @@ METHODS: Mapping[str, Method] = {
   "lucir": LUCIR,
   "er_ace": ER_ACE,
   "der": DER,
+  "er": ER,
+  "gem": GEM,
+  "agem": AGEM,
+  "ewc": EWC,
+  "si": SI,
+  "rwalk": RWALK,
+  "gdumb": GDUMB,
+  "ncm": NCM,
+  "podnet": PODNET,
 }
 
 

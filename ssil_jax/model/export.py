@@ -263,9 +263,9 @@ def _quiet(*names: str) -> Iterator[None]:
 def _to_safetensors(model: "TrainedModel") -> _Contents:
   head, prediction, needs_statistics = _linear_head(model)
   tensors = torch_names.to_torch(model.variables, steps=model.num_steps)
-  known = len(model.class_names)
-  tensors["fc.weight"] = np.ascontiguousarray(head["kernel"][:, :known].T)
-  tensors["fc.bias"] = np.ascontiguousarray(head["bias"][:known])
+  rows = len(model.class_names) * model.method.num_proxies
+  tensors["fc.weight"] = np.ascontiguousarray(head["kernel"][:, :rows].T)
+  tensors["fc.bias"] = np.ascontiguousarray(head["bias"][:rows])
   # Hugging Face's tools want to know whose layout it is, and --init_from the rest.
   numbers = {name: model.card["preprocessing"][name] for name in ("mean", "std")}
   metadata = {"format": "pt", **{name: json.dumps(n) for name, n in numbers.items()}}
@@ -279,7 +279,7 @@ def _to_safetensors(model: "TrainedModel") -> _Contents:
       "shape": ["batch", 3, size, size],
       "values": "(pixels / 255 - mean) / std, channel by channel",
     },
-    "outputs": [{"name": "logits", "dtype": "float32", "shape": ["batch", known]}],
+    "outputs": [{"name": "logits", "dtype": "float32", "shape": ["batch", rows]}],
     "torch": _torch_network(model),
     "prediction": prediction,
   }
@@ -293,9 +293,18 @@ def _linear_head(model: "TrainedModel") -> tuple[dict[str, np.ndarray], str, boo
     folded = jax.device_get(method.fold(head, model.stats))
     return folded, f"{_PLAIN} (what the method does to logits is part of fc)", False
   if method.cosine_head:
-    kernel = np.asarray(head["scale"] * unit(jnp.asarray(head["kernel"]), axis=0))
-    cosine = {"kernel": kernel, "bias": np.zeros(kernel.shape[1], np.float32)}
-    head, start = cosine, "logits: fc of the features divided by their length; "
+    scale, kernel = head["scale"], unit(jnp.asarray(head["kernel"]), axis=0)
+    start = "logits: fc of the features divided by their length; "
+    if method.num_proxies == 1:
+      kernel = np.asarray(scale * kernel)
+    else:
+      kernel = np.asarray(jnp.swapaxes(kernel, 1, 2)).reshape(len(kernel), -1)
+      start = (
+        "cosines: fc of the features divided by their length; logits: each class's "
+        f"{method.num_proxies} cosines, in a row, times their softmax, summed up, times "
+        f"{float(scale):.9g}; "
+      )
+    head = {"kernel": kernel, "bias": np.zeros(kernel.shape[1], np.float32)}
   else:
     start = ""
   is_own = method.predict is not mask_unseen
@@ -315,8 +324,9 @@ def _statistics(model: "TrainedModel") -> dict[str, np.ndarray]:
 
 def _torch_network(model: "TrainedModel") -> str:
   """Returns what a torchvision ResNet-18 needs to take the tensors, in words."""
-  known, width = len(model.class_names), model.config.width
-  words = [f"torchvision.models.resnet18(num_classes={known})"]
+  rows = len(model.class_names) * model.method.num_proxies
+  width = model.config.width
+  words = [f"torchvision.models.resnet18(num_classes={rows})"]
   if width != 64:
     words.append(f"with {width} channels in the first stage instead of 64, and so on")
   if model.network.small_images:

@@ -90,15 +90,21 @@ class TrainedModel:
     saved = model_files.read_network(workdir, state, row["network_crc32"])
     self.variables = {name: saved[name] for name in ("params", "batch_stats")}
     self.num_steps = int(saved["step"])
-    num_features, self.num_columns = saved["params"]["head"]["kernel"].shape
+    num_features, *_, self.num_columns = saved["params"]["head"]["kernel"].shape
     self.network = ResNet18(
       num_classes=self.num_columns,
-      cosine_head=method.cosine_head,
+      **method.network,
       width=config.width,
       small_images=self.image_size <= LARGEST_RESIDENT,
       dtype=jnp.dtype(config.precision),
     )
-    sizes = Sizes(self.num_columns, num_features, 1, config.memory_size)
+    sizes = Sizes(
+      num_classes=self.num_columns,
+      num_features=num_features,
+      num_records=1,
+      memory_size=config.memory_size,
+      params=saved["params"],
+    )
     # Of how many records there were, nothing is known.
     likes = [method.init_stats(sizes._replace(num_records=n)) for n in (1, 2)]
     self.stats = model_files.read_statistics(workdir, row, likes)

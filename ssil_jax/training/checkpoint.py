@@ -23,7 +23,7 @@ from ssil_jax.memory import Memory
 from ssil_jax.training.run_state import Position, RunState
 from ssil_jax.training.storage import open_manager, quiet_threads, reason_of
 
-_NETWORK = ("step", "params", "batch_stats", "opt_state")
+_NETWORK = ("step", "params", "batch_stats", "opt_state", "carried")
 # Name in a checkpoint -> field of `Position`.
 _NUMBERS = {
   "phase": "phase",

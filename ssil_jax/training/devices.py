@@ -28,7 +28,7 @@ from ssil_jax import metrics
 from ssil_jax.config import Config
 from ssil_jax.distributed import collectives, launch
 from ssil_jax.errors import ConfigError
-from ssil_jax.methods.base import OutputFn
+from ssil_jax.methods.base import ImageFn, OutputFn
 from ssil_jax.system import cpu_name, source_commit, usable_cores
 from ssil_jax.training import step as step_lib
 from ssil_jax.training.run_state import TrainState
@@ -99,7 +99,7 @@ def choose_devices(config: Config) -> Mesh:
 
 
 def initial_train_state(model: step_lib.Model, image_size: int) -> TrainState:
-  """Returns `step.create_train_state` as host arrays."""
+  """Returns `step.create_train_state` as host arrays, with what the method carries."""
   options = None
   if jax.default_backend() == "cpu":
     # The program runs once, and optimizing its random numbers takes ten seconds.
@@ -111,7 +111,8 @@ def initial_train_state(model: step_lib.Model, image_size: int) -> TrainState:
     functools.partial(step_lib.create_train_state, model, image_size),
     compiler_options=options,
   )
-  return jax.device_get(create())
+  state = jax.device_get(create())
+  return state.replace(carried=model.method.init_carried(state.params))
 
 
 class Devices:
@@ -141,6 +142,7 @@ class Devices:
     self._train_step = self._map(step_lib.train_step, donate_argnums=0)
     self._eval_step = self._map(step_lib.eval_step)
     self._extract_steps: dict[OutputFn, Callable] = {}
+    self._total_steps: dict[ImageFn, Callable] = {}
     self.size = mesh.size
     start = jax.process_index() * mesh.local_mesh.size
     self.local = range(start, start + mesh.local_mesh.size)
@@ -171,6 +173,18 @@ class Devices:
       self._extract_steps[output_fn] = self._map(step_lib.extract_step, output_fn=output_fn)
     step = self._extract_steps[output_fn]
     return step(train_state, batch, context, self._images.get(split))
+
+  def total_step(self, total, train_state, batch, context, image_fn: ImageFn):
+    """Runs `step.total_step` on a training image; compiled once for each function.
+
+    `total` is used up.
+    """
+    if image_fn not in self._total_steps:
+      self._total_steps[image_fn] = self._map(
+        step_lib.total_step, donate_argnums=0, image_fn=image_fn
+      )
+    step = self._total_steps[image_fn]
+    return step(total, train_state, batch, context, self._images.get("train"))
 
   def replicate(self, tree: Any) -> Any:
     """Puts a copy of every host array on each local device: [local devices, ...]."""

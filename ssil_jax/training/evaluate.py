@@ -13,7 +13,14 @@ from ssil_jax import metrics
 from ssil_jax.data import loader
 from ssil_jax.data.dataset import Batch, records_of
 from ssil_jax.errors import DivergedError
-from ssil_jax.methods.base import Extract, OutputFn, PhaseContext, SeenClasses
+from ssil_jax.methods.base import (
+  Extract,
+  ImageFn,
+  OutputFn,
+  PhaseContext,
+  SeenClasses,
+  Total,
+)
 from ssil_jax.schedule import IncrementalState
 from ssil_jax.training.devices import fetch
 from ssil_jax.training.run_state import TrainState
@@ -75,6 +82,28 @@ def extractor(
   return extract
 
 
+def totaler(
+  session: Session, state: IncrementalState, train_state: TrainState, stats: Any
+) -> Total:
+  """Returns what adds up over chosen training records; arguments as in `evaluate`."""
+
+  def total(records: np.ndarray, image_fn: ImageFn, like: Any) -> Any:
+    devices = session.devices
+    network, context, sums = devices.replicate(
+      (train_state, phase_context(state, stats), jax.tree.map(np.zeros_like, like))
+    )
+    of_one_image = _batches(session, "train", records, batch_size=devices.size)
+    with prefetched(session, of_one_image) as batches:
+      for number, batch in enumerate(batches):
+        session.check_interrupt()
+        if number % _STEPS_AHEAD == 0:  # else images that wait would fill the memory
+          jax.block_until_ready(sums)
+        sums = devices.total_step(sums, network, batch, context, image_fn)
+    return jax.tree.map(lambda x: np.sum(x, axis=0, dtype=np.float64), devices.gather(sums))
+
+  return total
+
+
 def _gathered(
   session: Session, split: str, records: np.ndarray, step: Callable[[Batch], Any]
 ) -> Any:
@@ -107,13 +136,15 @@ def phase_context(
   return PhaseContext(SeenClasses(*map(np.int32, numbers)), teacher, stats)
 
 
-def _batches(session: Session, split: str, records: np.ndarray) -> loader.EvalBatches:
+def _batches(
+  session: Session, split: str, records: np.ndarray, *, batch_size: int | None = None
+) -> loader.EvalBatches:
   dataset = session.plan.dataset
   return loader.EvalBatches(
     split=getattr(dataset, split),
     image_size=dataset.image_size,
     records=records,
-    batch_size=session.plan.config.batch_size_test,
+    batch_size=batch_size or session.plan.config.batch_size_test,
     num_devices=session.devices.size,
     devices=session.devices.local,
   )

@@ -20,7 +20,13 @@ from ssil_jax.sampling import Key, Pool
 from ssil_jax.schedule import IncrementalState, Phase
 from ssil_jax.training import numerics
 from ssil_jax.training.devices import fetch
-from ssil_jax.training.evaluate import evaluate, extractor, phase_context, prefetched
+from ssil_jax.training.evaluate import (
+  evaluate,
+  extractor,
+  phase_context,
+  prefetched,
+  totaler,
+)
 from ssil_jax.training.plan import Plan
 from ssil_jax.training.run_state import NO_STEPS, Position, RunState, TrainState
 from ssil_jax.training.session import Session, open_session, printer
@@ -90,11 +96,16 @@ def train_state(session: Session, state: IncrementalState, run: RunState) -> Run
 
 def begin_state(session: Session, state: IncrementalState, run: RunState) -> RunState:
   """Returns a run at the beginning of a state's first phase."""
+  method, train_state = session.plan.method, run.train_state
   position = Position(
     session.plan.pool(state, run.exemplars).new_ranks,
-    **_teacher(session.plan, run.train_state, num_classes=state.num_old),
+    **_teacher(session.plan, train_state, num_classes=state.num_old),
   )
-  return begin_phase(session, state, state.phases[0], run._replace(position=position))
+  if method.restarts:
+    train_state = session.initial.replace(step=train_state.step)
+  train_state = train_state.replace(carried=method.init_carried(train_state.params))
+  run = run._replace(train_state=train_state, position=position)
+  return begin_phase(session, state, state.phases[0], run)
 
 
 def begin_phase(
@@ -120,6 +131,8 @@ def train_phase(
   session: Session, state: IncrementalState, phase: Phase, run: RunState
 ) -> RunState:
   """Trains the steps of a phase that are not done."""
+  if not phase.num_steps:
+    return run
   devices, position, steps_done = session.devices, run.position, run.position.steps_done
   train_state = devices.replicate(run.train_state)
   context = devices.replicate(
@@ -185,7 +198,10 @@ def finish_state(session: Session, state: IncrementalState, run: RunState) -> Ru
     test_labels=plan.dataset.test.labels,
     memory=memory.update(run.exemplars, pool.new, pool.new_labels, priority, **sizes),
     stats=run.stats,
+    params=train_state.params,
+    carried=train_state.carried,
     extract=extract,
+    total=totaler(session, state, train_state, run.stats),
   )
   finished = finished._replace(stats=method.stats(finished, config))
   result = {

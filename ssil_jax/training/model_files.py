@@ -430,7 +430,7 @@ def read_network(folder: pathlib.Path, state: int, crc32: int) -> dict[str, Any]
     saved = networks.read(state)
   try:
     found = checksum(saved["params"], saved["batch_stats"])
-    is_whole = crc32 in (0, found) and saved["params"]["head"]["kernel"].ndim == 2
+    is_whole = crc32 in (0, found) and saved["params"]["head"]["kernel"].ndim >= 2
   except (KeyError, TypeError, AttributeError):
     is_whole = False
   if not is_whole:

@@ -169,7 +169,7 @@ def _counted(state: IncrementalState, pool: Pool, config: Config) -> Incremental
   except ConfigError as error:
     raise ConfigError(f"state {state.index} {error}") from error
   for phase in phases:
-    if phase.steps_per_epoch == 0:
+    if phase.epochs and phase.steps_per_epoch == 0:
       raise _TooFewError(
         f"state {state.index} trains on {phase.num_new} images of new classes and "
         f"{phase.num_replayed} of old ones; an epoch ({phase.sampling.name}) goes through "
@@ -201,6 +201,8 @@ def _check_new_classes(plan: Plan, state: IncrementalState, pool: Pool) -> None:
   # Later phases may choose among the images by what was learnt in the first. Which new
   # images an epoch leaves out depends on the number of exemplars alone.
   config, labels, phase = plan.config, plan.dataset.train.labels, state.phases[0]
+  if not phase.epochs:  # so the method wants it
+    return
   records, key = phase.sampling.epoch_records(pool), Key(config.seed, state.index, phase=0)
   in_epoch = np.bincount(labels[records], minlength=state.num_seen)
   new = np.arange(state.num_old, state.num_seen)

@@ -169,7 +169,7 @@ def _expected(plan: Plan) -> dict[str, tuple[int, ...]]:
   size = plan.dataset.image_size
   network = ResNet18(
     num_classes=1,
-    cosine_head=plan.method.cosine_head,
+    **plan.method.network,
     width=plan.config.width,
     small_images=size <= LARGEST_RESIDENT,
   )

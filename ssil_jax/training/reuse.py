@@ -132,6 +132,8 @@ def shared_states(config: Config, saved: Mapping[str, Any]) -> tuple[int, list[s
     return 0, ["--noreset_momentum: no momentum can be taken; leave --reset_momentum on"]
   names = config.method, saved["method"]
   ours, theirs = map(get_method, names)
+  if ours.carries:
+    return 0, [f"--method: what steps of {names[0]!r} carry along is not kept there"]
   trained, trained_there = (
     (method.trains_as or name, method.training)
     for name, method in zip(names, (ours, theirs), strict=True)

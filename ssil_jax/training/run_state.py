@@ -21,6 +21,8 @@ class TrainState:
   params: Any
   batch_stats: Any
   opt_state: optax.OptState
+  # What the method's steps carry along in a state; see `Method.carry`.
+  carried: Any = flax.struct.field(default_factory=dict)
 
 
 class Position(NamedTuple):

@@ -83,6 +83,7 @@ class Session:
       num_features=self.initial.params["head"]["kernel"].shape[0],
       num_records=len(self.plan.dataset.train.labels),
       memory_size=max(self.plan.config.memory_size, num_exemplars),
+      params=self.initial.params,
     )
     stats = self.plan.method.init_stats(sizes)
     return RunState(self.initial, memory.empty(), stats, [])
@@ -297,7 +298,7 @@ def make_session(
   model = step.Model(
     network=ResNet18(
       num_classes=len(dataset.class_names),
-      cosine_head=plan.method.cosine_head,
+      **plan.method.network,
       width=config.width,
       small_images=dataset.image_size <= LARGEST_RESIDENT,
       dtype=jnp.dtype(config.precision),

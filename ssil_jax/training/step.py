@@ -4,6 +4,7 @@ Each runs on one device's share of a batch and speaks to the other devices throu
 mapped axis `AXIS`; `devices.py` maps them.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +16,16 @@ from ssil_jax import metrics
 from ssil_jax.config import Config
 from ssil_jax.data.dataset import Batch
 from ssil_jax.data.images.augment import Augmentation, Normalization, augment, to_float
-from ssil_jax.methods.base import Examples, Method, OutputFn, PhaseContext, mask_unseen
+from ssil_jax.methods.base import (
+  Elastic,
+  Examples,
+  ImageFn,
+  Method,
+  OutputFn,
+  PhaseContext,
+  Step,
+  mask_unseen,
+)
 from ssil_jax.resnet import Outputs, ResNet18
 from ssil_jax.training.run_state import TrainState
 
@@ -47,7 +57,7 @@ def make_optimizer(*, momentum: float, weight_decay: float) -> optax.GradientTra
 
 
 def create_train_state(model: Model, image_size: int) -> TrainState:
-  """Draws initial parameters from the run's seed."""
+  """Draws initial parameters from the run's seed; nothing is carried along yet."""
   # One image tells the shapes; batch statistics are not used and need no other device.
   images = jnp.zeros((1, image_size, image_size, 3))
   variables = model.network.init(jax.random.key(model.config.seed), images, train=False)
@@ -91,7 +101,7 @@ def train_step(
   class_counts = jax.lax.psum(jnp.sum(one_hot, axis=0), AXIS)
   teacher = _teacher_outputs(pixels, context, model) if method.has_teacher else None
 
-  def loss_fn(params):
+  def losses_of(params):
     outputs, updates = model.network.apply(
       {"params": params, "batch_stats": state.batch_stats},
       pixels,
@@ -108,16 +118,25 @@ def train_step(
       class_counts=class_counts,
       state_of_class=np.asarray(model.state_of_class, np.int32),
     )
-    losses = method.loss(examples, config)
-    return jnp.mean(losses), (outputs, updates["batch_stats"])
+    parts = None if method.parts is None else method.parts(examples, config)
+    return method.loss(examples, config), (parts, outputs, updates["batch_stats"])
 
-  grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
-  (loss, (outputs, batch_stats)), grads = grad_fn(state.params)
-  # Devices have equal shares, so the mean of their means is the mean of Algorithm 1.
-  grads = jax.lax.pmean(grads, AXIS)
+  loss, loss_grads, outputs, batch_stats = _gradient(
+    losses_of, state.params, context, model
+  )
+  grads = loss_grads
+  if method.has_penalty:
+    penalty, of_penalty = jax.value_and_grad(method.penalty)(state.params, context, config)
+    loss, grads = loss + penalty, jax.tree.map(jnp.add, loss_grads, of_penalty)
   updates, opt_state = model.optimizer.update(grads, state.opt_state, state.params)
   updates = jax.tree.map(lambda update: -learning_rate * update, updates)
   params = optax.apply_updates(state.params, updates)
+  if method.elastic is not None:
+    elastic = method.elastic(context, config)
+    loss += elastic_energy(state.params, elastic)
+    # Momentum lets the loss pull for 1 / (1 - momentum) steps, and so does the penalty.
+    rate = learning_rate / (1 - config.momentum)
+    params = toward_anchor(params, elastic, rate)
   before = {"params": state.params, "opt_state": state.opt_state}
   after = {
     "params": method.project(params, state.params, context),
@@ -128,9 +147,79 @@ def train_step(
     batch_stats=batch_stats,
     **_with_unseen_of(before, after, context.classes.num_seen),
   )
+  taken = Step(before=state.params, after=new_state.params, grads=loss_grads)
+  carried = method.carry(state.carried, taken, context, config)
+  new_state = new_state.replace(carried=carried)
   predicted = jnp.argmax(mask_unseen(outputs, context, config), axis=-1)
   step_metrics = {"loss": loss, "top1": jnp.mean(predicted == batch.labels)}
   return new_state, jax.lax.pmean(step_metrics, AXIS)
+
+
+def _gradient(
+  losses_of: Callable[[Any], Any], params: Any, context: PhaseContext, model: Model
+) -> tuple[jax.Array, Any, Any, Any]:
+  """Returns this device's mean loss, and the gradient over all devices' batch.
+
+  Args:
+    losses_of: params -> losses [B], and (weights of the method's parts, outputs, updated
+      batch statistics).
+    params: of the network.
+    context: of the phase.
+    model: the method, which may put the gradient together from those of parts.
+
+  Returns:
+    Loss, gradient, outputs, batch statistics.
+  """
+  method = model.method
+  if method.parts is None:
+
+    def mean_loss(params):
+      losses, aux = losses_of(params)
+      return jnp.mean(losses), aux
+
+    grad_fn = jax.value_and_grad(mean_loss, has_aux=True)
+    (loss, (_, outputs, batch_stats)), grads = grad_fn(params)
+    # Devices have equal shares, so the mean of their means is the mean of Algorithm 1.
+    return loss, jax.lax.pmean(grads, AXIS), outputs, batch_stats
+  losses, pull_back, (parts, outputs, batch_stats) = jax.vjp(
+    losses_of, params, has_aux=True
+  )
+  of_parts = _each(lambda weights: pull_back(weights)[0], parts)
+  grads = method.combine(jax.lax.psum(of_parts, AXIS), context, model.config)
+  return jnp.mean(losses), grads, outputs, batch_stats
+
+
+def _each(gradient: Callable[[jax.Array], Any], parts: jax.Array) -> Any:
+  """Returns the gradients of all parts, stacked.
+
+  One after the other: side by side, each would keep activations' gradients of its own.
+  """
+  if jax.default_backend() != "cpu":
+    return jax.lax.map(gradient, parts)
+  # In a loop, XLA for CPUs has no fast gradient for the weights of convolutions.
+  return jax.tree.map(lambda *leaves: jnp.stack(leaves), *map(gradient, parts))
+
+
+def elastic_energy(params: Any, elastic: Elastic) -> jax.Array:
+  """Returns sum_i stiffness_i / 2 (theta_i - anchor_i)^2, float32 []."""
+  energies = jax.tree.map(
+    lambda x, k, anchor: jnp.sum(k * (x - anchor) ** 2) / 2, params, *elastic
+  )
+  return jax.tree.reduce(jnp.add, energies)
+
+
+def toward_anchor(params: Any, elastic: Elastic, rate: jax.Array) -> Any:
+  """Returns the proximal step, argmin_theta |theta - params|^2 / (2 rate) + the penalty.
+
+  It is (params + rate k anchor) / (1 + rate k), and does not leave the way between the two,
+  however large the stiffness k. Where SGD without momentum comes to rest, before a step by
+  -rate times the gradient of the loss, loss and penalty are in balance.
+  """
+
+  def pull(x, k, anchor):
+    return x + (anchor - x) * (rate * k / (1 + rate * k))
+
+  return jax.tree.map(pull, params, *elastic)
 
 
 def _with_unseen_of(before: Any, after: Any, num_seen: jax.Array) -> Any:
@@ -204,6 +293,32 @@ def extract_step(
   """Returns `output_fn` of a batch; arguments as in `train_step`."""
   outputs = forward(state, batch, images, model)
   return output_fn(outputs, batch.labels, context, model.config)
+
+
+def total_step(
+  total: Any,
+  state: TrainState,
+  batch: Batch,
+  context: PhaseContext,
+  images: jax.Array | None,
+  *,
+  model: Model,
+  image_fn: ImageFn,
+) -> Any:
+  """Adds `image_fn` of a single image to this device's total; else as `train_step`.
+
+  One image in a call: its value may be as large as the network, and in a loop on the device
+  XLA for CPUs has no fast gradient for the weights of convolutions.
+  """
+  pixels = to_float(gather_images(batch, images), model.normalization)
+
+  def network(params, pixels):
+    variables = {"params": params, "batch_stats": state.batch_stats}
+    return model.network.apply(variables, pixels, train=False)
+
+  value = image_fn(network, state.params, pixels, batch.labels[0], context, model.config)
+  is_image = batch.positions[0] >= 0
+  return jax.tree.map(lambda old, x: old + jnp.where(is_image, x, 0), total, value)
 
 
 def forward(

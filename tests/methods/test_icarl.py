@@ -10,22 +10,26 @@ from reference import softmax_cross_entropy
 from ssil_jax.methods import METHODS
 from ssil_jax.methods.base import Sizes
 from ssil_jax.methods.icarl import fit_sharpness
+from ssil_jax.sampling import Pool
 
 ICARL = METHODS["icarl"]
 jitted = jax.jit(ICARL.predict, static_argnums=2)
 
 
-def class_means(features, records_of_class, *, num_classes, labels):
+def class_means(
+  features, records_of_class, *, num_classes, labels, num_old=0, pool=None, means="paper"
+):
   """The method's statistics at the end of a state that has seen the classes given."""
-  config = finished_states.config_of("icarl")
+  config = finished_states.config_of("icarl", icarl_means=means)
   features = np.asarray(features, np.float32)
-  stats = ICARL.init_stats(Sizes(num_classes, features.shape[1], len(features), 20))
+  stats = ICARL.init_stats(Sizes(num_classes, features.shape[1], len(features), 20, {}))
   finished = finished_states.finished_of(
     config,
-    num_old=0,
+    num_old=num_old,
     num_seen=len(records_of_class),
     labels=labels,
     stats=stats,
+    pool=pool,
     memory=finished_states.memory_of(records_of_class),
     train=finished_states.outputs_of(
       features=features, logits=np.zeros((len(features), 1))
@@ -38,13 +42,14 @@ def class_means(features, records_of_class, *, num_classes, labels):
   return after
 
 
-def predict(features, stats, num_seen, *, logits=None):
+def predict(features, stats, num_seen, *, logits=None, means="paper"):
   size = len(features), len(stats["means"])
   outputs = finished_states.outputs_of(
     features=features, logits=np.zeros(size) if logits is None else logits
   )
   context = finished_states.context_of(0, num_seen, stats=stats)
-  return np.asarray(jitted(outputs, context, finished_states.config_of("icarl")))
+  config = finished_states.config_of("icarl", icarl_means=means)
+  return np.asarray(jitted(outputs, context, config))
 
 
 def random_state(seed):
@@ -86,6 +91,48 @@ def test_the_nearest_mean_may_not_have_the_largest_logit():
   assert np.argmax(scores, axis=1).tolist() == [1, 0]
   # (.6, .8) is sqrt(.16 + .64) from (1, 0) and sqrt(.36 + .04) from (0, 1).
   np.testing.assert_allclose(scores[0], [-0.8, -0.4, -np.inf], rtol=1e-5)
+
+
+def released_sharpness_loss(sharpness, features, images, kept):
+  """-log p of exemplars, each left out of the mean of the images of its class."""
+  total = 0.0
+  for label, exemplars in enumerate(kept):
+    for record in exemplars:
+      scores = []
+      for of_class in images:
+        others = [features[j] for j in of_class if j != record]
+        mean = np.mean([reference.normalized(feature) for feature in others], axis=0)
+        feature = reference.normalized(features[record])
+        scores.append(-sharpness * reference.squared_distance(feature, mean))
+      total += softmax_cross_entropy(scores, label, range(len(scores)))
+  return total / sum(map(len, kept))
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_released_means_equal_the_loops(seed):
+  # Class 2 is new; of the others there are the exemplars of before, then fewer.
+  features, labels, kept = random_state(seed)
+  images = [[8, 0, 4, 12], [21, 1, 5], [2, 38, 14, 6, 10]]
+  pool = Pool(new=np.array(images[2]), memory=np.array([*images[0], *images[1]]))
+  given = {"num_classes": 4, "labels": labels, "num_old": 2, "pool": pool}
+  stats = class_means(features, kept, **given, means="released")
+  means = [
+    np.mean([reference.normalized(features[record]) for record in of_class], axis=0)
+    for of_class in images
+  ]
+  np.testing.assert_allclose(stats["means"][:3], means, rtol=1e-4, atol=1e-6)
+  np.testing.assert_array_equal(stats["means"][3], 0)
+  scores = predict(features, stats, 3, means="released")
+  np.testing.assert_array_equal(scores[:, 3], -np.inf)
+  for feature, row in zip(features, scores, strict=True):
+    distances = [
+      reference.squared_distance(reference.normalized(feature), mean) for mean in means
+    ]
+    np.testing.assert_allclose(row[:3], [-d for d in distances], rtol=1e-3, atol=1e-5)
+  own = released_sharpness_loss(stats["sharpness"], features, images, kept)
+  for factor in (0.8, 1.25):
+    other = factor * stats["sharpness"]
+    assert own <= released_sharpness_loss(other, features, images, kept)
 
 
 def test_features_of_zero_are_no_nan():

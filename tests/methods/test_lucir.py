@@ -67,9 +67,10 @@ def test_margin_ranking_by_hand(num_negatives, expected):
   np.testing.assert_array_equal(gradient, [first, second, [0] * 6])
 
 
-def test_the_less_forget_weight_grows_with_the_root_of_new_over_old():
+@pytest.mark.parametrize(("weighting", "weight"), [("paper", 20), ("released", 5)])
+def test_the_less_forget_weight_is_by_the_root_of_new_over_old(weighting, weight):
   # Features at right angles to the teacher's, lambda_base 10, 2 old and 8 new classes:
-  # 10 sqrt(4) = 20. New samples only, so there is no margin loss.
+  # 10 sqrt(4) = 20, or 10 / 2. New samples only, so there is no margin loss.
   outputs = finished_states.outputs_of(logits=np.zeros((2, 10)), features=[[1, 0], [0, 1]])
   teacher = finished_states.outputs_of(logits=np.zeros((2, 10)), features=[[0, 1], [1, 0]])
   examples = finished_states.examples_of(
@@ -80,9 +81,10 @@ def test_the_less_forget_weight_grows_with_the_root_of_new_over_old():
     teacher=teacher,
   )
   losses = jax.jit(LUCIR.loss, static_argnums=1)(
-    examples, finished_states.config_of("lucir", lucir_lambda=10.0)
+    examples,
+    finished_states.config_of("lucir", lucir_lambda=10.0, lucir_weighting=weighting),
   )
-  np.testing.assert_allclose(losses, 20 + math.log(10), rtol=1e-5)
+  np.testing.assert_allclose(losses, weight + math.log(10), rtol=1e-5)
 
 
 def test_old_weights_are_fixed_and_nothing_else_is():

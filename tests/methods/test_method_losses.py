@@ -11,7 +11,6 @@ from finished_states import config_of, context_of, examples_of, outputs_of
 
 from ssil_jax.methods import METHODS
 from ssil_jax.methods.base import Sizes
-from ssil_jax.resnet import Outputs
 
 # States of unequal size; the last is still to come.
 GROUPS = [[0, 1, 2], [3], [4, 5], [6, 7]]
@@ -23,17 +22,18 @@ FIRST, LATER = (0, 3, 0), [(3, 4, 3), (4, 6, 4)]
 SETTINGS = {
   "der": {"der_alpha": 0.3, "der_beta": 0.7},
   "lucir": {"lucir_lambda": 5.0, "lucir_margin": 0.3, "lucir_negatives": 2},
+  "podnet": {"podnet_spatial": 3.0, "podnet_flat": 1.5, "podnet_margin": 0.4},
 }
 # One method for each loss.
 NAMES = [*{METHODS[name].loss: name for name in reversed(METHODS)}.values()]
 TAUGHT = [name for name in NAMES if METHODS[name].has_teacher]
 
 
-def settings_of(name):
+def settings_of(name, **changes):
   settings = {"batch_size_new": NUM_NEW, "batch_size_memory": NUM_DRAWN}
   if hasattr(config_of(name).method_settings, "temperature"):
     settings["temperature"] = 3.0
-  return config_of(name, **settings, **SETTINGS.get(name, {}))
+  return config_of(name, **settings, **SETTINGS.get(name, {}), **changes)
 
 
 def batch_of(num_old, num_seen, num_teacher_classes):
@@ -45,8 +45,13 @@ def batch_of(num_old, num_seen, num_teacher_classes):
   size = len(labels)
   logits, teacher, stored = 2 * rng.standard_normal((3, size, NUM_CLASSES))
   features, teacher_features = rng.standard_normal((2, size, WIDTH))
+  shapes = [(size, 2, 3, 2), (size, 1, 2, 2)]
+  stages, teacher_stages = (
+    [np.float32(rng.standard_normal(shape)) for shape in shapes] for _ in range(2)
+  )
   if not num_old:
     teacher, teacher_features = 0 * teacher, 0 * teacher_features
+    teacher_stages = [0 * stage for stage in teacher_stages]
   line = (3, 4, 0.6, -1.5) if num_old == 4 else (0, 3, 1.7, 0.8)
   return reference.Batch(
     logits=np.float32(logits).tolist(),
@@ -64,12 +69,15 @@ def batch_of(num_old, num_seen, num_teacher_classes):
     stored=np.float32(stored).tolist(),
     line=line,
     constant=np.float32(logits).tolist(),
+    constant_scale=SCALE,
+    stages=stages,
+    teacher_stages=teacher_stages,
   )
 
 
 def stats_of(name, batch):
   """Each method's statistics, made of what the loops are given."""
-  sizes = Sizes(NUM_CLASSES, WIDTH, num_records=20, memory_size=9)
+  sizes = Sizes(NUM_CLASSES, WIDTH, num_records=20, memory_size=9, params={})
   stats = METHODS[name].init_stats(sizes)
   if name == "bic":
     low, high, stats["alpha"][low:high], stats["beta"][low:high] = batch.line
@@ -88,9 +96,13 @@ def examples(name, batch, share=None):
   logits, features, teacher, teacher_features, labels = (
     np.asarray(getattr(batch, field))[share] for field in names
   )
-  known = outputs_of(logits=teacher, features=teacher_features)
+  stages, known_stages = (
+    [stage[share] for stage in every] if METHODS[name].stage_outputs else ()
+    for every in (batch.stages, batch.teacher_stages)
+  )
+  known = outputs_of(logits=teacher, features=teacher_features, stages=known_stages)
   return examples_of(
-    outputs_of(logits=logits, features=features, scale=batch.scale),
+    outputs_of(logits=logits, features=features, scale=batch.scale, stages=stages),
     labels,
     context_of(
       batch.num_old,
@@ -118,10 +130,10 @@ def _compiled(name, config, given):
   return jax.value_and_grad(mean, (0, 1))(given.outputs, given.teacher)
 
 
-def value_and_gradients(name, given):
+def value_and_gradients(name, given, **changes):
   """The mean that training minimizes, its gradients by network's and teacher's outputs."""
   return jax.device_get(
-    _compiled(name, settings_of(name), given._replace(state_of_class=None))
+    _compiled(name, settings_of(name, **changes), given._replace(state_of_class=None))
   )
 
 
@@ -132,25 +144,41 @@ def test_every_method_has_its_equation():
     assert reference.LOSSES[name] is reference.LOSSES[same]
 
 
+# In the balanced phases of EEIL and PODNet, the teacher knows the new classes, too.
+BALANCED = (4, 6, 6)
+RELEASED = [
+  ("lucir", {"lucir_weighting": "released"}, (FIRST, *LATER)),
+  ("eeil", {"eeil_distillation": "released"}, (FIRST, *LATER, BALANCED)),
+]
+
+
 @pytest.mark.parametrize(
-  ("name", "classes"),
-  # In its balanced phase, EEIL's teacher knows the new classes, too.
-  [(name, classes) for name in NAMES for classes in (FIRST, *LATER)]
-  + [("eeil", (4, 6, 6))],
+  ("name", "changes", "classes"),
+  [(name, {}, classes) for name in NAMES for classes in (FIRST, *LATER)]
+  + [(name, {}, BALANCED) for name in ("eeil", "podnet")]
+  + [(name, changes, classes) for name, changes, every in RELEASED for classes in every],
 )
-def test_value_and_gradients_equal_the_loops(name, classes):
-  batch, own = batch_of(*classes), settings_of(name).method_settings
-  value, (outputs, teacher) = value_and_gradients(name, examples(name, batch))
+def test_value_and_gradients_equal_the_loops(name, changes, classes):
+  batch, own = batch_of(*classes), settings_of(name, **changes).method_settings
+  value, (outputs, teacher) = value_and_gradients(name, examples(name, batch), **changes)
 
   def loop(field, x):
     return reference.LOSSES[name](batch._replace(**{field: x}), own)
 
   assert value == pytest.approx(loop("labels", batch.labels), rel=1e-5)
-  for field, gradient in outputs._asdict().items():
+  for field in ("features", "logits", "scale"):
     expected = reference.numerical_gradient(
       functools.partial(loop, field), getattr(batch, field)
     )
+    gradient = getattr(outputs, field)
     np.testing.assert_allclose(gradient, expected, rtol=1e-3, atol=1e-5, err_msg=field)
+  for place, gradient in enumerate(outputs.stages):
+
+    def with_stage(x, place=place):
+      return loop("stages", [*batch.stages[:place], x, *batch.stages[place + 1 :]])
+
+    expected = reference.numerical_gradient(with_stage, batch.stages[place])
+    np.testing.assert_allclose(gradient, expected, rtol=1e-3, atol=1e-5)
   # Exactly nothing for unseen classes, nor for the teacher.
   assert not outputs.logits[:, batch.num_seen :].any()
   assert not any(leaf.any() for leaf in jax.tree.leaves(teacher))
@@ -173,8 +201,10 @@ def test_unseen_logits_change_nothing(name):
 def test_the_teacher_matters_but_not_in_what_it_was_not_taught(name):
   given = examples(name, batch_of(*LATER[1]))
   value, _ = value_and_gradients(name, given)
-  features, logits, scale = given.teacher
-  other = Outputs(features.at[:, 0].add(2.0), logits.at[:, 1].add(2.0), scale)
+  features, logits = given.teacher.features, given.teacher.logits
+  other = given.teacher._replace(
+    features=features.at[:, 0].add(2.0), logits=logits.at[:, 1].add(2.0)
+  )
   assert abs(value_and_gradients(name, given._replace(teacher=other))[0] - value) > 1e-4
   loud = given.teacher._replace(logits=logits.at[:, 4:].add(9.0))
   assert value_and_gradients(name, given._replace(teacher=loud))[0] == value

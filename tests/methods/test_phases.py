@@ -58,8 +58,32 @@ PHASES = {
   "bic": {t: plain("held-out", *LONG) for t in (1, 2, 5)},
   "wa": {t: plain("shuffled", *LONG) for t in (1, 2, 5)},
   "lucir": {t: plain("shuffled", 90, 0.1, (30, 60)) for t in (1, 2, 5)},
+  "podnet": {
+    1: plain("shuffled", 90, 0.05, (30, 60)),
+    **{
+      t: [
+        ("shuffled", 90, 0.05, (30, 60), 0.1, False),
+        ("balanced", 20, 0.01, (), 0.1, True),
+      ]
+      for t in (2, 5)
+    },
+  },
   "er_ace": {1: plain("RP", *PAPER_FIRST), 2: plain("RP", 20, 0.05, (8, 16))},
+  "gdumb": {t: plain("memory", 256, 0.05, (102, 204)) for t in (1, 2, 5)},
+  "ncm": {1: plain("new only", *PAPER_FIRST), 3: plain("new only", 0, 0.1 / 3, ())},
   "der": {1: plain("RP twice", *PAPER_FIRST), 2: plain("RP twice", 20, 0.05, (8, 16))},
+  "er": {1: plain("RP", *PAPER_FIRST), 2: plain("RP", 25, 0.05, (10, 20))},
+  **{
+    name: {1: plain("RP", *PAPER_FIRST), 2: plain("RP", 20, 0.05, (8, 16))}
+    for name in ("gem", "agem")
+  },
+  **{
+    name: {
+      1: plain("new only", *PAPER_FIRST),
+      2: plain("new only", 25, 0.05, (10, 20)),
+    }
+    for name in ("ewc", "si", "rwalk")
+  },
 }
 
 
@@ -88,8 +112,9 @@ def test_learning_rates_of_icarl_by_epoch():
 def test_batch_sizes_and_exemplars(name):
   config = config_of(name)
   assert getattr(config.method_settings, "temperature", 2.0) == 2.0
-  assert config.batch_size_new == (256 if name in ("bic", "wa") else 128)
-  herding = ("eeil", "wa", "lucir")
+  sizes = {"bic": 256, "wa": 256, "gdumb": 16, "podnet": 64}
+  assert config.batch_size_new == sizes.get(name, 128)
+  herding = ("eeil", "wa", "lucir", "podnet")
   assert config.selection == ("herding" if name in herding else "ring")
   assert config.num_states == (1 if name == "joint_full" else 5)
 

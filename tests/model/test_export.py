@@ -28,9 +28,11 @@ CASES = {
   "ssil": {},
   "bic": {},
   "icarl": {},
+  "icarl, released": {"icarl_means": "released"},
   "il2m": {},
   "il2m, logits": {"il2m_scores": "logits"},
   "lucir": {},
+  "podnet": {"batch_size_new": 8},
 }
 PAGE = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
 
@@ -116,17 +118,23 @@ def test_onnx_is_float32_and_the_model_stays_as_it_is(tmp_path):
   np.testing.assert_allclose(scores, exact.scores(pixels)[0], rtol=1e-4, atol=1e-5)
 
 
-def predicted(case, tensors, statistics, images):
+def predicted(case, tensors, statistics, images, prediction):
   """Scores and probabilities as the card says how they are made."""
   method = case.split(",")[0]
   features = torchvision_reference.features(
-    tensors, images, last_relu=method != "lucir"
+    tensors, images, last_relu=method not in ("lucir", "podnet")
   ).astype(np.float64)
   unit = features / np.linalg.norm(features, axis=1, keepdims=True)
-  inputs = unit if method == "lucir" else features
+  inputs = unit if method in ("lucir", "podnet") else features
   logits = inputs @ tensors["fc.weight"].T + tensors["fc.bias"]
+  if method == "podnet":
+    cosines = logits.reshape(len(logits), -1, 10)
+    (scale,) = re.findall(r"summed up, times ([\d.e+-]+);", prediction)
+    logits = float(scale) * np.sum(softmax(cosines, axis=2) * cosines, axis=2)
   if method == "icarl":
     scores = 2 * unit @ statistics["means"].T - 2
+    if "released" in case:
+      scores += 1 - np.sum(statistics["means"] ** 2, axis=1)
     return scores, softmax(statistics["sharpness"] * scores, axis=1)
   if method == "il2m":
     scores = logits if "logits" in case else softmax(logits, axis=1)
@@ -146,13 +154,14 @@ def test_safetensors_are_torchvisions_resnet18(case, model_of, tmp_path):
   tensors = safetensors.numpy.load_file(tmp_path / "out" / "model.safetensors")
   assert tensors["layer3.1.bn2.num_batches_tracked"] == STEPS
   place, statistics = tmp_path / "out" / "statistics.safetensors", {}
-  assert place.exists() == (case not in ("ssil", "bic", "lucir"))
+  assert place.exists() == (case not in ("ssil", "bic", "lucir", "podnet"))
   if place.exists():
     statistics = safetensors.numpy.load_file(place)
     assert all(x.shape[:1] in ((), (4,)) for x in statistics.values())
   pixels = pixels_of(model)
   images = (pixels / 255.0).transpose(0, 3, 1, 2)
-  found = predicted(case, tensors, statistics, images)
+  card = read_card(tmp_path / "out")
+  found = predicted(case, tensors, statistics, images, card["prediction"])
   for f, e in zip(found, model.scores(pixels), strict=True):
     np.testing.assert_allclose(f, e, rtol=1e-4, atol=1e-5)
 
@@ -189,7 +198,7 @@ def test_large_images_have_torchvisions_stem(tmp_path):
   assert (mean, std) == ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
   pixels = pixels_of(model, 2)
   images = ((pixels / 255.0 - mean) / std).transpose(0, 3, 1, 2)
-  found, _ = predicted("ft", tensors, {}, images)
+  found, _ = predicted("ft", tensors, {}, images, "")
   np.testing.assert_allclose(found, model.scores(pixels)[0], rtol=1e-4, atol=1e-5)
   session = onnx_session(model, tmp_path / "onnx")
   scores, _ = session.run(None, {"pixels": pixels})

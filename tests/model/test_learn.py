@@ -25,8 +25,9 @@ from ssil_jax.training.model_files import arrays_of
 
 QUIET = Console(quiet=True)
 GROUPS = (("c", "a"), ("b", "f"), ("d", "e"))  # the first is not in the order of names
-# With nothing beside the network; herding, a teacher and means; exemplars' logits.
-LEARNING = ("ssil", "icarl", "der")
+# With nothing beside the network; herding, a teacher and means; exemplars' logits; trees
+# like the parameters, and what steps carry along.
+LEARNING = ("ssil", "icarl", "der", "rwalk")
 
 
 @pytest.fixture(autouse=True, scope="module")

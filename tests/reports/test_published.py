@@ -109,8 +109,8 @@ def test_an_unknown_field_is_an_error():
 
 def test_methods_are_named_as_by_the_flag():
   # Those that the package lacks; DER of the surveys is not its `der`, which is DER++.
-  foreign = {"aanets", "coil", "dynamic_er", "dytox", "ewc", "foster", "gem", "memo"}
-  assert {fact.method for fact in find()} - METHODS.keys() == foreign | {"podnet", "rmm"}
+  foreign = {"aanets", "coil", "dynamic_er", "dytox", "foster", "memo", "rmm"}
+  assert {fact.method for fact in find()} - METHODS.keys() == foreign
   assert not find(method="der")
 
 

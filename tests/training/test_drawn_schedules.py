@@ -114,6 +114,9 @@ class OutputsOnly(Devices):
     found = output_fn(outputs, batch.labels[0], context, self.plan.config)
     return jax.tree.map(lambda x: x[None], found)
 
+  def total_step(self, total, train_state, batch, context, image_fn):
+    return total
+
   def eval_step(self, train_state, batch, context):
     outputs, context = self._outputs(batch, "test"), jax.tree.map(lambda x: x[0], context)
     method, config = self.plan.method, self.plan.config
@@ -173,12 +176,11 @@ def test_the_schedule_is_what_is_trained_on(name, memory_size):
     (state, phase, batches), new = trained, trained.new
     assert row["state"] == state.index
     assert row["classes"] == f"{new.start} + {len(new)}"
-    classes = labels[np.unique(batches)]
+    classes = labels[np.unique(np.asarray(batches, np.int64))]
     assert (
       row["images"] == f"{(classes < new.start).sum()} + {(classes >= new.start).sum()}"
     )
     assert set(classes) <= set(range(new.stop))
-    assert set(classes) >= set(new)
     assert row["steps"] == len(batches) == phase.num_steps
     assert phase.num_images == sum(map(len, batches))
     sizes = [int(size) for size in row["batch"].split(" + ")]
@@ -188,6 +190,10 @@ def test_the_schedule_is_what_is_trained_on(name, memory_size):
         assert (labels[batch[: sizes[0]]] >= new.start).all()
         assert (labels[batch[sizes[0] :]] < new.start).all()
     assert row["epochs"] == phase.epochs
+    if name == "ncm" and new.start:
+      assert not batches
+      continue
+    assert set(classes) >= set(new)
     assert len(batches) % row["epochs"] == 0
     drops = [] if row["drops"] == "-" else [int(e) for e in row["drops"].split(", ")]
     for epoch in range(row["epochs"]):

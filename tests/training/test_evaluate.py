@@ -13,7 +13,7 @@ from ssil_jax import memory, metrics, resnet
 from ssil_jax.methods.base import normalized_features
 from ssil_jax.training import loop
 from ssil_jax.training.devices import choose_devices
-from ssil_jax.training.evaluate import evaluate, extractor
+from ssil_jax.training.evaluate import evaluate, extractor, totaler
 from ssil_jax.training.plan import make_plan
 from ssil_jax.training.session import make_session
 
@@ -133,6 +133,35 @@ def test_each_class_has_the_predictions_of_its_own_images(num_devices):
   probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
   ece = metrics.calibration_error(probabilities.max(axis=1), predicted == labels)
   assert found["ece"] == pytest.approx(ece, abs=1e-4)
+
+
+@pytest.mark.parametrize("num_devices", [1, 4])
+def test_totals_are_sums_over_the_chosen_images(num_devices):
+  session, state, network = world(num_devices)
+
+  def of_image(network, params, pixels, label, context, config):
+    outputs = network(params, pixels)
+    return {
+      "logits": outputs.logits[0] + context.stats["offset"],
+      "images": jnp.float32(1),
+      "labels": label.astype(jnp.float32),
+      "largest": jnp.max(params["head"]["kernel"]),
+    }
+
+  like = {name: np.float32(7) for name in ("images", "labels", "largest")}
+  like["logits"] = np.ones(4, np.float32)
+  train, total = session.plan.dataset.train, totaler(session, state, network, STATS)
+  wanted = np.float64(expected_outputs(train).logits)
+  # As many as devices or not, and some twice.
+  for records in (np.array([7]), np.arange(8), np.array([5, 3, 3, 100, 5, 1])):
+    found = total(records, of_image, like)
+    assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {np.dtype(np.float64)}
+    assert found["images"] == len(records)
+    assert found["labels"] == train.labels[records].sum()
+    largest = len(records) * network.params["head"]["kernel"].max()
+    assert found["largest"] == pytest.approx(largest, rel=1e-5)
+    expected = (wanted[records] + 0.5).sum(axis=0)
+    np.testing.assert_allclose(found["logits"], expected, rtol=1e-4, atol=1e-4)
 
 
 # Herding ---------------------------------------------------------------------------------

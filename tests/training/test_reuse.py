@@ -246,6 +246,19 @@ TABLE = [
   ("ft", {}, "ssil", {}, 1),
   ("ssil", {}, "ft", {}, 1),
   ("ft", {}, "der", {}, 1),
+  ("er", {}, "ft_rp", {}, 5),
+  ("ft_rp", {}, "er", {}, 5),
+  ("ewc", {}, "ft", {}, 1),
+  ("ft", {}, "ewc", {"ewc_images": 10}, 1),
+  ("ewc", {"penalty_strength": 3.0}, "ewc", {}, 1),
+  # They lend, and take none: what their steps carry along is not kept.
+  ("si", {}, "ft", {}, 1),
+  ("ft", {}, "si", {}, 0),
+  ("si", {}, "si", {}, 0),
+  ("rwalk", {}, "rwalk", {}, 0),
+  # Gradients of parts are added up in another order.
+  ("ft", {}, "agem", {}, 0),
+  ("agem", {"memory_size": 2000}, "agem", {}, 1),
   ("ft", {}, "joint", {}, 1),
   # Their papers give them other first states.
   ("ft", {}, "icarl", {}, 0),
@@ -279,6 +292,8 @@ TABLE = [
   ("ft", {}, "lucir", {"epochs_first": 100, "milestones_first": (40, 80)}, 0),
   ("lucir", {"memory_size": 2000}, "lucir", {}, 1),
   ("wa", {}, "lucir", {}, 0),
+  ("ft", {}, "ncm", {}, 1),
+  ("ncm", {}, "ncm", {"epochs": 7}, 5),
 ]
 
 
@@ -296,9 +311,11 @@ def test_shared_states(there, flags_there, now, flags_now, expected):
 
 
 def test_every_method_shares_with_itself_all_states():
-  for name in METHODS:
+  for name, method in METHODS.items():
     config = config_of(name, {})
-    assert reuse.shared_states(config, to_json(config)) == (config.num_states, [])
+    num_states, different = reuse.shared_states(config, to_json(config))
+    assert num_states == (0 if method.carries else config.num_states)
+    assert len(different) == method.carries
 
 
 def test_what_does_not_change_training_may_differ():
@@ -310,7 +327,8 @@ def test_what_does_not_change_training_may_differ():
 
 def test_a_method_that_trains_as_another_has_its_loss_and_its_phases():
   borrowers = {name: m.trains_as for name, m in METHODS.items() if m.trains_as}
-  assert borrowers == {"il2m": "ft", "ssil_cal": "ssil", "ssil_tkd_cal": "ssil_tkd"}
+  rectified = {"il2m": "ft", "ssil_cal": "ssil", "ssil_tkd_cal": "ssil_tkd"}
+  assert borrowers == {**rectified, "er": "ft_rp"}
   for name, other in borrowers.items():
     assert METHODS[name].training == METHODS[other].training
     assert METHODS[name].defaults == METHODS[other].defaults
@@ -318,8 +336,8 @@ def test_a_method_that_trains_as_another_has_its_loss_and_its_phases():
 
 def test_methods_whose_first_state_is_plain():
   plain = {name for name, method in METHODS.items() if method.steps_like_softmax_first}
-  assert plain >= {"ssil", "ft", "ssil_tkd", "icarl", "lwf", "eeil", "bic", "der"}
-  assert plain.isdisjoint({"er_ace", "wa", "lucir"})
+  assert plain >= {"ssil", "ft", "ssil_tkd", "icarl", "lwf", "eeil", "bic", "der", "ewc"}
+  assert plain.isdisjoint({"er_ace", "wa", "lucir", "gem", "gdumb", "podnet"})
   for name in plain:
     config = config_of(name, {})
     (phase,) = METHODS[name].phases(config, 1)

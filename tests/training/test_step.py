@@ -15,7 +15,7 @@ from ssil_jax.data.images.augment import (
   to_float,
 )
 from ssil_jax.methods import get_method
-from ssil_jax.methods.base import PhaseContext, SeenClasses
+from ssil_jax.methods.base import Elastic, PhaseContext, SeenClasses
 from ssil_jax.methods.ssil import SSIL
 from ssil_jax.resnet import Outputs
 from ssil_jax.training.step import (
@@ -228,3 +228,104 @@ def test_weights_of_classes_that_are_not_seen_stay_as_they_are(name, kind):
       np.testing.assert_array_equal(leaf[..., 4:], old[..., 4:])
       assert (leaf[..., :4] != old[..., :4]).any(axis=tuple(range(leaf.ndim - 1))).all()
     assert of_classes == (2 if "bias" in kind else 1)
+
+
+# Penalties, parts, what steps carry along ------------------------------------------------
+
+
+def world_of(method, *, network, params, weight_decay=0.0, num_classes=3):
+  """A model and its first state."""
+  model = Model(
+    network=network,
+    method=method,
+    optimizer=make_optimizer(momentum=0.9, weight_decay=weight_decay),
+    augmentation=Augmentation(max_shift=0, flip=False),
+    normalization=None,
+    config=make_config({}, method),
+    state_of_class=(0,) * num_classes,
+  )
+  state = TrainState(jnp.int32(0), params, {}, model.optimizer.init(params))
+  return model, state.replace(carried=method.init_carried(params))
+
+
+def black(shape):
+  """A batch of images that are 0 everywhere."""
+  labels = jnp.zeros(shape, jnp.int32)
+  return Batch(jnp.zeros((*shape, 1, 1, 3), jnp.uint8), labels, labels, labels)
+
+
+@pytest.mark.parametrize("stiffness", [0.0, 0.5, 30.0, 1e9])
+def test_a_penalty_of_any_stiffness_comes_to_rest_in_balance_with_the_loss(stiffness):
+  # 2 (x - 3)^2 / 2 + k (x + 1)^2 / 2 is least in x = (2 * 3 - k) / (2 + k).
+  method = SSIL._replace(
+    loss=lambda examples, config: (examples.outputs.logits[:, 0] - 3) ** 2,
+    elastic=lambda context, config: Elastic(
+      *(jnp.full((1, 3), x) for x in (stiffness, -1.0))
+    ),
+  )
+  model, state = world_of(method, network=ChannelMeans(), params=jnp.zeros((1, 3)))
+  context = PhaseContext(SeenClasses(*map(jnp.int32, (0, 3, 0))), None, {})
+
+  def train(state):
+    def step(state, _):
+      state, metrics = train_step(state, black((1,)), context, 0.1, None, model=model)
+      return state, (state.params[0, 0], metrics["loss"])
+
+    return jax.lax.scan(step, state, length=300)[1]
+
+  mapped = jax.jit(jax.vmap(train, axis_name=AXIS))
+  path, losses = (np.asarray(x[0]) for x in mapped(jax.tree.map(lambda x: x[None], state)))
+  expected = (2 * 3 - stiffness) / (2 + stiffness)
+  assert path[-1] == pytest.approx(expected, rel=1e-4, abs=1e-5)
+  assert np.abs(path).max() < 8  # it swings by its momentum, and no further
+  assert losses[0] == pytest.approx(9 + 3 * stiffness / 2, rel=1e-5)
+
+
+class Scores:
+  """A network whose logits are images times parameters."""
+
+  def apply(self, variables, images, *, train, mutable=()):
+    logits = images.mean((1, 2)) * variables["params"]
+    return Outputs(features=logits, logits=logits), {"batch_stats": {}}
+
+
+def test_gradients_of_parts_are_over_all_devices_and_carried_along():
+  rng = np.random.default_rng(0)
+  pixels = rng.integers(256, size=(2, 4, 1, 1, 3)).astype(np.uint8)
+  weights = rng.standard_normal((2, 2, 4)).astype(np.float32)  # of a device's parts
+  places = np.tile(np.arange(4, dtype=np.int32), (2, 1))
+
+  def carry(carried, step, context, config):
+    return {"grads": step.grads, "moved": step.after - step.before}
+
+  method = SSIL._replace(
+    loss=lambda examples, config: examples.outputs.logits.sum(-1),
+    parts=lambda examples, config: examples.context.stats,
+    combine=lambda grads, context, config: grads[0] - 2 * grads[1],
+    penalty=lambda params, context, config: 5 * jnp.sum(params),
+    init_carried=lambda params: {"grads": params, "moved": params},
+    carry=carry,
+  )
+  params = jnp.float32([[1, 2, 3]])
+  model, state = world_of(method, network=Scores(), params=params, weight_decay=0.5)
+  classes = SeenClasses(*map(jnp.int32, (0, 3, 0)))
+
+  def step(state, batch, weights):
+    context = PhaseContext(classes, None, weights)
+    return train_step(state, batch, context, 0.1, None, model=model)[0]
+
+  copies = jax.tree.map(lambda x: jnp.stack([x, x]), state)
+  batch = Batch(pixels, places * 0, places, places)
+  after = jax.device_get(jax.jit(jax.vmap(step, axis_name=AXIS))(copies, batch, weights))
+  # Of a sum of weighted losses by a parameter: the weighted sum of the images.
+  images = pixels[:, :, 0, 0].astype(np.float64) / 255
+  first, second = (
+    sum(w[p] @ x for w, x in zip(weights, images, strict=True)) for p in (0, 1)
+  )
+  for device in (0, 1):
+    grads = after.carried["grads"][device, 0]
+    np.testing.assert_allclose(grads, first - 2 * second, rtol=1e-4)
+    # Penalty and weight decay are in the step, with momentum's first 1.9.
+    whole = grads + 5 + 0.5 * np.float64([1, 2, 3])
+    np.testing.assert_allclose(after.carried["moved"][device, 0], -0.19 * whole, rtol=1e-4)
+    np.testing.assert_array_equal(after.params[device], after.params[0])
