@@ -1,4 +1,4 @@
-"""How far a long piece of work is: bars on a terminal, lines now and then elsewhere."""
+"""Shows how far a long piece of work is: bars on a terminal, lines now and then elsewhere."""
 
 import time
 from collections.abc import Callable

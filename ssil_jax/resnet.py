@@ -37,7 +37,7 @@ def _head_init(fan_in: int):
 
 
 class Outputs(NamedTuple):
-  """What the network says of a batch."""
+  """Holds what the network says of a batch."""
 
   features: jax.Array  # float32 [B, 8 * width], the input of the head
   logits: jax.Array  # float32 [B, num_classes]

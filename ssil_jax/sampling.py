@@ -1,4 +1,4 @@
-"""Which records make up batch n: pure functions of (seed, state, phase, step).
+"""Draws the records that make up batch n: pure functions of (seed, state, phase, step).
 
 No iterator carries state, so a run resumes from a counter, and any host can work out its
 own share of any batch.
@@ -50,7 +50,7 @@ class Pool(NamedTuple):
 
 
 class Key(NamedTuple):
-  """Where a phase's random streams start; `step` counts from 0 in the phase."""
+  """Says where a phase's random streams start; `step` counts from 0 in the phase."""
 
   seed: int
   state: int

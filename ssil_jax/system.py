@@ -1,4 +1,4 @@
-"""What this process asks of the system: cores, open files, locks, files written whole."""
+"""Asks the system for what a process needs: cores, files, locks, files written whole."""
 
 import contextlib
 import fcntl

@@ -1,4 +1,4 @@
-"""What EWC, SI and RWalk share: a quadratic penalty on parameters that move from an anchor.
+"""Defines the quadratic penalty on parameters that move, which EWC, SI and RWalk share.
 
 strength * sum_i importance_i (theta_i - anchor_i)^2. Which parameters are important, and
 where the anchor is, are the method's statistics after each state.

@@ -132,7 +132,7 @@ def _is_address(name: str) -> bool:
 
 
 class Service:
-  """What the routes answer."""
+  """Holds what the routes answer."""
 
   def __init__(self, answerer: Answerer, learner: Learner, limits: Limits):
     self._answerer, self._learner, self._limits = answerer, learner, limits

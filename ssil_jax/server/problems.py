@@ -1,4 +1,4 @@
-"""What the server answers to a request that it cannot serve."""
+"""Defines what the server answers to a request that it cannot serve."""
 
 from collections.abc import Sequence
 from typing import NamedTuple

@@ -19,7 +19,7 @@ _DISCARDED = 1 << 26  # bytes that are read of a request that was refused
 
 
 class Limits(NamedTuple):
-  """How much may be sent at once."""
+  """Says how much may be sent at once."""
 
   photo_bytes: int = 20 << 20
   predict_photos: int = 64

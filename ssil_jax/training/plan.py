@@ -1,4 +1,4 @@
-"""What a run will do, settled from settings and data before a device is used."""
+"""Plans what a run will do, settled from settings and data before a device is used."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence

@@ -1,4 +1,4 @@
-"""What is recorded while training goes on: metrics.jsonl, and what writers make of it."""
+"""Records training while it goes on: in metrics.jsonl, and by the writers."""
 
 import contextlib
 import json

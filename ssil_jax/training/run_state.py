@@ -15,7 +15,7 @@ NO_STEPS = np.zeros((0, len(METRICS)), np.float32)
 
 @flax.struct.dataclass
 class TrainState:
-  """What a training step changes."""
+  """Holds what a training step changes."""
 
   step: jax.Array  # int32 [], steps done in the whole run
   params: Any
