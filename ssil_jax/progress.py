@@ -1,4 +1,4 @@
-"""Shows how far a long piece of work is: bars on a terminal, lines now and then elsewhere."""
+"""Shows how far a long piece of work is: by bars on a terminal, elsewhere by lines."""
 
 import time
 from collections.abc import Callable
