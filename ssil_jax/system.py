@@ -9,6 +9,7 @@ import pathlib
 import platform
 import resource
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
@@ -36,6 +37,12 @@ def allow_open_files(number: int) -> None:
       f"its limit (ulimit -n {wanted}, or LimitNOFILE)"
     )
   resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def peak_memory() -> int:
+  """Returns the most main memory that the process has held so far, in bytes."""
+  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  return peak if sys.platform == "darwin" else 1024 * peak  # elsewhere in KiB
 
 
 @functools.cache

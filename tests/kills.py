@@ -45,7 +45,11 @@ OFTEN = "--checkpoint_minutes=0.002"
 EVALUATION, TRAINING, CHECKPOINT = MOMENTS = ("evaluation", "training", "checkpoint")
 _STEPS_PER_KILL = 50
 _STEPS_PER_EPOCH = 43  # of all states of SMALL_RUN together
-_TIMES = ("images_per_second", "input_wait", "train_seconds")  # no two runs have the same
+# No two runs have the same.
+_TIMES = (
+  *("images_per_second", "input_wait", "train_seconds"),
+  *("peak_host_memory", "peak_device_memory"),
+)
 _LONGEST = 300.0  # seconds
 
 

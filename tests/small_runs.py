@@ -63,7 +63,10 @@ def untimed_records(workdir):
 
 def untimed(results):
   """Without what depends on the time, and on where and how the run was trained."""
-  states = [row | {"train_seconds": 0, "from_workdir": None} for row in results["states"]]
+  depends = dict.fromkeys(
+    ("train_seconds", "peak_host_memory", "peak_device_memory", "from_workdir")
+  )
+  states = [row | depends for row in results["states"]]
   environment = results["environment"] | {"started": None, "command": None}
   return results | {"states": states, "environment": environment}
 

@@ -99,6 +99,8 @@ _STATE = _object(
     "statistics": {"type": "object", "additionalProperties": _or_null(_NUMBER)},
     "from_workdir": _or_null(_TEXT),
     "learnt": {"type": "object"},
+    "peak_host_memory": _COUNT,
+    "peak_device_memory": _or_null(_COUNT),
     "top1_by_state": {"type": "array", "items": _or_null(_FRACTION)},
     "top1_by_class": {"type": "array", "items": _or_null(_FRACTION)},
     "ece": _or_null(_FRACTION),

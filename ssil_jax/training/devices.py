@@ -213,6 +213,13 @@ class Devices:
 
     return multihost_utils.process_allgather(jax.tree.map(whole, tree), tiled=True)
 
+  def peak_memory(self) -> int | None:
+    """Returns the most bytes that any local device has held; None if it does not tell."""
+    stats = [device.memory_stats() or {} for device in self._mesh.local_mesh.devices]
+    return max(
+      (s["peak_bytes_in_use"] for s in stats if "peak_bytes_in_use" in s), default=None
+    )
+
   def describe(self) -> dict[str, Any]:
     """Returns the hardware and versions of the process, for results.json."""
     first = self._mesh.devices[0]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from ssil_jax import memory
+from ssil_jax import memory, system
 from ssil_jax.config import Config
 from ssil_jax.data import loader
 from ssil_jax.distributed import collectives
@@ -214,6 +214,8 @@ def finish_state(session: Session, state: IncrementalState, run: RunState) -> Ru
       for name, value in method.describe(finished, config).items()
     },
     "train_seconds": round(run.position.seconds, 3),
+    "peak_host_memory": system.peak_memory(),
+    "peak_device_memory": session.devices.peak_memory(),
     "from_workdir": str(session.lender.folder) if is_lent else None,
   }
   # It may be long, and only the last state's is kept.
