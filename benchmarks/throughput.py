@@ -53,7 +53,9 @@ def measure(argv: list[str], num_devices: int) -> list[tuple[float, float]]:
 
   def bare_step():
     nonlocal train_state
-    train_state, _ = session.devices.train_step(train_state, batch, context, learning_rate)
+    train_state, _ = session.devices.train_step(
+      train_state, batch, context, learning_rate, later=False
+    )
 
   for _ in range(2):  # compile and warm up
     bare_step()

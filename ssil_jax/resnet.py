@@ -8,7 +8,7 @@ Flax keeps the biased batch variance in its running statistics.
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -111,17 +111,30 @@ class ResNet18(nn.Module):
         stages.append(x)
         x = x if without_relu[stage] else nn.relu(x)
     features = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
+    head = self._make_head(features.shape[-1], name="head")
     if self.cosine_head:
-      head = CosineHead(self.num_classes, self.num_proxies, name="head")
       logits, scale = head(features)
       return Outputs(features, logits, scale, tuple(stages))
-    logits = nn.Dense(
-      self.num_classes,
-      kernel_init=_head_init(features.shape[-1]),
-      bias_init=_head_init(features.shape[-1]),
-      name="head",
-    )(features)
-    return Outputs(features, logits, jnp.ones(()), tuple(stages))
+    return Outputs(features, head(features), jnp.ones(()), tuple(stages))
+
+  @nn.nowrap
+  def _make_head(self, num_features: int, name: str | None = None) -> nn.Module:
+    if self.cosine_head:
+      return CosineHead(self.num_classes, self.num_proxies, name=name)
+    init = _head_init(num_features)
+    return nn.Dense(self.num_classes, kernel_init=init, bias_init=init, name=name)
+
+  @nn.nowrap
+  def classify(self, params: Any, features: jax.Array) -> jax.Array:
+    """Returns the head's logits, float32 [n, C], of features, float32 [n, d].
+
+    Args:
+      params: of the whole network.
+      features: as in `Outputs`.
+    """
+    head = self._make_head(features.shape[-1])
+    found = head.apply({"params": params["head"]}, features)
+    return found[0] if self.cosine_head else found
 
 
 class CosineHead(nn.Module):

@@ -45,6 +45,10 @@ def examples_of(
   positions=None,
   records=None,
   counted=None,
+  pixels=None,
+  classify=None,
+  own=None,
+  replayed=None,
 ):
   """Examples whose class counts are those of `counted`, by default of `labels`."""
   labels = np.asarray(labels, np.int32)
@@ -61,6 +65,11 @@ def examples_of(
     context=context,
     class_counts=jnp.asarray(counts, jnp.float32),
     state_of_class=np.asarray(state_of_class, np.int32),
+    pixels=pixels,
+    keys=jax.random.split(jax.random.key(0), len(labels)),
+    classify=classify,
+    own=own,
+    replayed=replayed,
   )
 
 
@@ -97,6 +106,7 @@ def finished_of(
   test_labels=(),
   params=None,
   carried=None,
+  own=None,
   total=None,
 ):
   """A FinishedState whose extract reads `train` and `test`, the Outputs of all records."""
@@ -121,6 +131,7 @@ def finished_of(
     stats=stats,
     params=params,
     carried=carried,
+    own=own,
     extract=extract,
     total=total,
   )

@@ -41,7 +41,13 @@ def write_model(folder, *, finished=2, seed=0, normalization=None, **settings):
   variables = jax.tree_util.tree_map_with_path(draw, dict(shapes))
   train_state = TrainState(np.int32(STEPS), opt_state=(), **variables)
   sizes = Sizes(
-    len(dataset.class_names), 8 * config.width, 1, config.memory_size, variables["params"]
+    num_classes=len(dataset.class_names),
+    num_features=8 * config.width,
+    num_records=1,
+    memory_size=config.memory_size,
+    params=variables["params"],
+    image_size=dataset.image_size,
+    config=config,
   )
   stats = jax.tree.map(
     lambda x: rng.uniform(0.5, 1.5, np.shape(x)).astype(np.float32),

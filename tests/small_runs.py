@@ -100,10 +100,12 @@ class WatchedDevices:
     order = np.argsort(positions, kind="stable")
     self._calls.append(Call(kind, numbers[order][np.sort(positions) >= 0], split))
 
-  def train_step(self, train_state, batch, context, learning_rate):
+  def train_step(self, train_state, batch, context, learning_rate, *, later):
     self._note("train", batch)
     step = int(np.asarray(train_state.step)[0]) + 1
-    after, metrics = self._devices.train_step(train_state, batch, context, learning_rate)
+    after, metrics = self._devices.train_step(
+      train_state, batch, context, learning_rate, later=later
+    )
     if step == self._bad_step:
       nan = np.full(metrics["loss"].shape, np.nan, np.float32)
       metrics = {**metrics, "loss": self._devices.shard(nan)}

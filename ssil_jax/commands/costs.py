@@ -24,7 +24,10 @@ _SETTINGS = (
   *("num_devices", "input_processes"),
 )
 # Fields of a method that make its steps cost more than a loss does.
-_COSTLY = ("num_proxies", "stage_outputs", "penalty", "elastic", "parts", "carry")
+_COSTLY = (
+  *("num_proxies", "stage_outputs", "penalty", "elastic", "parts", "carry"),
+  *("init_own", "weights", "replay", "freezes_features"),
+)
 _SELECTING = ("JAX_PLATFORMS", "CUDA_VISIBLE_DEVICES")  # which devices are used
 _SECONDS = 3600  # in an hour
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from ssil_jax.config import Config, milestones_at
 from ssil_jax.memory import Memory
@@ -41,6 +42,14 @@ class PhaseContext(NamedTuple):
   stats: Any  # the method's statistics, as `Method.stats` left them
 
 
+class Replayed(NamedTuple):
+  """Generated images, one for each of the device's share of the batch."""
+
+  pixels: jax.Array  # float32 [B, S, S, 3]
+  outputs: Outputs  # of the network in training, which saw them beside the batch
+  teacher: Outputs | None
+
+
 class Examples(NamedTuple):
   """A device's share of a training batch, and the networks' outputs for it."""
 
@@ -52,6 +61,11 @@ class Examples(NamedTuple):
   context: PhaseContext
   class_counts: jax.Array  # float32 [C], samples of each class in the global batch
   state_of_class: np.ndarray  # int32 [C], which state (from 0) introduced each class
+  pixels: jax.Array  # float32 [B, S, S, 3], augmented and normalized
+  keys: jax.Array  # random keys [B], an image's own in this step, on whatever device it is
+  classify: Callable[[jax.Array], jax.Array]  # features [n, d] -> logits [n, C] of the head
+  own: Any  # the method's own parameters, in training
+  replayed: Replayed | None  # None in the first state
 
 
 # (Outputs, labels int32 [B], PhaseContext, Config) -> pytree of [B, ...], one an image.
@@ -106,8 +120,9 @@ class FinishedState(NamedTuple):
   memory: Memory  # the exemplars that are kept from now on
   stats: Any  # as the state before left them
   params: Any  # of the network
-  # As the state's last step left it, see `Method.carry`.
+  # As the state's last step left them, see `Method.carry` and `Method.init_own`.
   carried: Any
+  own: Any
   extract: Extract
   total: Total
 
@@ -120,6 +135,8 @@ class Sizes(NamedTuple):
   num_records: int  # of the training split
   memory_size: int
   params: Any  # of the network before the first state; host arrays
+  image_size: int  # side in pixels
+  config: Config
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -206,8 +223,18 @@ def zero_in_first_state(penalty: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @zero_in_first_state
-def _no_penalty(params: Any, context: PhaseContext, config: Config) -> jax.Array:
+def _no_penalty(params: Any, own: Any, context: PhaseContext, config: Config) -> jax.Array:
   return jnp.zeros(())
+
+
+def _parameters_themselves(
+  params: Any, own: Any, key: jax.Array, context: PhaseContext, config: Config
+) -> Any:
+  return params
+
+
+def _nothing_of_its_own(params: Any, stats: Any, config: Config) -> Any:
+  return {}
 
 
 def _keep(params: Any, before: Any, context: PhaseContext) -> Any:
@@ -253,7 +280,8 @@ class Method(NamedTuple):
     cosine_head: whether the network ends in cosines (see `ResNet18`).
     num_proxies: weights of each class in a cosine head.
     stage_outputs: whether the network's outputs hold those of its stages.
-    penalty: (params, context, config) -> float32 [], added to the mean loss.
+    penalty: (params, own parameters, context, config) -> float32 [], added to the mean
+      loss.
     elastic: (context, config) -> an `Elastic`, added to the mean loss. Unlike that of a
       `penalty`, its steps are stable for any stiffness, see `training.step`.
     parts: (examples, config) -> float32 [P, B], weights of the images' losses in P sums
@@ -265,6 +293,21 @@ class Method(NamedTuple):
     carry: (carried, `Step`, context, config) -> carried, after every step; the same on all
       devices. Shapes and types must stay. A method that has it takes no states from other
       runs, which do not keep it.
+    init_own: (params, statistics, config) -> the method's own parameters, as a state
+      begins; host arrays. They are trained beside the network's, by the gradient of the
+      same loss, with an optimizer of their own. What is to outlast the state belongs into
+      the statistics. Leaves below a key `head` end in an axis of classes, and those of
+      classes not seen yet stay as they are. Methods that have any take no states from other
+      runs, as those with `carry`.
+    own_optimizer: config -> their optimizer, with its learning rate; it starts anew with
+      every state.
+    weights: (params, own parameters, random key of the step, context, config) -> the
+      parameters that the network is trained with in this step. It is tested with `params`.
+    replay: (keys [B], context, config) -> generated images, float32 [B, S, S, 3], as the
+      network sees them, in later states; they run through the network, and the teacher,
+      beside the batch. None for none.
+    freezes_features: whether the first state alone trains what is below the head. BatchNorm
+      keeps its running statistics then.
     restarts: whether every state begins with the network as it was before the first.
     project: (params, params before the step, context) -> params, after every step.
     align: (params, num_old, num_seen) -> params, host arrays, at the end of a state.
@@ -297,12 +340,21 @@ class Method(NamedTuple):
   cosine_head: bool = False
   num_proxies: int = 1
   stage_outputs: bool = False
-  penalty: Callable[[Any, PhaseContext, Config], jax.Array] = _no_penalty
+  penalty: Callable[[Any, Any, PhaseContext, Config], jax.Array] = _no_penalty
   elastic: Callable[[PhaseContext, Config], Elastic] | None = None
   parts: Callable[[Examples, Config], jax.Array] | None = None
   combine: Callable[[Any, PhaseContext, Config], Any] | None = None
   init_carried: Callable[[Any], Any] = lambda params: {}
   carry: Callable[[Any, Step, PhaseContext, Config], Any] = _carry_nothing
+  init_own: Callable[[Any, Any, Config], Any] = _nothing_of_its_own
+  own_optimizer: Callable[[Config], optax.GradientTransformation] = lambda config: (
+    optax.identity()
+  )
+  weights: Callable[[Any, Any, jax.Array, PhaseContext, Config], Any] = (
+    _parameters_themselves
+  )
+  replay: Callable[[jax.Array, PhaseContext, Config], jax.Array] | None = None
+  freezes_features: bool = False
   restarts: bool = False
   project: Callable[[Any, Any, PhaseContext], Any] = _keep
   align: Callable[[Any, int, int], Any] | None = None
@@ -325,6 +377,11 @@ class Method(NamedTuple):
       self.parts,
       self.combine,
       self.carry,
+      self.init_own,
+      self.own_optimizer,
+      self.weights,
+      self.replay,
+      self.freezes_features,
       self.restarts,
       self.project,
       self.align,
@@ -343,8 +400,13 @@ class Method(NamedTuple):
 
   @property
   def carries(self) -> bool:
-    """Says whether steps carry anything along."""
-    return self.carry is not _carry_nothing
+    """Says whether a state's steps leave more than the network."""
+    return self.carry is not _carry_nothing or self.init_own is not _nothing_of_its_own
+
+  @property
+  def differs_later(self) -> bool:
+    """Says whether steps of later states are another program than those of the first."""
+    return self.freezes_features or self.replay is not None
 
   @property
   def steps_like_softmax_first(self) -> bool:
@@ -355,6 +417,8 @@ class Method(NamedTuple):
       and getattr(self.penalty, "zero_in_first_state", False)
       and (self.elastic is None or getattr(self.elastic, "zero_in_first_state", False))
       and self.parts is None
+      and self.init_own is _nothing_of_its_own
+      and self.weights is _parameters_themselves
       and self.project is _keep
       and self.align is None
     )

@@ -104,6 +104,8 @@ class TrainedModel:
       num_records=1,
       memory_size=config.memory_size,
       params=saved["params"],
+      image_size=self.image_size,
+      config=config,
     )
     # Of how many records there were, nothing is known.
     likes = [method.init_stats(sizes._replace(num_records=n)) for n in (1, 2)]

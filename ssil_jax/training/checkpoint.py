@@ -23,7 +23,10 @@ from ssil_jax.memory import Memory
 from ssil_jax.training.run_state import Position, RunState
 from ssil_jax.training.storage import open_manager, quiet_threads, reason_of
 
-_NETWORK = ("step", "params", "batch_stats", "opt_state", "carried")
+_NETWORK = (
+  *("step", "params", "batch_stats", "opt_state"),
+  *("carried", "own", "own_opt_state"),
+)
 # Name in a checkpoint -> field of `Position`.
 _NUMBERS = {
   "phase": "phase",
@@ -300,9 +303,12 @@ def _checksum(value: Any) -> int:
   return zlib.crc32(json.dumps(value, sort_keys=True).encode())
 
 
+_FINITE = tuple(f"train_state.{name}" for name in ("params", "batch_stats", "own."))
+
+
 def _check_finite(arrays: Mapping[str, np.ndarray], *, step: int) -> None:
   for name, array in arrays.items():
-    is_network = name.startswith(("train_state.params", "train_state.batch_stats"))
+    is_network = name.startswith(_FINITE)
     if is_network and not np.isfinite(array).all():
       raise DivergedError(
         f"parameter {name.removeprefix('train_state.')} is not finite after step {step}"

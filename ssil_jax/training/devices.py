@@ -99,7 +99,7 @@ def choose_devices(config: Config) -> Mesh:
 
 
 def initial_train_state(model: step_lib.Model, image_size: int) -> TrainState:
-  """Returns `step.create_train_state` as host arrays, with what the method carries."""
+  """Returns `step.create_train_state` as host arrays."""
   options = None
   if jax.default_backend() == "cpu":
     # The program runs once, and optimizing its random numbers takes ten seconds.
@@ -111,8 +111,7 @@ def initial_train_state(model: step_lib.Model, image_size: int) -> TrainState:
     functools.partial(step_lib.create_train_state, model, image_size),
     compiler_options=options,
   )
-  state = jax.device_get(create())
-  return state.replace(carried=model.method.init_carried(state.params))
+  return jax.device_get(create())
 
 
 class Devices:
@@ -139,7 +138,11 @@ class Devices:
     self._mesh = mesh
     self._model = model
     self._images = {split: self.replicate(array) for split, array in images.items()}
-    self._train_step = self._map(step_lib.train_step, donate_argnums=0)
+    # Of the first state and of later ones, where these differ.
+    self._train_steps = [
+      self._map(step_lib.train_step, donate_argnums=0, later=later)
+      for later in ([False, True] if model.method.differs_later else [False])
+    ]
     self._eval_step = self._map(step_lib.eval_step)
     self._extract_steps: dict[OutputFn, Callable] = {}
     self._total_steps: dict[ImageFn, Callable] = {}
@@ -155,11 +158,10 @@ class Devices:
       donate_argnums=donate_argnums,
     )
 
-  def train_step(self, train_state, batch, context, learning_rate):
-    """Runs `step.train_step`; `train_state` is used up."""
-    return self._train_step(
-      train_state, batch, context, learning_rate, self._images.get("train")
-    )
+  def train_step(self, train_state, batch, context, learning_rate, *, later: bool):
+    """Runs `step.train_step`, of a later state or the first; `train_state` is used up."""
+    step = self._train_steps[-1 if later else 0]
+    return step(train_state, batch, context, learning_rate, self._images.get("train"))
 
   def eval_step(
     self, train_state, batch, context

@@ -28,7 +28,13 @@ from ssil_jax.training.evaluate import (
   totaler,
 )
 from ssil_jax.training.plan import Plan
-from ssil_jax.training.run_state import NO_STEPS, Position, RunState, TrainState
+from ssil_jax.training.run_state import (
+  NO_STEPS,
+  Position,
+  RunState,
+  TrainState,
+  with_own,
+)
 from ssil_jax.training.session import Session, open_session, printer
 from ssil_jax.training.step_metrics import StepMetrics
 
@@ -103,7 +109,7 @@ def begin_state(session: Session, state: IncrementalState, run: RunState) -> Run
   )
   if method.restarts:
     train_state = session.initial.replace(step=train_state.step)
-  train_state = train_state.replace(carried=method.init_carried(train_state.params))
+  train_state = with_own(train_state, method, run.stats, session.plan.config)
   run = run._replace(train_state=train_state, position=position)
   return begin_phase(session, state, state.phases[0], run)
 
@@ -156,7 +162,7 @@ def train_phase(
         batch = next(batches_on_devices)
         waited = time.monotonic() - before_batch
         train_state, step_metrics = devices.train_step(
-          train_state, batch, context, learning_rate
+          train_state, batch, context, learning_rate, later=state.num_old > 0
         )
         steps_done += 1
         metrics.add(step_metrics, input_seconds=waited)
@@ -200,6 +206,7 @@ def finish_state(session: Session, state: IncrementalState, run: RunState) -> Ru
     stats=run.stats,
     params=train_state.params,
     carried=train_state.carried,
+    own=train_state.own,
     extract=extract,
     total=totaler(session, state, train_state, run.stats),
   )

@@ -7,7 +7,9 @@ import jax
 import numpy as np
 import optax
 
+from ssil_jax.config import Config
 from ssil_jax.memory import Memory
+from ssil_jax.methods.base import Method
 
 METRICS = ("loss", "top1")  # of a step, in this order in a checkpoint
 NO_STEPS = np.zeros((0, len(METRICS)), np.float32)
@@ -21,8 +23,22 @@ class TrainState:
   params: Any
   batch_stats: Any
   opt_state: optax.OptState
-  # What the method's steps carry along in a state; see `Method.carry`.
+  # Of the method, in a state; see `Method.carry` and `Method.init_own`.
   carried: Any = flax.struct.field(default_factory=dict)
+  own: Any = flax.struct.field(default_factory=dict)
+  own_opt_state: optax.OptState = optax.EmptyState()
+
+
+def with_own(
+  train_state: TrainState, method: Method, stats: Any, config: Config
+) -> TrainState:
+  """Returns it with what is the method's own, as a state begins; host arrays in and out."""
+  own = method.init_own(train_state.params, stats, config)
+  return train_state.replace(
+    carried=method.init_carried(train_state.params),
+    own=own,
+    own_opt_state=jax.device_get(method.own_optimizer(config).init(own)),
+  )
 
 
 class Position(NamedTuple):

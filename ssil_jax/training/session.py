@@ -37,7 +37,7 @@ from ssil_jax.training.devices import Devices, choose_devices, initial_train_sta
 from ssil_jax.training.plan import Plan, check_shares, make_plan, schedule_rows
 from ssil_jax.training.recorder import Recorder
 from ssil_jax.training.reuse import Lender, open_lender
-from ssil_jax.training.run_state import RunState, TrainState
+from ssil_jax.training.run_state import RunState, TrainState, with_own
 from ssil_jax.training.storage import Networks
 
 _ASKED_EVERY = 50  # calls
@@ -84,9 +84,13 @@ class Session:
       num_records=len(self.plan.dataset.train.labels),
       memory_size=max(self.plan.config.memory_size, num_exemplars),
       params=self.initial.params,
+      image_size=self.plan.dataset.image_size,
+      config=self.plan.config,
     )
-    stats = self.plan.method.init_stats(sizes)
-    return RunState(self.initial, memory.empty(), stats, [])
+    method, config = self.plan.method, self.plan.config
+    stats = method.init_stats(sizes)
+    train_state = with_own(self.initial, method, stats, config)
+    return RunState(train_state, memory.empty(), stats, [])
 
   def open_files(
     self,

@@ -45,7 +45,9 @@ def measure(config: Config) -> float:
   rate = session.devices.replicate(np.float32(phase.learning_rate))
   with prefetched(session, loop.train_batches(session, state, phase, run)) as batches:
     for number, batch in enumerate(batches):
-      train_state, metrics = session.devices.train_step(train_state, batch, context, rate)
+      train_state, metrics = session.devices.train_step(
+        train_state, batch, context, rate, later=state.num_old > 0
+      )
       if number == 0:
         jax.block_until_ready(metrics)
         start = time.perf_counter()

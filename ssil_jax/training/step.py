@@ -23,6 +23,7 @@ from ssil_jax.methods.base import (
   Method,
   OutputFn,
   PhaseContext,
+  Replayed,
   Step,
   mask_unseen,
 )
@@ -30,6 +31,10 @@ from ssil_jax.resnet import Outputs, ResNet18
 from ssil_jax.training.run_state import TrainState
 
 AXIS = "batch"
+_OWN = (
+  2**32 - 1
+)  # a method's own randomness: no position in a batch, which those of images are
+_NETWORK = ("params", "opt_state")
 
 
 class Model(NamedTuple):
@@ -77,6 +82,7 @@ def train_step(
   images: jax.Array | None,
   *,
   model: Model,
+  later: bool = False,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
   """Does one step of Algorithm 1.
 
@@ -87,6 +93,7 @@ def train_step(
     learning_rate: float32 [].
     images: uint8 [N, S, S, 3], the whole training split if it lives on the device.
     model: network, method, optimizer.
+    later: whether a class is old, for a method of which steps differ then.
 
   Returns:
     The next state, and the batch's mean loss and share of correct predictions.
@@ -99,15 +106,28 @@ def train_step(
   )
   one_hot = jax.nn.one_hot(batch.labels, len(model.state_of_class))
   class_counts = jax.lax.psum(jnp.sum(one_hot, axis=0), AXIS)
-  teacher = _teacher_outputs(pixels, context, model) if method.has_teacher else None
+  own_key, weights_key = jax.random.split(jax.random.fold_in(step_key, _OWN))
+  keys = jax.vmap(jax.random.fold_in, (None, 0))(own_key, batch.positions)
+  generated = None
+  if later and method.replay is not None:
+    generated = jax.lax.stop_gradient(method.replay(keys, context, config))
+  everything = pixels if generated is None else jnp.concatenate([pixels, generated])
+  is_frozen = later and method.freezes_features
+  of_teacher = None
+  if method.has_teacher:
+    of_teacher = _teacher_outputs(everything, context, model)
 
-  def losses_of(params):
-    outputs, updates = model.network.apply(
-      {"params": params, "batch_stats": state.batch_stats},
-      pixels,
-      train=True,
-      mutable=["batch_stats"],
+  def losses_of(trained):
+    params, own = trained
+    params = method.weights(params, own, weights_key, context, config)
+    of_network, batch_stats = _training_outputs(
+      params, state.batch_stats, everything, model, is_frozen=is_frozen
     )
+    outputs, teacher, replayed = of_network, of_teacher, None
+    if generated is not None:
+      parts = [_split(both, len(pixels)) for both in (of_network, of_teacher)]
+      (outputs, teacher), of_generated = zip(*parts, strict=True)
+      replayed = Replayed(generated, *of_generated)
     examples = Examples(
       labels=batch.labels,
       positions=batch.positions,
@@ -117,17 +137,27 @@ def train_step(
       context=context,
       class_counts=class_counts,
       state_of_class=np.asarray(model.state_of_class, np.int32),
+      pixels=pixels,
+      keys=keys,
+      classify=lambda features: model.network.classify(params, features),
+      own=own,
+      replayed=replayed,
     )
     parts = None if method.parts is None else method.parts(examples, config)
-    return method.loss(examples, config), (parts, outputs, updates["batch_stats"])
+    return method.loss(examples, config), (parts, outputs, batch_stats)
 
-  loss, loss_grads, outputs, batch_stats = _gradient(
-    losses_of, state.params, context, model
-  )
-  grads = loss_grads
+  trained = state.params, state.own
+  loss, of_loss, outputs, batch_stats = _gradient(losses_of, trained, context, model)
+  both = of_loss
   if method.has_penalty:
-    penalty, of_penalty = jax.value_and_grad(method.penalty)(state.params, context, config)
-    loss, grads = loss + penalty, jax.tree.map(jnp.add, loss_grads, of_penalty)
+    penalty, of_penalty = jax.value_and_grad(
+      lambda trained: method.penalty(*trained, context, config)
+    )(trained)
+    loss, both = loss + penalty, jax.tree.map(jnp.add, of_loss, of_penalty)
+  grads, own_grads = both
+  own_updates, own_opt_state = method.own_optimizer(config).update(
+    own_grads, state.own_opt_state, state.own
+  )
   updates, opt_state = model.optimizer.update(grads, state.opt_state, state.params)
   updates = jax.tree.map(lambda update: -learning_rate * update, updates)
   params = optax.apply_updates(state.params, updates)
@@ -137,17 +167,21 @@ def train_step(
     # Momentum lets the loss pull for 1 / (1 - momentum) steps, and so does the penalty.
     rate = learning_rate / (1 - config.momentum)
     params = toward_anchor(params, elastic, rate)
-  before = {"params": state.params, "opt_state": state.opt_state}
   after = {
     "params": method.project(params, state.params, context),
     "opt_state": opt_state,
+    "own": optax.apply_updates(state.own, own_updates),
+    "own_opt_state": own_opt_state,
   }
+  before = {name: getattr(state, name) for name in after}
+  if is_frozen:
+    after |= {name: _with_body_of(before[name], after[name]) for name in _NETWORK}
   new_state = TrainState(
     step=state.step + 1,
     batch_stats=batch_stats,
     **_with_unseen_of(before, after, context.classes.num_seen),
   )
-  taken = Step(before=state.params, after=new_state.params, grads=loss_grads)
+  taken = Step(before=state.params, after=new_state.params, grads=of_loss[0])
   carried = method.carry(state.carried, taken, context, config)
   new_state = new_state.replace(carried=carried)
   predicted = jnp.argmax(mask_unseen(outputs, context, config), axis=-1)
@@ -156,14 +190,14 @@ def train_step(
 
 
 def _gradient(
-  losses_of: Callable[[Any], Any], params: Any, context: PhaseContext, model: Model
+  losses_of: Callable[[Any], Any], trained: Any, context: PhaseContext, model: Model
 ) -> tuple[jax.Array, Any, Any, Any]:
   """Returns this device's mean loss, and the gradient over all devices' batch.
 
   Args:
-    losses_of: params -> losses [B], and (weights of the method's parts, outputs, updated
+    losses_of: trained -> losses [B], and (weights of the method's parts, outputs, updated
       batch statistics).
-    params: of the network.
+    trained: parameters of the network, and those of the method, which parts have none of.
     context: of the phase.
     model: the method, which may put the gradient together from those of parts.
 
@@ -173,20 +207,20 @@ def _gradient(
   method = model.method
   if method.parts is None:
 
-    def mean_loss(params):
-      losses, aux = losses_of(params)
+    def mean_loss(trained):
+      losses, aux = losses_of(trained)
       return jnp.mean(losses), aux
 
     grad_fn = jax.value_and_grad(mean_loss, has_aux=True)
-    (loss, (_, outputs, batch_stats)), grads = grad_fn(params)
+    (loss, (_, outputs, batch_stats)), grads = grad_fn(trained)
     # Devices have equal shares, so the mean of their means is the mean of Algorithm 1.
     return loss, jax.lax.pmean(grads, AXIS), outputs, batch_stats
   losses, pull_back, (parts, outputs, batch_stats) = jax.vjp(
-    losses_of, params, has_aux=True
+    losses_of, trained, has_aux=True
   )
-  of_parts = _each(lambda weights: pull_back(weights)[0], parts)
+  of_parts, of_own = _each(lambda weights: pull_back(weights)[0], parts)
   grads = method.combine(jax.lax.psum(of_parts, AXIS), context, model.config)
-  return jnp.mean(losses), grads, outputs, batch_stats
+  return jnp.mean(losses), (grads, of_own), outputs, batch_stats
 
 
 def _each(gradient: Callable[[jax.Array], Any], parts: jax.Array) -> Any:
@@ -198,6 +232,38 @@ def _each(gradient: Callable[[jax.Array], Any], parts: jax.Array) -> Any:
     return jax.lax.map(gradient, parts)
   # In a loop, XLA for CPUs has no fast gradient for the weights of convolutions.
   return jax.tree.map(lambda *leaves: jnp.stack(leaves), *map(gradient, parts))
+
+
+def _training_outputs(
+  params: Any, batch_stats: Any, pixels: jax.Array, model: Model, *, is_frozen: bool
+) -> tuple[Outputs, Any]:
+  """Returns the outputs of the network in training, and its updated batch statistics."""
+  if is_frozen:
+    body = jax.lax.stop_gradient(params)
+    variables = {"params": body | {"head": params["head"]}, "batch_stats": batch_stats}
+    return model.network.apply(variables, pixels, train=False), batch_stats
+  outputs, updates = model.network.apply(
+    {"params": params, "batch_stats": batch_stats},
+    pixels,
+    train=True,
+    mutable=["batch_stats"],
+  )
+  return outputs, updates["batch_stats"]
+
+
+def _split(outputs: Outputs | None, count: int) -> tuple[Outputs | None, Outputs | None]:
+  """Returns the outputs of the first `count` images, and those of the others."""
+  if outputs is None:
+    return None, None
+
+  def part(rows: slice) -> Outputs:
+    return outputs._replace(
+      features=outputs.features[rows],
+      logits=outputs.logits[rows],
+      stages=tuple(stage[rows] for stage in outputs.stages),
+    )
+
+  return part(slice(count)), part(slice(count, None))
 
 
 def elastic_energy(params: Any, elastic: Elastic) -> jax.Array:
@@ -222,6 +288,17 @@ def toward_anchor(params: Any, elastic: Elastic, rate: jax.Array) -> Any:
   return jax.tree.map(pull, params, *elastic)
 
 
+def _is_head(path: Any) -> bool:
+  return any(getattr(key, "key", None) == "head" for key in path)
+
+
+def _with_body_of(before: Any, after: Any) -> Any:
+  """Returns `after` with all but what belongs to the head as in `before`."""
+  return jax.tree_util.tree_map_with_path(
+    lambda path, old, new: new if _is_head(path) else old, before, after
+  )
+
+
 def _with_unseen_of(before: Any, after: Any, num_seen: jax.Array) -> Any:
   """Returns `after` with the head's weights and momenta of unseen classes as in `before`.
 
@@ -230,7 +307,7 @@ def _with_unseen_of(before: Any, after: Any, num_seen: jax.Array) -> Any:
   """
 
   def choose(path, old, new):
-    if not any(getattr(key, "key", None) == "head" for key in path) or not new.ndim:
+    if not _is_head(path) or not new.ndim:
       return new
     index = jnp.arange(new.shape[-1]).reshape((1,) * (new.ndim - 1) + (-1,))
     return jnp.where(index < num_seen, new, old)

@@ -17,7 +17,7 @@ LABELS = np.random.default_rng(7).permutation(np.repeat(np.arange(9), PER_CLASS)
 def test_logits_are_stored_once_and_kept():
   rng = np.random.default_rng(11)
   dearest = [rng.permutation(np.flatnonzero(c == LABELS)).tolist() for c in range(9)]
-  stats = DER.init_stats(Sizes(NUM_CLASSES, 1, len(LABELS), MEMORY_SIZE, {}))
+  stats = DER.init_stats(Sizes(NUM_CLASSES, 1, len(LABELS), MEMORY_SIZE, {}, 8, None))
   config, stored = finished_states.config_of("der"), {}
   for state, quota in enumerate(QUOTAS):
     num_seen = BOUNDS[state + 1]

@@ -22,7 +22,9 @@ def class_means(
   """The method's statistics at the end of a state that has seen the classes given."""
   config = finished_states.config_of("icarl", icarl_means=means)
   features = np.asarray(features, np.float32)
-  stats = ICARL.init_stats(Sizes(num_classes, features.shape[1], len(features), 20, {}))
+  stats = ICARL.init_stats(
+    Sizes(num_classes, features.shape[1], len(features), 20, {}, 8, None)
+  )
   finished = finished_states.finished_of(
     config,
     num_old=num_old,

@@ -63,7 +63,7 @@ def end_of_state(config, state, stats):
 @pytest.mark.parametrize("kind", KINDS)
 def test_three_states_equal_the_loops(kind):
   config = finished_states.config_of("il2m", il2m_scores=kind)
-  stats = IL2M.init_stats(Sizes(NUM_CLASSES, 1, len(LABELS), 12, {}))
+  stats = IL2M.init_stats(Sizes(NUM_CLASSES, 1, len(LABELS), 12, {}, 8, None))
   then, conf_then, changed = {}, {}, 0
   for state in range(3):
     finished, train, test = end_of_state(config, state, stats)
@@ -171,7 +171,7 @@ def test_two_states_by_hand():
   def probabilities(rows):
     return finished_states.outputs_of(logits=np.log(rows))
 
-  stats = IL2M.init_stats(Sizes(3, 1, 5, 3, {}))
+  stats = IL2M.init_stats(Sizes(3, 1, 5, 3, {}, 8, None))
   first = finished_states.finished_of(
     config,
     num_old=0,

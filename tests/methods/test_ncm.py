@@ -20,7 +20,7 @@ def test_means_and_nearest_class_by_hand():
   # Class 0 was seen before, with mean (1, 0) of images whose features add up to 2. Those of
   # class 1, of any length, are (0, 1) and (0.6, 0.8): their mean is (0.3, 0.9) / sqrt(0.9).
   config = finished_states.config_of("ncm")
-  stats = NCM.init_stats(Sizes(3, 2, 4, 20, {}))
+  stats = NCM.init_stats(Sizes(3, 2, 4, 20, {}, 8, None))
   stats["means"][0], stats["lengths"][0] = [1, 0], 2
   features = np.float32([[7, 0], [0, 5], [3, 4], [2, 0]])
   finished = finished_states.finished_of(

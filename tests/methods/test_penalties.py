@@ -57,7 +57,7 @@ def numbers(tree):
 
 
 def stats_before(method, params):
-  return method.init_stats(Sizes(2, 1, 1, 1, params))
+  return method.init_stats(Sizes(2, 1, 1, 1, params, 8, None))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -17,7 +17,8 @@ from ssil_jax.data.images.augment import (
 from ssil_jax.methods import get_method
 from ssil_jax.methods.base import Elastic, PhaseContext, SeenClasses
 from ssil_jax.methods.ssil import SSIL
-from ssil_jax.resnet import Outputs
+from ssil_jax.resnet import Outputs, ResNet18
+from ssil_jax.training.run_state import with_own
 from ssil_jax.training.step import (
   AXIS,
   Batch,
@@ -245,7 +246,7 @@ def world_of(method, *, network, params, weight_decay=0.0, num_classes=3):
     state_of_class=(0,) * num_classes,
   )
   state = TrainState(jnp.int32(0), params, {}, model.optimizer.init(params))
-  return model, state.replace(carried=method.init_carried(params))
+  return model, with_own(state, method, {}, model.config)
 
 
 def black(shape):
@@ -302,7 +303,7 @@ def test_gradients_of_parts_are_over_all_devices_and_carried_along():
     loss=lambda examples, config: examples.outputs.logits.sum(-1),
     parts=lambda examples, config: examples.context.stats,
     combine=lambda grads, context, config: grads[0] - 2 * grads[1],
-    penalty=lambda params, context, config: 5 * jnp.sum(params),
+    penalty=lambda params, own, context, config: 5 * jnp.sum(params),
     init_carried=lambda params: {"grads": params, "moved": params},
     carry=carry,
   )
@@ -329,3 +330,118 @@ def test_gradients_of_parts_are_over_all_devices_and_carried_along():
     whole = grads + 5 + 0.5 * np.float64([1, 2, 3])
     np.testing.assert_allclose(after.carried["moved"][device, 0], -0.19 * whole, rtol=1e-4)
     np.testing.assert_array_equal(after.params[device], after.params[0])
+
+
+# Own parameters, generated images, fixed features ----------------------------------------
+
+
+def on_devices(state, batch, context, *, model, later=False):
+  """The state after a step of all devices, [devices, ...]."""
+
+  def step(state, batch):
+    return train_step(state, batch, context, 0.1, None, model=model, later=later)[0]
+
+  size = len(batch.labels)
+  copies = jax.tree.map(lambda x: jnp.broadcast_to(x, (size, *jnp.shape(x))), state)
+  return jax.device_get(jax.jit(jax.vmap(step, axis_name=AXIS))(copies, batch))
+
+
+def random_batch(num_devices, share, *, size=1):
+  """The same images in the same places, however many devices they are dealt to."""
+  shape = num_devices, share
+  pixels = np.random.default_rng(0).integers(256, size=(*shape, size, size, 3))
+  places = np.arange(num_devices * share, dtype=np.int32).reshape(shape)
+  return Batch(pixels.astype(np.uint8), places % 3, places, places)
+
+
+FIRST = PhaseContext(SeenClasses(*map(jnp.int32, (0, 3, 0))), None, {})
+LATER = PhaseContext(SeenClasses(*map(jnp.int32, (1, 3, 0))), None, {})
+
+
+def test_own_parameters_are_trained_beside_the_network_by_their_own_optimizer():
+  # logits = image * (own * params); the loss is their sum, and (own - 3)^2.
+  method = SSIL._replace(
+    loss=lambda examples, config: (
+      examples.outputs.logits.sum(-1) + (examples.own["by"] - 3) ** 2
+    ),
+    init_own=lambda params, stats, config: {"by": np.float32(2)},
+    own_optimizer=lambda config: optax.sgd(0.5),
+    weights=lambda params, own, key, context, config: own["by"] * params,
+    penalty=lambda params, own, context, config: 7 * own["by"] + 0 * jnp.sum(params),
+  )
+  params = jnp.float32([[1, 2, 4]])
+  model, state = world_of(method, network=Scores(), params=params)
+  batch = random_batch(2, 4)
+  after = on_devices(state, batch, FIRST, model=model)
+  mean = np.float64(batch.inputs[:, :, 0, 0]).mean((0, 1)) / 255
+  by = 2 - 0.5 * (mean @ [1, 2, 4] + 2 * (2 - 3) + 7)
+  np.testing.assert_allclose(after.own["by"], [by, by], rtol=1e-5)
+  # Nesterov's first step is 1.9 times the gradient.
+  moved = np.float64([1, 2, 4]) - 0.19 * 2 * mean
+  np.testing.assert_allclose(after.params, [moved[None]] * 2, rtol=1e-5)
+
+
+def test_what_is_drawn_for_an_image_or_a_step_is_the_same_on_any_devices():
+  def replay(keys, context, config):
+    assert keys.ndim == 1
+    return jax.vmap(lambda key: jax.random.uniform(key, (1, 1, 3)))(keys)
+
+  def loss(examples, config):
+    if examples.replayed is None:
+      return examples.outputs.logits.sum(-1)
+    weights = examples.replayed.pixels[:, 0, 0, 0]
+    return weights * (examples.outputs.logits - examples.replayed.outputs.logits).sum(-1)
+
+  method = SSIL._replace(
+    loss=loss,
+    replay=replay,
+    weights=lambda params, own, key, *rest: params + jax.random.uniform(key, params.shape),
+  )
+  params = jnp.float32([[1, 2, 4]])
+  model, state = world_of(method, network=Scores(), params=params)
+  first, one, two = (
+    on_devices(state, random_batch(*shape), context, model=model, later=later).params[-1]
+    for shape, context, later in (
+      ((2, 4), FIRST, False),
+      ((1, 8), LATER, True),
+      ((2, 4), LATER, True),
+    )
+  )
+  np.testing.assert_allclose(one, two, rtol=1e-6)
+  assert (one != first).all()
+  again = on_devices(
+    state.replace(step=jnp.int32(1)), random_batch(2, 4), LATER, model=model, later=True
+  )
+  assert (again.params[-1] != two).all()
+
+
+def test_fixed_features_stay_as_they_are_while_the_head_is_trained():
+  network = ResNet18(num_classes=3, width=2, small_images=True, axis_name=AXIS)
+  images = jnp.zeros((1, 8, 8, 3))
+  variables = network.init(jax.random.key(0), images, train=False)
+
+  def loss(examples, config):
+    logits = examples.classify(examples.outputs.features)  # as those of the outputs
+    return optax.softmax_cross_entropy_with_integer_labels(logits, examples.labels) + (
+      (logits - examples.outputs.logits) ** 2
+    ).sum(-1)
+
+  method = SSIL._replace(loss=loss, freezes_features=True)
+  model, state = world_of(
+    method, network=network, params=variables["params"], weight_decay=0.1
+  )
+  state = state.replace(batch_stats=variables["batch_stats"])
+  batch = random_batch(2, 4, size=8)
+  for later in (False, True):
+    after = on_devices(state, batch, LATER, model=model, later=later)
+    for name in ("params", "batch_stats", "opt_state"):
+      old, new = (leaves_of(getattr(run, name)) for run in (state, after))
+      for path, leaf in old.items():
+        changed = (new[path][0] != leaf).any()
+        assert changed == (not later or "'head'" in path), path
+
+
+def leaves_of(tree):
+  """path -> leaf."""
+  leaves = jax.tree_util.tree_leaves_with_path(tree)
+  return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
