@@ -104,6 +104,8 @@ class Batch(NamedTuple):
   constant_scale: float
   stages: list  # PODNet: arrays [samples, h, w, c], the outputs of stages
   teacher_stages: list
+  drawn_logits: list = ()  # of the feature that is drawn beside each sample
+  drawn_labels: list = ()
 
 
 def ft(batch, i, own=None):
@@ -134,6 +136,18 @@ def lwf_new(batch, i, own):
 def penalized(batch, i, own):
   """EWC, SI and RWalk, without the penalty: among the new classes, or all with replay."""
   return ft(batch, i) if own.replay else lwf_new(batch, i, own)
+
+
+def replaying_features(batch, i, own):
+  """The share of new classes times a sample's loss, and of old ones times the drawn one's.
+
+  That is of a feature of an old class.
+  """
+  new = (batch.num_seen - batch.num_old) / batch.num_seen
+  drawn = softmax_cross_entropy(
+    batch.drawn_logits[i], batch.drawn_labels[i], range(batch.num_seen)
+  )
+  return new * ft(batch, i) + (1 - new) * drawn
 
 
 def with_distillation(loss, distance):
@@ -513,6 +527,8 @@ LOSSES = {
     ("ssil_tkd", "ssil_tkd_cal"), mean_of(with_distillation(ssil, task_wise_distillation))
   ),
   **dict.fromkeys(("ewc", "si", "rwalk"), mean_of(penalized)),
+  "fearnet": mean_of(replaying_features),
+  "cgan_features": mean_of(replaying_features),
   "icarl": mean_of(with_distillation(ft, task_wise_distillation)),
   "lwf": mean_of(with_distillation(lwf_new, task_wise_cross_entropy)),
   "eeil": mean_of(eeil),

@@ -26,8 +26,9 @@ from ssil_jax.training.model_files import arrays_of
 QUIET = Console(quiet=True)
 GROUPS = (("c", "a"), ("b", "f"), ("d", "e"))  # the first is not in the order of names
 # With nothing beside the network; herding, a teacher and means; exemplars' logits; trees
-# like the parameters, and what steps carry along.
-LEARNING = ("ssil", "icarl", "der", "rwalk")
+# like the parameters, and what steps carry along; Gaussians, and a generator, of features.
+LEARNING = ("ssil", "icarl", "der", "rwalk", "fearnet", "cgan_features")
+OWN = {"icarl": {"selection": "herding"}, "cgan_features": {"cgan_steps": 3}}
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -133,8 +134,7 @@ def assert_same_models(one, other):
 @pytest.mark.parametrize("method", LEARNING)
 def test_a_chain_of_commands_is_one_run(method, photos, tmp_path):
   # With steps so small that no rounding grows into another network.
-  herding = {"selection": "herding"} if method == "icarl" else {}
-  settings = {"method": method, **herding}
+  settings = {"method": method, **OWN.get(method, {})}
   groups = GROUPS if method == "ssil" else GROUPS[:2]
   names = sum(groups, ())
   (tmp_path / "classes").write_text("\n".join(names))
