@@ -154,7 +154,14 @@ class Config:
   learning_rate_drop: float = _from_first(
     0.1, "factor of the learning rate at every milestone", above=0, at_most=1
   )
-  momentum: float = _from_first(0.9, "Nesterov momentum", at_least=0, below=1)
+  learning_rate_schedule: str = _from_first(
+    "steps",
+    "steps: the learning rate of a state drops at milestones; cosine: it falls along half a "
+    "cosine, epoch by epoch, whatever the milestones",
+    choices=("steps", "cosine"),
+  )
+  momentum: float = _from_first(0.9, "momentum of SGD", at_least=0, below=1)
+  nesterov: bool = _from_first(True, "take Nesterov's form of momentum, not the plain one")
   reset_momentum: bool = _training(
     True, "start every phase of every state with zero momentum"
   )

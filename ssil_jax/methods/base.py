@@ -428,12 +428,15 @@ def one_phase(config: Config, t: int, sampling: Sampling) -> tuple[Phase, ...]:
   """Returns a state in one phase, which starts at learning_rate / t (section 6.2)."""
   first = t == 1
   divisor = {"inverse": t, "constant": 1}[config.learning_rate_by_state]
+  is_cosine = config.learning_rate_schedule == "cosine"
+  milestones = config.milestones_first if first else config.milestones
   return (
     Phase(
       sampling=sampling,
       epochs=config.epochs_first if first else config.epochs,
       learning_rate=config.learning_rate / divisor,
-      milestones=config.milestones_first if first else config.milestones,
+      milestones=() if is_cosine else milestones,
       drop=config.learning_rate_drop,
+      is_cosine=is_cosine,
     ),
   )

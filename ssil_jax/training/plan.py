@@ -249,7 +249,9 @@ def schedule_rows(plan: Plan) -> list[dict[str, Any]]:
       "epochs": phase.epochs,
       "steps": phase.num_steps,
       "rate": float(f"{phase.learning_rate:.4g}"),
-      "drops": ", ".join(map(str, phase.milestones)) or "-",
+      "drops": "cosine"
+      if phase.is_cosine
+      else ", ".join(map(str, phase.milestones)) or "-",
     }
     for state, phase in plan.phases()
   ]

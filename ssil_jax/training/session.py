@@ -310,7 +310,9 @@ def make_session(
     ),
     method=plan.method,
     optimizer=step.make_optimizer(
-      momentum=config.momentum, weight_decay=config.weight_decay
+      momentum=config.momentum,
+      weight_decay=config.weight_decay,
+      nesterov=config.nesterov,
     ),
     augmentation=dataset.augmentation,
     normalization=dataset.normalization,
@@ -404,7 +406,7 @@ def _show_plan(plan: Plan, console: Console) -> None:
   dataset, config = plan.dataset, plan.config
   for note in dataset.notes:
     printer(console)(note)
-  shared = ("momentum", "weight_decay", "selection")
+  shared = ("momentum", "nesterov", "weight_decay", "selection")
   own = dataclasses.asdict(config.method_settings)
   console.print(
     schedule_table(

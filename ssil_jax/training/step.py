@@ -49,15 +49,17 @@ class Model(NamedTuple):
   state_of_class: tuple[int, ...]  # state (from 0) that introduced each class
 
 
-def make_optimizer(*, momentum: float, weight_decay: float) -> optax.GradientTransformation:
-  """Returns SGD with Nesterov momentum and weight decay (section 6.2), as in PyTorch.
+def make_optimizer(
+  *, momentum: float, weight_decay: float, nesterov: bool = True
+) -> optax.GradientTransformation:
+  """Returns SGD with momentum and weight decay (section 6.2), as in PyTorch.
 
   The learning rate is applied outside the momentum buffer, by `train_step`, so that it may
   change without rescaling the buffer.
   """
   return optax.chain(
     optax.add_decayed_weights(weight_decay),
-    optax.trace(decay=momentum, nesterov=True),
+    optax.trace(decay=momentum, nesterov=nesterov),
   )
 
 

@@ -30,19 +30,20 @@ from ssil_jax.training.step import (
 )
 
 
-def torch_sgd(parameter, gradients, rates, *, momentum, weight_decay):
-  """torch.optim.SGD(nesterov=True), its documented rule in float64, a value a step."""
+def torch_sgd(parameter, gradients, rates, *, momentum, weight_decay, nesterov=True):
+  """torch.optim.SGD, its documented rule in float64, a value a step."""
   buffer, values = None, []
   for gradient, rate in zip(gradients, rates, strict=True):
     gradient = gradient + weight_decay * parameter
     buffer = gradient if buffer is None else momentum * buffer + gradient
-    parameter = parameter - rate * (gradient + momentum * buffer)
+    moved = gradient + momentum * buffer if nesterov else buffer
+    parameter = parameter - rate * moved
     values.append(parameter)
   return values
 
 
-def our_sgd(parameter, gradients, rates, *, momentum, weight_decay):
-  optimizer = make_optimizer(momentum=momentum, weight_decay=weight_decay)
+def our_sgd(parameter, gradients, rates, **settings):
+  optimizer = make_optimizer(**settings)
   parameter = jnp.float32(parameter)
   state, values = optimizer.init(parameter), []
   for gradient, rate in zip(gradients, rates, strict=True):
@@ -60,11 +61,12 @@ def test_two_steps_worked_by_hand():
   np.testing.assert_allclose(values, [1.82, 1.9127], rtol=1e-6)
 
 
-def test_follows_torch_over_changing_rates():
+@pytest.mark.parametrize("nesterov", [True, False])
+def test_follows_torch_over_changing_rates(nesterov):
   rng = np.random.default_rng(0)
   gradients = rng.standard_normal(12)
   rates = [0.1] * 4 + [0.01] * 4 + [0.05] * 4
-  settings = {"momentum": 0.9, "weight_decay": 1e-4}
+  settings = {"momentum": 0.9, "weight_decay": 1e-4, "nesterov": nesterov}
   np.testing.assert_allclose(
     our_sgd(0.7, gradients, rates, **settings),
     torch_sgd(0.7, gradients, rates, **settings),
