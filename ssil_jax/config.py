@@ -156,7 +156,7 @@ class Config:
   )
   learning_rate_schedule: str = _from_first(
     "steps",
-    "steps: the learning rate of a state drops at milestones; cosine: it falls along half a "
+    "steps: the learning rate of a state drops at milestones; cosine: it falls by half a "
     "cosine, epoch by epoch, whatever the milestones",
     choices=("steps", "cosine"),
   )

@@ -25,9 +25,9 @@ does not go through eta delta: with it, eta fell far below 0, where the loss is 
 nothing is learnt (seen on digits).
 
 Left out are the start of new proxies at the clusters (k-means) of their class's features,
-for which they are drawn at random, clipped gradients and changed colours. The weights are those of the authors'
-ImageNet runs; their lambdas for CIFAR-100 are 3 and 1, over 160 epochs, with a weight decay
-of 5e-4.
+for which they are drawn at random, clipped gradients and changed colours. The weights are
+those of the authors' ImageNet runs; their lambdas for CIFAR-100 are 3 and 1, over 160
+epochs, with a weight decay of 5e-4.
 """
 
 import dataclasses
