@@ -234,6 +234,11 @@ class Config:
     "the host has very many cores)",
     at_least=0,
   )
+  compilation_cache: str = _running(
+    "",
+    "folder in which compiled programs are kept for later runs, or none (default: of the "
+    "user's cache)",
+  )
   log_every: int = _running(50, "steps between two lines of metrics.jsonl", at_least=1)
   checkpoint_minutes: float = _running(
     10.0,
@@ -357,7 +362,8 @@ def _mistakes(config: Config, fixed: Collection[str]) -> Iterator[str]:
       f"--tuned_on={config.tuned_on} is of a run on all training images: leave "
       f"--validation_fraction={config.validation_fraction} out"
     )
-  for name in ("data_dir", "classes", "class_order", "init_from", "tuned_on"):
+  paths = ("data_dir", "classes", "class_order", "init_from", "tuned_on")
+  for name in (*paths, "compilation_cache"):
     yield from address_mistakes(name, getattr(config, name))
   if config.class_order and config.class_order_seed:
     yield (

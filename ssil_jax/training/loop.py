@@ -18,7 +18,7 @@ from ssil_jax.distributed import collectives
 from ssil_jax.methods.base import Extract, FinishedState, normalized_features
 from ssil_jax.sampling import Key, Pool
 from ssil_jax.schedule import IncrementalState, Phase
-from ssil_jax.training import numerics
+from ssil_jax.training import compilation, numerics
 from ssil_jax.training.devices import fetch
 from ssil_jax.training.evaluate import (
   evaluate,
@@ -68,6 +68,7 @@ def run(
   """
   with (
     numerics.standard(config, warn=printer(console)),
+    compilation.kept(config.compilation_cache, warn=printer(console)),
     open_session(config, console, check_interrupt) as (session, run_state),
   ):
     finished = train(session, run_state)
