@@ -33,7 +33,7 @@ from ssil_jax.resnet import Outputs
 from ssil_jax.schedule import IncrementalState
 from ssil_jax.training import loop
 from ssil_jax.training.checkpoint import Checkpoints
-from ssil_jax.training.run_state import RunState
+from ssil_jax.training.run_state import RunState, with_own
 from ssil_jax.training.session import open_session
 
 # One schedule for all methods, so that their first states can be compared.
@@ -384,8 +384,9 @@ def test_a_phase_starts_where_the_one_before_ended_without_its_momentum(watched)
     if watched.method.restarts and phase.before.position.phase == 0:
       former = start.replace(step=former.step)
     expected = former.replace(opt_state=start.opt_state)
-    if phase.before.position.phase == 0:  # what is carried along is a state's own
-      expected = expected.replace(carried=watched.method.init_carried(former.params))
+    if phase.before.position.phase == 0:  # what is the method's own is a state's
+      before = phase.before.stats, watched.plan.config
+      expected = with_own(expected, watched.method, *before)
     assert_same(phase.before.train_state, expected)
     ended_state = following is None or following.state != phase.state
     # What follows training, as weight aligning, is in the run after the state.
