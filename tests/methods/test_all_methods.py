@@ -418,14 +418,15 @@ def test_a_method_that_trains_as_another_ends_with_its_network(every_run, name):
   assert (last["statistics"] == last_there["statistics"]) == same
 
 
-def test_statistics_survive_an_interruption(every_run, tmp_path):
+@pytest.mark.parametrize("name", ["der", "ucl", "vcl"])
+def test_statistics_survive_an_interruption(every_run, tmp_path, name):
   # Without what the first state left, the second would be trained differently.
-  finished = every_run("der")
+  finished = every_run(name)
   copy = tmp_path / "copy"
   shutil.copytree(finished.workdir, copy)
   shutil.rmtree(last_checkpoint(copy))
   with quick_network():
-    resumed = run(copy, **settings_of("der"))
+    resumed = run(copy, **settings_of(name))
   assert untimed(resumed) == untimed(finished.results)
   assert untimed_records(copy) == untimed_records(finished.workdir)
   with Checkpoints(copy, kept=3) as checkpoints:
