@@ -45,7 +45,9 @@ def measure(argv: list[str], num_devices: int) -> list[tuple[float, float]]:
   train_state, context, learning_rate = session.devices.replicate(
     (
       beginning.train_state,
-      phase_context(state, beginning.stats, beginning.position.teacher),
+      phase_context(
+        *(state, beginning.stats, beginning.position.teacher), num_images=phase.epoch_size
+      ),
       jax.numpy.float32(0.1),
     )
   )

@@ -132,7 +132,7 @@ def lwf_new(batch, i, own):
 
 
 def penalized(batch, i, own):
-  """EWC, SI and RWalk, without the penalty: among the new classes, or all with replay."""
+  """EWC and its kin, without the penalty: among the new classes, or all with replay."""
   return ft(batch, i) if own.replay else lwf_new(batch, i, own)
 
 
@@ -512,7 +512,7 @@ LOSSES = {
   **dict.fromkeys(
     ("ssil_tkd", "ssil_tkd_cal"), mean_of(with_distillation(ssil, task_wise_distillation))
   ),
-  **dict.fromkeys(("ewc", "si", "rwalk"), mean_of(penalized)),
+  **dict.fromkeys(("ewc", "si", "rwalk", "vcl", "ucl"), mean_of(penalized)),
   "icarl": mean_of(with_distillation(ft, task_wise_distillation)),
   "lwf": mean_of(with_distillation(lwf_new, task_wise_cross_entropy)),
   "eeil": mean_of(eeil),

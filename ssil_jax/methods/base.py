@@ -40,6 +40,8 @@ class PhaseContext(NamedTuple):
   # {"params", "batch_stats"} of the network as it was, None if the method has no teacher.
   teacher: Any
   stats: Any  # the method's statistics, as `Method.stats` left them
+  # Training images that an epoch goes through, int32 []; 0 where nothing is trained.
+  num_images: jax.Array | int = 0
 
 
 class Replayed(NamedTuple):
@@ -90,10 +92,14 @@ Total = Callable[[np.ndarray, ImageFn, Any], Any]
 
 
 class Elastic(NamedTuple):
-  """The penalty sum_i stiffness_i / 2 (theta_i - anchor_i)^2; trees like the parameters."""
+  """The penalty sum_i k_i / 2 (theta_i - a_i)^2 + l_i |theta_i - a_i|.
 
-  stiffness: Any  # float32, at least 0
-  anchor: Any
+  Trees like the parameters.
+  """
+
+  stiffness: Any  # k: float32, at least 0
+  anchor: Any  # a
+  lasso: Any = None  # l: float32, at least 0; None for 0
 
 
 class Step(NamedTuple):
@@ -300,7 +306,7 @@ class Method(NamedTuple):
       classes not seen yet stay as they are. Methods that have any take no states from other
       runs, as those with `carry`.
     own_optimizer: config -> their optimizer, with its learning rate; it starts anew with
-      every state.
+      every state, from zeros, as the states of SGD and Adam do.
     weights: (params, own parameters, random key of the step, context, config) -> the
       parameters that the network is trained with in this step. It is tested with `params`.
     replay: (keys [B], context, config) -> generated images, float32 [B, S, S, 3], as the

@@ -33,6 +33,8 @@ from ssil_jax.methods.si import SI
 from ssil_jax.methods.ssil import SSIL
 from ssil_jax.methods.ssil_cal import SSIL_CAL, SSIL_TKD_CAL
 from ssil_jax.methods.ssil_tkd import SSIL_TKD
+from ssil_jax.methods.ucl import UCL
+from ssil_jax.methods.vcl import VCL
 from ssil_jax.methods.wa import WA
 from ssil_jax.settings import check_types, fields_of
 
@@ -61,6 +63,8 @@ METHODS: Mapping[str, Method] = {
   "ewc": EWC,
   "si": SI,
   "rwalk": RWALK,
+  "vcl": VCL,
+  "ucl": UCL,
   "gdumb": GDUMB,
   "ncm": NCM,
   "podnet": PODNET,

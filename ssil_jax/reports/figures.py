@@ -60,6 +60,8 @@ _METHODS = {
   "EWC": ("#7a4b8f", "#c9a2da"),
   "SI": ("#b84a8a", "#f29bc9"),
   "RWalk": ("#8a3ffc", "#be95ff"),
+  "VCL": ("#a2485f", "#ee97ab"),
+  "UCL": ("#38619c", "#8db6ee"),
   "PODNet": ("#007d48", "#42be65"),
   "GDumb": ("#6f6054", "#c7b7a8"),
   "NCM": ("#9c3d2e", "#f0917f"),

@@ -143,7 +143,9 @@ def train_phase(
   devices, position, steps_done = session.devices, run.position, run.position.steps_done
   train_state = devices.replicate(run.train_state)
   context = devices.replicate(
-    phase_context(state, run.stats, position.teacher, position.num_teacher_classes)
+    phase_context(
+      *(state, run.stats, position.teacher, position.num_teacher_classes, phase.epoch_size)
+    )
   )
   batches = train_batches(session, state, phase, run)
   metrics = StepMetrics(session, state, phase, run)

@@ -39,8 +39,9 @@ def measure(config: Config) -> float:
   run, phase = loop.begin_state(session, state, run), state.phases[0]
   phase = phase._replace(epochs=_STEPS + 1)  # of a step at least: one compiles
   train_state = session.devices.replicate(run.train_state)
+  teacher = run.position.teacher, run.position.num_teacher_classes
   context = session.devices.replicate(
-    phase_context(state, run.stats, run.position.teacher, run.position.num_teacher_classes)
+    phase_context(state, run.stats, *teacher, phase.epoch_size)
   )
   rate = session.devices.replicate(np.float32(phase.learning_rate))
   with prefetched(session, loop.train_batches(session, state, phase, run)) as batches:

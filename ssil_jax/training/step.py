@@ -269,10 +269,16 @@ def _split(outputs: Outputs | None, count: int) -> tuple[Outputs | None, Outputs
 
 
 def elastic_energy(params: Any, elastic: Elastic) -> jax.Array:
-  """Returns sum_i stiffness_i / 2 (theta_i - anchor_i)^2, float32 []."""
+  """Returns what an `Elastic` adds to the loss, float32 []."""
+  stiffness, anchor, lasso = elastic
   energies = jax.tree.map(
-    lambda x, k, anchor: jnp.sum(k * (x - anchor) ** 2) / 2, params, *elastic
+    lambda x, k, a: jnp.sum(k * (x - a) ** 2) / 2, params, stiffness, anchor
   )
+  if lasso is not None:
+    distances = jax.tree.map(
+      lambda x, a, pull: jnp.sum(pull * jnp.abs(x - a)), params, anchor, lasso
+    )
+    energies = energies, distances
   return jax.tree.reduce(jnp.add, energies)
 
 
@@ -280,14 +286,21 @@ def toward_anchor(params: Any, elastic: Elastic, rate: jax.Array) -> Any:
   """Returns the proximal step, argmin_theta |theta - params|^2 / (2 rate) + the penalty.
 
   It is (params + rate k anchor) / (1 + rate k), and does not leave the way between the two,
-  however large the stiffness k. Where SGD without momentum comes to rest, before a step by
-  -rate times the gradient of the loss, loss and penalty are in balance.
+  however large the stiffness k. With a lasso l, the distance from the anchor shrinks by
+  rate l before, and is 0 if it was smaller. Where SGD without momentum comes to rest,
+  before a step by -rate times the gradient of the loss, loss and penalty are in balance.
   """
+  stiffness, anchor, lasso = elastic
 
-  def pull(x, k, anchor):
-    return x + (anchor - x) * (rate * k / (1 + rate * k))
+  def pull(x, k, a):
+    return x + (a - x) * (rate * k / (1 + rate * k))
 
-  return jax.tree.map(pull, params, *elastic)
+  def shrink(x, a, least):
+    return a + jnp.sign(x - a) * jnp.maximum(jnp.abs(x - a) - rate * least, 0)
+
+  if lasso is not None:
+    params = jax.tree.map(shrink, params, anchor, lasso)
+  return jax.tree.map(pull, params, stiffness, anchor)
 
 
 def _is_head(path: Any) -> bool:

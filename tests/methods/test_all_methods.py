@@ -33,7 +33,7 @@ from ssil_jax.resnet import Outputs
 from ssil_jax.schedule import IncrementalState
 from ssil_jax.training import loop
 from ssil_jax.training.checkpoint import Checkpoints
-from ssil_jax.training.run_state import RunState
+from ssil_jax.training.run_state import RunState, with_own
 from ssil_jax.training.session import open_session
 
 # One schedule for all methods, so that their first states can be compared.
@@ -384,8 +384,9 @@ def test_a_phase_starts_where_the_one_before_ended_without_its_momentum(watched)
     if watched.method.restarts and phase.before.position.phase == 0:
       former = start.replace(step=former.step)
     expected = former.replace(opt_state=start.opt_state)
-    if phase.before.position.phase == 0:  # what is carried along is a state's own
-      expected = expected.replace(carried=watched.method.init_carried(former.params))
+    if phase.before.position.phase == 0:  # what is the method's own is a state's
+      before = phase.before.stats, watched.plan.config
+      expected = with_own(expected, watched.method, *before)
     assert_same(phase.before.train_state, expected)
     ended_state = following is None or following.state != phase.state
     # What follows training, as weight aligning, is in the run after the state.
@@ -417,14 +418,15 @@ def test_a_method_that_trains_as_another_ends_with_its_network(every_run, name):
   assert (last["statistics"] == last_there["statistics"]) == same
 
 
-def test_statistics_survive_an_interruption(every_run, tmp_path):
+@pytest.mark.parametrize("name", ["der", "ucl", "vcl"])
+def test_statistics_survive_an_interruption(every_run, tmp_path, name):
   # Without what the first state left, the second would be trained differently.
-  finished = every_run("der")
+  finished = every_run(name)
   copy = tmp_path / "copy"
   shutil.copytree(finished.workdir, copy)
   shutil.rmtree(last_checkpoint(copy))
   with quick_network():
-    resumed = run(copy, **settings_of("der"))
+    resumed = run(copy, **settings_of(name))
   assert untimed(resumed) == untimed(finished.results)
   assert untimed_records(copy) == untimed_records(finished.workdir)
   with Checkpoints(copy, kept=3) as checkpoints:

@@ -78,7 +78,13 @@ def batch_of(num_old, num_seen, num_teacher_classes):
 def stats_of(name, batch):
   """Each method's statistics, made of what the loops are given."""
   sizes = Sizes(
-    NUM_CLASSES, WIDTH, num_records=20, memory_size=9, params={}, image_size=8, config=None
+    NUM_CLASSES,
+    WIDTH,
+    num_records=20,
+    memory_size=9,
+    params={},
+    image_size=8,
+    config=settings_of(name),
   )
   stats = METHODS[name].init_stats(sizes)
   if name == "bic":

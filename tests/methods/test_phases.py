@@ -82,7 +82,7 @@ PHASES = {
       1: plain("new only", *PAPER_FIRST),
       2: plain("new only", 25, 0.05, (10, 20)),
     }
-    for name in ("ewc", "si", "rwalk")
+    for name in ("ewc", "si", "rwalk", "vcl", "ucl")
   },
 }
 

@@ -284,6 +284,34 @@ def test_a_penalty_of_any_stiffness_comes_to_rest_in_balance_with_the_loss(stiff
   assert losses[0] == pytest.approx(9 + 3 * stiffness / 2, rel=1e-5)
 
 
+@pytest.mark.parametrize(
+  ("stiffness", "lasso"), [(0.0, 0.5), (0.5, 3.0), (30.0, 2.0), (1.0, 7.9), (1.0, 8.1)]
+)
+def test_a_lasso_comes_to_rest_in_balance_or_keeps_its_anchor(stiffness, lasso):
+  # With u = x + 1, (u - 4)^2 + k u^2 / 2 + l |u| is least in u = max(0, (8 - l) / (2 + k)).
+  method = SSIL._replace(
+    loss=lambda examples, config: (examples.outputs.logits[:, 0] - 3) ** 2,
+    elastic=lambda context, config: Elastic(
+      *(jnp.full((1, 3), x) for x in (stiffness, -1.0, lasso))
+    ),
+  )
+  model, state = world_of(method, network=ChannelMeans(), params=jnp.zeros((1, 3)))
+  context = PhaseContext(SeenClasses(*map(jnp.int32, (0, 3, 0))), None, {})
+
+  def train(state):
+    def step(state, _):
+      state, metrics = train_step(state, black((1,)), context, 0.1, None, model=model)
+      return state, (state.params[0, 0], metrics["loss"])
+
+    return jax.lax.scan(step, state, length=300)[1]
+
+  mapped = jax.jit(jax.vmap(train, axis_name=AXIS))
+  path, losses = (np.asarray(x[0]) for x in mapped(jax.tree.map(lambda x: x[None], state)))
+  expected = max(0, (8 - lasso) / (2 + stiffness))
+  assert path[-1] + 1 == pytest.approx(expected, rel=1e-4, abs=1e-5)
+  assert losses[0] == pytest.approx(9 + 3 * (stiffness / 2 + lasso), rel=1e-5)
+
+
 class Scores:
   """A network whose logits are images times parameters."""
 
