@@ -32,6 +32,10 @@ class Phase(NamedTuple):
   # The network as it is when the phase starts becomes the teacher, and the exemplar
   # selection ranks the new records by it.
   new_teacher: bool = False
+  # The network as it is when the phase starts becomes the expert, a second teacher.
+  new_expert: bool = False
+  # The phase goes on from the teacher's network, which there must be, without momentum.
+  starts_from_teacher: bool = False
   is_cosine: bool = False  # the rate falls along half a cosine, and not at milestones
   number: int = 0  # in its state, from 0
   num_new: int = 0  # images of the new classes that it trains on

@@ -40,6 +40,11 @@ class PhaseContext(NamedTuple):
   # {"params", "batch_stats"} of the network as it was, None if the method has no teacher.
   teacher: Any
   stats: Any  # the method's statistics, as `Method.stats` left them
+  # As `teacher`, of the second one; None while the state has none, see `Phase.new_expert`.
+  expert: Any = None
+  # None where nothing is trained:
+  phase: Any = None  # int32 [], its number in the state, from 0
+  class_images: Any = None  # float32 [C], images of each class that it trains on
 
 
 class Replayed(NamedTuple):
@@ -48,6 +53,7 @@ class Replayed(NamedTuple):
   pixels: jax.Array  # float32 [B, S, S, 3]
   outputs: Outputs  # of the network in training, which saw them beside the batch
   teacher: Outputs | None
+  expert: Outputs | None = None
 
 
 class Examples(NamedTuple):
@@ -66,6 +72,7 @@ class Examples(NamedTuple):
   classify: Callable[[jax.Array], jax.Array]  # features [n, d] -> logits [n, C] of the head
   own: Any  # the method's own parameters, in training
   replayed: Replayed | None  # None in the first state
+  expert: Outputs | None = None  # of the second teacher; None without one
 
 
 # (Outputs, labels int32 [B], PhaseContext, Config) -> pytree of [B, ...], one an image.
@@ -233,10 +240,17 @@ def _parameters_themselves(
   return params
 
 
+def keeps_in_first_state(project: Callable[..., Any]) -> Callable[..., Any]:
+  """Marks a projection that returns its parameters as they are while no class is old."""
+  project.keeps_in_first_state = True
+  return project
+
+
 def _nothing_of_its_own(params: Any, stats: Any, config: Config) -> Any:
   return {}
 
 
+@keeps_in_first_state
 def _keep(params: Any, before: Any, context: PhaseContext) -> Any:
   return params
 
@@ -419,7 +433,7 @@ class Method(NamedTuple):
       and self.parts is None
       and self.init_own is _nothing_of_its_own
       and self.weights is _parameters_themselves
-      and self.project is _keep
+      and getattr(self.project, "keeps_in_first_state", False)
       and self.align is None
     )
 

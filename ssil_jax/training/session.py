@@ -461,8 +461,9 @@ def bytes_needed(
 ) -> int:
   """Returns the room for what is still to be saved, where so many of both are there."""
   network = _size((beginning.train_state.params, beginning.train_state.batch_stats))
-  teacher = network if plan.method.has_teacher else 0
-  saved = _size((beginning.train_state, beginning.stats)) + teacher
+  has_expert = any(phase.new_expert for _, phase in plan.phases())
+  teachers = network * (plan.method.has_teacher + has_expert)
+  saved = _size((beginning.train_state, beginning.stats)) + teachers
   # An old checkpoint is deleted after a new one is whole.
   more = max(1, plan.config.checkpoints_kept + 1 - checkpoints)
   return more * saved + (len(plan.states) - networks) * network

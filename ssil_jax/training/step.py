@@ -119,16 +119,23 @@ def train_step(
   if method.has_teacher:
     of_teacher = _teacher_outputs(everything, context, model)
 
+  of_expert = None
+  if context.expert is not None:
+    of_expert = jax.lax.stop_gradient(
+      model.network.apply(context.expert, everything, train=False)
+    )
+
   def losses_of(trained):
     params, own = trained
     params = method.weights(params, own, weights_key, context, config)
     of_network, batch_stats = _training_outputs(
       params, state.batch_stats, everything, model, is_frozen=is_frozen
     )
-    outputs, teacher, replayed = of_network, of_teacher, None
+    of_networks = of_network, of_teacher, of_expert
+    (outputs, teacher, expert), replayed = of_networks, None
     if generated is not None:
-      parts = [_split(both, len(pixels)) for both in (of_network, of_teacher)]
-      (outputs, teacher), of_generated = zip(*parts, strict=True)
+      parts = [_split(both, len(pixels)) for both in of_networks]
+      (outputs, teacher, expert), of_generated = zip(*parts, strict=True)
       replayed = Replayed(generated, *of_generated)
     examples = Examples(
       labels=batch.labels,
@@ -144,6 +151,7 @@ def train_step(
       classify=lambda features: model.network.classify(params, features),
       own=own,
       replayed=replayed,
+      expert=expert,
     )
     parts = None if method.parts is None else method.parts(examples, config)
     return method.loss(examples, config), (parts, outputs, batch_stats)

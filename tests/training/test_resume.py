@@ -32,7 +32,7 @@ SETTINGS = {
   "log_every": 3,
   "checkpoint_minutes": 0.0,
 }
-METHODS = ["eeil", "bic", "der"]
+METHODS = ["eeil", "gd", "bic", "der"]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -42,7 +42,7 @@ def _quickly():
 
 
 def config_of(workdir, **changes):
-  own = {"eeil_epochs": 4} if changes.get("method") == "eeil" else {}
+  own = {"eeil": {"eeil_epochs": 4}, "gd": {"gd_epochs": 2}}.get(changes["method"], {})
   return small_config(workdir, **SETTINGS | own | changes)
 
 
@@ -134,6 +134,8 @@ def test_the_runs_have_what_is_to_be_interrupted(undisturbed):
   assert {method: kinds_of(undisturbed(method=method)[1]) for method in METHODS} == {
     # Two phases in its second state, with exemplars chosen before the second of them.
     "eeil": extracting + ["train", "trained", "extract"] + extracting,
+    # Three phases.
+    "gd": ["train", "trained", "eval"] + ["train", "trained"] * 3 + ["eval"],
     "bic": ["train", "trained", "eval"] + extracting,
     "der": extracting + extracting,
   }
@@ -158,7 +160,7 @@ def test_a_run_interrupted_anywhere_goes_on_as_if_nothing_had_been(
   undisturbed, tmp_path, method
 ):
   workdir, calls = undisturbed(method=method)
-  if method == "eeil":  # and where each phase begins
+  if method in ("eeil", "gd"):  # and where each phase begins
     starts = [start for kind, start, _ in stretches(calls) if kind == "train"]
     questions = sorted({*middles(calls), *starts})
   else:
