@@ -45,6 +45,11 @@ class Phase(NamedTuple):
   steps_per_epoch: int = 0
 
   @property
+  def labeled_sizes(self) -> tuple[int, ...]:
+    """Samples of each kind in a batch, without those that have no label."""
+    return self.group_sizes[: -1 if self.sampling.draws_unlabeled else None]
+
+  @property
   def batch_size(self) -> int:
     return sum(self.group_sizes)
 

@@ -50,6 +50,7 @@ def examples_of(
   own=None,
   replayed=None,
   expert=None,
+  unlabeled=None,
 ):
   """Examples whose class counts are those of `counted`, by default of `labels`."""
   labels = np.asarray(labels, np.int32)
@@ -72,6 +73,7 @@ def examples_of(
     own=own,
     replayed=replayed,
     expert=expert,
+    unlabeled=unlabeled,
   )
 
 

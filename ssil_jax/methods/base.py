@@ -48,9 +48,12 @@ class PhaseContext(NamedTuple):
 
 
 class Replayed(NamedTuple):
-  """Generated images, one for each of the device's share of the batch."""
+  """Images without a label, generated or of `Pool.unlabeled`.
 
-  pixels: jax.Array  # float32 [B, S, S, 3]
+  Generated ones are one for each of the device's share of the batch.
+  """
+
+  pixels: jax.Array  # float32 [n, S, S, 3]
   outputs: Outputs  # of the network in training, which saw them beside the batch
   teacher: Outputs | None
   expert: Outputs | None = None
@@ -73,6 +76,7 @@ class Examples(NamedTuple):
   own: Any  # the method's own parameters, in training
   replayed: Replayed | None  # None in the first state
   expert: Outputs | None = None  # of the second teacher; None without one
+  unlabeled: Replayed | None = None  # where the phase draws such images, see `Sampling`
 
 
 # (Outputs, labels int32 [B], PhaseContext, Config) -> pytree of [B, ...], one an image.
@@ -320,6 +324,8 @@ class Method(NamedTuple):
     replay: (keys [B], context, config) -> generated images, float32 [B, S, S, 3], as the
       network sees them, in later states; they run through the network, and the teacher,
       beside the batch. None for none.
+    unlabeled_dir: config -> a folder of images that belong to no class, which phases may
+      draw (`sampling.with_unlabeled`); "" for none.
     freezes_features: whether the first state alone trains what is below the head. BatchNorm
       keeps its running statistics then.
     restarts: whether every state begins with the network as it was before the first.
@@ -368,6 +374,7 @@ class Method(NamedTuple):
     _parameters_themselves
   )
   replay: Callable[[jax.Array, PhaseContext, Config], jax.Array] | None = None
+  unlabeled_dir: Callable[[Config], str] = lambda config: ""
   freezes_features: bool = False
   restarts: bool = False
   project: Callable[[Any, Any, PhaseContext], Any] = _keep

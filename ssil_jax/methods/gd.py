@@ -24,10 +24,18 @@ The code has the divergence instead, of the same gradient. Phase three takes 20 
 state's 200 epochs, at a tenth of the rate; here C is trained for as many as phase two, 180,
 and not for 200.
 
-The third teacher, Q, the ensemble of P and C, is for images without labels: P's largest
-probability stays, and what is left is shared out to the other classes, old ones in
-proportion to P and new ones to C, so that each has the same expected share (`ensemble`).
-Without such images there is no loss by Q, in the paper neither.
+`--unlabeled_dir` adds images without labels to the batches of all phases, as many as
+others. C is to be undecided about them, as about exemplars, and so is the first state's
+network. P and C teach on them, too, and so does the third teacher, Q, the ensemble of both,
+which is for them alone: P's largest probability stays, and what is left is shared out to
+the other classes, old ones in proportion to P and new ones to C (`ensemble`). The losses by
+labels and by Q are one mean, as in the code. Without such images there is no loss by Q, in
+the paper neither.
+
+The paper samples them anew for each state, from a million: three tenths are those of which
+P is surest, as many for each old class, the others random. Here all are drawn at random,
+with replacement, from the whole folder, which is one of its ablations (`--ood 1.0` in the
+code). The code's batches of 128 are of both kinds, in the proportion of the data.
 
 Left out is the dropout of the authors' network; they take plain momentum (`--nonesterov`).
 """
@@ -50,7 +58,7 @@ from ssil_jax.methods.base import (
   one_phase,
   softmax_in_first_state,
 )
-from ssil_jax.sampling import NEW_ONLY, SHUFFLED
+from ssil_jax.sampling import NEW_ONLY, SHUFFLED, with_unlabeled
 from ssil_jax.settings import setting
 
 _FINE_TUNING = 2  # number of the phase
@@ -68,7 +76,13 @@ class Settings(Distillation):
     "weight of the loss by which exemplars leave the expert of the new classes undecided; "
     "0 trains it on new images alone",
     at_least=0,
-    changes="later_states",
+    changes="every_state",  # the first one, too, with images without labels
+  )
+  unlabeled_dir: str = setting(
+    "",
+    "folder of images without labels, in folders or not, of which each batch has as many "
+    "as of others",
+    changes="every_state",
   )
 
 
@@ -166,12 +180,22 @@ def _loss_of_expert(examples, config):
   own = interval_cross_entropy(
     logits, jnp.where(is_new, examples.labels, num_old), num_old, num_seen
   )
-  undecided = config.method_settings.gd_confidence * indecision(logits, num_old, num_seen)
+  weight = config.method_settings.gd_confidence
+  undecided = weight * indecision(logits, num_old, num_seen)
   # Both are means over their own images of the global batch.
   batch_size = jnp.sum(examples.class_counts)
   num_new = jnp.sum(examples.class_counts, where=jnp.arange(logits.shape[-1]) >= num_old)
-  of_kind = jnp.where(is_new, num_new, batch_size - num_new)
-  return jnp.where(is_new, own, undecided) * (batch_size / of_kind)
+  num_others = batch_size - num_new
+  if examples.unlabeled is not None:
+    of_unlabeled = weight * indecision(examples.unlabeled.outputs.logits, num_old, num_seen)
+    num_unlabeled = batch_size * (len(of_unlabeled) / len(examples.labels))
+    num_others += num_unlabeled
+  loss = jnp.where(is_new, own, undecided) * (
+    batch_size / jnp.where(is_new, num_new, num_others)
+  )
+  if examples.unlabeled is None:
+    return loss
+  return loss + jnp.mean(of_unlabeled) * (num_unlabeled / num_others)
 
 
 def _distilled_loss(examples, config):
@@ -184,17 +208,31 @@ def _distilled_loss(examples, config):
     balancing = balancing_weights(examples.labels, context.class_images, low, high)
     return jnp.where(context.phase == _FINE_TUNING, balancing, 1.0)
 
-  def distilled(teacher, low, high):
+  def distilled(outputs, teacher, low, high):
     distance = interval_distillation(
-      logits, teacher.logits, low, high, temperature=temperature
+      outputs.logits, teacher.logits, low, high, temperature=temperature
     )
-    return weights(low, high) * distance * (high - low) / num_seen
+    return distance * (high - low) / num_seen
 
-  return (
+  old, new = (0, num_old), (num_old, num_seen)
+  loss = (
     weights(0, num_seen) * seen_softmax_cross_entropy(logits, examples.labels, num_seen)
-    + distilled(examples.teacher, 0, num_old)
-    + distilled(examples.expert, num_old, num_seen)
+    + weights(*old) * distilled(examples.outputs, examples.teacher, *old)
+    + weights(*new) * distilled(examples.outputs, examples.expert, *new)
   )
+  if examples.unlabeled is None:
+    return loss
+  _, outputs, teacher, expert = examples.unlabeled
+  q = jax.lax.stop_gradient(ensemble(teacher.logits, expert.logits, num_old, num_seen))
+  log_p = interval_log_softmax(outputs.logits, 0, num_seen)
+  of_unlabeled = (
+    -jnp.sum(q * log_p, axis=-1)
+    + distilled(outputs, teacher, *old)
+    + distilled(outputs, expert, *new)
+  )
+  # All are means over images with and without labels.
+  share = len(loss) / (len(loss) + len(of_unlabeled))
+  return share * loss + (1 - share) * jnp.mean(of_unlabeled)
 
 
 @keeps_in_first_state
@@ -208,11 +246,13 @@ def _train_head_alone(params, before, context):
 
 
 def _phases(config, t):
-  (network,) = one_phase(config, t, SHUFFLED)
-  if t == 1:
-    return (network,)
   own = config.method_settings
-  expert = network._replace(sampling=SHUFFLED if own.gd_confidence else NEW_ONLY)
+  sampling = with_unlabeled(SHUFFLED) if own.unlabeled_dir else SHUFFLED
+  (network,) = one_phase(config, t, sampling)
+  # Those that are to be undecided about other images see them.
+  if t == 1:
+    return (network._replace(sampling=sampling if own.gd_confidence else SHUFFLED),)
+  expert = network._replace(sampling=sampling if own.gd_confidence else NEW_ONLY)
   fine_tuning = network._replace(
     epochs=own.gd_epochs,
     learning_rate=network.learning_rate * network.drop,
@@ -237,4 +277,5 @@ GD = Method(
   settings=Settings,
   has_teacher=True,
   project=_train_head_alone,
+  unlabeled_dir=lambda config: config.method_settings.unlabeled_dir,
 )

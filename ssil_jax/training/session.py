@@ -321,6 +321,8 @@ def make_session(
   )
   splits = {"train": dataset.train, "test": dataset.test}
   images = {name: split.images for name, split in splits.items() if split.on_device}
+  if dataset.unlabeled is not None and dataset.unlabeled.on_device:
+    images["train"] = np.concatenate([images["train"], dataset.unlabeled.images])
   return Session(
     plan=plan,
     devices=Devices(mesh, model, images),

@@ -1,4 +1,4 @@
-"""GD: its losses, its third teacher and its weights by hand; what each phase trains."""
+"""GD: its losses, teachers and weights by hand; what each phase trains, and on what."""
 
 import finished_states
 import jax
@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from ssil_jax.methods import METHODS, gd
+from ssil_jax.methods.base import Replayed
 
 GD = METHODS["gd"]
 
@@ -93,3 +94,95 @@ def test_how_a_later_state_is_trained():
   assert not fine_tuning.starts_from_teacher
   alone, *_ = GD.phases(finished_states.config_of("gd", gd_confidence=0.0), 3)
   assert alone.sampling.name == "new only"
+
+
+# Images without labels -------------------------------------------------------------------
+
+# Rows of logits of the network, of P and of C: six images with labels, and four without.
+LABELED, UNLABELED = np.split(
+  3 * np.random.default_rng(3).standard_normal((10, 3, 5)).astype(np.float32), [6]
+)
+LABELS = np.array([3, 2, 0, 3, 1, 3], np.int32)
+IMAGES = [4, 9, 30, 50]
+OLD, NEW, SEEN = range(2), range(2, 4), range(4)
+
+
+def loss_of(phase, labeled, labels, unlabeled):
+  """What a device with these images reports."""
+  config = finished_states.config_of("gd", gd_confidence=0.7, temperature=3.0)
+  outputs, teacher, expert, *of_unlabeled = (
+    finished_states.outputs_of(logits=rows[:, n])
+    for rows in (labeled, unlabeled)
+    for n in range(3)
+  )
+  if phase == 0:
+    expert = of_unlabeled[2] = None
+  context = finished_states.context_of(2, 4, num_teacher_classes=2)._replace(
+    phase=jnp.int32(phase), class_images=jnp.float32([*IMAGES, 0])
+  )
+  examples = finished_states.examples_of(
+    outputs,
+    labels,
+    context,
+    np.array([0, 0, 1, 1, 2]),
+    teacher=teacher,
+    counted=LABELS,
+    expert=expert,
+    unlabeled=Replayed(None, *of_unlabeled),
+  )
+  return float(jnp.mean(GD.loss(examples, config)))
+
+
+def expected_loss(phase):
+  """As the docstring of the method has it, image by image."""
+  of_labels, of_q, of_p, of_c, of_new, of_others = ([] for _ in range(6))
+  labels = [*LABELS, *[None] * len(UNLABELED)]
+  for label, rows in zip(labels, [*LABELED, *UNLABELED], strict=True):
+    logits, of_old, of_expert = rows.astype(np.float64)
+
+    def weight(classes, label=label):
+      is_weighed = phase == 2 and label is not None
+      return reference.balancing_weight(label, IMAGES, classes) if is_weighed else 1
+
+    def distance(teacher, classes, logits=logits):
+      return 3.0**2 * reference.softened_cross_entropy(logits, teacher, classes, 3.0)
+
+    if label in NEW:
+      of_new.append(-reference.log_softmax(logits, NEW)[label])
+    else:
+      of_others.append(0.7 * reference.undecided(logits, NEW))
+    log_p = reference.log_softmax(logits, SEEN)
+    if label is None:
+      q = reference.ensemble(of_old[:2], of_expert[2:4])
+      of_q.append(-sum(q[k] * log_p[k] for k in SEEN))
+    else:
+      of_labels.append(-weight(SEEN) * log_p[label])
+    of_p.append(weight(OLD) * distance(of_old, OLD) * 2 / 4)
+    of_c.append(weight(NEW) * distance(of_expert, NEW) * 2 / 4)
+  if phase == 0:
+    return np.mean(of_new) + np.mean(of_others)
+  return np.mean(of_labels + of_q) + np.mean(of_p) + np.mean(of_c)
+
+
+@pytest.mark.parametrize("phase", [0, 1, 2])
+def test_losses_with_unlabeled_images_equal_the_loops(phase):
+  expected = expected_loss(phase)
+  assert loss_of(phase, LABELED, LABELS, UNLABELED) == pytest.approx(expected, rel=1e-5)
+  # Two devices of equal shares, the first of which has no exemplar.
+  shares = [0, 1, 3], [2, 4, 5]
+  found = [
+    loss_of(phase, LABELED[share], LABELS[share], UNLABELED[2 * n : 2 * n + 2])
+    for n, share in enumerate(map(np.array, shares))
+  ]
+  assert np.mean(found) == pytest.approx(expected, rel=1e-5)
+
+
+def test_which_phases_draw_unlabeled_images():
+  def drawn(**changes):
+    config = finished_states.config_of("gd", unlabeled_dir="images", **changes)
+    assert GD.unlabeled_dir(config) == "images"
+    phases = [*GD.phases(config, 1), *GD.phases(config, 2)]
+    return [phase.sampling.draws_unlabeled for phase in phases]
+
+  assert drawn() == [True, True, True, True]
+  assert drawn(gd_confidence=0.0) == [False, False, True, True]

@@ -274,6 +274,37 @@ def test_streamed_images_go_on_with_the_same_crops_or_not_at_all(undisturbed, tm
   assert {path: path.read_bytes() for path in before} == before
 
 
+@pytest.mark.parametrize("side", [8, 80])
+def test_images_without_labels_are_drawn_again_and_are_part_of_the_run(
+  undisturbed, tmp_path, side
+):
+  root = folder_of(tmp_path / "images", classes="abcd", each=16)
+  for number in range(5):
+    save(tmp_path / "unlabeled" / f"{number}.png", noise(8, 8, seed=500 + number))
+  flags = {
+    "method": "gd",
+    "dataset": "image_folder",
+    "data_dir": str(root),
+    "image_size": side,  # resident, or streamed
+    "learning_rate": 1e-3,
+    "unlabeled_dir": str(tmp_path / "unlabeled"),
+  }
+  workdir, calls = undisturbed(**flags)
+  trained = [call.records for call in calls if call.kind == "train"]
+  assert {len(records) for records in trained} == {32}
+  assert all((records[:16] < 64).all() for records in trained)
+  assert {*np.concatenate([records[16:] for records in trained])} == {*range(64, 69)}
+  for number, _ in enumerate(kinds_of(calls)):
+    if kinds_of(calls)[number] == "train":
+      folder = tmp_path / str(number)
+      run(folder, stop_at=middles(calls)[number], **flags)
+      run(folder, **flags)
+      assert differences(workdir, folder) == []
+  save(tmp_path / "unlabeled" / "3.png", noise(8, 8, seed=0))
+  with pytest.raises(WorkdirError, match="of unlabeled images: different"):
+    run(workdir, **flags)
+
+
 def test_a_run_goes_on_with_another_number_of_devices(undisturbed, tmp_path):
   # So small a rate that a rounding error does not grow into another run.
   slow = {"method": "der", "learning_rate": 1e-5, "log_every": 1}
