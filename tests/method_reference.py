@@ -104,6 +104,9 @@ class Batch(NamedTuple):
   constant_scale: float
   stages: list  # PODNet: arrays [samples, h, w, c], the outputs of stages
   teacher_stages: list
+  expert: list | None  # logits of a second teacher
+  phase: int  # from 0
+  class_images: list  # GD: images of each class seen that the phase trains on
 
 
 def ft(batch, i, own=None):
@@ -502,6 +505,67 @@ def der(batch, own):
   return loss
 
 
+# GD.
+
+
+def undecided(scores, classes):
+  """KL(uniform || p) = sum_k 1/m log((1/m) / p_k)."""
+  log_p, share = log_softmax(scores, classes), 1 / len(classes)
+  return sum(share * (math.log(share) - log_p[k]) for k in classes)
+
+
+def balancing_weight(label, images, classes):
+  """n / (m n_k) of an image of class k, one of m classes of n images together, else 1."""
+  if label not in classes:
+    return 1.0
+  return sum(images[k] for k in classes) / (len(classes) * images[label])
+
+
+def ensemble(old_scores, new_scores):
+  """Q: the class that P holds most probable, the other old ones, the new ones of C."""
+  (p,), (c,) = (softmax_rows([row], len(row)) for row in (old_scores, new_scores))
+  best = p.index(max(p))
+  # What is left is the same for each of the others, were P and C uniform among them.
+  left, num_others = 1 - p[best], len(p) + len(c) - 1
+  of_old, of_new = (left * count / num_others for count in (len(p) - 1, len(c)))
+  q = [of_old * share / left if left else 0.0 for share in p]
+  q[best] = p[best]
+  return q + [of_new * share for share in c]
+
+
+def gd(batch, own):
+  """Phase one: means over new images and over exemplars; then one over the batch."""
+  old, new = range(batch.num_old), range(batch.num_old, batch.num_seen)
+  seen, images = range(batch.num_seen), batch.class_images
+  if batch.expert is None:
+    of_new, of_exemplars = [], []
+    for label, scores in zip(batch.labels, batch.logits, strict=True):
+      if label in new:
+        of_new.append(softmax_cross_entropy(scores, label, new))
+      else:
+        of_exemplars.append(own.gd_confidence * undecided(scores, new))
+    means = [sum(part) / len(part) for part in (of_new, of_exemplars) if part]
+    return sum(means)
+  loss = 0.0
+  for i, label in enumerate(batch.labels):
+    parts = [
+      (seen, softmax_cross_entropy(batch.logits[i], label, seen)),
+      *[
+        (
+          classes,
+          own.temperature**2
+          * softened_cross_entropy(batch.logits[i], teacher[i], classes, own.temperature)
+          * (len(classes) / batch.num_seen),
+        )
+        for classes, teacher in ((old, batch.teacher), (new, batch.expert))
+      ],
+    ]
+    for classes, part in parts:
+      weight = balancing_weight(label, images, classes) if batch.phase == 2 else 1
+      loss += weight * part
+  return loss / len(batch.labels)
+
+
 # (Batch, the method's own settings) -> what a step of training minimizes.
 LOSSES = {
   **dict.fromkeys(
@@ -520,6 +584,7 @@ LOSSES = {
   "bic": mean_of(bic),
   "lucir": lucir,
   "podnet": mean_of(podnet),
+  "gd": gd,
   "er_ace": er_ace,
   "der": der,
 }

@@ -92,6 +92,8 @@ BAD = {
   **dict.fromkeys(("num_states", "memory_size", "batch_size_new", "epochs_first"), (0,)),
   **dict.fromkeys(("batch_size_memory", "batch_size_test", "epochs", "width"), (0, -20)),
   **dict.fromkeys(("log_every", "eeil_epochs", "lucir_negatives", "podnet_epochs"), (0,)),
+  **dict.fromkeys(("gd_epochs",), (0,)),
+  **dict.fromkeys(("gd_confidence",), (-1.0, math.nan)),
   **dict.fromkeys(("class_order_seed", "seed"), (-1, 2**32)),
   **dict.fromkeys(("learning_rate", "temperature"), (0.0, -0.1, math.inf, math.nan)),
   **dict.fromkeys(("weight_decay", "der_alpha", "der_beta"), (-1e-4, math.inf, math.nan)),

@@ -19,6 +19,7 @@ from ssil_jax.methods.er import ER
 from ssil_jax.methods.er_ace import ER_ACE
 from ssil_jax.methods.ewc import EWC
 from ssil_jax.methods.ft import FT
+from ssil_jax.methods.gd import GD
 from ssil_jax.methods.gdumb import GDUMB
 from ssil_jax.methods.gem import GEM
 from ssil_jax.methods.icarl import ICARL
@@ -68,6 +69,7 @@ METHODS: Mapping[str, Method] = {
   "gdumb": GDUMB,
   "ncm": NCM,
   "podnet": PODNET,
+  "gd": GD,
 }
 
 

@@ -102,7 +102,7 @@ def prior(context, config):
 
 def _per_image(context, config):
   """Returns what the KL is multiplied by."""
-  return config.method_settings.penalty_strength / context.num_images
+  return config.method_settings.penalty_strength / jnp.sum(context.class_images)
 
 
 def elastic(context, config):

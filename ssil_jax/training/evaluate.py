@@ -133,12 +133,11 @@ def phase_context(
   stats: Any,
   teacher: Any = None,
   num_teacher_classes: int = 0,
-  num_images: int = 0,
 ) -> PhaseContext:
   """Returns what the devices are told of a state and its method; host arrays."""
   numbers = (state.num_old, state.num_seen, num_teacher_classes)
   classes = SeenClasses(*map(np.int32, numbers))
-  return PhaseContext(classes, teacher, stats, np.int32(num_images))
+  return PhaseContext(classes, teacher, stats)
 
 
 def _batches(

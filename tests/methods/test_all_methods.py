@@ -55,6 +55,7 @@ PLAIN = [name for name, method in METHODS.items() if method.steps_like_softmax_f
 OWN = {
   "eeil": {"eeil_epochs": 1},
   "podnet": {"podnet_epochs": 1},
+  "gd": {"gd_epochs": 1, "weight_decay": 1e-4},
   "gdumb": {"memory_size": 128},
 }
 
@@ -195,8 +196,12 @@ def test_the_run_ends_with_finite_losses_and_the_contract_of_its_results(watched
 
 
 def test_each_program_is_compiled_once(watched):
-  # One for each size of a batch, the evaluation, the extractions, the initial state.
-  shapes = {phase.group_sizes for _, phase in watched.plan.phases()}
+  # One for each size of a batch, without and with a second teacher; the evaluation, the
+  # extractions, the initial state.
+  shapes = {
+    (state.phases[before.position.phase].group_sizes, before.position.expert is None)
+    for state, before, _ in watched.phases
+  }
   expected = len(shapes) + 1 + len(watched.extracted) + 1
   assert watched.compiled.total() == expected, watched.compiled
 
@@ -211,6 +216,7 @@ def test_training_keeps_the_kind_of_its_state(watched):
     assert all(jax.tree.leaves(changed)) == (not num_steps)
     # What a phase is given it leaves as it is.
     assert_same(after.position.teacher, before.position.teacher)
+    assert_same(after.position.expert, before.position.expert)
     assert_same(after.stats, before.stats)
     assert_same(after.exemplars, before.exemplars)
 
@@ -377,6 +383,18 @@ def test_the_teacher_is_the_network_as_it_was(watched):
     )
 
 
+def test_the_expert_is_what_the_phase_before_its_own_left(watched):
+  for number, (state, before, _) in enumerate(watched.phases):
+    phase = state.phases[before.position.phase]
+    former = watched.phases[number - 1].after
+    if phase.new_expert:
+      network = former.train_state
+      expected = {"params": network.params, "batch_stats": network.batch_stats}
+    else:  # a state begins without one
+      expected = former.position.expert if phase.number else None
+    assert_same(before.position.expert, expected)
+
+
 def test_a_phase_starts_where_the_one_before_ended_without_its_momentum(watched):
   start = watched.runs[0].train_state
   former = start
@@ -384,6 +402,8 @@ def test_a_phase_starts_where_the_one_before_ended_without_its_momentum(watched)
     if watched.method.restarts and phase.before.position.phase == 0:
       former = start.replace(step=former.step)
     expected = former.replace(opt_state=start.opt_state)
+    if phase.state.phases[phase.before.position.phase].starts_from_teacher:
+      expected = expected.replace(**phase.before.position.teacher)
     if phase.before.position.phase == 0:  # what is the method's own is a state's
       before = phase.before.stats, watched.plan.config
       expected = with_own(expected, watched.method, *before)

@@ -44,6 +44,7 @@ def batch_of(num_old, num_seen, num_teacher_classes):
     labels += [num_old - 1, 1, 0, num_old - 1]
   size = len(labels)
   logits, teacher, stored = 2 * rng.standard_normal((3, size, NUM_CLASSES))
+  expert = 2 * np.random.default_rng(num_seen + 50).standard_normal((size, NUM_CLASSES))
   features, teacher_features = rng.standard_normal((2, size, WIDTH))
   shapes = [(size, 2, 3, 2), (size, 1, 2, 2)]
   stages, teacher_stages = (
@@ -72,6 +73,9 @@ def batch_of(num_old, num_seen, num_teacher_classes):
     constant_scale=SCALE,
     stages=stages,
     teacher_stages=teacher_stages,
+    expert=np.float32(expert).tolist() if num_old else None,
+    phase=1 if num_old else 0,
+    class_images=[7, 5, 1, 3, 20, 12][:num_seen],
   )
 
 
@@ -117,12 +121,16 @@ def examples(name, batch, share=None):
       batch.num_seen,
       num_teacher_classes=batch.num_teacher_classes,
       stats=stats_of(name, batch),
+    )._replace(
+      phase=jnp.int32(batch.phase),
+      class_images=jnp.float32(batch.class_images + [0] * (NUM_CLASSES - batch.num_seen)),
     ),
     STATE_OF_CLASS,
     teacher=known if METHODS[name].has_teacher else None,
     positions=share,
     records=19 - share,
     counted=batch.labels,
+    expert=batch.expert and outputs_of(logits=np.asarray(batch.expert)[share]),
   )
 
 
@@ -192,6 +200,26 @@ def test_value_and_gradients_equal_the_loops(name, changes, classes):
   assert not any(leaf.any() for leaf in jax.tree.leaves(teacher))
   if METHODS[name].steps_like_softmax_first and classes == FIRST:
     assert value == pytest.approx(reference.LOSSES["ft"](batch, own), rel=1e-5)
+
+
+@pytest.mark.parametrize("phase", [0, 2])
+@pytest.mark.parametrize("classes", LATER)
+def test_the_other_phases_of_gd_equal_the_loops(phase, classes):
+  batch = batch_of(*classes)._replace(phase=phase)
+  if phase == 0:  # it trains the expert
+    batch = batch._replace(expert=None)
+  changes = {"gd_confidence": 0.4}
+  value, (outputs, _) = value_and_gradients("gd", examples("gd", batch), **changes)
+
+  def loop(logits):
+    own = settings_of("gd", **changes).method_settings
+    return reference.gd(batch._replace(logits=logits), own)
+
+  assert value == pytest.approx(loop(batch.logits), rel=1e-5)
+  expected = reference.numerical_gradient(loop, batch.logits)
+  np.testing.assert_allclose(outputs.logits, expected, rtol=1e-3, atol=1e-5)
+  # An expert is trained among its own classes alone.
+  assert outputs.logits[:, : batch.num_old].any() == (phase == 2)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -68,6 +68,16 @@ PHASES = {
       for t in (2, 5)
     },
   },
+  "gd": {
+    1: plain("shuffled", 200, 0.1, (120, 160, 180)),
+    **{
+      t: [
+        *2 * plain("shuffled", 180, 0.1, (120, 160, 170)),
+        *plain("shuffled", 20, 0.01, (10, 15)),
+      ]
+      for t in (2, 5)
+    },
+  },
   "er_ace": {1: plain("RP", *PAPER_FIRST), 2: plain("RP", 20, 0.05, (8, 16))},
   "gdumb": {t: plain("memory", 256, 0.05, (102, 204)) for t in (1, 2, 5)},
   "ncm": {1: plain("new only", *PAPER_FIRST), 3: plain("new only", 0, 0.1 / 3, ())},
