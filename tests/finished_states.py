@@ -68,7 +68,7 @@ def examples_of(
     class_counts=jnp.asarray(counts, jnp.float32),
     state_of_class=np.asarray(state_of_class, np.int32),
     pixels=pixels,
-    keys=jax.random.split(jax.random.key(0), len(labels)),
+    keys=jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), positions),
     classify=classify,
     own=own,
     replayed=replayed,

@@ -107,6 +107,8 @@ class Batch(NamedTuple):
   expert: list | None  # logits of a second teacher
   phase: int  # from 0
   class_images: list  # GD: images of each class seen that the phase trains on
+  drawn_logits: list = ()  # of the feature that is drawn beside each sample
+  drawn_labels: list = ()
 
 
 def ft(batch, i, own=None):
@@ -137,6 +139,18 @@ def lwf_new(batch, i, own):
 def penalized(batch, i, own):
   """EWC and its kin, without the penalty: among the new classes, or all with replay."""
   return ft(batch, i) if own.replay else lwf_new(batch, i, own)
+
+
+def replaying_features(batch, i, own):
+  """The share of new classes times a sample's loss, and of old ones times the drawn one's.
+
+  That is of a feature of an old class.
+  """
+  new = (batch.num_seen - batch.num_old) / batch.num_seen
+  drawn = softmax_cross_entropy(
+    batch.drawn_logits[i], batch.drawn_labels[i], range(batch.num_seen)
+  )
+  return new * ft(batch, i) + (1 - new) * drawn
 
 
 def with_distillation(loss, distance):
@@ -577,6 +591,8 @@ LOSSES = {
     ("ssil_tkd", "ssil_tkd_cal"), mean_of(with_distillation(ssil, task_wise_distillation))
   ),
   **dict.fromkeys(("ewc", "si", "rwalk", "vcl", "ucl"), mean_of(penalized)),
+  "fearnet": mean_of(replaying_features),
+  "cgan_features": mean_of(replaying_features),
   "icarl": mean_of(with_distillation(ft, task_wise_distillation)),
   "lwf": mean_of(with_distillation(lwf_new, task_wise_cross_entropy)),
   "eeil": mean_of(eeil),

@@ -13,11 +13,13 @@ from ssil_jax.methods.ablations import FT_RP, FT_SS
 from ssil_jax.methods.agem import AGEM
 from ssil_jax.methods.base import Method
 from ssil_jax.methods.bic import BIC
+from ssil_jax.methods.cgan_features import CGAN_FEATURES
 from ssil_jax.methods.der import DER
 from ssil_jax.methods.eeil import EEIL
 from ssil_jax.methods.er import ER
 from ssil_jax.methods.er_ace import ER_ACE
 from ssil_jax.methods.ewc import EWC
+from ssil_jax.methods.fearnet import FEARNET
 from ssil_jax.methods.ft import FT
 from ssil_jax.methods.gd import GD
 from ssil_jax.methods.gdumb import GDUMB
@@ -70,6 +72,8 @@ METHODS: Mapping[str, Method] = {
   "ncm": NCM,
   "podnet": PODNET,
   "gd": GD,
+  "fearnet": FEARNET,
+  "cgan_features": CGAN_FEATURES,
 }
 
 

@@ -66,6 +66,8 @@ _METHODS = {
   "GDumb": ("#6f6054", "#c7b7a8"),
   "NCM": ("#9c3d2e", "#f0917f"),
   "GD": ("#3a6ea5", "#8fbce6"),
+  "FearNet": ("#2e6b5e", "#7fcdb8"),
+  "cGAN features": ("#8c2f6b", "#e58cc6"),
   "Joint": ("#4a4f57", "#b9c0ca"),
   "Joint, all classes at once": ("#6b7079", "#9aa2ad"),
 }

@@ -9,14 +9,17 @@ import numpy as np
 import pytest
 from finished_states import config_of, context_of, examples_of, outputs_of
 
-from ssil_jax.methods import METHODS
+from ssil_jax.methods import METHODS, cgan_features, fearnet
 from ssil_jax.methods.base import Sizes
+from ssil_jax.methods.feature_replay import old_features
 
 # States of unequal size; the last is still to come.
 GROUPS = [[0, 1, 2], [3], [4, 5], [6, 7]]
 STATE_OF_CLASS = np.array([0, 0, 0, 1, 2, 2, 3, 3], np.int32)
 NUM_CLASSES, WIDTH, NUM_NEW, NUM_DRAWN = 8, 3, 4, 2
 SCALE = 2.5
+KERNEL = np.float32(np.random.default_rng(0).standard_normal((WIDTH, NUM_CLASSES)))
+DRAWS = {"fearnet": fearnet.draw, "cgan_features": cgan_features.draw}
 FIRST, LATER = (0, 3, 0), [(3, 4, 3), (4, 6, 4)]
 # Others than the defaults.
 SETTINGS = {
@@ -93,6 +96,9 @@ def stats_of(name, batch):
   stats = METHODS[name].init_stats(sizes)
   if name == "bic":
     low, high, stats["alpha"][low:high], stats["beta"][low:high] = batch.line
+  if name == "fearnet":
+    stats["means"] += np.arange(NUM_CLASSES)[:, None]
+    stats["deviations"] += 0.5
   if name == "der":
     # Record 19 - i of sample i is in row 8 - i.
     size = len(batch.labels)
@@ -134,10 +140,26 @@ def examples(name, batch, share=None):
   )
 
 
+def with_drawn(name, batch):
+  """The batch, with what the head says of the features that are drawn beside it."""
+  if name not in DRAWS:
+    return batch
+  given = examples(name, batch)
+  drawn = jax.jit(old_features, static_argnums=0)(DRAWS[name], given.keys, given.context)
+  labels, features = jax.device_get(drawn)
+  assert {*labels.tolist()} <= {*range(max(batch.num_old, 1))}
+  return batch._replace(drawn_logits=features @ KERNEL, drawn_labels=labels.tolist())
+
+
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _compiled(name, config, given):
   def mean(outputs, teacher):
-    now = given._replace(outputs=outputs, teacher=teacher, state_of_class=STATE_OF_CLASS)
+    now = given._replace(
+      outputs=outputs,
+      teacher=teacher,
+      state_of_class=STATE_OF_CLASS,
+      classify=lambda features: features @ KERNEL,
+    )
     losses = METHODS[name].loss(now, config)
     assert losses.shape == now.labels.shape
     assert losses.dtype == jnp.float32
@@ -176,6 +198,7 @@ RELEASED = [
 )
 def test_value_and_gradients_equal_the_loops(name, changes, classes):
   batch, own = batch_of(*classes), settings_of(name, **changes).method_settings
+  batch = with_drawn(name, batch)
   value, (outputs, teacher) = value_and_gradients(name, examples(name, batch), **changes)
 
   def loop(field, x):
@@ -249,7 +272,7 @@ def test_the_teacher_matters_but_not_in_what_it_was_not_taught(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_two_devices_make_the_mean_of_the_whole_batch(name):
   # The first has three of four exemplars, and not all draws in the order of the batch.
-  batch = batch_of(*LATER[1])
+  batch = with_drawn(name, batch_of(*LATER[1]))
   shares = [[6, 0, 5, 4], [1, 7, 2, 3]]
   means = [value_and_gradients(name, examples(name, batch, share))[0] for share in shares]
   expected = reference.LOSSES[name](batch, settings_of(name).method_settings)

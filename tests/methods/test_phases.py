@@ -81,6 +81,13 @@ PHASES = {
   "er_ace": {1: plain("RP", *PAPER_FIRST), 2: plain("RP", 20, 0.05, (8, 16))},
   "gdumb": {t: plain("memory", 256, 0.05, (102, 204)) for t in (1, 2, 5)},
   "ncm": {1: plain("new only", *PAPER_FIRST), 3: plain("new only", 0, 0.1 / 3, ())},
+  **{
+    name: {
+      1: plain("new only", *PAPER_FIRST),
+      3: plain("new only", 25, 0.1, (10, 20)),
+    }
+    for name in ("fearnet", "cgan_features")
+  },
   "der": {1: plain("RP twice", *PAPER_FIRST), 2: plain("RP twice", 20, 0.05, (8, 16))},
   "er": {1: plain("RP", *PAPER_FIRST), 2: plain("RP", 25, 0.05, (10, 20))},
   **{

@@ -26,8 +26,8 @@ from ssil_jax.training.model_files import arrays_of
 QUIET = Console(quiet=True)
 GROUPS = (("c", "a"), ("b", "f"), ("d", "e"))  # the first is not in the order of names
 # With nothing beside the network; herding, a teacher and means; exemplars' logits; trees
-# like the parameters, and what steps carry along.
-LEARNING = ("ssil", "icarl", "der", "rwalk", "gd")
+# like the parameters, and what steps carry along; a second teacher; a generator of features.
+LEARNING = ("ssil", "icarl", "der", "rwalk", "gd", "cgan_features")
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -137,6 +137,7 @@ def test_a_chain_of_commands_is_one_run(method, photos, tmp_path):
     "icarl": {"selection": "herding"},
     # Images without labels have numbers after those of the others, which here are fewer.
     "gd": {"gd_epochs": 1, "unlabeled_dir": str(photos / "1" / "test")},
+    "cgan_features": {"cgan_steps": 3},
   }
   settings = {"method": method, **own.get(method, {})}
   groups = GROUPS if method == "ssil" else GROUPS[:2]

@@ -31,7 +31,7 @@ from ssil_jax.training.session import Session
 # 8 in the second state and 4 in the third; with 20 it is 4 and 2; with 15, 3 and 1.
 SIZES = (1, 2, 7, 8, 9, 1, 2, 3, 4, 5, 1, 2, 3, 5, 20)
 FEATURES = 6
-OWN = {"eeil_epochs": 12, "bic_held_out": 0.3}
+OWN = {"eeil_epochs": 12, "bic_held_out": 0.3, "cgan_steps": 2}
 
 
 def dataset_of(sizes):

@@ -311,6 +311,8 @@ TABLE = [
   ("wa", {}, "lucir", {}, 0),
   ("ft", {}, "ncm", {}, 1),
   ("ncm", {}, "ncm", {"epochs": 7}, 5),
+  ("ft", {}, "fearnet", {"fearnet_rank": 3}, 1),
+  ("fearnet", {}, "cgan_features", {"cgan_steps": 3}, 1),
 ]
 
 
