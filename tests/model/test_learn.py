@@ -26,7 +26,7 @@ from ssil_jax.training.model_files import arrays_of
 QUIET = Console(quiet=True)
 GROUPS = (("c", "a"), ("b", "f"), ("d", "e"))  # the first is not in the order of names
 # With nothing beside the network; herding, a teacher and means; exemplars' logits; trees
-# like the parameters, and what steps carry along; a second teacher; a generator of features.
+# like the parameters, and what steps carry along; a second teacher; a feature generator.
 LEARNING = ("ssil", "icarl", "der", "rwalk", "gd", "cgan_features")
 
 
