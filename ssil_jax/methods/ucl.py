@@ -10,12 +10,14 @@ at the end of the state before, whose means are mu', a state adds to the mean lo
   (c)  beta / 2 sum over nodes of r^2 - log r^2 + sigma^2 - log sigma^2,  r = sigma / sigma'
 
 over all kernels and their nodes; c_out is of the node that a weight goes into, c_in of the
-one that it comes from, 0 for pixels. (a) and (b) come from the KL divergence that VCL has;
-the second half of (c) lets sigmas grow again. B is the images of a batch, as in the
-authors' code (csm9493/UCL), and sigma_init^2 = ratio * 2 / fan_out, its rule for
-convolutions. beta, ratio and the rate of the sigmas default to its values for split
-CIFAR-100. As there, the head, of which each state has columns of its own, is not Gaussian
-and has no penalty; no term has weights of (a) and (b) in the first state.
+one that it comes from, 0 for pixels. (a) and the first half of (c) come from the KL
+divergence that VCL has; (b) holds weights that are large beside their sigma; the second
+half of (c) lets sigmas grow again. In the first state, (a) and (b) are 0.
+
+As in the authors' code (csm9493/UCL), B is the images of a batch, and sigma_init^2 is
+ratio * 2 / fan_out, its rule for convolutions; beta, ratio and the rate of the sigmas
+default to its values for split CIFAR-100. As there, the head, of which each state has
+columns of its own, is not Gaussian and has no penalty.
 
 What differs:
 - A residual network's channels are sums, which the paper does not speak of: a sum is as
