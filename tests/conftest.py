@@ -15,6 +15,12 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
   os.environ["MPLCONFIGDIR"] = _kept
   atexit.register(shutil.rmtree, _kept, ignore_errors=True)
 
+# Small networks run a few steps: compiling them well would take longer than it saves. XLA's
+# newer emitters take three times as long as its older ones, and threads share little work.
+# The processes that tests start are told the same: they have to round alike.
+_QUICKLY = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+os.environ.setdefault("XLA_FLAGS", _QUICKLY)
+
 import jax
 import pytest
 from folders import folder_of
@@ -24,7 +30,6 @@ from ssil_jax.training import devices
 jax.config.update("jax_platforms", "cpu")
 devices.split_cpu(4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# Small networks run a few steps: compiling them well would take longer than it saves.
 jax.config.update("jax_disable_most_optimizations", True)
 
 
