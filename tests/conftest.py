@@ -11,7 +11,7 @@ import tempfile
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
   _kept = tempfile.mkdtemp(prefix="ssil_jax-compiled-")
   os.environ["JAX_COMPILATION_CACHE_DIR"] = _kept
-  os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+  os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
   os.environ["MPLCONFIGDIR"] = _kept
   atexit.register(shutil.rmtree, _kept, ignore_errors=True)
 
