@@ -14,6 +14,7 @@ from ssil_jax.methods.agem import AGEM
 from ssil_jax.methods.base import Method
 from ssil_jax.methods.bic import BIC
 from ssil_jax.methods.der import DER
+from ssil_jax.methods.dgr import DGR
 from ssil_jax.methods.eeil import EEIL
 from ssil_jax.methods.er import ER
 from ssil_jax.methods.er_ace import ER_ACE
@@ -64,6 +65,7 @@ METHODS: Mapping[str, Method] = {
   "gdumb": GDUMB,
   "ncm": NCM,
   "podnet": PODNET,
+  "dgr": DGR,
 }
 
 

@@ -63,6 +63,7 @@ _METHODS = {
   "PODNet": ("#007d48", "#42be65"),
   "GDumb": ("#6f6054", "#c7b7a8"),
   "NCM": ("#9c3d2e", "#f0917f"),
+  "DGR": ("#1f7a3a", "#7bd49a"),
   "Joint": ("#4a4f57", "#b9c0ca"),
   "Joint, all classes at once": ("#6b7079", "#9aa2ad"),
 }

@@ -33,7 +33,7 @@ from ssil_jax.resnet import Outputs
 from ssil_jax.schedule import IncrementalState
 from ssil_jax.training import loop
 from ssil_jax.training.checkpoint import Checkpoints
-from ssil_jax.training.run_state import RunState
+from ssil_jax.training.run_state import RunState, with_own
 from ssil_jax.training.session import open_session
 
 # One schedule for all methods, so that their first states can be compared.
@@ -195,8 +195,13 @@ def test_the_run_ends_with_finite_losses_and_the_contract_of_its_results(watched
 
 
 def test_each_program_is_compiled_once(watched):
-  # One for each size of a batch, the evaluation, the extractions, the initial state.
-  shapes = {phase.group_sizes for _, phase in watched.plan.phases()}
+  # One for each size of a batch, in later states again if these differ, the evaluation,
+  # the extractions, the initial state.
+  differs = watched.method.differs_later
+  shapes = {
+    (phase.group_sizes, differs and state.num_old > 0)
+    for state, phase in watched.plan.phases()
+  }
   expected = len(shapes) + 1 + len(watched.extracted) + 1
   assert watched.compiled.total() == expected, watched.compiled
 
@@ -384,8 +389,9 @@ def test_a_phase_starts_where_the_one_before_ended_without_its_momentum(watched)
     if watched.method.restarts and phase.before.position.phase == 0:
       former = start.replace(step=former.step)
     expected = former.replace(opt_state=start.opt_state)
-    if phase.before.position.phase == 0:  # what is carried along is a state's own
-      expected = expected.replace(carried=watched.method.init_carried(former.params))
+    if phase.before.position.phase == 0:  # what is the method's own is also a state's own
+      stats = watched.runs[phase.state.index - 1].stats
+      expected = with_own(expected, watched.method, stats, watched.plan.config)
     assert_same(phase.before.train_state, expected)
     ended_state = following is None or following.state != phase.state
     # What follows training, as weight aligning, is in the run after the state.
