@@ -49,6 +49,8 @@ def examples_of(
   classify=None,
   own=None,
   replayed=None,
+  expert=None,
+  unlabeled=None,
 ):
   """Examples whose class counts are those of `counted`, by default of `labels`."""
   labels = np.asarray(labels, np.int32)
@@ -66,10 +68,12 @@ def examples_of(
     class_counts=jnp.asarray(counts, jnp.float32),
     state_of_class=np.asarray(state_of_class, np.int32),
     pixels=pixels,
-    keys=jax.random.split(jax.random.key(0), len(labels)),
+    keys=jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), positions),
     classify=classify,
     own=own,
     replayed=replayed,
+    expert=expert,
+    unlabeled=unlabeled,
   )
 
 

@@ -104,6 +104,11 @@ class Batch(NamedTuple):
   constant_scale: float
   stages: list  # PODNet: arrays [samples, h, w, c], the outputs of stages
   teacher_stages: list
+  expert: list | None  # logits of a second teacher
+  phase: int  # from 0
+  class_images: list  # GD: images of each class seen that the phase trains on
+  drawn_logits: list = ()  # of the feature that is drawn beside each sample
+  drawn_labels: list = ()
   pixels: list = ()
   replayed: tuple = ()  # rows of generated images: pixels, logits, the teacher's logits
   generator: dict | None = None
@@ -135,8 +140,20 @@ def lwf_new(batch, i, own):
 
 
 def penalized(batch, i, own):
-  """EWC, SI and RWalk, without the penalty: among the new classes, or all with replay."""
+  """EWC and its kin, without the penalty: among the new classes, or all with replay."""
   return ft(batch, i) if own.replay else lwf_new(batch, i, own)
+
+
+def replaying_features(batch, i, own):
+  """The share of new classes times a sample's loss, and of old ones times the drawn one's.
+
+  That is of a feature of an old class.
+  """
+  new = (batch.num_seen - batch.num_old) / batch.num_seen
+  drawn = softmax_cross_entropy(
+    batch.drawn_logits[i], batch.drawn_labels[i], range(batch.num_seen)
+  )
+  return new * ft(batch, i) + (1 - new) * drawn
 
 
 def with_distillation(loss, distance):
@@ -505,7 +522,70 @@ def der(batch, own):
   return loss
 
 
-# (Batch, the method's own settings) -> what a step of training minimizes.
+# GD.
+
+
+def undecided(scores, classes):
+  """KL(uniform || p) = sum_k 1/m log((1/m) / p_k)."""
+  log_p, share = log_softmax(scores, classes), 1 / len(classes)
+  return sum(share * (math.log(share) - log_p[k]) for k in classes)
+
+
+def balancing_weight(label, images, classes):
+  """n / (m n_k) of an image of class k, one of m classes of n images together, else 1."""
+  if label not in classes:
+    return 1.0
+  return sum(images[k] for k in classes) / (len(classes) * images[label])
+
+
+def ensemble(old_scores, new_scores):
+  """Q: the class that P holds most probable, the other old ones, the new ones of C."""
+  (p,), (c,) = (softmax_rows([row], len(row)) for row in (old_scores, new_scores))
+  best = p.index(max(p))
+  # What is left is the same for each of the others, were P and C uniform among them.
+  left, num_others = 1 - p[best], len(p) + len(c) - 1
+  of_old, of_new = (left * count / num_others for count in (len(p) - 1, len(c)))
+  q = [of_old * share / left if left else 0.0 for share in p]
+  q[best] = p[best]
+  return q + [of_new * share for share in c]
+
+
+def gd(batch, own):
+  """Phase one: means over new images and over exemplars; then one over the batch."""
+  old, new = range(batch.num_old), range(batch.num_old, batch.num_seen)
+  seen, images = range(batch.num_seen), batch.class_images
+  if batch.expert is None:
+    of_new, of_exemplars = [], []
+    for label, scores in zip(batch.labels, batch.logits, strict=True):
+      if label in new:
+        of_new.append(softmax_cross_entropy(scores, label, new))
+      else:
+        of_exemplars.append(own.gd_confidence * undecided(scores, new))
+    means = [sum(part) / len(part) for part in (of_new, of_exemplars) if part]
+    return sum(means)
+  loss = 0.0
+  for i, label in enumerate(batch.labels):
+    parts = [
+      (seen, softmax_cross_entropy(batch.logits[i], label, seen)),
+      *[
+        (
+          classes,
+          own.temperature**2
+          * softened_cross_entropy(batch.logits[i], teacher[i], classes, own.temperature)
+          * (len(classes) / batch.num_seen),
+        )
+        for classes, teacher in ((old, batch.teacher), (new, batch.expert))
+      ],
+    ]
+    for classes, part in parts:
+      weight = balancing_weight(label, images, classes) if batch.phase == 2 else 1
+      loss += weight * part
+  return loss / len(batch.labels)
+
+
+# DGR.
+
+
 def layers_of(part, x, label):
   """Two hidden layers of ReLUs; a class is a row that is added to the first."""
   weights = [
@@ -557,6 +637,7 @@ def dgr(batch, i, own):
   return total
 
 
+# (Batch, the method's own settings) -> what a step of training minimizes.
 LOSSES = {
   **dict.fromkeys(
     ("ft", "ft_rp", "il2m", "joint", "joint_full", "er", "gem", "agem", "gdumb", "ncm"),
@@ -566,7 +647,9 @@ LOSSES = {
   **dict.fromkeys(
     ("ssil_tkd", "ssil_tkd_cal"), mean_of(with_distillation(ssil, task_wise_distillation))
   ),
-  **dict.fromkeys(("ewc", "si", "rwalk"), mean_of(penalized)),
+  **dict.fromkeys(("ewc", "si", "rwalk", "vcl", "ucl"), mean_of(penalized)),
+  "fearnet": mean_of(replaying_features),
+  "cgan_features": mean_of(replaying_features),
   "icarl": mean_of(with_distillation(ft, task_wise_distillation)),
   "lwf": mean_of(with_distillation(lwf_new, task_wise_cross_entropy)),
   "eeil": mean_of(eeil),
@@ -574,6 +657,7 @@ LOSSES = {
   "bic": mean_of(bic),
   "lucir": lucir,
   "podnet": mean_of(podnet),
+  "gd": gd,
   "er_ace": er_ace,
   "der": der,
   "dgr": mean_of(dgr),

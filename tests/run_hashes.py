@@ -45,6 +45,8 @@ RUNS = {
   "joint": ["--method=joint"],
   "gdumb": ["--method=gdumb", "--memory_size=72", "--epochs=3"],
   "ncm": ["--method=ncm"],
+  "fearnet": ["--method=fearnet"],
+  "cgan_features": ["--method=cgan_features", "--cgan_steps=20"],
   "podnet": ["--method=podnet", "--podnet_epochs=2"],
   "ssil, streamed": ["--method=ssil", "{photos}"],
   "eeil, streamed": ["--method=eeil", "--eeil_epochs=2", "{photos}"],

@@ -52,6 +52,7 @@ class Position(NamedTuple):
   steps_done: int = 0  # of that phase, perhaps all
   teacher: Any = None  # as in `PhaseContext`, in that phase
   num_teacher_classes: int = 0  # the same
+  expert: Any = None  # as in `PhaseContext`, from one phase of the state on
   window: np.ndarray = NO_STEPS  # float32 [k, metrics], last steps not in metrics.jsonl
   seconds: float = 0.0  # trained so far in the state
 

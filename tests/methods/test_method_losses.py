@@ -10,14 +10,17 @@ import numpy as np
 import pytest
 from finished_states import config_of, context_of, examples_of, outputs_of
 
-from ssil_jax.methods import METHODS
+from ssil_jax.methods import METHODS, cgan_features, fearnet
 from ssil_jax.methods.base import Replayed, Sizes
+from ssil_jax.methods.feature_replay import old_features
 
 # States of unequal size; the last is still to come.
 GROUPS = [[0, 1, 2], [3], [4, 5], [6, 7]]
 STATE_OF_CLASS = np.array([0, 0, 0, 1, 2, 2, 3, 3], np.int32)
 NUM_CLASSES, WIDTH, NUM_NEW, NUM_DRAWN = 8, 3, 4, 2
 SCALE = 2.5
+KERNEL = np.float32(np.random.default_rng(0).standard_normal((WIDTH, NUM_CLASSES)))
+DRAWS = {"fearnet": fearnet.draw, "cgan_features": cgan_features.draw}
 FIRST, LATER = (0, 3, 0), [(3, 4, 3), (4, 6, 4)]
 # Others than the defaults.
 SETTINGS = {
@@ -46,6 +49,7 @@ def batch_of(num_old, num_seen, num_teacher_classes):
     labels += [num_old - 1, 1, 0, num_old - 1]
   size = len(labels)
   logits, teacher, stored = 2 * rng.standard_normal((3, size, NUM_CLASSES))
+  expert = 2 * np.random.default_rng(num_seen + 50).standard_normal((size, NUM_CLASSES))
   features, teacher_features = rng.standard_normal((2, size, WIDTH))
   shapes = [(size, 2, 3, 2), (size, 1, 2, 2)]
   stages, teacher_stages = (
@@ -76,6 +80,9 @@ def batch_of(num_old, num_seen, num_teacher_classes):
     constant_scale=SCALE,
     stages=stages,
     teacher_stages=teacher_stages,
+    expert=np.float32(expert).tolist() if num_old else None,
+    phase=1 if num_old else 0,
+    class_images=[7, 5, 1, 3, 20, 12][:num_seen],
     pixels=pixels,
     replayed=(replayed_pixels, *replayed_logits),
     generator=random_generator(rng),
@@ -115,6 +122,9 @@ def stats_of(name, batch):
     low, high, stats["alpha"][low:high], stats["beta"][low:high] = batch.line
   if name == "dgr":
     stats["generator"] = batch.generator
+  if name == "fearnet":
+    stats["means"] += np.arange(NUM_CLASSES)[:, None]
+    stats["deviations"] += 0.5
   if name == "der":
     # Record 19 - i of sample i is in row 8 - i.
     size = len(batch.labels)
@@ -149,6 +159,9 @@ def examples(name, batch, share=None):
       batch.num_seen,
       num_teacher_classes=batch.num_teacher_classes,
       stats=stats,
+    )._replace(
+      phase=jnp.int32(batch.phase),
+      class_images=jnp.float32(batch.class_images + [0] * (NUM_CLASSES - batch.num_seen)),
     ),
     STATE_OF_CLASS,
     teacher=known if method.has_teacher else None,
@@ -158,13 +171,30 @@ def examples(name, batch, share=None):
     positions=share,
     records=19 - share,
     counted=batch.labels,
+    expert=batch.expert and outputs_of(logits=np.asarray(batch.expert)[share]),
   )
+
+
+def with_drawn(name, batch):
+  """The batch, with what the head says of the features that are drawn beside it."""
+  if name not in DRAWS:
+    return batch
+  given = examples(name, batch)
+  drawn = jax.jit(old_features, static_argnums=0)(DRAWS[name], given.keys, given.context)
+  labels, features = jax.device_get(drawn)
+  assert {*labels.tolist()} <= {*range(max(batch.num_old, 1))}
+  return batch._replace(drawn_logits=features @ KERNEL, drawn_labels=labels.tolist())
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _compiled(name, config, given):
   def mean(outputs, teacher):
-    now = given._replace(outputs=outputs, teacher=teacher, state_of_class=STATE_OF_CLASS)
+    now = given._replace(
+      outputs=outputs,
+      teacher=teacher,
+      state_of_class=STATE_OF_CLASS,
+      classify=lambda features: features @ KERNEL,
+    )
     losses = METHODS[name].loss(now, config)
     assert losses.shape == now.labels.shape
     assert losses.dtype == jnp.float32
@@ -203,6 +233,7 @@ RELEASED = [
 )
 def test_value_and_gradients_equal_the_loops(name, changes, classes):
   batch, own = batch_of(*classes), settings_of(name, **changes).method_settings
+  batch = with_drawn(name, batch)
   value, (outputs, teacher) = value_and_gradients(name, examples(name, batch), **changes)
 
   def loop(field, x):
@@ -227,6 +258,26 @@ def test_value_and_gradients_equal_the_loops(name, changes, classes):
   assert not any(leaf.any() for leaf in jax.tree.leaves(teacher))
   if METHODS[name].steps_like_softmax_first and classes == FIRST:
     assert value == pytest.approx(reference.LOSSES["ft"](batch, own), rel=1e-5)
+
+
+@pytest.mark.parametrize("phase", [0, 2])
+@pytest.mark.parametrize("classes", LATER)
+def test_the_other_phases_of_gd_equal_the_loops(phase, classes):
+  batch = batch_of(*classes)._replace(phase=phase)
+  if phase == 0:  # it trains the expert
+    batch = batch._replace(expert=None)
+  changes = {"gd_confidence": 0.4}
+  value, (outputs, _) = value_and_gradients("gd", examples("gd", batch), **changes)
+
+  def loop(logits):
+    own = settings_of("gd", **changes).method_settings
+    return reference.gd(batch._replace(logits=logits), own)
+
+  assert value == pytest.approx(loop(batch.logits), rel=1e-5)
+  expected = reference.numerical_gradient(loop, batch.logits)
+  np.testing.assert_allclose(outputs.logits, expected, rtol=1e-3, atol=1e-5)
+  # An expert is trained among its own classes alone.
+  assert outputs.logits[:, : batch.num_old].any() == (phase == 2)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -269,7 +320,7 @@ def test_the_teacher_matters_but_not_in_what_it_was_not_taught(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_two_devices_make_the_mean_of_the_whole_batch(name):
   # The first has three of four exemplars, and not all draws in the order of the batch.
-  batch = batch_of(*LATER[1])
+  batch = with_drawn(name, batch_of(*LATER[1]))
   shares = [[6, 0, 5, 4], [1, 7, 2, 3]]
   means = [value_and_gradients(name, examples(name, batch, share))[0] for share in shares]
   expected = reference.LOSSES[name](batch, settings_of(name).method_settings)

@@ -31,7 +31,7 @@ from ssil_jax.training.session import Session
 # 8 in the second state and 4 in the third; with 20 it is 4 and 2; with 15, 3 and 1.
 SIZES = (1, 2, 7, 8, 9, 1, 2, 3, 4, 5, 1, 2, 3, 5, 20)
 FEATURES = 6
-OWN = {"eeil_epochs": 12, "bic_held_out": 0.3}
+OWN = {"eeil_epochs": 12, "bic_held_out": 0.3, "cgan_steps": 2}
 
 
 def dataset_of(sizes):
@@ -195,9 +195,11 @@ def test_the_schedule_is_what_is_trained_on(name, memory_size):
       continue
     assert set(classes) >= set(new)
     assert len(batches) % row["epochs"] == 0
-    drops = [] if row["drops"] == "-" else [int(e) for e in row["drops"].split(", ")]
+    drops = [int(e) for e in row["drops"].split(", ") if e.isdigit()]
     for epoch in range(row["epochs"]):
       rate = row["rate"] * plan.config.learning_rate_drop ** sum(e <= epoch for e in drops)
+      if row["drops"] == "cosine":
+        rate *= (1 + np.cos(np.pi * epoch / row["epochs"])) / 2
       assert phase.learning_rate_at(epoch) == pytest.approx(rate, rel=1e-3)
 
 
