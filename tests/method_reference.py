@@ -109,6 +109,9 @@ class Batch(NamedTuple):
   class_images: list  # GD: images of each class seen that the phase trains on
   drawn_logits: list = ()  # of the feature that is drawn beside each sample
   drawn_labels: list = ()
+  pixels: list = ()
+  replayed: tuple = ()  # rows of generated images: pixels, logits, the teacher's logits
+  generator: dict | None = None
 
 
 def ft(batch, i, own=None):
@@ -580,6 +583,60 @@ def gd(batch, own):
   return loss / len(batch.labels)
 
 
+# DGR.
+
+
+def layers_of(part, x, label):
+  """Two hidden layers of ReLUs; a class is a row that is added to the first."""
+  weights = [
+    {name: np.float64(w) for name, w in part[f"layer{n}"].items()} for n in range(3)
+  ]
+  x = [float(value) for value in np.ravel(x)]
+  for number, layer in enumerate(weights):
+    outputs = []
+    for unit, bias in enumerate(layer["bias"]):
+      total = bias + float(np.dot(x, layer["kernel"][:, unit]))
+      if number == 0:
+        total += float(part["classes"][label][unit])
+      outputs.append(max(total, 0.0) if number < 2 else total)
+    x = outputs
+  return x
+
+
+def negative_elbo(params, pixels, label, noise, deviation):
+  """Kingma and Welling, equation 10, given the class; divided by the number of pixels."""
+  posterior = layers_of(params["encoder"], pixels, label)
+  half = len(posterior) // 2
+  code, divergence = [], 0.0
+  for mean, log_variance, own in zip(
+    posterior[:half], posterior[half:], noise, strict=True
+  ):
+    code.append(mean + math.exp(log_variance / 2) * float(own))
+    divergence -= (1 + log_variance - mean**2 - math.exp(log_variance)) / 2
+  squares, values = 0.0, np.ravel(pixels)
+  drawn = layers_of(params["decoder"], code, label)
+  for value, other in zip(values, drawn, strict=True):
+    squares += (float(value) - other) ** 2
+  return (squares / (2 * deviation**2) + divergence) / len(values)
+
+
+def dgr(batch, i, own):
+  """Equation 1 of Shin et al., and the same of the generator's loss, without noise."""
+  shares = (batch.num_seen - batch.num_old) / batch.num_seen, batch.num_old / batch.num_seen
+  images = [(batch.pixels[i], batch.logits[i], batch.labels[i])]
+  if batch.num_old:
+    pixels, logits, teacher = (rows[i] for rows in batch.replayed)
+    label = max(range(batch.num_old), key=lambda c: teacher[c])
+    images.append((pixels, logits, label))
+  total = 0.0
+  for share, (pixels, logits, label) in zip(shares, images, strict=False):
+    total += share * softmax_cross_entropy(logits, label, range(batch.num_seen))
+    total += share * negative_elbo(
+      batch.generator, pixels, label, [0.0] * own.dgr_latent, own.dgr_deviation
+    )
+  return total
+
+
 # (Batch, the method's own settings) -> what a step of training minimizes.
 LOSSES = {
   **dict.fromkeys(
@@ -603,4 +660,5 @@ LOSSES = {
   "gd": gd,
   "er_ace": er_ace,
   "der": der,
+  "dgr": mean_of(dgr),
 }

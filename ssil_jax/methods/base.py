@@ -299,6 +299,7 @@ class Method(NamedTuple):
       are the scores of `predict`, if that has statistics and is linear.
     has_teacher: whether the loss compares with the network as it was.
     fewest_new: classes that a later state must have for the loss to teach them.
+    largest_image: the largest side of images that it is made for, in pixels; None for any.
     cosine_head: whether the network ends in cosines (see `ResNet18`).
     num_proxies: weights of each class in a cosine head.
     stage_outputs: whether the network's outputs hold those of its stages.
@@ -361,6 +362,7 @@ class Method(NamedTuple):
   fold: Callable[[Any, Any], Any] | None = None
   has_teacher: bool = False
   fewest_new: int = 1
+  largest_image: int | None = None
   cosine_head: bool = False
   num_proxies: int = 1
   stage_outputs: bool = False

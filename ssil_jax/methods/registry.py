@@ -15,6 +15,7 @@ from ssil_jax.methods.base import Method
 from ssil_jax.methods.bic import BIC
 from ssil_jax.methods.cgan_features import CGAN_FEATURES
 from ssil_jax.methods.der import DER
+from ssil_jax.methods.dgr import DGR
 from ssil_jax.methods.eeil import EEIL
 from ssil_jax.methods.er import ER
 from ssil_jax.methods.er_ace import ER_ACE
@@ -74,6 +75,7 @@ METHODS: Mapping[str, Method] = {
   "gd": GD,
   "fearnet": FEARNET,
   "cgan_features": CGAN_FEATURES,
+  "dgr": DGR,
 }
 
 

@@ -68,6 +68,7 @@ _METHODS = {
   "GD": ("#3a6ea5", "#8fbce6"),
   "FearNet": ("#2e6b5e", "#7fcdb8"),
   "cGAN features": ("#8c2f6b", "#e58cc6"),
+  "DGR": ("#1f7a3a", "#7bd49a"),
   "Joint": ("#4a4f57", "#b9c0ca"),
   "Joint, all classes at once": ("#6b7079", "#9aa2ad"),
 }

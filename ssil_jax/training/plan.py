@@ -77,6 +77,7 @@ def make_plan(
     config, method, dataset, schedule(config, len(dataset.class_names), method.phases)
   )
   _check_images(plan)
+  _check_largest_image(plan)
   states, exemplars = [], memory.empty()
   for state in plan.states:
     _check_fewest_new(config, method, state, dataset.class_names)
@@ -177,6 +178,16 @@ def _check_images(plan: Plan) -> None:
         f"{names[state.num_old]} to {names[state.num_seen - 1]}: add some, or use fewer "
         "states"
       )
+
+
+def _check_largest_image(plan: Plan) -> None:
+  """Raises ConfigError for images that are larger than the method is made for."""
+  size, largest = plan.dataset.image_size, plan.method.largest_image
+  if largest is not None and size > largest:
+    raise ConfigError(
+      f"--method={plan.config.method} is made for images of up to {largest} pixels, and "
+      f"these are {size} wide: give --image_size={largest} or less, or use another method"
+    )
 
 
 def _counted(state: IncrementalState, pool: Pool, config: Config) -> IncrementalState:
