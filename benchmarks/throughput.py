@@ -24,7 +24,6 @@ from rich.table import Table
 from ssil_jax.commands import run
 from ssil_jax.progress import ProgressDisplay
 from ssil_jax.training import devices, loop
-from ssil_jax.training.evaluate import phase_context
 from ssil_jax.training.plan import make_plan
 from ssil_jax.training.recorder import Recorder
 from ssil_jax.training.session import make_session
@@ -45,7 +44,7 @@ def measure(argv: list[str], num_devices: int) -> list[tuple[float, float]]:
   train_state, context, learning_rate = session.devices.replicate(
     (
       beginning.train_state,
-      phase_context(state, beginning.stats, beginning.position.teacher),
+      loop.training_context(session, state, phase, beginning),
       jax.numpy.float32(0.1),
     )
   )

@@ -154,7 +154,14 @@ class Config:
   learning_rate_drop: float = _from_first(
     0.1, "factor of the learning rate at every milestone", above=0, at_most=1
   )
-  momentum: float = _from_first(0.9, "Nesterov momentum", at_least=0, below=1)
+  learning_rate_schedule: str = _from_first(
+    "steps",
+    "steps: the learning rate of a state drops at milestones; cosine: it falls by half a "
+    "cosine, epoch by epoch, whatever the milestones",
+    choices=("steps", "cosine"),
+  )
+  momentum: float = _from_first(0.9, "momentum of SGD", at_least=0, below=1)
+  nesterov: bool = _from_first(True, "take Nesterov's form of momentum, not the plain one")
   reset_momentum: bool = _training(
     True, "start every phase of every state with zero momentum"
   )
@@ -226,6 +233,11 @@ class Config:
     "worker processes that read and decode images (0: threads do, which is faster unless "
     "the host has very many cores)",
     at_least=0,
+  )
+  compilation_cache: str = _running(
+    "",
+    "folder in which compiled programs are kept for later runs, or none (default: of the "
+    "user's cache)",
   )
   log_every: int = _running(50, "steps between two lines of metrics.jsonl", at_least=1)
   checkpoint_minutes: float = _running(
@@ -350,7 +362,8 @@ def _mistakes(config: Config, fixed: Collection[str]) -> Iterator[str]:
       f"--tuned_on={config.tuned_on} is of a run on all training images: leave "
       f"--validation_fraction={config.validation_fraction} out"
     )
-  for name in ("data_dir", "classes", "class_order", "init_from", "tuned_on"):
+  paths = ("data_dir", "classes", "class_order", "init_from", "tuned_on")
+  for name in (*paths, "compilation_cache"):
     yield from address_mistakes(name, getattr(config, name))
   if config.class_order and config.class_order_seed:
     yield (

@@ -22,6 +22,7 @@ class Purpose(enum.IntEnum):
   REPLAY = 2  # exemplars drawn into a batch
   EXEMPLARS = 3  # records kept as exemplars
   CROP = 4  # random resized crops on the host
+  UNLABELED = 5  # images without labels drawn into a batch
 
 
 _NONE = np.zeros(0, np.int64)
@@ -42,6 +43,8 @@ class Pool(NamedTuple):
   # int64, every training record of the old classes: for joint training, which is no
   # class-incremental learning but its upper bound.
   old: np.ndarray = _NONE
+  # int64, images without labels, whose numbers follow those of the training records.
+  unlabeled: np.ndarray = _NONE
 
   @property
   def quota(self) -> int:
@@ -67,15 +70,17 @@ class Sampling(NamedTuple):
 
   A batch is N_D of the records that an epoch goes through once, and `num_draws` times N_M
   exemplars, drawn with replacement, each time anew; without exemplars, the former alone.
+  Images without labels may follow, N_D of them, drawn with replacement.
   """
 
   name: str  # in the schedule table
   epoch_records: Callable[[Pool], np.ndarray]  # Pool -> int64 [k]
   num_draws: int = 0
   needs_all_data: bool = False  # of the old classes, and not their exemplars alone
+  draws_unlabeled: bool = False
 
   def records(self, pool: Pool) -> np.ndarray:
-    """Returns every record that a batch of the phase may hold, once; int64 [k]."""
+    """Returns every record with a label that a batch may hold, once; int64 [k]."""
     records = self.epoch_records(pool)
     return np.concatenate([records, pool.memory]) if self.num_draws else records
 
@@ -88,21 +93,27 @@ class Sampling(NamedTuple):
   ) -> tuple[int, ...]:
     """Returns how many samples of each kind a batch concatenates."""
     draws = self.num_draws if len(pool.memory) else 0
-    return (batch_size_new, *[batch_size_memory] * draws)
+    unlabeled = [batch_size_new] * self.draws_unlabeled
+    return (batch_size_new, *[batch_size_memory] * draws, *unlabeled)
 
   def batch(
     self, pool: Pool, key: Key, step: int, batch_size_new: int, batch_size_memory: int
   ) -> np.ndarray:
     """Returns the records of a batch, int64 [sum(group_sizes)]."""
     _, *draws = self.group_sizes(pool, batch_size_new, batch_size_memory)
+    num_unlabeled = draws.pop() if self.draws_unlabeled else 0
     records = self.epoch_records(pool)
     epoch, place = divmod(step, len(records) // batch_size_new)
     order = _epoch_order(key, epoch, len(records))
     batch = records[order[place * batch_size_new : (place + 1) * batch_size_new]]
-    if not draws:
-      return batch
-    drawn = key.rng(Purpose.REPLAY, step).integers(len(pool.memory), size=sum(draws))
-    return np.concatenate([batch, pool.memory[drawn]])
+    for purpose, candidates, count in (
+      (Purpose.REPLAY, pool.memory, sum(draws)),
+      (Purpose.UNLABELED, pool.unlabeled, num_unlabeled),
+    ):
+      if count:
+        drawn = key.rng(purpose, step).integers(len(candidates), size=count)
+        batch = np.concatenate([batch, candidates[drawn]])
+    return batch
 
 
 def _new(pool: Pool) -> np.ndarray:
@@ -135,6 +146,11 @@ NEW_ONLY = Sampling("new only", _new)
 EVERYTHING = Sampling("all data", _new_and_old, needs_all_data=True)
 # EEIL, section 3: as many records of each new class as there are exemplars of an old one.
 BALANCED = Sampling("balanced", _balanced)
+
+
+def with_unlabeled(sampling: Sampling) -> Sampling:
+  """Adds as many images without labels to a batch as an epoch's records are in it."""
+  return sampling._replace(name=f"{sampling.name}, unlabeled", draws_unlabeled=True)
 
 
 def held_out(pool: Pool, fraction: float) -> np.ndarray:

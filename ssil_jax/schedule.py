@@ -5,6 +5,7 @@ read, so that in any state the old classes are `[0, num_old)` and the new ones
 `[num_old, num_seen)`.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -31,12 +32,22 @@ class Phase(NamedTuple):
   # The network as it is when the phase starts becomes the teacher, and the exemplar
   # selection ranks the new records by it.
   new_teacher: bool = False
+  # The network as it is when the phase starts becomes the expert, a second teacher.
+  new_expert: bool = False
+  # The phase goes on from the teacher's network, which there must be, without momentum.
+  starts_from_teacher: bool = False
+  is_cosine: bool = False  # the rate falls along half a cosine, and not at milestones
   number: int = 0  # in its state, from 0
   num_new: int = 0  # images of the new classes that it trains on
   num_replayed: int = 0  # of the old classes
   epoch_size: int = 0  # training images that an epoch goes through
   group_sizes: tuple[int, ...] = ()  # samples of each kind in a batch
   steps_per_epoch: int = 0
+
+  @property
+  def labeled_sizes(self) -> tuple[int, ...]:
+    """Samples of each kind in a batch, without those that have no label."""
+    return self.group_sizes[: -1 if self.sampling.draws_unlabeled else None]
 
   @property
   def batch_size(self) -> int:
@@ -53,6 +64,8 @@ class Phase(NamedTuple):
 
   def learning_rate_at(self, epoch: int) -> float:
     """Returns the learning rate of an epoch, counted from 0."""
+    if self.is_cosine:
+      return self.learning_rate * (1 + math.cos(math.pi * epoch / self.epochs)) / 2
     return self.learning_rate * self.drop ** sum(epoch >= m for m in self.milestones)
 
   def counted(

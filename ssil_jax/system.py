@@ -1,4 +1,4 @@
-"""Asks the system for what a process needs: cores, files, locks, files written whole."""
+"""Asks the system for what a process needs: cores, files, locks, modules."""
 
 import contextlib
 import fcntl
@@ -75,6 +75,22 @@ def cpu_name() -> str:
     lines = []
   named = (line.partition(":")[2] for line in lines if line.startswith("model name"))
   return next(named, "").strip() or platform.processor() or platform.machine()
+
+
+@contextlib.contextmanager
+def hidden_module(name: str) -> Iterator[None]:
+  """Lets imports within fail to find a module, unless it is there already.
+
+  For libraries that import a large one where they can, and do without it where they cannot.
+  """
+  if name in sys.modules:
+    yield
+    return
+  sys.modules[name] = None
+  try:
+    yield
+  finally:
+    del sys.modules[name]
 
 
 class LockedError(Exception):

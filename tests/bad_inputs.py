@@ -25,7 +25,7 @@ import archives
 import numpy as np
 import pytest
 import safetensors.numpy
-from folders import ROOT, encode, folder_of, noise
+from folders import ROOT, encode, folder_of, noise, save
 from written_runs import RESULTS
 
 from ssil_jax.commands import run
@@ -374,6 +374,11 @@ _DATA = {
   "a JPEG cut off": images(text("train/dog/1.jpg", encode(noise(8, 8))[:-40])),
   "a header of a billion pixels": images(lambda root: huge(root / "train/dog/1.png")),
   "a control character in a name": images(text("train/cat/\x1b[31m.png", "cat")),
+  "an empty folder of images without labels": lambda folder: (folder / "others").mkdir(),
+  "text among images without labels": both(
+    lambda folder: save(folder / "others/1.png", noise(8, 8)), text("others/2.png", "cat")
+  ),
+  "no image among those without labels": text("others/2.png", "cat"),
   "a data set's folder with a damaged description": text(
     "cifar100/1.0.0/dataset_info.json", "{"
   ),

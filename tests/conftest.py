@@ -11,9 +11,15 @@ import tempfile
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
   _kept = tempfile.mkdtemp(prefix="ssil_jax-compiled-")
   os.environ["JAX_COMPILATION_CACHE_DIR"] = _kept
-  os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+  os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
   os.environ["MPLCONFIGDIR"] = _kept
   atexit.register(shutil.rmtree, _kept, ignore_errors=True)
+
+# Small networks run a few steps: compiling them well would take longer than it saves. XLA's
+# newer emitters take three times as long as its older ones, and threads share little work.
+# The processes that tests start are told the same: they have to round alike.
+_QUICKLY = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+os.environ.setdefault("XLA_FLAGS", _QUICKLY)
 
 import jax
 import pytest
@@ -24,7 +30,6 @@ from ssil_jax.training import devices
 jax.config.update("jax_platforms", "cpu")
 devices.split_cpu(4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# Small networks run a few steps: compiling them well would take longer than it saves.
 jax.config.update("jax_disable_most_optimizations", True)
 
 

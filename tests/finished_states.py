@@ -49,6 +49,8 @@ def examples_of(
   classify=None,
   own=None,
   replayed=None,
+  expert=None,
+  unlabeled=None,
 ):
   """Examples whose class counts are those of `counted`, by default of `labels`."""
   labels = np.asarray(labels, np.int32)
@@ -70,6 +72,8 @@ def examples_of(
     classify=classify,
     own=own,
     replayed=replayed,
+    expert=expert,
+    unlabeled=unlabeled,
   )
 
 

@@ -104,8 +104,14 @@ class Batch(NamedTuple):
   constant_scale: float
   stages: list  # PODNet: arrays [samples, h, w, c], the outputs of stages
   teacher_stages: list
+  expert: list | None  # logits of a second teacher
+  phase: int  # from 0
+  class_images: list  # GD: images of each class seen that the phase trains on
   drawn_logits: list = ()  # of the feature that is drawn beside each sample
   drawn_labels: list = ()
+  pixels: list = ()
+  replayed: tuple = ()  # rows of generated images: pixels, logits, the teacher's logits
+  generator: dict | None = None
 
 
 def ft(batch, i, own=None):
@@ -134,7 +140,7 @@ def lwf_new(batch, i, own):
 
 
 def penalized(batch, i, own):
-  """EWC, SI and RWalk, without the penalty: among the new classes, or all with replay."""
+  """EWC and its kin, without the penalty: among the new classes, or all with replay."""
   return ft(batch, i) if own.replay else lwf_new(batch, i, own)
 
 
@@ -516,6 +522,121 @@ def der(batch, own):
   return loss
 
 
+# GD.
+
+
+def undecided(scores, classes):
+  """KL(uniform || p) = sum_k 1/m log((1/m) / p_k)."""
+  log_p, share = log_softmax(scores, classes), 1 / len(classes)
+  return sum(share * (math.log(share) - log_p[k]) for k in classes)
+
+
+def balancing_weight(label, images, classes):
+  """n / (m n_k) of an image of class k, one of m classes of n images together, else 1."""
+  if label not in classes:
+    return 1.0
+  return sum(images[k] for k in classes) / (len(classes) * images[label])
+
+
+def ensemble(old_scores, new_scores):
+  """Q: the class that P holds most probable, the other old ones, the new ones of C."""
+  (p,), (c,) = (softmax_rows([row], len(row)) for row in (old_scores, new_scores))
+  best = p.index(max(p))
+  # What is left is the same for each of the others, were P and C uniform among them.
+  left, num_others = 1 - p[best], len(p) + len(c) - 1
+  of_old, of_new = (left * count / num_others for count in (len(p) - 1, len(c)))
+  q = [of_old * share / left if left else 0.0 for share in p]
+  q[best] = p[best]
+  return q + [of_new * share for share in c]
+
+
+def gd(batch, own):
+  """Phase one: means over new images and over exemplars; then one over the batch."""
+  old, new = range(batch.num_old), range(batch.num_old, batch.num_seen)
+  seen, images = range(batch.num_seen), batch.class_images
+  if batch.expert is None:
+    of_new, of_exemplars = [], []
+    for label, scores in zip(batch.labels, batch.logits, strict=True):
+      if label in new:
+        of_new.append(softmax_cross_entropy(scores, label, new))
+      else:
+        of_exemplars.append(own.gd_confidence * undecided(scores, new))
+    means = [sum(part) / len(part) for part in (of_new, of_exemplars) if part]
+    return sum(means)
+  loss = 0.0
+  for i, label in enumerate(batch.labels):
+    parts = [
+      (seen, softmax_cross_entropy(batch.logits[i], label, seen)),
+      *[
+        (
+          classes,
+          own.temperature**2
+          * softened_cross_entropy(batch.logits[i], teacher[i], classes, own.temperature)
+          * (len(classes) / batch.num_seen),
+        )
+        for classes, teacher in ((old, batch.teacher), (new, batch.expert))
+      ],
+    ]
+    for classes, part in parts:
+      weight = balancing_weight(label, images, classes) if batch.phase == 2 else 1
+      loss += weight * part
+  return loss / len(batch.labels)
+
+
+# DGR.
+
+
+def layers_of(part, x, label):
+  """Two hidden layers of ReLUs; a class is a row that is added to the first."""
+  weights = [
+    {name: np.float64(w) for name, w in part[f"layer{n}"].items()} for n in range(3)
+  ]
+  x = [float(value) for value in np.ravel(x)]
+  for number, layer in enumerate(weights):
+    outputs = []
+    for unit, bias in enumerate(layer["bias"]):
+      total = bias + float(np.dot(x, layer["kernel"][:, unit]))
+      if number == 0:
+        total += float(part["classes"][label][unit])
+      outputs.append(max(total, 0.0) if number < 2 else total)
+    x = outputs
+  return x
+
+
+def negative_elbo(params, pixels, label, noise, deviation):
+  """Kingma and Welling, equation 10, given the class; divided by the number of pixels."""
+  posterior = layers_of(params["encoder"], pixels, label)
+  half = len(posterior) // 2
+  code, divergence = [], 0.0
+  for mean, log_variance, own in zip(
+    posterior[:half], posterior[half:], noise, strict=True
+  ):
+    code.append(mean + math.exp(log_variance / 2) * float(own))
+    divergence -= (1 + log_variance - mean**2 - math.exp(log_variance)) / 2
+  squares, values = 0.0, np.ravel(pixels)
+  drawn = layers_of(params["decoder"], code, label)
+  for value, other in zip(values, drawn, strict=True):
+    squares += (float(value) - other) ** 2
+  return (squares / (2 * deviation**2) + divergence) / len(values)
+
+
+def dgr(batch, i, own):
+  """Equation 1 of Shin et al., and the same of the generator's loss, without noise."""
+  shares = (batch.num_seen - batch.num_old) / batch.num_seen, batch.num_old / batch.num_seen
+  images = [(batch.pixels[i], batch.logits[i], batch.labels[i])]
+  if batch.num_old:
+    pixels, logits, teacher = (rows[i] for rows in batch.replayed)
+    label = max(range(batch.num_old), key=lambda c: teacher[c])
+    images.append((pixels, logits, label))
+  total = 0.0
+  for share, (pixels, logits, label) in zip(shares, images, strict=False):
+    total += share * softmax_cross_entropy(logits, label, range(batch.num_seen))
+    total += share * negative_elbo(
+      batch.generator, pixels, label, [0.0] * own.dgr_latent, own.dgr_deviation
+    )
+  return total
+
+
 # (Batch, the method's own settings) -> what a step of training minimizes.
 LOSSES = {
   **dict.fromkeys(
@@ -526,7 +647,7 @@ LOSSES = {
   **dict.fromkeys(
     ("ssil_tkd", "ssil_tkd_cal"), mean_of(with_distillation(ssil, task_wise_distillation))
   ),
-  **dict.fromkeys(("ewc", "si", "rwalk"), mean_of(penalized)),
+  **dict.fromkeys(("ewc", "si", "rwalk", "vcl", "ucl"), mean_of(penalized)),
   "fearnet": mean_of(replaying_features),
   "cgan_features": mean_of(replaying_features),
   "icarl": mean_of(with_distillation(ft, task_wise_distillation)),
@@ -536,6 +657,8 @@ LOSSES = {
   "bic": mean_of(bic),
   "lucir": lucir,
   "podnet": mean_of(podnet),
+  "gd": gd,
   "er_ace": er_ace,
   "der": der,
+  "dgr": mean_of(dgr),
 }

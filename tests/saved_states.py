@@ -44,15 +44,16 @@ def run_of(step, *, seed=0, results=(), stats=None, position=None):
 
 def position_of(*, teacher=True, window=2):
   rng = np.random.default_rng(5)
-  network = {
-    "params": run_of(90).train_state.params,
-    "batch_stats": run_of(90).train_state.batch_stats,
-  }
+  network, expert = (
+    {"params": run.train_state.params, "batch_stats": run.train_state.batch_stats}
+    for run in (run_of(90), run_of(91))
+  )
   return Position(
     phase=1,
     steps_done=37,
     teacher=network if teacher else None,
     num_teacher_classes=6 if teacher else 0,
+    expert=expert if teacher else None,
     new_ranks=rng.permutation(11),
     window=rng.random((window, 2), np.float32) if window else NO_STEPS,
     seconds=1 / 3,

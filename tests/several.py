@@ -86,9 +86,9 @@ def run_twice(config):
   """Does two runs from Python, in folders of this one."""
   with quick_network():
     for name in ("first", "second"):
-      small = dataclasses.replace(
-        config, workdir=name, num_states=2, width=1, epochs_first=1, epochs=1
-      )
+      sizes = {"num_classes": 4, "num_states": 2, "width": 1}
+      epochs = {"epochs_first": 1, "epochs": 1}
+      small = dataclasses.replace(config, workdir=name, **sizes, **epochs)
       results = ssil_jax.run(small, console=Console(quiet=True))
       print(name, "has states:", len(results["states"]))
 

@@ -92,6 +92,8 @@ BAD = {
   **dict.fromkeys(("num_states", "memory_size", "batch_size_new", "epochs_first"), (0,)),
   **dict.fromkeys(("batch_size_memory", "batch_size_test", "epochs", "width"), (0, -20)),
   **dict.fromkeys(("log_every", "eeil_epochs", "lucir_negatives", "podnet_epochs"), (0,)),
+  **dict.fromkeys(("gd_epochs",), (0,)),
+  **dict.fromkeys(("gd_confidence",), (-1.0, math.nan)),
   **dict.fromkeys(("class_order_seed", "seed"), (-1, 2**32)),
   **dict.fromkeys(("learning_rate", "temperature"), (0.0, -0.1, math.inf, math.nan)),
   **dict.fromkeys(("weight_decay", "der_alpha", "der_beta"), (-1e-4, math.inf, math.nan)),
@@ -100,6 +102,10 @@ BAD = {
   **dict.fromkeys(("podnet_spatial", "podnet_flat", "podnet_margin"), (-1.0, math.nan)),
   **dict.fromkeys(("lucir_weighting", "eeil_distillation", "icarl_means"), ("both",)),
   "podnet_rate": (0.0,),
+  **dict.fromkeys(("sigma_rate", "vcl_prior_sigma", "vcl_initial_sigma"), (0.0, math.nan)),
+  **dict.fromkeys(("penalty_strength", "ucl_beta"), (-1.0, math.inf)),
+  "ucl_ratio": (0.0,),
+  "vcl_layers": ("body",),
   "momentum": (-0.1, 1.0, math.nan),
   "bic_held_out": (0.0, 1.0),
   "learning_rate_by_state": ("linear",),
@@ -289,7 +295,7 @@ def test_some_flags_may_change_when_a_run_is_resumed():
   free |= {"coordinator_address": "host:1234", "num_processes": 2, "process_id": 1}
   free |= {"verify_data": False, "skip_bad_records": True, "test_fraction": 0.5}
   free |= {"classes": "a.txt", "class_order": "b.txt", "keep_test": 7}
-  free |= {"wandb": "project"}
+  free |= {"wandb": "project", "compilation_cache": "none"}
   free |= {"tuned_on": "tuning.json"}
   saved = config_lib.to_json(make_config({}, SSIL))
   assert config_lib.differences(make_config(free, SSIL), saved) == []

@@ -95,6 +95,17 @@ def test_schedule_of_the_paper(method, sampling, epochs, milestones):
     assert phase.milestones == ((40, 80) if first else milestones)
 
 
+def test_the_rate_falls_along_half_a_cosine():
+  first, second = states_of("ssil", 10, num_states=2, learning_rate_schedule="cosine")
+  for state, start in ((first, 0.1), (second, 0.05)):
+    (phase,) = state.phases
+    rates = [phase.learning_rate_at(epoch) for epoch in range(phase.epochs)]
+    assert rates[0] == start
+    assert rates[phase.epochs // 2] == pytest.approx(start / 2)
+    assert rates == sorted(rates, reverse=True)
+    assert 0 < rates[-1] < start / 100
+
+
 def test_learning_rate_drops_tenfold_at_each_milestone():
   first, second = states_of("ssil", 10, num_states=2)
   (phase,) = first.phases

@@ -5,6 +5,7 @@ import fcntl
 import os
 import platform
 import resource
+import sys
 
 import pytest
 
@@ -88,3 +89,14 @@ def test_a_file_system_without_locks_is_an_error_or_a_warning(tmp_path, monkeypa
     assert reasons == ["No locks available"]
   with pytest.raises(OSError, match="No locks"), system.locked(tmp_path / "lock"):
     pass
+
+
+def test_a_module_is_hidden_only_meanwhile_and_only_if_it_is_not_there(monkeypatch):
+  monkeypatch.delitem(sys.modules, "wave", raising=False)
+  with pytest.raises(ImportError), system.hidden_module("wave"):
+    import wave
+  import wave
+
+  with system.hidden_module("wave"):
+    import wave as again
+  assert again is wave

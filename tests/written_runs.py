@@ -123,9 +123,19 @@ def measured_run(workdir, **changes):
   confusion = [[0, 0, 20], [0, 1, 10], [0, 2, 20], [1, 1, 40], [1, 3, 10]]
   confusion += [[2, 2, 45], [2, 0, 5], [3, 3, 50]]
   results = with_states(
-    {"top1_by_state": [0.9], "top1_by_class": [0.9, 0.9], "ece": 0.05},
+    {
+      "top1_by_state": [0.9],
+      "state_specific_top1_by_state": [0.9],
+      "top1_by_class": [0.9, 0.9],
+      "ece": 0.05,
+      "peak_host_memory": 10**9,
+      "peak_device_memory": None,
+    },
     {
       "top1_by_state": [0.6, 0.95],
+      "state_specific_top1_by_state": [0.75, 0.95],
+      "peak_host_memory": 1_230_000_000,
+      "peak_device_memory": None,
       "top1_by_class": [0.4, 0.8, 0.9, 1.0],
       "ece": 0.15,
       "class_confusion": sorted(confusion),

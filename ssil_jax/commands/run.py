@@ -81,7 +81,7 @@ def _method_defaults(method: Method) -> list[str]:
   config = config_lib.make_config({}, method)
   schedule = (
     *("epochs_first", "epochs", "learning_rate", "learning_rate_by_state"),
-    *("milestones_first", "milestones", "learning_rate_drop"),
+    *("milestones_first", "milestones", "learning_rate_drop", "learning_rate_schedule"),
   )
   names = dict.fromkeys((*schedule, *method.defaults))
   texts = [f"{name} {_shown(getattr(config, name))}" for name in names]

@@ -52,7 +52,7 @@ class Batch(NamedTuple):
 
   # int32 [B], records of the images on the device, or uint8 [B, S, S, 3], the images.
   inputs: np.ndarray
-  labels: np.ndarray  # int32 [B]
+  labels: np.ndarray  # int32 [L], of the first L images; the others have none
   positions: np.ndarray  # int32 [B], places in the global batch; -1 for padding
   records: np.ndarray  # int32 [B], in their split
 
@@ -85,6 +85,8 @@ class Dataset(NamedTuple):
   ignored_files: int
   skipped_records: Mapping[str, int]  # train, test -> bad images that were left out
   notes: tuple[str, ...]
+  # Images that belong to no class, read as those of `train`; labels are -1.
+  unlabeled: Split | None = None
 
 
 def in_class_order(split: Split, order: np.ndarray) -> Split:

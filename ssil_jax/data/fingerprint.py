@@ -18,7 +18,10 @@ def parts(dataset: Dataset) -> dict[str, Part]:
     "class names": _hash(json.dumps(dataset.class_names).encode()),
     "image size": dataset.image_size,
   }
-  for name, split in (("training", dataset.train), ("test", dataset.test)):
+  splits = {"training": dataset.train, "test": dataset.test}
+  if dataset.unlabeled is not None:
+    splits["unlabeled"] = dataset.unlabeled
+  for name, split in splits.items():
     found[f"{name} images"] = len(split.labels)
     found[f"labels of {name} images"] = _hash(split.labels)
     if split.on_device:

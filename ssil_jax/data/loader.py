@@ -43,7 +43,10 @@ class TrainBatches:
     return self.num_steps
 
   def __getitem__(self, step: int) -> Batch:
-    """Makes arrays [devices, share, ...]; every share has N_D : N_M."""
+    """Makes arrays [devices, share, ...]; every share has N_D : N_M.
+
+    Labels are those of the images that have one, and come first in the share.
+    """
     if not 0 <= step < len(self):
       raise IndexError(f"batch {step} of {len(self)}")
     records = self.sampling.batch(
@@ -55,19 +58,28 @@ class TrainBatches:
     positions = _of_devices(device_shares(sizes, self.num_devices), self.devices)
     split, dealt = self.dataset.train, records[positions]
     inputs = dealt.astype(np.int32)
+    unlabeled = sizes[-1] // self.num_devices if self.sampling.draws_unlabeled else 0
+    labeled = dealt[:, : dealt.shape[1] - unlabeled]  # they come last in every share
     if not split.on_device:
       # Row by row, so that a position's numbers are the same in a batch of any size.
       draws = self.key.rng(Purpose.CROP, step).random((len(records), *crop.DRAWS_SHAPE))
       size, random = self.dataset.image_size, self.dataset.random_resized_crop
       # In the devices' order already: to reorder decoded images would copy them.
       images = [
-        random_crop(split.images, record, size, draws[position])
+        random_crop(*self._encoded(record), size, draws[position])
         if random
-        else central_crop(split.images, record, size)
+        else central_crop(*self._encoded(record), size)
         for record, position in zip(dealt.flat, positions.flat, strict=True)
       ]
       inputs = np.stack(images).reshape(*positions.shape, *images[0].shape)
-    return Batch(inputs, split.labels[dealt], positions, dealt.astype(np.int32))
+    return Batch(inputs, split.labels[labeled], positions, dealt.astype(np.int32))
+
+  def _encoded(self, record: int) -> tuple[EncodedImages, int]:
+    """Returns where a training record is, or an image without a label, and its number."""
+    count = len(self.dataset.train.labels)
+    if record < count:
+      return self.dataset.train.images, record
+    return self.dataset.unlabeled.images, record - count
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

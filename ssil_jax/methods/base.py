@@ -40,14 +40,23 @@ class PhaseContext(NamedTuple):
   # {"params", "batch_stats"} of the network as it was, None if the method has no teacher.
   teacher: Any
   stats: Any  # the method's statistics, as `Method.stats` left them
+  # As `teacher`, of the second one; None while the state has none, see `Phase.new_expert`.
+  expert: Any = None
+  # None where nothing is trained:
+  phase: Any = None  # int32 [], its number in the state, from 0
+  class_images: Any = None  # float32 [C], images of each class that it trains on
 
 
 class Replayed(NamedTuple):
-  """Generated images, one for each of the device's share of the batch."""
+  """Images without a label, generated or of `Pool.unlabeled`.
 
-  pixels: jax.Array  # float32 [B, S, S, 3]
+  Generated ones are one for each of the device's share of the batch.
+  """
+
+  pixels: jax.Array  # float32 [n, S, S, 3]
   outputs: Outputs  # of the network in training, which saw them beside the batch
   teacher: Outputs | None
+  expert: Outputs | None = None
 
 
 class Examples(NamedTuple):
@@ -66,6 +75,8 @@ class Examples(NamedTuple):
   classify: Callable[[jax.Array], jax.Array]  # features [n, d] -> logits [n, C] of the head
   own: Any  # the method's own parameters, in training
   replayed: Replayed | None  # None in the first state
+  expert: Outputs | None = None  # of the second teacher; None without one
+  unlabeled: Replayed | None = None  # where the phase draws such images, see `Sampling`
 
 
 # (Outputs, labels int32 [B], PhaseContext, Config) -> pytree of [B, ...], one an image.
@@ -90,10 +101,14 @@ Total = Callable[[np.ndarray, ImageFn, Any], Any]
 
 
 class Elastic(NamedTuple):
-  """The penalty sum_i stiffness_i / 2 (theta_i - anchor_i)^2; trees like the parameters."""
+  """The penalty sum_i k_i / 2 (theta_i - a_i)^2 + l_i |theta_i - a_i|.
 
-  stiffness: Any  # float32, at least 0
-  anchor: Any
+  Trees like the parameters.
+  """
+
+  stiffness: Any  # k: float32, at least 0
+  anchor: Any  # a
+  lasso: Any = None  # l: float32, at least 0; None for 0
 
 
 class Step(NamedTuple):
@@ -233,10 +248,17 @@ def _parameters_themselves(
   return params
 
 
+def keeps_in_first_state(project: Callable[..., Any]) -> Callable[..., Any]:
+  """Marks a projection that returns its parameters as they are while no class is old."""
+  project.keeps_in_first_state = True
+  return project
+
+
 def _nothing_of_its_own(params: Any, stats: Any, config: Config) -> Any:
   return {}
 
 
+@keeps_in_first_state
 def _keep(params: Any, before: Any, context: PhaseContext) -> Any:
   return params
 
@@ -277,6 +299,7 @@ class Method(NamedTuple):
       are the scores of `predict`, if that has statistics and is linear.
     has_teacher: whether the loss compares with the network as it was.
     fewest_new: classes that a later state must have for the loss to teach them.
+    largest_image: the largest side of images that it is made for, in pixels; None for any.
     cosine_head: whether the network ends in cosines (see `ResNet18`).
     num_proxies: weights of each class in a cosine head.
     stage_outputs: whether the network's outputs hold those of its stages.
@@ -300,12 +323,14 @@ class Method(NamedTuple):
       classes not seen yet stay as they are. Methods that have any take no states from other
       runs, as those with `carry`.
     own_optimizer: config -> their optimizer, with its learning rate; it starts anew with
-      every state.
+      every state, from zeros, as the states of SGD and Adam do.
     weights: (params, own parameters, random key of the step, context, config) -> the
       parameters that the network is trained with in this step. It is tested with `params`.
     replay: (keys [B], context, config) -> generated images, float32 [B, S, S, 3], as the
       network sees them, in later states; they run through the network, and the teacher,
       beside the batch. None for none.
+    unlabeled_dir: config -> a folder of images that belong to no class, which phases may
+      draw (`sampling.with_unlabeled`); "" for none.
     freezes_features: whether the first state alone trains what is below the head. BatchNorm
       keeps its running statistics then.
     restarts: whether every state begins with the network as it was before the first.
@@ -337,6 +362,7 @@ class Method(NamedTuple):
   fold: Callable[[Any, Any], Any] | None = None
   has_teacher: bool = False
   fewest_new: int = 1
+  largest_image: int | None = None
   cosine_head: bool = False
   num_proxies: int = 1
   stage_outputs: bool = False
@@ -354,6 +380,7 @@ class Method(NamedTuple):
     _parameters_themselves
   )
   replay: Callable[[jax.Array, PhaseContext, Config], jax.Array] | None = None
+  unlabeled_dir: Callable[[Config], str] = lambda config: ""
   freezes_features: bool = False
   restarts: bool = False
   project: Callable[[Any, Any, PhaseContext], Any] = _keep
@@ -419,7 +446,7 @@ class Method(NamedTuple):
       and self.parts is None
       and self.init_own is _nothing_of_its_own
       and self.weights is _parameters_themselves
-      and self.project is _keep
+      and getattr(self.project, "keeps_in_first_state", False)
       and self.align is None
     )
 
@@ -428,12 +455,15 @@ def one_phase(config: Config, t: int, sampling: Sampling) -> tuple[Phase, ...]:
   """Returns a state in one phase, which starts at learning_rate / t (section 6.2)."""
   first = t == 1
   divisor = {"inverse": t, "constant": 1}[config.learning_rate_by_state]
+  is_cosine = config.learning_rate_schedule == "cosine"
+  milestones = config.milestones_first if first else config.milestones
   return (
     Phase(
       sampling=sampling,
       epochs=config.epochs_first if first else config.epochs,
       learning_rate=config.learning_rate / divisor,
-      milestones=config.milestones_first if first else config.milestones,
+      milestones=() if is_cosine else milestones,
       drop=config.learning_rate_drop,
+      is_cosine=is_cosine,
     ),
   )

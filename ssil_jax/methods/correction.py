@@ -9,7 +9,6 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-import scipy.special
 
 from ssil_jax.methods.base import mask_unseen
 
@@ -46,9 +45,11 @@ def fit_correction(
   Returns:
     alpha and beta, floats.
   """
+  from scipy import optimize, special  # only now: they take a second to import
+
   weights = np.full(len(labels), 1 / len(labels)) if weights is None else weights
   # Of the old scores, only the log of their summed exponentials meets alpha and beta.
-  old = scipy.special.logsumexp(logits[:, :num_old].astype(np.float64), axis=1)
+  old = special.logsumexp(logits[:, :num_old].astype(np.float64), axis=1)
   new = logits[:, num_old:].astype(np.float64)
   own_old = np.where(labels < num_old, logits[np.arange(len(labels)), labels], 0.0)
   is_own = np.arange(num_old, logits.shape[1]) == labels[:, None]
@@ -56,7 +57,7 @@ def fit_correction(
   def loss_and_gradient(pair):
     alpha, beta = pair
     corrected = alpha * new + beta
-    log_sum = np.logaddexp(old, scipy.special.logsumexp(corrected, axis=1))
+    log_sum = np.logaddexp(old, special.logsumexp(corrected, axis=1))
     own = own_old + np.where(is_own, corrected, 0.0).sum(axis=1)
     error = np.exp(corrected - log_sum[:, None]) - is_own
     loss = weights @ (log_sum - own) + offset_penalty * beta**2 / 2
@@ -65,8 +66,6 @@ def fit_correction(
     return loss, np.array([by_alpha, by_beta])
 
   limits = np.array([alpha_limits, beta_limits])
-  from scipy import optimize  # only now: it takes a second to import
-
   found = optimize.minimize(
     loss_and_gradient,
     np.clip([1.0, 0.0], *limits.T),

@@ -15,8 +15,8 @@ one image of the largest class at a time; the result is as balanced, and as rand
 Epochs, batches, weight decay and the first and last learning rate (0.05, 0.0005) are those
 of the authors' CIFAR runs. There the rate falls from one to the other by cosines with warm
 restarts, after an epoch at a tenth of it; here it drops at two and at four fifths of the
-epochs. They also clip gradients and mix images (CutMix), and use no Nesterov momentum: here
-these are as for all methods. With `--init_from`, every state starts from those weights.
+epochs. They also clip gradients and mix images (CutMix), which is not done here, and take
+plain momentum (`--nonesterov`). With `--init_from`, every state starts from those weights.
 """
 
 import numpy as np

@@ -29,7 +29,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.special
 
 from ssil_jax.losses import task_wise_distillation
 from ssil_jax.methods.base import (
@@ -110,6 +109,8 @@ def fit_sharpness(features, labels, sums, counts=None):
   features, labels = features[among_others].astype(np.float64), labels[among_others]
   if not len(labels):
     return 1.0
+  from scipy import optimize, special  # only now: they take a second to import
+
   rows = np.arange(len(labels))
   if counts is None:
     distances = 2 - 2 * features @ unit_rows(sums.astype(np.float64)).T
@@ -122,12 +123,10 @@ def fit_sharpness(features, labels, sums, counts=None):
     distances[rows, labels] = np.sum((features - others) ** 2, axis=1)
 
   def loss(sharpness):
-    log_p = scipy.special.log_softmax(-sharpness * distances, axis=1)
+    log_p = special.log_softmax(-sharpness * distances, axis=1)
     return -log_p[rows, labels].mean()
 
   bounds = (0, _SHARPEST)
-  from scipy import optimize  # only now: it takes a second to import
-
   return optimize.minimize_scalar(loss, method="bounded", bounds=bounds).x
 
 

@@ -25,10 +25,9 @@ does not go through eta delta: with it, eta fell far below 0, where the loss is 
 nothing is learnt (seen on digits).
 
 Left out are the start of new proxies at the clusters (k-means) of their class's features,
-for which they are drawn at random, the decay of the rate by a cosine, in place of which it
-drops twice, clipped gradients and changed colours. The weights are those of the authors'
-ImageNet runs; their lambdas for CIFAR-100 are 3 and 1, over 160 epochs, with a weight decay
-of 5e-4.
+for which they are drawn at random, clipped gradients and changed colours. The weights are
+those of the authors' ImageNet runs; their lambdas for CIFAR-100 are 3 and 1, over 160
+epochs, with a weight decay of 5e-4.
 """
 
 import dataclasses
@@ -37,7 +36,7 @@ import jax
 import jax.numpy as jnp
 
 from ssil_jax.losses import masked_logsumexp
-from ssil_jax.methods.base import Method, drops_at, one_phase
+from ssil_jax.methods.base import Method, one_phase
 from ssil_jax.methods.lucir import less_forget
 from ssil_jax.resnet import unit
 from ssil_jax.sampling import BALANCED, SHUFFLED
@@ -154,6 +153,7 @@ def _phases(config, t):
     epochs=own.podnet_epochs,
     learning_rate=own.podnet_rate,
     milestones=(),
+    is_cosine=False,
     new_teacher=True,
   )
   return (training, fine_tuning)
@@ -166,9 +166,9 @@ PODNET = Method(
   defaults={
     "epochs_first": 90,
     "epochs": 90,
-    **drops_at("1/3", "2/3"),
     "learning_rate": 0.05,
     "learning_rate_by_state": "constant",
+    "learning_rate_schedule": "cosine",
     "batch_size_new": 64,
     "selection": "herding",
   },

@@ -15,12 +15,14 @@ from ssil_jax.methods.base import Method
 from ssil_jax.methods.bic import BIC
 from ssil_jax.methods.cgan_features import CGAN_FEATURES
 from ssil_jax.methods.der import DER
+from ssil_jax.methods.dgr import DGR
 from ssil_jax.methods.eeil import EEIL
 from ssil_jax.methods.er import ER
 from ssil_jax.methods.er_ace import ER_ACE
 from ssil_jax.methods.ewc import EWC
 from ssil_jax.methods.fearnet import FEARNET
 from ssil_jax.methods.ft import FT
+from ssil_jax.methods.gd import GD
 from ssil_jax.methods.gdumb import GDUMB
 from ssil_jax.methods.gem import GEM
 from ssil_jax.methods.icarl import ICARL
@@ -35,6 +37,8 @@ from ssil_jax.methods.si import SI
 from ssil_jax.methods.ssil import SSIL
 from ssil_jax.methods.ssil_cal import SSIL_CAL, SSIL_TKD_CAL
 from ssil_jax.methods.ssil_tkd import SSIL_TKD
+from ssil_jax.methods.ucl import UCL
+from ssil_jax.methods.vcl import VCL
 from ssil_jax.methods.wa import WA
 from ssil_jax.settings import check_types, fields_of
 
@@ -63,11 +67,15 @@ METHODS: Mapping[str, Method] = {
   "ewc": EWC,
   "si": SI,
   "rwalk": RWALK,
+  "vcl": VCL,
+  "ucl": UCL,
   "gdumb": GDUMB,
   "ncm": NCM,
   "podnet": PODNET,
+  "gd": GD,
   "fearnet": FEARNET,
   "cgan_features": CGAN_FEATURES,
+  "dgr": DGR,
 }
 
 

@@ -42,7 +42,7 @@ from ssil_jax.reports.results import Run, load_run
 from ssil_jax.reports.tables import schedule_table
 from ssil_jax.schedule import IncrementalState
 from ssil_jax.system import write_json
-from ssil_jax.training import devices, loop, model_files, numerics, workdir
+from ssil_jax.training import compilation, devices, loop, model_files, numerics, workdir
 from ssil_jax.training.evaluate import evaluate, extractor
 from ssil_jax.training.plan import Plan, check_shares, plan_next, schedule_rows
 from ssil_jax.training.run_state import RunState
@@ -120,7 +120,11 @@ def learn(
       say(note)
     exemplars = Memory(np.arange(len(photos.labels)), photos.labels, photos.ranks)
     plan = job.plan(dataset, exemplars, say)
-    with workdir.writing(plan.config), numerics.standard(plan.config, warn=say):
+    with (
+      workdir.writing(plan.config),
+      numerics.standard(plan.config, warn=say),
+      compilation.kept("", warn=say),  # that of the training may be of another machine
+    ):
       return _train(job, plan, exemplars, new, console, check_interrupt, stack)
 
 

@@ -16,7 +16,13 @@ from ssil_jax.reports.aggregate import Group
 from ssil_jax.reports.blocks import Figure as Drawn
 from ssil_jax.reports.figures import COLORS, SIDES, WIDE
 from ssil_jax.reports.labels import shorten
-from ssil_jax.reports.measures import FORGETTING, accuracy_matrix, top1_of_classes
+from ssil_jax.reports.measures import (
+  FORGETTING,
+  OWN_FORGETTING,
+  Measure,
+  accuracy_matrix,
+  top1_of_classes,
+)
 from ssil_jax.reports.panels import MANY, Groups, curves
 from ssil_jax.reports.results import SCORES, LossCurve
 
@@ -145,38 +151,60 @@ class Plotter:
     return drawn
 
   def _forgetting(self) -> list[Drawn]:
+    drawn = [
+      self._matrices(
+        "top1_by_state",
+        "forgetting",
+        "What becomes of each state's classes",
+        "Top-1 accuracy (%) of the classes that one state added (column), after each state "
+        "(row). Down a column, its classes are forgotten; the diagonal is how well they "
+        "were learnt.",
+        "accuracy of each state's classes",
+        FORGETTING,
+      ),
+      self._matrices(
+        "state_specific_top1_by_state",
+        "forgetting_own",
+        "What becomes of each state's classes among themselves",
+        "The same where only the classes of the image's own state compete: what the "
+        "network still knows of a state, whatever its scores are beside those of others.",
+        "accuracy of each state's classes among themselves",
+        OWN_FORGETTING,
+      ),
+    ]
+    return [figure for figure in drawn if figure is not None]
+
+  def _matrices(
+    self, field: str, name: str, title: str, caption: str, shown: str, forgetting: Measure
+  ) -> Drawn | None:
+    """Draws an accuracy of each state's classes after each state; None if none has it."""
     known = [
       group
       for group in self.groups
-      if len(group.states) > 1 and all(accuracy_matrix(r) is not None for r in group.runs)
+      if len(group.states) > 1
+      and all(accuracy_matrix(run, field) is not None for run in group.runs)
     ]
     if not known:
-      return []
+      return None
 
     def draw(ax: Axes, group: Group) -> None:
-      matrices = np.array([accuracy_matrix(run) for run in group.runs])
+      matrices = np.array([accuracy_matrix(run, field) for run in group.runs])
       panels.heat_map(ax, 100 * matrices.mean(axis=0), small=len(known) > MANY)
 
-    figure = panels.panels(known, draw, "classes added in state", "after state")
-    means = [_mean(FORGETTING.value(run) for run in group.runs) for group in known]
+    means = [_mean(forgetting.value(run) for run in group.runs) for group in known]
     forgotten = ", ".join(
       f"{group.label} {mean:.1f}%"
       for group, mean in zip(known, means, strict=True)
       if mean is not None
     )
-    return [
-      self._save(
-        figure,
-        "forgetting",
-        "What becomes of each state's classes",
-        "Top-1 accuracy (%) of the classes that one state added (column), after each state "
-        "(row). Down a column, its classes are forgotten; the diagonal is how well they "
-        f"were learnt.{' Means over the seeds.' if self.several else ''}"
-        f"{self._left_out(known)}",
-        "Heat maps of the accuracy of each state's classes after each state, one a method. "
-        f"Forgetting, on average: {forgotten or '-'}.",
-      )
-    ]
+    return self._save(
+      panels.panels(known, draw, "classes added in state", "after state"),
+      name,
+      title,
+      f"{caption}{' Means over the seeds.' if self.several else ''}{self._left_out(known)}",
+      f"Heat maps of the {shown} after each state, one a method. "
+      f"Forgetting, on average: {forgotten or '-'}.",
+    )
 
   def _classes(self) -> list[Drawn]:
     known = [(group, _of_classes(group)) for group in self.groups]

@@ -130,7 +130,7 @@ def _test_note(ranked: Sequence[Group], *, any_found: bool) -> str:
 def _column(groups: Sequence[Group], measure: Measure, *, ranked: bool) -> list[Cell]:
   """Returns a cell for each group, the best one marked if all have the same seeds."""
   values = [summarize([measure.value(run) for run in group.runs]) for group in groups]
-  cells = [summary_cell(value, is_time=measure.is_time) for value in values]
+  cells = [summary_cell(value, unit=measure.unit) for value in values]
   rivals = [
     place
     for place, (group, value) in enumerate(zip(groups, values, strict=True))
@@ -170,12 +170,14 @@ def _by_seed(group: Group, measure: Measure) -> dict[int, float | None]:
   return {run.results["seed"]: measure.value(run) for run in group.runs}
 
 
-def summary_cell(value: Summary | None, *, is_time: bool = False) -> Cell:
+def summary_cell(value: Summary | None, *, unit: str = "%") -> Cell:
   """Returns a cell with mean and deviation, or a dash."""
   if value is None:
     return Cell("-")
-  if is_time:
+  if unit == "s":
     text = duration(value.mean)
+  elif unit == "bytes":
+    text = f"{value.mean / 1e9:.2f} GB"
   else:
     text = f"{value.mean:z.1f}"
     if value.spread is not None:

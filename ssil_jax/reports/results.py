@@ -102,6 +102,7 @@ _STATE = _object(
     "peak_host_memory": _COUNT,
     "peak_device_memory": _or_null(_COUNT),
     "top1_by_state": {"type": "array", "items": _or_null(_FRACTION)},
+    "state_specific_top1_by_state": {"type": "array", "items": _or_null(_FRACTION)},
     "top1_by_class": {"type": "array", "items": _or_null(_FRACTION)},
     "ece": _or_null(_FRACTION),
     "class_confusion": {"type": "array"},  # `_check_states` has the rest, and is fast
@@ -296,7 +297,11 @@ def _check_states(results: dict[str, Any], path: Path) -> None:
       )
     if any(len(line) != number for line in (row["confusion"], *row["confusion"])):
       raise _wrong(path, f"{place}.confusion must be {number} lists of {number} counts")
-    lengths = {"top1_by_state": number, "top1_by_class": row["num_seen"]}
+    lengths = {
+      "top1_by_state": number,
+      "state_specific_top1_by_state": number,
+      "top1_by_class": row["num_seen"],
+    }
     for name, length in lengths.items():
       if len(row.get(name, [None] * length)) != length:
         raise _wrong(path, f"{place}.{name} must be a list of {length}")

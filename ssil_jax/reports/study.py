@@ -257,7 +257,7 @@ def _runs(runs: Sequence[Run]) -> Table:
   rows = []
   for label, run in zip(labels.run_labels(runs), runs, strict=True):
     cells = [
-      summary_cell(summarize([measure.value(run)]), is_time=measure.is_time)
+      summary_cell(summarize([measure.value(run)]), unit=measure.unit)
       for measure in MEASURES
     ]
     link = run.workdir and run.workdir / "results.json"

@@ -239,7 +239,7 @@ def _arrays(run: RunState) -> dict[str, np.ndarray]:
     "stats": run.stats,
   }
   if run.position is not None:
-    within = ("teacher", "new_ranks", "window")
+    within = ("teacher", "expert", "new_ranks", "window")
     parts |= {f"underway.{name}": getattr(run.position, name) for name in within}
   return {
     _join(name, path): np.asarray(leaf)
@@ -255,10 +255,15 @@ def _run_state(
   network = {name: getattr(like.train_state, name) for name in _NETWORK}
   numbers, position = rest["underway"], None
   if numbers is not None:
-    teacher = {name: network[name] for name in ("params", "batch_stats")}
-    has_teacher = any(name.startswith("underway.teacher") for name in arrays)
+    like_teacher = {name: network[name] for name in ("params", "batch_stats")}
+
+    def teacher_of(prefix):
+      is_there = any(name.startswith(prefix) for name in arrays)
+      return _rebuilt(prefix, like_teacher, arrays) if is_there else None
+
     position = Position(
-      teacher=_rebuilt("underway.teacher", teacher, arrays) if has_teacher else None,
+      teacher=teacher_of("underway.teacher"),
+      expert=teacher_of("underway.expert"),
       new_ranks=arrays["underway.new_ranks"],
       window=arrays["underway.window"],
       **{field: numbers[name] for name, field in _NUMBERS.items()},

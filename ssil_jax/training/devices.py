@@ -138,11 +138,7 @@ class Devices:
     self._mesh = mesh
     self._model = model
     self._images = {split: self.replicate(array) for split, array in images.items()}
-    # Of the first state and of later ones, where these differ.
-    self._train_steps = [
-      self._map(step_lib.train_step, donate_argnums=0, later=later)
-      for later in ([False, True] if model.method.differs_later else [False])
-    ]
+    self._train_steps: dict[bool, Callable] = {}
     self._eval_step = self._map(step_lib.eval_step)
     self._extract_steps: dict[OutputFn, Callable] = {}
     self._total_steps: dict[ImageFn, Callable] = {}
@@ -159,8 +155,16 @@ class Devices:
     )
 
   def train_step(self, train_state, batch, context, learning_rate, *, later: bool):
-    """Runs `step.train_step`, of a later state or the first; `train_state` is used up."""
-    step = self._train_steps[-1 if later else 0]
+    """Runs `step.train_step`, of a later state or the first; `train_state` is used up.
+
+    Where they do not differ, one program serves both.
+    """
+    later = later and self._model.method.differs_later
+    if later not in self._train_steps:
+      self._train_steps[later] = self._map(
+        step_lib.train_step, donate_argnums=0, later=later
+      )
+    step = self._train_steps[later]
     return step(train_state, batch, context, learning_rate, self._images.get("train"))
 
   def eval_step(

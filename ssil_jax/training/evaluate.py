@@ -129,11 +129,15 @@ def _gathered(
 
 
 def phase_context(
-  state: IncrementalState, stats: Any, teacher: Any = None, num_teacher_classes: int = 0
+  state: IncrementalState,
+  stats: Any,
+  teacher: Any = None,
+  num_teacher_classes: int = 0,
 ) -> PhaseContext:
   """Returns what the devices are told of a state and its method; host arrays."""
   numbers = (state.num_old, state.num_seen, num_teacher_classes)
-  return PhaseContext(SeenClasses(*map(np.int32, numbers)), teacher, stats)
+  classes = SeenClasses(*map(np.int32, numbers))
+  return PhaseContext(classes, teacher, stats)
 
 
 def _batches(

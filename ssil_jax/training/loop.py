@@ -15,10 +15,15 @@ from ssil_jax import memory, system
 from ssil_jax.config import Config
 from ssil_jax.data import loader
 from ssil_jax.distributed import collectives
-from ssil_jax.methods.base import Extract, FinishedState, normalized_features
+from ssil_jax.methods.base import (
+  Extract,
+  FinishedState,
+  PhaseContext,
+  normalized_features,
+)
 from ssil_jax.sampling import Key, Pool
 from ssil_jax.schedule import IncrementalState, Phase
-from ssil_jax.training import numerics
+from ssil_jax.training import compilation, numerics
 from ssil_jax.training.devices import fetch
 from ssil_jax.training.evaluate import (
   evaluate,
@@ -68,6 +73,7 @@ def run(
   """
   with (
     numerics.standard(config, warn=printer(console)),
+    compilation.kept(config.compilation_cache, warn=printer(console)),
     open_session(config, console, check_interrupt) as (session, run_state),
   ):
     finished = train(session, run_state)
@@ -117,7 +123,7 @@ def begin_state(session: Session, state: IncrementalState, run: RunState) -> Run
 def begin_phase(
   session: Session, state: IncrementalState, phase: Phase, run: RunState
 ) -> RunState:
-  """Returns a run at the beginning of a phase: momentum, teacher and ranks are its own."""
+  """Returns a run at the beginning of a phase: momentum, teachers and ranks are its own."""
   plan, train_state = session.plan, run.train_state
   position = run.position._replace(phase=phase.number, steps_done=0, window=NO_STEPS)
   if plan.config.reset_momentum:
@@ -130,6 +136,12 @@ def begin_phase(
       new_ranks=memory.rank(pool.new_labels, priority),
       **_teacher(plan, train_state, num_classes=state.num_seen),
     )
+  if phase.new_expert:
+    position = position._replace(expert=_network(train_state))
+  if phase.starts_from_teacher:
+    train_state = train_state.replace(
+      **position.teacher, opt_state=session.initial.opt_state
+    )
   return run._replace(train_state=train_state, position=position)
 
 
@@ -141,9 +153,7 @@ def train_phase(
     return run
   devices, position, steps_done = session.devices, run.position, run.position.steps_done
   train_state = devices.replicate(run.train_state)
-  context = devices.replicate(
-    phase_context(state, run.stats, position.teacher, position.num_teacher_classes)
-  )
+  context = devices.replicate(training_context(session, state, phase, run))
   batches = train_batches(session, state, phase, run)
   metrics = StepMetrics(session, state, phase, run)
   started = time.monotonic()
@@ -168,6 +178,23 @@ def train_phase(
         metrics.add(step_metrics, input_seconds=waited)
   metrics.finish()
   return here()
+
+
+def training_context(
+  session: Session, state: IncrementalState, phase: Phase, run: RunState
+) -> PhaseContext:
+  """Returns what the devices are told of the phase that `run` is in; host arrays."""
+  plan, position = session.plan, run.position
+  records = phase.sampling.records(pool_of(plan, state, run))
+  class_images = np.bincount(
+    plan.dataset.train.labels[records], minlength=len(plan.dataset.class_names)
+  )
+  context = phase_context(state, run.stats, position.teacher, position.num_teacher_classes)
+  return context._replace(
+    expert=position.expert,
+    phase=np.int32(phase.number),
+    class_images=class_images.astype(np.float32),
+  )
 
 
 def take_state(session: Session, state: IncrementalState, run: RunState) -> RunState:
@@ -237,8 +264,11 @@ def _teacher(plan: Plan, train_state: TrainState, *, num_classes: int) -> dict[s
   """Returns fields of a `Position`: the network, which knows so many classes."""
   if not plan.method.has_teacher:
     return {"teacher": None, "num_teacher_classes": 0}
-  network = {"params": train_state.params, "batch_stats": train_state.batch_stats}
-  return {"teacher": network, "num_teacher_classes": num_classes}
+  return {"teacher": _network(train_state), "num_teacher_classes": num_classes}
+
+
+def _network(train_state: TrainState) -> dict[str, Any]:
+  return {"params": train_state.params, "batch_stats": train_state.batch_stats}
 
 
 def pool_of(plan: Plan, state: IncrementalState, run: RunState) -> Pool:

@@ -10,6 +10,7 @@ from ssil_jax import memory
 from ssil_jax.config import Config
 from ssil_jax.data.dataset import Dataset, records_of
 from ssil_jax.data.opening import open_dataset
+from ssil_jax.data.unlabeled import open_unlabeled
 from ssil_jax.errors import ConfigError, DataError
 from ssil_jax.methods import Method, get_method
 from ssil_jax.sampling import Key, Pool, left_out
@@ -41,6 +42,7 @@ class Plan(NamedTuple):
       new_labels=labels[new],
       memory_labels=exemplars.labels,
       old=records_of(labels, 0, state.num_old),
+      unlabeled=_unlabeled_records(self.dataset),
     )
 
   def phases(self) -> Iterator[tuple[IncrementalState, Phase]]:
@@ -60,7 +62,7 @@ def make_plan(
 
   Args:
     config: of the run.
-    dataset: its data.
+    dataset: its data, with the images without labels that the method may want.
     check_interrupt: called while images are verified; it may raise KeyboardInterrupt.
 
   Raises:
@@ -70,10 +72,12 @@ def make_plan(
   method = get_method(config.method)
   if dataset is None:
     dataset = open_dataset(config, check_interrupt=check_interrupt)
+    dataset = _with_unlabeled(dataset, method, config, check_interrupt)
   plan = Plan(
     config, method, dataset, schedule(config, len(dataset.class_names), method.phases)
   )
   _check_images(plan)
+  _check_largest_image(plan)
   states, exemplars = [], memory.empty()
   for state in plan.states:
     _check_fewest_new(config, method, state, dataset.class_names)
@@ -112,6 +116,7 @@ def plan_next(
     ConfigError: settings and data do not go together, or a class would not be trained.
   """
   method, num_seen = get_method(config.method), len(dataset.class_names)
+  dataset = _with_unlabeled(dataset, method, config)
   index = len(done) + 1
   phases = method.phases(config, index)
   if any(phase.sampling.needs_all_data for phase in phases):
@@ -138,6 +143,24 @@ def plan_next(
   return plan._replace(states=(*done, state))
 
 
+def _with_unlabeled(
+  dataset: Dataset,
+  method: Method,
+  config: Config,
+  check_interrupt: Callable[[], None] = lambda: None,
+) -> Dataset:
+  """Returns the data set with the method's images without labels, if it wants any."""
+  if not (folder := method.unlabeled_dir(config)):
+    return dataset
+  return open_unlabeled(dataset, folder, config, check_interrupt)
+
+
+def _unlabeled_records(dataset: Dataset) -> np.ndarray:
+  """Returns their numbers, int64 [n], after those of the training records."""
+  count = 0 if dataset.unlabeled is None else len(dataset.unlabeled.labels)
+  return len(dataset.train.labels) + np.arange(count)
+
+
 def _check_images(plan: Plan) -> None:
   """Raises DataError for a class or a state without training or test images."""
   names, test_labels = plan.dataset.class_names, plan.dataset.test.labels
@@ -155,6 +178,16 @@ def _check_images(plan: Plan) -> None:
         f"{names[state.num_old]} to {names[state.num_seen - 1]}: add some, or use fewer "
         "states"
       )
+
+
+def _check_largest_image(plan: Plan) -> None:
+  """Raises ConfigError for images that are larger than the method is made for."""
+  size, largest = plan.dataset.image_size, plan.method.largest_image
+  if largest is not None and size > largest:
+    raise ConfigError(
+      f"--method={plan.config.method} is made for images of up to {largest} pixels, and "
+      f"these are {size} wide: give --image_size={largest} or less, or use another method"
+    )
 
 
 def _counted(state: IncrementalState, pool: Pool, config: Config) -> IncrementalState:
@@ -230,7 +263,8 @@ def check_shares(plan: Plan, num_devices: int) -> None:
     f"--{name}={size} cannot be shared equally by {num_devices} devices: use a multiple of "
     f"{num_devices}, or set --num_devices"
     for _, phase in plan.phases()
-    for name, size in zip(names, phase.group_sizes, strict=False)
+    # Of images without labels there are as many as of the first kind.
+    for name, size in zip(names, phase.labeled_sizes, strict=False)
     if size % num_devices
   )
   if mistakes:
@@ -249,7 +283,9 @@ def schedule_rows(plan: Plan) -> list[dict[str, Any]]:
       "epochs": phase.epochs,
       "steps": phase.num_steps,
       "rate": float(f"{phase.learning_rate:.4g}"),
-      "drops": ", ".join(map(str, phase.milestones)) or "-",
+      "drops": "cosine"
+      if phase.is_cosine
+      else ", ".join(map(str, phase.milestones)) or "-",
     }
     for state, phase in plan.phases()
   ]

@@ -169,7 +169,13 @@ def _has_plain_first_state(method: Method, config: Config) -> bool:
   sampling = phases[0].sampling
   # Where nothing is old, many ways to draw batches are the same.
   new = np.arange(8)
-  pool = Pool(new=new, memory=new[:0], new_ranks=new, new_labels=np.zeros_like(new))
+  pool = Pool(
+    new=new,
+    memory=new[:0],
+    new_ranks=new,
+    new_labels=np.zeros_like(new),
+    unlabeled=new + len(new),
+  )
   key = Key(seed=0, state=1, phase=0)
   batch, plain = (way.batch(pool, key, 1, 3, 1) for way in (sampling, SHUFFLED))
   return phases == one_phase(config, 1, sampling) and np.array_equal(batch, plain)

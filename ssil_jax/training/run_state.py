@@ -34,10 +34,13 @@ def with_own(
 ) -> TrainState:
   """Returns it with what is the method's own, as a state begins; host arrays in and out."""
   own = method.init_own(train_state.params, stats, config)
+  # By its shapes alone, for which nothing is compiled.
+  own_opt_state = jax.tree.map(
+    lambda like: np.zeros(like.shape, like.dtype),
+    jax.eval_shape(method.own_optimizer(config).init, own),
+  )
   return train_state.replace(
-    carried=method.init_carried(train_state.params),
-    own=own,
-    own_opt_state=jax.device_get(method.own_optimizer(config).init(own)),
+    carried=method.init_carried(train_state.params), own=own, own_opt_state=own_opt_state
   )
 
 
@@ -49,6 +52,7 @@ class Position(NamedTuple):
   steps_done: int = 0  # of that phase, perhaps all
   teacher: Any = None  # as in `PhaseContext`, in that phase
   num_teacher_classes: int = 0  # the same
+  expert: Any = None  # as in `PhaseContext`, from one phase of the state on
   window: np.ndarray = NO_STEPS  # float32 [k, metrics], last steps not in metrics.jsonl
   seconds: float = 0.0  # trained so far in the state
 

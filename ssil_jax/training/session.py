@@ -310,7 +310,9 @@ def make_session(
     ),
     method=plan.method,
     optimizer=step.make_optimizer(
-      momentum=config.momentum, weight_decay=config.weight_decay
+      momentum=config.momentum,
+      weight_decay=config.weight_decay,
+      nesterov=config.nesterov,
     ),
     augmentation=dataset.augmentation,
     normalization=dataset.normalization,
@@ -319,6 +321,8 @@ def make_session(
   )
   splits = {"train": dataset.train, "test": dataset.test}
   images = {name: split.images for name, split in splits.items() if split.on_device}
+  if dataset.unlabeled is not None and dataset.unlabeled.on_device:
+    images["train"] = np.concatenate([images["train"], dataset.unlabeled.images])
   return Session(
     plan=plan,
     devices=Devices(mesh, model, images),
@@ -404,7 +408,7 @@ def _show_plan(plan: Plan, console: Console) -> None:
   dataset, config = plan.dataset, plan.config
   for note in dataset.notes:
     printer(console)(note)
-  shared = ("momentum", "weight_decay", "selection")
+  shared = ("momentum", "nesterov", "weight_decay", "selection")
   own = dataclasses.asdict(config.method_settings)
   console.print(
     schedule_table(
@@ -459,8 +463,9 @@ def bytes_needed(
 ) -> int:
   """Returns the room for what is still to be saved, where so many of both are there."""
   network = _size((beginning.train_state.params, beginning.train_state.batch_stats))
-  teacher = network if plan.method.has_teacher else 0
-  saved = _size((beginning.train_state, beginning.stats)) + teacher
+  has_expert = any(phase.new_expert for _, phase in plan.phases())
+  teachers = network * (plan.method.has_teacher + has_expert)
+  saved = _size((beginning.train_state, beginning.stats)) + teachers
   # An old checkpoint is deleted after a new one is whole.
   more = max(1, plan.config.checkpoints_kept + 1 - checkpoints)
   return more * saved + (len(plan.states) - networks) * network

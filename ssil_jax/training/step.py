@@ -49,15 +49,17 @@ class Model(NamedTuple):
   state_of_class: tuple[int, ...]  # state (from 0) that introduced each class
 
 
-def make_optimizer(*, momentum: float, weight_decay: float) -> optax.GradientTransformation:
-  """Returns SGD with Nesterov momentum and weight decay (section 6.2), as in PyTorch.
+def make_optimizer(
+  *, momentum: float, weight_decay: float, nesterov: bool = True
+) -> optax.GradientTransformation:
+  """Returns SGD with momentum and weight decay (section 6.2), as in PyTorch.
 
   The learning rate is applied outside the momentum buffer, by `train_step`, so that it may
   change without rescaling the buffer.
   """
   return optax.chain(
     optax.add_decayed_weights(weight_decay),
-    optax.trace(decay=momentum, nesterov=True),
+    optax.trace(decay=momentum, nesterov=nesterov),
   )
 
 
@@ -104,10 +106,13 @@ def train_step(
     augment(gather_images(batch, images), step_key, batch.positions, model.augmentation),
     model.normalization,
   )
+  num_labeled = len(batch.labels)
+  num_unlabeled = len(pixels) - num_labeled
   one_hot = jax.nn.one_hot(batch.labels, len(model.state_of_class))
   class_counts = jax.lax.psum(jnp.sum(one_hot, axis=0), AXIS)
   own_key, weights_key = jax.random.split(jax.random.fold_in(step_key, _OWN))
-  keys = jax.vmap(jax.random.fold_in, (None, 0))(own_key, batch.positions)
+  positions = batch.positions[:num_labeled]
+  keys = jax.vmap(jax.random.fold_in, (None, 0))(own_key, positions)
   generated = None
   if later and method.replay is not None:
     generated = jax.lax.stop_gradient(method.replay(keys, context, config))
@@ -117,31 +122,43 @@ def train_step(
   if method.has_teacher:
     of_teacher = _teacher_outputs(everything, context, model)
 
+  of_expert = None
+  if context.expert is not None:
+    of_expert = jax.lax.stop_gradient(
+      model.network.apply(context.expert, everything, train=False)
+    )
+
   def losses_of(trained):
     params, own = trained
     params = method.weights(params, own, weights_key, context, config)
     of_network, batch_stats = _training_outputs(
       params, state.batch_stats, everything, model, is_frozen=is_frozen
     )
-    outputs, teacher, replayed = of_network, of_teacher, None
+    of_networks = of_network, of_teacher, of_expert
+    replayed = unlabeled = None
     if generated is not None:
-      parts = [_split(both, len(pixels)) for both in (of_network, of_teacher)]
-      (outputs, teacher), of_generated = zip(*parts, strict=True)
+      of_networks, of_generated = _split_each(of_networks, len(pixels))
       replayed = Replayed(generated, *of_generated)
+    if num_unlabeled:
+      of_networks, of_unlabeled = _split_each(of_networks, num_labeled)
+      unlabeled = Replayed(pixels[num_labeled:], *of_unlabeled)
+    outputs, teacher, expert = of_networks
     examples = Examples(
       labels=batch.labels,
-      positions=batch.positions,
-      records=batch.records,
+      positions=positions,
+      records=batch.records[:num_labeled],
       outputs=outputs,
       teacher=teacher,
       context=context,
       class_counts=class_counts,
       state_of_class=np.asarray(model.state_of_class, np.int32),
-      pixels=pixels,
+      pixels=pixels[:num_labeled],
       keys=keys,
       classify=lambda features: model.network.classify(params, features),
       own=own,
       replayed=replayed,
+      expert=expert,
+      unlabeled=unlabeled,
     )
     parts = None if method.parts is None else method.parts(examples, config)
     return method.loss(examples, config), (parts, outputs, batch_stats)
@@ -266,11 +283,22 @@ def _split(outputs: Outputs | None, count: int) -> tuple[Outputs | None, Outputs
   return part(slice(count)), part(slice(count, None))
 
 
+def _split_each(networks: tuple, count: int) -> list[tuple]:
+  """Splits the outputs of each network as `_split` does."""
+  return [*zip(*(_split(outputs, count) for outputs in networks), strict=True)]
+
+
 def elastic_energy(params: Any, elastic: Elastic) -> jax.Array:
-  """Returns sum_i stiffness_i / 2 (theta_i - anchor_i)^2, float32 []."""
+  """Returns what an `Elastic` adds to the loss, float32 []."""
+  stiffness, anchor, lasso = elastic
   energies = jax.tree.map(
-    lambda x, k, anchor: jnp.sum(k * (x - anchor) ** 2) / 2, params, *elastic
+    lambda x, k, a: jnp.sum(k * (x - a) ** 2) / 2, params, stiffness, anchor
   )
+  if lasso is not None:
+    distances = jax.tree.map(
+      lambda x, a, pull: jnp.sum(pull * jnp.abs(x - a)), params, anchor, lasso
+    )
+    energies = energies, distances
   return jax.tree.reduce(jnp.add, energies)
 
 
@@ -278,14 +306,21 @@ def toward_anchor(params: Any, elastic: Elastic, rate: jax.Array) -> Any:
   """Returns the proximal step, argmin_theta |theta - params|^2 / (2 rate) + the penalty.
 
   It is (params + rate k anchor) / (1 + rate k), and does not leave the way between the two,
-  however large the stiffness k. Where SGD without momentum comes to rest, before a step by
-  -rate times the gradient of the loss, loss and penalty are in balance.
+  however large the stiffness k. With a lasso l, the distance from the anchor shrinks by
+  rate l before, and is 0 if it was smaller. Where SGD without momentum comes to rest,
+  before a step by -rate times the gradient of the loss, loss and penalty are in balance.
   """
+  stiffness, anchor, lasso = elastic
 
-  def pull(x, k, anchor):
-    return x + (anchor - x) * (rate * k / (1 + rate * k))
+  def pull(x, k, a):
+    return x + (a - x) * (rate * k / (1 + rate * k))
 
-  return jax.tree.map(pull, params, *elastic)
+  def shrink(x, a, least):
+    return a + jnp.sign(x - a) * jnp.maximum(jnp.abs(x - a) - rate * least, 0)
+
+  if lasso is not None:
+    params = jax.tree.map(shrink, params, anchor, lasso)
+  return jax.tree.map(pull, params, stiffness, anchor)
 
 
 def _is_head(path: Any) -> bool:

@@ -18,15 +18,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from PIL import Image
-from tensorboardX import summary as summaries
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.proto.summary_pb2 import Summary
 
 from ssil_jax import config as config_lib
 from ssil_jax.config import Config
 from ssil_jax.errors import ConfigError, WorkdirError
-from ssil_jax.system import write_json
+from ssil_jax.system import hidden_module, write_json
+
+# tensorboardX imports PyTorch if it is there, which takes two seconds for nothing.
+with hidden_module("torch"):
+  from tensorboardX import summary as summaries
+  from tensorboardX.event_file_writer import EventsWriter
+  from tensorboardX.proto.event_pb2 import Event, SessionLog
+  from tensorboardX.proto.summary_pb2 import Summary
 
 _SECONDS_BETWEEN_FLUSHES = 10.0  # of the TensorBoard events
 

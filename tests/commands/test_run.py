@@ -171,14 +171,17 @@ def test_help_needs_no_docstrings():  # which `python -OO` leaves out
     assert "__doc__" not in inspect.getsource(command)
 
 
-def test_help_imports_nothing_heavy():
-  heavy = ("orbax", "grain", "sklearn", "tensorflow_datasets", "matplotlib", "tensorstore")
+def test_help_imports_nothing_heavy_and_training_what_it_needs():
+  heavy = ("orbax", "grain", "matplotlib", "tensorstore")
+  hardly_used = ("sklearn", "scipy.special", "tensorflow_datasets", "torch")
   code = (
     "import sys\n"
     "from ssil_jax.commands import run, sweep\n"
     "for command in (run, sweep):\n"
     "  command.main(['x.py', '--help'])\n"
-    f"print('imported:', *[name for name in {heavy} if name in sys.modules])"
+    f"print('imported:', *({{*{heavy + hardly_used}}} & {{*sys.modules}}))\n"
+    "from ssil_jax.training import loop\n"
+    f"print('to train:', *({{*{hardly_used}}} & {{*sys.modules}}))"
   )
   done = subprocess.run(
     [sys.executable, "-c", code],
@@ -187,7 +190,7 @@ def test_help_imports_nothing_heavy():
     text=True,
     check=True,
   )
-  assert done.stdout.splitlines()[-1] == "imported:"
+  assert done.stdout.splitlines()[-2:] == ["imported:", "to train:"]
 
 
 @pytest.mark.parametrize("arguments", [[], ["-h"], ["--help"]])

@@ -85,3 +85,18 @@ def test_validation_digits_are_held_out_of_the_training_digits(digits):
   assert left | scored == {x.tobytes() for x in digits.train.images}
   assert not scored & (left | test)
   assert {*held.test.labels} == {*range(10)}
+
+
+def test_digits_are_those_of_scikit_learn(digits):
+  from sklearn.datasets import load_digits
+
+  expected = load_digits()
+  pixels = [
+    (int(digits.class_names[label]), image[..., 0].tobytes())
+    for split in (digits.train, digits.test)
+    for label, image in zip(split.labels, split.images, strict=True)
+  ]
+  gray = np.round(expected.images * (255 / 16)).astype(np.uint8)
+  assert sorted(pixels) == sorted(
+    (label, image.tobytes()) for label, image in zip(expected.target, gray, strict=True)
+  )

@@ -33,7 +33,7 @@ from ssil_jax.resnet import Outputs
 from ssil_jax.schedule import IncrementalState
 from ssil_jax.training import loop
 from ssil_jax.training.checkpoint import Checkpoints
-from ssil_jax.training.run_state import RunState
+from ssil_jax.training.run_state import RunState, with_own
 from ssil_jax.training.session import open_session
 
 # One schedule for all methods, so that their first states can be compared.
@@ -55,6 +55,7 @@ PLAIN = [name for name, method in METHODS.items() if method.steps_like_softmax_f
 OWN = {
   "eeil": {"eeil_epochs": 1},
   "podnet": {"podnet_epochs": 1},
+  "gd": {"gd_epochs": 1, "weight_decay": 1e-4},
   "gdumb": {"memory_size": 128},
   "cgan_features": {"cgan_steps": 5},
 }
@@ -196,12 +197,16 @@ def test_the_run_ends_with_finite_losses_and_the_contract_of_its_results(watched
 
 
 def test_each_program_is_compiled_once(watched):
-  # One for each size of a batch, and for later states if their steps differ; the
-  # evaluation, the extractions, the initial state.
+  # One for each size of a batch, without and with a second teacher, and for later states if
+  # their steps differ; the evaluation, the extractions, the initial state.
   differs = watched.method.differs_later
   steps = {
-    (phase.group_sizes, differs and state.num_old > 0)
-    for state, phase in watched.plan.phases()
+    (
+      state.phases[before.position.phase].group_sizes,
+      before.position.expert is None,
+      differs and state.num_old > 0,
+    )
+    for state, before, _ in watched.phases
   }
   expected = len(steps) + 1 + len(watched.extracted) + 1
   # One for all runs: another test may have had it compiled.
@@ -220,6 +225,7 @@ def test_training_keeps_the_kind_of_its_state(watched):
     assert all(jax.tree.leaves(changed)) == (not num_steps)
     # What a phase is given it leaves as it is.
     assert_same(after.position.teacher, before.position.teacher)
+    assert_same(after.position.expert, before.position.expert)
     assert_same(after.stats, before.stats)
     assert_same(after.exemplars, before.exemplars)
 
@@ -386,6 +392,18 @@ def test_the_teacher_is_the_network_as_it_was(watched):
     )
 
 
+def test_the_expert_is_what_the_phase_before_its_own_left(watched):
+  for number, (state, before, _) in enumerate(watched.phases):
+    phase = state.phases[before.position.phase]
+    former = watched.phases[number - 1].after
+    if phase.new_expert:
+      network = former.train_state
+      expected = {"params": network.params, "batch_stats": network.batch_stats}
+    else:  # a state begins without one
+      expected = former.position.expert if phase.number else None
+    assert_same(before.position.expert, expected)
+
+
 def test_a_phase_starts_where_the_one_before_ended_without_its_momentum(watched):
   start = watched.runs[0].train_state
   former = start
@@ -393,8 +411,11 @@ def test_a_phase_starts_where_the_one_before_ended_without_its_momentum(watched)
     if watched.method.restarts and phase.before.position.phase == 0:
       former = start.replace(step=former.step)
     expected = former.replace(opt_state=start.opt_state)
-    if phase.before.position.phase == 0:  # what is carried along is a state's own
-      expected = expected.replace(carried=watched.method.init_carried(former.params))
+    if phase.state.phases[phase.before.position.phase].starts_from_teacher:
+      expected = expected.replace(**phase.before.position.teacher)
+    if phase.before.position.phase == 0:  # what is the method's own is a state's
+      before = phase.before.stats, watched.plan.config
+      expected = with_own(expected, watched.method, *before)
     assert_same(phase.before.train_state, expected)
     ended_state = following is None or following.state != phase.state
     # What follows training, as weight aligning, is in the run after the state.
@@ -426,14 +447,15 @@ def test_a_method_that_trains_as_another_ends_with_its_network(every_run, name):
   assert (last["statistics"] == last_there["statistics"]) == same
 
 
-def test_statistics_survive_an_interruption(every_run, tmp_path):
+@pytest.mark.parametrize("name", ["der", "ucl", "vcl"])
+def test_statistics_survive_an_interruption(every_run, tmp_path, name):
   # Without what the first state left, the second would be trained differently.
-  finished = every_run("der")
+  finished = every_run(name)
   copy = tmp_path / "copy"
   shutil.copytree(finished.workdir, copy)
   shutil.rmtree(last_checkpoint(copy))
   with quick_network():
-    resumed = run(copy, **settings_of("der"))
+    resumed = run(copy, **settings_of(name))
   assert untimed(resumed) == untimed(finished.results)
   assert untimed_records(copy) == untimed_records(finished.workdir)
   with Checkpoints(copy, kept=3) as checkpoints:

@@ -1,6 +1,7 @@
 """Every method's loss against its equations as loops, in all kinds of states."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import pytest
 from finished_states import config_of, context_of, examples_of, outputs_of
 
 from ssil_jax.methods import METHODS, cgan_features, fearnet
-from ssil_jax.methods.base import Sizes
+from ssil_jax.methods.base import Replayed, Sizes
 from ssil_jax.methods.feature_replay import old_features
 
 # States of unequal size; the last is still to come.
@@ -23,6 +24,7 @@ DRAWS = {"fearnet": fearnet.draw, "cgan_features": cgan_features.draw}
 FIRST, LATER = (0, 3, 0), [(3, 4, 3), (4, 6, 4)]
 # Others than the defaults.
 SETTINGS = {
+  "dgr": {"dgr_units": 5, "dgr_latent": 2, "dgr_deviation": 0.5},
   "der": {"der_alpha": 0.3, "der_beta": 0.7},
   "lucir": {"lucir_lambda": 5.0, "lucir_margin": 0.3, "lucir_negatives": 2},
   "podnet": {"podnet_spatial": 3.0, "podnet_flat": 1.5, "podnet_margin": 0.4},
@@ -47,6 +49,7 @@ def batch_of(num_old, num_seen, num_teacher_classes):
     labels += [num_old - 1, 1, 0, num_old - 1]
   size = len(labels)
   logits, teacher, stored = 2 * rng.standard_normal((3, size, NUM_CLASSES))
+  expert = 2 * np.random.default_rng(num_seen + 50).standard_normal((size, NUM_CLASSES))
   features, teacher_features = rng.standard_normal((2, size, WIDTH))
   shapes = [(size, 2, 3, 2), (size, 1, 2, 2)]
   stages, teacher_stages = (
@@ -55,6 +58,8 @@ def batch_of(num_old, num_seen, num_teacher_classes):
   if not num_old:
     teacher, teacher_features = 0 * teacher, 0 * teacher_features
     teacher_stages = [0 * stage for stage in teacher_stages]
+  pixels, replayed_pixels = np.float32(rng.standard_normal((2, size, 8, 8, 3)))
+  replayed_logits = np.float32(2 * rng.standard_normal((2, size, NUM_CLASSES)))
   line = (3, 4, 0.6, -1.5) if num_old == 4 else (0, 3, 1.7, 0.8)
   return reference.Batch(
     logits=np.float32(logits).tolist(),
@@ -75,7 +80,30 @@ def batch_of(num_old, num_seen, num_teacher_classes):
     constant_scale=SCALE,
     stages=stages,
     teacher_stages=teacher_stages,
+    expert=np.float32(expert).tolist() if num_old else None,
+    phase=1 if num_old else 0,
+    class_images=[7, 5, 1, 3, 20, 12][:num_seen],
+    pixels=pixels,
+    replayed=(replayed_pixels, *replayed_logits),
+    generator=random_generator(rng),
   )
+
+
+def random_generator(rng):
+  """As `methods.generator` has it, of 5 units and a code of 2; its posterior is a point."""
+  parts = {}
+  for part, sizes in (("encoder", (192, 5, 5, 4)), ("decoder", (2, 5, 5, 192))):
+    parts[part] = {"classes": np.float32(rng.standard_normal((NUM_CLASSES, 5)))}
+    for number, shape in enumerate(itertools.pairwise(sizes)):
+      kernel, bias = 0.3 * rng.standard_normal(shape), rng.standard_normal(shape[1])
+      parts[part][f"layer{number}"] = {
+        "kernel": np.float32(kernel),
+        "bias": np.float32(bias),
+      }
+  # So that its noise is nothing.
+  parts["encoder"]["layer2"]["kernel"][:, 2:] = 0
+  parts["encoder"]["layer2"]["bias"][2:] = -60
+  return parts
 
 
 def stats_of(name, batch):
@@ -92,6 +120,8 @@ def stats_of(name, batch):
   stats = METHODS[name].init_stats(sizes)
   if name == "bic":
     low, high, stats["alpha"][low:high], stats["beta"][low:high] = batch.line
+  if name == "dgr":
+    stats["generator"] = batch.generator
   if name == "fearnet":
     stats["means"] += np.arange(NUM_CLASSES)[:, None]
     stats["deviations"] += 0.5
@@ -115,6 +145,12 @@ def examples(name, batch, share=None):
     for every in (batch.stages, batch.teacher_stages)
   )
   known = outputs_of(logits=teacher, features=teacher_features, stages=known_stages)
+  method, stats, replayed = METHODS[name], stats_of(name, batch), None
+  if method.replay and batch.num_old:
+    pixels, of_network, of_teacher = (np.float32(x)[share] for x in batch.replayed)
+    replayed = Replayed(
+      jnp.asarray(pixels), outputs_of(logits=of_network), outputs_of(logits=of_teacher)
+    )
   return examples_of(
     outputs_of(logits=logits, features=features, scale=batch.scale, stages=stages),
     labels,
@@ -122,13 +158,20 @@ def examples(name, batch, share=None):
       batch.num_old,
       batch.num_seen,
       num_teacher_classes=batch.num_teacher_classes,
-      stats=stats_of(name, batch),
+      stats=stats,
+    )._replace(
+      phase=jnp.int32(batch.phase),
+      class_images=jnp.float32(batch.class_images + [0] * (NUM_CLASSES - batch.num_seen)),
     ),
     STATE_OF_CLASS,
-    teacher=known if METHODS[name].has_teacher else None,
+    teacher=known if method.has_teacher else None,
+    pixels=jnp.asarray(np.float32(batch.pixels)[share]),
+    own=method.init_own({}, stats, settings_of(name)),
+    replayed=replayed,
     positions=share,
     records=19 - share,
     counted=batch.labels,
+    expert=batch.expert and outputs_of(logits=np.asarray(batch.expert)[share]),
   )
 
 
@@ -217,6 +260,26 @@ def test_value_and_gradients_equal_the_loops(name, changes, classes):
     assert value == pytest.approx(reference.LOSSES["ft"](batch, own), rel=1e-5)
 
 
+@pytest.mark.parametrize("phase", [0, 2])
+@pytest.mark.parametrize("classes", LATER)
+def test_the_other_phases_of_gd_equal_the_loops(phase, classes):
+  batch = batch_of(*classes)._replace(phase=phase)
+  if phase == 0:  # it trains the expert
+    batch = batch._replace(expert=None)
+  changes = {"gd_confidence": 0.4}
+  value, (outputs, _) = value_and_gradients("gd", examples("gd", batch), **changes)
+
+  def loop(logits):
+    own = settings_of("gd", **changes).method_settings
+    return reference.gd(batch._replace(logits=logits), own)
+
+  assert value == pytest.approx(loop(batch.logits), rel=1e-5)
+  expected = reference.numerical_gradient(loop, batch.logits)
+  np.testing.assert_allclose(outputs.logits, expected, rtol=1e-3, atol=1e-5)
+  # An expert is trained among its own classes alone.
+  assert outputs.logits[:, : batch.num_old].any() == (phase == 2)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_unseen_logits_change_nothing(name):
   batch = batch_of(*LATER[1])
@@ -232,13 +295,26 @@ def test_unseen_logits_change_nothing(name):
 def test_the_teacher_matters_but_not_in_what_it_was_not_taught(name):
   given = examples(name, batch_of(*LATER[1]))
   value, _ = value_and_gradients(name, given)
-  features, logits = given.teacher.features, given.teacher.logits
-  other = given.teacher._replace(
-    features=features.at[:, 0].add(2.0), logits=logits.at[:, 1].add(2.0)
+
+  def with_teacher(change):
+    # Of generated images alone, if there are any.
+    if given.replayed is None:
+      changed = given._replace(teacher=change(given.teacher))
+    else:
+      teacher = change(given.replayed.teacher)
+      changed = given._replace(replayed=given.replayed._replace(teacher=teacher))
+    return value_and_gradients(name, changed)[0]
+
+  other = with_teacher(
+    lambda teacher: teacher._replace(
+      features=teacher.features.at[:, 0].add(2.0), logits=teacher.logits.at[:, 1].add(2.0)
+    )
   )
-  assert abs(value_and_gradients(name, given._replace(teacher=other))[0] - value) > 1e-4
-  loud = given.teacher._replace(logits=logits.at[:, 4:].add(9.0))
-  assert value_and_gradients(name, given._replace(teacher=loud))[0] == value
+  assert abs(other - value) > 1e-4
+  loud = with_teacher(
+    lambda teacher: teacher._replace(logits=teacher.logits.at[:, 4:].add(9.0))
+  )
+  assert loud == value
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,4 +1,4 @@
-"""EWC, SI and RWalk: importances against loops and by hand; that they forget less."""
+"""EWC, SI, RWalk: importances by loops and by hand. That they, VCL and UCL forget less."""
 
 import functools
 
@@ -15,6 +15,7 @@ from ssil_jax.methods.base import Sizes, Step
 from ssil_jax.methods.ewc import squared_gradient
 from ssil_jax.resnet import Outputs
 from ssil_jax.sampling import Pool
+from ssil_jax.training.run_state import with_own
 from ssil_jax.training.step import (
   AXIS,
   Model,
@@ -56,8 +57,8 @@ def numbers(tree):
   return np.concatenate([np.ravel(tree["a"]), tree["b"]]).astype(np.float64)
 
 
-def stats_before(method, params):
-  return method.init_stats(Sizes(2, 1, 1, 1, params, 8, None))
+def stats_before(method, params, config=None):
+  return method.init_stats(Sizes(2, 1, 1, 1, params, 8, config))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -283,7 +284,7 @@ class TwoLayers:
 
   def apply(self, variables, pixels, *, train, mutable=()):
     params = variables["params"]
-    features = jnp.tanh((4 * pixels.mean((1, 2)) - 2) @ params["shared"])
+    features = jnp.tanh((4 * pixels.mean((1, 2)) - 2) @ params["stem_conv"]["kernel"])
     outputs = Outputs(features=features, logits=features @ params["head"]["kernel"])
     return (outputs, {"batch_stats": {}}) if mutable else outputs
 
@@ -302,9 +303,9 @@ def network(params, pixels):
 
 
 @functools.cache
-def trainer(name, strength):
+def trainer(name, **settings):
   """(state, batch, context) -> the state after 60 steps."""
-  config = config_of(name, penalty_strength=strength)
+  config = config_of(name, batch_size_new=40, **settings)
   model = Model(
     network=TwoLayers(),
     method=METHODS[name],
@@ -330,22 +331,24 @@ def trainer(name, strength):
   return config, model, on_one_device
 
 
-def losses_of_two_tasks(name, strength, seed):
+def losses_of_two_tasks(seed, name, **settings):
   """The mean loss of the first task before and after the second is learnt, and of that."""
-  config, model, train = trainer(name, strength)
+  config, model, train = trainer(name, **settings)
   method, rng = model.method, np.random.default_rng(seed)
   params = {
-    "shared": np.float32(rng.standard_normal((3, 4))),
+    "stem_conv": {"kernel": np.float32(rng.standard_normal((3, 4)))},
     "head": {"kernel": np.float32(0.1 * rng.standard_normal((4, 4)))},
   }
   state = TrainState(np.int32(0), params, {}, model.optimizer.init(params))
-  stats, batches, found = stats_before(method, params), [], []
+  stats, batches, found = stats_before(method, params, config), [], []
   for classes in CONTEXTS:
     pixels, is_second = small_task(rng)
     places = np.arange(len(pixels), dtype=np.int32)
     batches.append(Batch(pixels, np.int32(classes[0] + is_second), places, places))
-    context = context_of(*classes, stats=stats)
-    state = state.replace(carried=method.init_carried(state.params))
+    context = context_of(*classes, stats=stats)._replace(
+      class_images=jnp.float32([len(pixels)])
+    )
+    state = with_own(state, method, stats, config)
     state = train(state, batches[-1], context)
 
     def total(records, image_fn, like, state=state, batch=batches[-1], context=context):
@@ -362,6 +365,7 @@ def losses_of_two_tasks(name, strength, seed):
         stats=stats,
         params=state.params,
         carried=state.carried,
+        own=state.own,
         records=places,
         total=total,
       ),
@@ -379,10 +383,28 @@ def losses_of_two_tasks(name, strength, seed):
 @pytest.mark.parametrize(("name", "strength"), [("ewc", 50.0), ("si", 5.0), ("rwalk", 1.0)])
 def test_less_is_forgotten_than_by_plain_training(name, strength):
   for seed in range(5):
-    first, plain, _ = losses_of_two_tasks("ewc", 0.0, seed)
-    same, penalized, second = losses_of_two_tasks(name, strength, seed)
+    first, plain, _ = losses_of_two_tasks(seed, "ewc", penalty_strength=0.0)
+    same, penalized, second = losses_of_two_tasks(seed, name, penalty_strength=strength)
     assert same == pytest.approx(first, rel=1e-4)
     # Half of the rise at most, and the second task is learnt all the same: below log 2.
     assert penalized - first < (plain - first) / 2
     assert first < 0.1
     assert second < 0.4
+
+
+GAUSSIAN = [
+  ("vcl", 1.0, {"vcl_layers": "all", "sigma_rate": 0.03}),
+  ("ucl", 50.0, {"sigma_rate": 0.03}),
+]
+
+
+@pytest.mark.parametrize(("name", "strength", "settings"), GAUSSIAN)
+def test_less_is_forgotten_than_without_what_holds_the_means(name, strength, settings):
+  for seed in range(5):
+    (first, plain, _), (held_first, held, second) = (
+      losses_of_two_tasks(seed, name, penalty_strength=x, **settings)
+      for x in (0.0, strength)
+    )
+    assert held - held_first < (plain - first) / 2
+    assert max(first, held_first) < 0.15
+    assert second < 0.5

@@ -59,11 +59,21 @@ PHASES = {
   "wa": {t: plain("shuffled", *LONG) for t in (1, 2, 5)},
   "lucir": {t: plain("shuffled", 90, 0.1, (30, 60)) for t in (1, 2, 5)},
   "podnet": {
-    1: plain("shuffled", 90, 0.05, (30, 60)),
+    1: plain("shuffled", 90, 0.05, ()),
     **{
       t: [
-        ("shuffled", 90, 0.05, (30, 60), 0.1, False),
+        ("shuffled", 90, 0.05, (), 0.1, False),
         ("balanced", 20, 0.01, (), 0.1, True),
+      ]
+      for t in (2, 5)
+    },
+  },
+  "gd": {
+    1: plain("shuffled", 200, 0.1, (120, 160, 180)),
+    **{
+      t: [
+        *2 * plain("shuffled", 180, 0.1, (120, 160, 170)),
+        *plain("shuffled", 20, 0.01, (10, 15)),
       ]
       for t in (2, 5)
     },
@@ -89,7 +99,7 @@ PHASES = {
       1: plain("new only", *PAPER_FIRST),
       2: plain("new only", 25, 0.05, (10, 20)),
     }
-    for name in ("ewc", "si", "rwalk")
+    for name in ("ewc", "si", "rwalk", "vcl", "ucl")
   },
 }
 
@@ -106,6 +116,7 @@ def test_phases(name, t):
     assert phase.milestones == milestones
     assert phase.drop == drop
     assert phase.new_teacher == new_teacher
+    assert phase.is_cosine == (name == "podnet" and sampling == "shuffled")
 
 
 def test_learning_rates_of_icarl_by_epoch():

@@ -21,9 +21,13 @@ def test_measures_of_results_old_and_new(tmp_path):
   assert values["average top-1"] == (76.3, 76.3)
   assert values["last e(p,n)"] == (30.0, 30.0)
   assert values["training time"] == (65.6, 65.6)
+  assert values["peak memory"] == (None, 1.23e9)
+  assert values["own-state forgetting"] == (None, pytest.approx(15.0))
   assert [values[name] for name in NEW] == [(None, 10.0), (None, 30.0), (None, -30.0)]
   assert accuracy_matrix(old) is None
   np.testing.assert_array_equal(accuracy_matrix(new), [[0.9, np.nan], [0.6, 0.95]])
+  own = accuracy_matrix(new, "state_specific_top1_by_state")
+  np.testing.assert_array_equal(own, [[0.9, np.nan], [0.75, 0.95]])
   assert class_names(old) == ["class 1", "class 2", "class 3", "class 4"]
   assert top1_of_classes(old) == {}
   # An older file has the accuracies only: 0.9 before, 0.6 after.

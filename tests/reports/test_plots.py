@@ -15,7 +15,12 @@ from ssil_jax.reports.aggregate import Group
 from ssil_jax.reports.results import load_run
 
 NAMES = ["accuracy", "state_specific", "errors", "confusion", "scores", "loss"]
-MEASURED = ["forgetting", "classes", "calibration"]  # by results of later versions
+MEASURED = [
+  "forgetting",
+  "forgetting_own",
+  "classes",
+  "calibration",
+]  # by results of later versions
 
 
 def drawn(workdirs, highlight=None):

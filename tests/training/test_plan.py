@@ -57,3 +57,12 @@ def test_a_state_that_cannot_be_scored_is_named():
   tested = np.flatnonzero(dataset.test.labels // 2 != 2)
   with pytest.raises(DataError, match="state 3 has no test images of its classes"):
     make_plan(config, dataset._replace(test=dataset.test.take(tested)))
+
+
+def test_images_may_be_too_large_for_a_method():
+  def plan_of_size(size):
+    return plan_of("dgr", image_size=size)
+
+  assert plan_of_size(64).dataset.image_size == 64
+  with pytest.raises(ConfigError, match="--method=dgr is made for images of up to 64 "):
+    plan_of_size(65)

@@ -12,7 +12,6 @@ import pytest
 from folders import config_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from ssil_jax.errors import DivergedError, WorkdirError
 from ssil_jax.training.devices import wait_for_earlier
@@ -21,6 +20,7 @@ from ssil_jax.training.recorder import Recorder
 from ssil_jax.training.run_state import NO_STEPS, Position, RunState, TrainState
 from ssil_jax.training.session import Session
 from ssil_jax.training.step_metrics import StepMetrics
+from ssil_jax.training.writers import Event, SessionLog
 
 BATCH_SIZE = 32
 

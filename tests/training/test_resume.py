@@ -32,7 +32,7 @@ SETTINGS = {
   "log_every": 3,
   "checkpoint_minutes": 0.0,
 }
-METHODS = ["eeil", "bic", "der"]
+METHODS = ["eeil", "gd", "bic", "der"]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -42,7 +42,7 @@ def _quickly():
 
 
 def config_of(workdir, **changes):
-  own = {"eeil_epochs": 4} if changes.get("method") == "eeil" else {}
+  own = {"eeil": {"eeil_epochs": 4}, "gd": {"gd_epochs": 2}}.get(changes["method"], {})
   return small_config(workdir, **SETTINGS | own | changes)
 
 
@@ -134,6 +134,8 @@ def test_the_runs_have_what_is_to_be_interrupted(undisturbed):
   assert {method: kinds_of(undisturbed(method=method)[1]) for method in METHODS} == {
     # Two phases in its second state, with exemplars chosen before the second of them.
     "eeil": extracting + ["train", "trained", "extract"] + extracting,
+    # Three phases.
+    "gd": ["train", "trained", "eval"] + ["train", "trained"] * 3 + ["eval"],
     "bic": ["train", "trained", "eval"] + extracting,
     "der": extracting + extracting,
   }
@@ -158,7 +160,7 @@ def test_a_run_interrupted_anywhere_goes_on_as_if_nothing_had_been(
   undisturbed, tmp_path, method
 ):
   workdir, calls = undisturbed(method=method)
-  if method == "eeil":  # and where each phase begins
+  if method in ("eeil", "gd"):  # and where each phase begins
     starts = [start for kind, start, _ in stretches(calls) if kind == "train"]
     questions = sorted({*middles(calls), *starts})
   else:
@@ -270,6 +272,37 @@ def test_streamed_images_go_on_with_the_same_crops_or_not_at_all(undisturbed, tm
   with pytest.raises(ConfigError, match=f"--from_workdir={workdir} was trained on other"):
     run(tmp_path / "new", from_workdir=str(workdir), **streamed)
   assert {path: path.read_bytes() for path in before} == before
+
+
+@pytest.mark.parametrize("side", [8, 80])
+def test_images_without_labels_are_drawn_again_and_are_part_of_the_run(
+  undisturbed, tmp_path, side
+):
+  root = folder_of(tmp_path / "images", classes="abcd", each=16)
+  for number in range(5):
+    save(tmp_path / "unlabeled" / f"{number}.png", noise(8, 8, seed=500 + number))
+  flags = {
+    "method": "gd",
+    "dataset": "image_folder",
+    "data_dir": str(root),
+    "image_size": side,  # resident, or streamed
+    "learning_rate": 1e-3,
+    "unlabeled_dir": str(tmp_path / "unlabeled"),
+  }
+  workdir, calls = undisturbed(**flags)
+  trained = [call.records for call in calls if call.kind == "train"]
+  assert {len(records) for records in trained} == {32}
+  assert all((records[:16] < 64).all() for records in trained)
+  assert {*np.concatenate([records[16:] for records in trained])} == {*range(64, 69)}
+  for number, _ in enumerate(kinds_of(calls)):
+    if kinds_of(calls)[number] == "train":
+      folder = tmp_path / str(number)
+      run(folder, stop_at=middles(calls)[number], **flags)
+      run(folder, **flags)
+      assert differences(workdir, folder) == []
+  save(tmp_path / "unlabeled" / "3.png", noise(8, 8, seed=0))
+  with pytest.raises(WorkdirError, match="of unlabeled images: different"):
+    run(workdir, **flags)
 
 
 def test_a_run_goes_on_with_another_number_of_devices(undisturbed, tmp_path):

@@ -229,6 +229,13 @@ def test_a_damaged_source_ends_in_a_user_error_or_in_a_run(copied, tmp_path, dam
 
 # shared_states ---------------------------------------------------------------------------
 
+# What GD's paper changes of FT's first state.
+OF_FT = {
+  "epochs_first": 100,
+  "milestones_first": (40, 80),
+  "learning_rate_by_state": "inverse",
+  "weight_decay": 1e-4,
+}
 # (method there, flags there, method now, flags now) -> states in common, of 5.
 TABLE = [
   ("ft", {}, "il2m", {}, 5),
@@ -274,6 +281,13 @@ TABLE = [
     {"epochs_first": 7, "milestones_first": (2,)},
     1,
   ),
+  ("gd", OF_FT, "ft", {}, 1),
+  ("ft", OF_FT, "gd", OF_FT, 1),
+  # Images without labels are in its first batches, unless nothing is to be undecided.
+  ("gd", {**OF_FT, "unlabeled_dir": "images"}, "ft", {}, 0),
+  ("ft", {}, "gd", {**OF_FT, "unlabeled_dir": "images"}, 0),
+  ("gd", {**OF_FT, "unlabeled_dir": "images", "gd_confidence": 0.0}, "ft", {}, 1),
+  ("gd", OF_FT, "gd", {**OF_FT, "unlabeled_dir": "images"}, 0),
   # What the first state feels, too: whatever the settings say that changes every state.
   ("ft", {"width": 32}, "il2m", {}, 0),
   ("ft", {"validation_fraction": 0.1}, "il2m", {}, 0),

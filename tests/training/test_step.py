@@ -30,19 +30,20 @@ from ssil_jax.training.step import (
 )
 
 
-def torch_sgd(parameter, gradients, rates, *, momentum, weight_decay):
-  """torch.optim.SGD(nesterov=True), its documented rule in float64, a value a step."""
+def torch_sgd(parameter, gradients, rates, *, momentum, weight_decay, nesterov=True):
+  """torch.optim.SGD, its documented rule in float64, a value a step."""
   buffer, values = None, []
   for gradient, rate in zip(gradients, rates, strict=True):
     gradient = gradient + weight_decay * parameter
     buffer = gradient if buffer is None else momentum * buffer + gradient
-    parameter = parameter - rate * (gradient + momentum * buffer)
+    moved = gradient + momentum * buffer if nesterov else buffer
+    parameter = parameter - rate * moved
     values.append(parameter)
   return values
 
 
-def our_sgd(parameter, gradients, rates, *, momentum, weight_decay):
-  optimizer = make_optimizer(momentum=momentum, weight_decay=weight_decay)
+def our_sgd(parameter, gradients, rates, **settings):
+  optimizer = make_optimizer(**settings)
   parameter = jnp.float32(parameter)
   state, values = optimizer.init(parameter), []
   for gradient, rate in zip(gradients, rates, strict=True):
@@ -60,11 +61,12 @@ def test_two_steps_worked_by_hand():
   np.testing.assert_allclose(values, [1.82, 1.9127], rtol=1e-6)
 
 
-def test_follows_torch_over_changing_rates():
+@pytest.mark.parametrize("nesterov", [True, False])
+def test_follows_torch_over_changing_rates(nesterov):
   rng = np.random.default_rng(0)
   gradients = rng.standard_normal(12)
   rates = [0.1] * 4 + [0.01] * 4 + [0.05] * 4
-  settings = {"momentum": 0.9, "weight_decay": 1e-4}
+  settings = {"momentum": 0.9, "weight_decay": 1e-4, "nesterov": nesterov}
   np.testing.assert_allclose(
     our_sgd(0.7, gradients, rates, **settings),
     torch_sgd(0.7, gradients, rates, **settings),
@@ -280,6 +282,34 @@ def test_a_penalty_of_any_stiffness_comes_to_rest_in_balance_with_the_loss(stiff
   assert path[-1] == pytest.approx(expected, rel=1e-4, abs=1e-5)
   assert np.abs(path).max() < 8  # it swings by its momentum, and no further
   assert losses[0] == pytest.approx(9 + 3 * stiffness / 2, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+  ("stiffness", "lasso"), [(0.0, 0.5), (0.5, 3.0), (30.0, 2.0), (1.0, 7.9), (1.0, 8.1)]
+)
+def test_a_lasso_comes_to_rest_in_balance_or_keeps_its_anchor(stiffness, lasso):
+  # With u = x + 1, (u - 4)^2 + k u^2 / 2 + l |u| is least in u = max(0, (8 - l) / (2 + k)).
+  method = SSIL._replace(
+    loss=lambda examples, config: (examples.outputs.logits[:, 0] - 3) ** 2,
+    elastic=lambda context, config: Elastic(
+      *(jnp.full((1, 3), x) for x in (stiffness, -1.0, lasso))
+    ),
+  )
+  model, state = world_of(method, network=ChannelMeans(), params=jnp.zeros((1, 3)))
+  context = PhaseContext(SeenClasses(*map(jnp.int32, (0, 3, 0))), None, {})
+
+  def train(state):
+    def step(state, _):
+      state, metrics = train_step(state, black((1,)), context, 0.1, None, model=model)
+      return state, (state.params[0, 0], metrics["loss"])
+
+    return jax.lax.scan(step, state, length=300)[1]
+
+  mapped = jax.jit(jax.vmap(train, axis_name=AXIS))
+  path, losses = (np.asarray(x[0]) for x in mapped(jax.tree.map(lambda x: x[None], state)))
+  expected = max(0, (8 - lasso) / (2 + stiffness))
+  assert path[-1] + 1 == pytest.approx(expected, rel=1e-4, abs=1e-5)
+  assert losses[0] == pytest.approx(9 + 3 * (stiffness / 2 + lasso), rel=1e-5)
 
 
 class Scores:

@@ -7,14 +7,13 @@ import sys
 
 import pytest
 from folders import config_of, encode, noise
-from tensorboardX.proto.event_pb2 import Event
-from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
 from written_runs import RESULTS
 
 from ssil_jax import config as config_lib
 from ssil_jax.errors import ConfigError, WorkdirError
 from ssil_jax.training import writers
 from ssil_jax.training.recorder import Recorder
+from ssil_jax.training.writers import Event
 
 PICTURE = encode(noise(5, 7), "PNG")
 MEASURES = {
@@ -118,6 +117,8 @@ def test_tensorboard_has_settings_measures_texts_and_figures(tmp_path):
   settings = config_lib.to_json(config_of(seed=3, milestones=(4, 9)))
   with opened(tmp_path, writers.TensorBoard) as recorder:
     recorder.add_summary(settings, RESULTS, {"accuracy": PICTURE}, step=30)
+  from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
+
   values = tensorboard_values(tmp_path)
   assert {step for step, _ in values.values()} == {30}
   plugins = {

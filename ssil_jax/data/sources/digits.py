@@ -4,6 +4,10 @@ E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI Machin
 Repository, 1998 (https://doi.org/10.24432/C50P49).
 """
 
+import gzip
+import importlib.util
+import pathlib
+
 import numpy as np
 
 from ssil_jax.config import Config
@@ -12,19 +16,29 @@ from ssil_jax.data.dataset import Source, Split
 
 def open_digits(_: Config) -> Source:
   """Every fifth image of each digit is held out for testing: 1,433 train, 364 test."""
-  from sklearn import datasets  # only now: it takes a second to import
-
-  digits = datasets.load_digits()
-  gray = np.round(digits.images * (255 / 16)).astype(np.uint8)  # 0..16 as scanned
+  pixels, digits = _read_digits()
+  gray = np.round(pixels * (255 / 16)).astype(np.uint8)  # 0..16 as scanned
   images = np.repeat(gray[..., None], 3, axis=-1)
-  labels = digits.target.astype(np.int32)
+  labels = digits.astype(np.int32)
   test = np.zeros(len(labels), bool)
   for digit in range(10):
     test[np.flatnonzero(labels == digit)[::5]] = True
   return Source(
-    class_names=tuple(str(name) for name in digits.target_names),
+    class_names=tuple(map(str, range(10))),
     train=Split(images[~test], labels[~test]),
     test=Split(images[test], labels[test]),
     image_size=8,
     flip=False,
   )
+
+
+def _read_digits() -> tuple[np.ndarray, np.ndarray]:
+  """Reads what `sklearn.datasets.load_digits` does: pixels [1797, 8, 8], labels [1797].
+
+  From its file, for to import scikit-learn takes a second.
+  """
+  (package,) = importlib.util.find_spec("sklearn").submodule_search_locations
+  path = pathlib.Path(package) / "datasets" / "data" / "digits.csv.gz"
+  with gzip.open(path, "rt") as lines:
+    table = np.loadtxt(lines, delimiter=",")
+  return table[:, :-1].reshape(-1, 8, 8), table[:, -1]

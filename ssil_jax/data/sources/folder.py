@@ -199,7 +199,7 @@ class Files:
   content: ClassVar[None] = None
 
   directory: pathlib.Path  # that holds the folders of the classes
-  folders: tuple[str, ...]  # of the classes, by name
+  folders: tuple[str, ...]  # of the classes, by name; "" for the directory itself
   folder_of_file: np.ndarray  # int32 [N]
   names: bytes  # all file names, one after another, without separators
   name_ends: np.ndarray  # int64 [N], where each of them ends
@@ -255,7 +255,8 @@ class Files:
     ends = self.name_ends[numbers].tolist()
     starts = np.where(numbers > 0, self.name_ends[numbers - 1], 0).tolist()
     owners = self.folder_of_file[numbers].tolist()
+    folders = (os.fsencode(self.folders[owner]) for owner in owners)
     return [
-      b"%b/%b" % (os.fsencode(self.folders[owner]), self.names[start:end])
-      for start, end, owner in zip(starts, ends, owners, strict=True)
+      b"%b/%b" % (folder, self.names[start:end]) if folder else self.names[start:end]
+      for start, end, folder in zip(starts, ends, folders, strict=True)
     ]

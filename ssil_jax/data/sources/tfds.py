@@ -11,16 +11,14 @@ import os
 import pathlib
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import tensorflow_datasets as tfds
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordReader
 from google.protobuf.json_format import ParseError
 from google.protobuf.message import DecodeError
 from rich.console import Console
-from tensorflow_datasets.proto import tf_example_generated_pb2
 
 from ssil_jax.config import Config
 from ssil_jax.data import cache as cache_lib
@@ -35,6 +33,9 @@ from ssil_jax.errors import DataError
 from ssil_jax.paths import data_mistakes
 from ssil_jax.progress import ProgressBars
 from ssil_jax.system import allow_open_files
+
+if TYPE_CHECKING:
+  from tensorflow_datasets.core import SplitInfo
 
 # As TFDS calls them, with the config if there is one.
 NAMES = ("imagenet", "landmarks_v2/1k", "landmarks_v2/10k", "cifar100")
@@ -58,6 +59,8 @@ def open_tfds(config: Config) -> Source:
   Records are sorted by class, and within a class they keep their order. Raises DataError
   if nothing fitting is prepared in `--data_dir`, or it is damaged.
   """
+  import tensorflow_datasets as tfds  # only now: it takes half a second to import
+
   directory = _find(config)
   _check_features(directory)
   try:
@@ -131,7 +134,7 @@ class Records:
 
   has_checksums = True  # ArrayRecord has one for every record
 
-  def __init__(self, split: tfds.core.SplitInfo, prepared: Mapping[str, Any] | None):
+  def __init__(self, split: "SplitInfo", prepared: Mapping[str, Any] | None):
     """Opens every shard of a split; `prepared` are the contents of prepare.json, if any.
 
     Raises DataError if one is missing, damaged or of another length than TFDS wrote.
@@ -160,6 +163,8 @@ class Records:
     return self._value(number, "label", "int64_list")
 
   def _value(self, number: int, feature: str, kind: str) -> Any:
+    from tensorflow_datasets.proto import tf_example_generated_pb2
+
     try:
       example = tf_example_generated_pb2.Example.FromString(self._source[number])
       return getattr(example.features.feature[feature], kind).value[0]
@@ -218,7 +223,7 @@ def _find(config: Config) -> pathlib.Path:
   if mistakes := data_mistakes("data_dir", config.data_dir):
     raise DataError("\n".join(mistakes))
   root = data_folder(config, _prepare(config))
-  if (root / _INFO).is_file() and tfds.core.Version.is_valid(root.resolve().name):
+  if (root / _INFO).is_file() and _is_version(root.resolve().name):
     found = [root]
   else:
     found = _finished(root, *(f"{name}/*" for name in names))
@@ -248,7 +253,13 @@ def _find(config: Config) -> pathlib.Path:
 def _finished(root: pathlib.Path, *patterns: str) -> list[pathlib.Path]:
   """Returns directories that TFDS has finished: until then their name is no version."""
   found = (path.parent for name in patterns for path in root.glob(f"{name}/{_INFO}"))
-  return sorted(path for path in found if tfds.core.Version.is_valid(path.name))
+  return sorted(path for path in found if _is_version(path.name))
+
+
+def _is_version(name: str) -> bool:
+  from tensorflow_datasets.core import Version
+
+  return Version.is_valid(name)
 
 
 def _prepare(config: Config) -> str:
