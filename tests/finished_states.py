@@ -138,4 +138,5 @@ def finished_of(
     own=own,
     extract=extract,
     total=total,
+    check_interrupt=lambda: None,
   )

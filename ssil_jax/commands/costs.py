@@ -26,7 +26,7 @@ _SETTINGS = (
 # Fields of a method that make its steps cost more than a loss does.
 _COSTLY = (
   *("num_proxies", "stage_outputs", "penalty", "elastic", "parts", "carry"),
-  *("init_own", "weights", "replay", "freezes_features"),
+  *("init_own", "weights", "replay", "freezes_features", "unlabeled_dir"),
 )
 _SELECTING = ("JAX_PLATFORMS", "CUDA_VISIBLE_DEVICES")  # which devices are used
 _SECONDS = 3600  # in an hour
@@ -115,6 +115,7 @@ def _kind(one: PlannedJob) -> dict[str, Any]:
   config, method = one.job.config, get_method(one.job.config.method)
   own = source_hash(config.method) if ":" in config.method else ""
   costly = [n for n in _COSTLY if getattr(method, n) is not Method._field_defaults[n]]
+  costly += [phase for phase in method.phases(config, 2) if phase.new_expert]
   return {
     **{name: getattr(config, name) for name in _SETTINGS},
     "image_size": one.image_size,

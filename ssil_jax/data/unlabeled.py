@@ -65,7 +65,7 @@ def open_unlabeled(
   )
   line = f"{len(kept[_NAME].labels)} images without labels from {folder}"
   if num_ignored:
-    line += f"; {num_ignored} files beside them are ignored"
+    line += f"; ignored beside them: {num_ignored} (other files, linked folders)"
   return dataset._replace(
     unlabeled=kept[_NAME], notes=(*dataset.notes, line, *notes, *skip_notes)
   )
@@ -78,14 +78,18 @@ def _list_images(folder: str) -> tuple[EncodedImages, int]:
     raise DataError("\n".join(mistakes))
   root = pathlib.Path(folder).expanduser()
   if not root.is_dir():
-    raise DataError(f"{flag} is not a folder: name one of images, or leave the flag out")
+    raise DataError(
+      f"{flag} is not a folder: name one of images, or none (--unlabeled_dir=)"
+    )
   found, num_ignored = collections.defaultdict(list), 0
 
   def fail(error: OSError) -> None:
     raise DataError(f"{error.filename} cannot be listed: {error.strerror}") from error
 
   for place, folders, files in os.walk(root, onerror=fail):
-    folders[:] = sorted(name for name in folders if not name.startswith("."))
+    shown = sorted(name for name in folders if not name.startswith("."))
+    folders[:] = [n for n in shown if not os.path.islink(os.path.join(place, n))]
+    num_ignored += len(shown) - len(folders)  # a link may lead round in circles
     for name in sorted(files):
       if name.lower().endswith(decode.SUFFIXES) and not name.startswith("."):
         found[os.path.relpath(place, root)].append(os.fsencode(name))
@@ -94,8 +98,8 @@ def _list_images(folder: str) -> tuple[EncodedImages, int]:
   names = [name for of_folder in found.values() for name in of_folder]
   if not names:
     raise DataError(
-      f"{flag} has no images ({', '.join(decode.SUFFIXES)}): add some, or leave the flag "
-      "out"
+      f"{flag} has no images ({', '.join(decode.SUFFIXES)}): add some, or give none "
+      "(--unlabeled_dir=)"
     )
   counts = [len(of_folder) for of_folder in found.values()]
   files = Files(

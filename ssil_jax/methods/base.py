@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from ssil_jax.config import Config, milestones_at
 from ssil_jax.memory import Memory
@@ -140,6 +139,8 @@ class FinishedState(NamedTuple):
   own: Any
   extract: Extract
   total: Total
+  # Raises if the run is to stop; called often by what takes long, in all processes alike.
+  check_interrupt: Callable[[], None]
 
 
 class Sizes(NamedTuple):
@@ -298,7 +299,7 @@ class Method(NamedTuple):
     fold: (head, statistics) -> a linear head, {"kernel": [d, C], "bias": [C]}, whose logits
       are the scores of `predict`, if that has statistics and is linear.
     has_teacher: whether the loss compares with the network as it was.
-    fewest_new: classes that a later state must have for the loss to teach them.
+    fewest_new: config -> classes that a later state must have for the loss to teach them.
     largest_image: the largest side of images that it is made for, in pixels; None for any.
     cosine_head: whether the network ends in cosines (see `ResNet18`).
     num_proxies: weights of each class in a cosine head.
@@ -308,7 +309,8 @@ class Method(NamedTuple):
     elastic: (context, config) -> an `Elastic`, added to the mean loss. Unlike that of a
       `penalty`, its steps are stable for any stiffness, see `training.step`.
     parts: (examples, config) -> float32 [P, B], weights of the images' losses in P sums
-      over the global batch; the gradient of each is computed by itself. None for the mean.
+      over the global batch, in later states; the gradient of each is computed by itself.
+      None for the mean. There are none beside parameters of the method's own.
     combine: (gradients, a tree like the parameters with P in front, context, config) -> the
       gradient of the step, if there are parts.
     init_carried: params -> what the steps of a state carry along, as it begins; host arrays
@@ -318,12 +320,11 @@ class Method(NamedTuple):
       runs, which do not keep it.
     init_own: (params, statistics, config) -> the method's own parameters, as a state
       begins; host arrays. They are trained beside the network's, by the gradient of the
-      same loss, with an optimizer of their own. What is to outlast the state belongs into
-      the statistics. Leaves below a key `head` end in an axis of classes, and those of
-      classes not seen yet stay as they are. Methods that have any take no states from other
-      runs, as those with `carry`.
-    own_optimizer: config -> their optimizer, with its learning rate; it starts anew with
-      every state, from zeros, as the states of SGD and Adam do.
+      same loss, with Adam, which starts anew with every state. What is to outlast the state
+      belongs into the statistics. Leaves below a key `head` end in an axis of classes, and
+      those of classes not seen yet stay as they are. Methods that have any take no states
+      from other runs, as those with `carry`.
+    own_rate: config -> their learning rate.
     weights: (params, own parameters, random key of the step, context, config) -> the
       parameters that the network is trained with in this step. It is tested with `params`.
     replay: (keys [B], context, config) -> generated images, float32 [B, S, S, 3], as the
@@ -361,7 +362,7 @@ class Method(NamedTuple):
   prediction: str = ""
   fold: Callable[[Any, Any], Any] | None = None
   has_teacher: bool = False
-  fewest_new: int = 1
+  fewest_new: Callable[[Config], int] = lambda config: 1
   largest_image: int | None = None
   cosine_head: bool = False
   num_proxies: int = 1
@@ -373,9 +374,7 @@ class Method(NamedTuple):
   init_carried: Callable[[Any], Any] = lambda params: {}
   carry: Callable[[Any, Step, PhaseContext, Config], Any] = _carry_nothing
   init_own: Callable[[Any, Any, Config], Any] = _nothing_of_its_own
-  own_optimizer: Callable[[Config], optax.GradientTransformation] = lambda config: (
-    optax.identity()
-  )
+  own_rate: Callable[[Config], float] | None = None
   weights: Callable[[Any, Any, jax.Array, PhaseContext, Config], Any] = (
     _parameters_themselves
   )
@@ -405,7 +404,7 @@ class Method(NamedTuple):
       self.combine,
       self.carry,
       self.init_own,
-      self.own_optimizer,
+      self.own_rate,
       self.weights,
       self.replay,
       self.freezes_features,
@@ -433,7 +432,8 @@ class Method(NamedTuple):
   @property
   def differs_later(self) -> bool:
     """Says whether steps of later states are another program than those of the first."""
-    return self.freezes_features or self.replay is not None
+    fields = self.replay, self.parts
+    return self.freezes_features or any(field is not None for field in fields)
 
   @property
   def steps_like_softmax_first(self) -> bool:
@@ -443,7 +443,6 @@ class Method(NamedTuple):
       and not self.cosine_head
       and getattr(self.penalty, "zero_in_first_state", False)
       and (self.elastic is None or getattr(self.elastic, "zero_in_first_state", False))
-      and self.parts is None
       and self.init_own is _nothing_of_its_own
       and self.weights is _parameters_themselves
       and getattr(self.project, "keeps_in_first_state", False)

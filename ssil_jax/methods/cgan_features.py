@@ -66,7 +66,9 @@ def perceptron(weights, inputs, labels):
     inputs: float32 [B, n].
     labels: int32 [B].
   """
-  x = inputs @ weights["in"] + weights["rows"][labels]
+  # No gather, whose gradient adds in any order on a GPU.
+  chosen = jax.nn.one_hot(labels, len(weights["rows"]))
+  x = inputs @ weights["in"] + jnp.matmul(chosen, weights["rows"], precision="highest")
   x = jax.nn.leaky_relu(x, 0.2) @ weights["hidden"] + weights["hidden_bias"][None, :]
   return jax.nn.leaky_relu(x, 0.2) @ weights["out"] + weights["out_bias"][None, :]
 
@@ -150,7 +152,9 @@ def _updated(weights, opt_state, grads):
   return optax.apply_updates(weights, updates), opt_state
 
 
-def train(stats, features, labels, *, num_old, num_seen, steps, seed):
+def train(
+  stats, features, labels, *, num_old, num_seen, steps, seed, check_interrupt=lambda: None
+):
   """Goes on training generator and discriminator, to know the new classes, too.
 
   Args:
@@ -161,6 +165,7 @@ def train(stats, features, labels, *, num_old, num_seen, steps, seed):
     num_seen: classes that it will know.
     steps: of training.
     seed: tuple of ints, what all that is drawn depends on.
+    check_interrupt: called before every step.
 
   Returns:
     The statistics with both networks trained; host arrays.
@@ -175,6 +180,7 @@ def train(stats, features, labels, *, num_old, num_seen, steps, seed):
   former, old = jax.device_put((stats["generator"], np.int32(num_old)))
   game = jax.device_put({**networks, **states, "average": stats["generator"]})
   for _ in range(steps):
+    check_interrupt()
     drawn = rng.integers(num_seen, size=_BATCH, dtype=np.int32)
     # Old classes have no record: the first stands for them, and is not looked at.
     place_in_class = (rng.random(_BATCH) * counts[drawn]).astype(np.int64)
@@ -235,6 +241,7 @@ def _stats(state, config):
     num_seen=state.num_seen,
     steps=config.method_settings.cgan_steps,
     seed=(config.seed, state.num_seen),
+    check_interrupt=state.check_interrupt,
   )
 
 

@@ -28,7 +28,6 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from ssil_jax.errors import ConfigError
 from ssil_jax.losses import seen_softmax_cross_entropy
@@ -134,7 +133,7 @@ DGR = Method(
   has_teacher=True,
   largest_image=64,
   init_own=lambda params, stats, config: stats["generator"],
-  own_optimizer=lambda config: optax.adam(config.method_settings.dgr_rate),
+  own_rate=lambda config: config.method_settings.dgr_rate,
   replay=replay,
   init_stats=_init_stats,
   stats=lambda state, config: {"generator": state.own},

@@ -40,5 +40,5 @@ ER_ACE = Method(
   phases=lambda config, t: one_phase(config, t, RATIO_PRESERVING),
   loss=_asymmetric_cross_entropy,
   defaults={"epochs": 20},
-  fewest_new=2,
+  fewest_new=lambda config: 2,
 )

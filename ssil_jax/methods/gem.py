@@ -30,7 +30,7 @@ from ssil_jax.sampling import RATIO_PRESERVING
 from ssil_jax.settings import setting
 
 _RIDGE = 1e-3
-_CHANCES = 3  # for all wrong guesses to be changed, where fewer have not become of them
+_CHANCES = 3  # rounds without progress before the last wrong guess alone is changed
 _MOST_GUESSES = 1_000  # so that rounding errors cannot go round in circles
 
 

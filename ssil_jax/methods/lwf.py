@@ -38,5 +38,5 @@ LWF = Method(
   defaults={"epochs": 25},
   settings=Distillation,
   has_teacher=True,
-  fewest_new=2,
+  fewest_new=lambda config: 2,
 )

@@ -99,5 +99,5 @@ PENALIZED = {
   "loss": loss,
   "elastic": elastic,
   "init_stats": init_stats,
-  "fewest_new": 2,
+  "fewest_new": lambda config: 1 if config.method_settings.replay else 2,
 }

@@ -153,6 +153,8 @@ def _mistakes(method: Method) -> Iterator[str]:
   if not isinstance(settings, type) or "__dataclass_fields__" not in vars(settings):
     yield "its settings must be a dataclass: decorate the class"
     return
+  if method.parts is not None and method.own_rate is not None:
+    yield "it has parts and parameters of its own, and can only have one of them"
   kinds = {str: str, int: int, float: (int, float), bool: bool, tuple[int, ...]: tuple}
   for field in dataclasses.fields(settings):
     if "changes" not in field.metadata:

@@ -42,7 +42,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from ssil_jax.methods.base import Elastic, Method, zero_in_first_state
-from ssil_jax.methods.gaussian import Gaussian, own_optimizer, weights
+from ssil_jax.methods.gaussian import Gaussian, own_rate, weights
 from ssil_jax.methods.penalties import PENALIZED
 from ssil_jax.settings import setting
 
@@ -165,7 +165,7 @@ UCL = Method(
   settings=Settings,
   defaults={"epochs": 25},
   init_own=lambda params, stats, config: stats["log_sigma"],
-  own_optimizer=own_optimizer,
+  own_rate=own_rate,
   weights=weights,
   penalty=penalty,
   stats=lambda state, config: {"mean": state.params, "log_sigma": state.own},

@@ -37,8 +37,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from ssil_jax.methods.base import Elastic, Method
-from ssil_jax.methods.gaussian import Gaussian, own_optimizer, replaced, weights
+from ssil_jax.errors import ConfigError
+from ssil_jax.methods.base import Elastic, Method, into_corner
+from ssil_jax.methods.gaussian import Gaussian, own_rate, replaced, weights
 from ssil_jax.methods.penalties import PENALIZED
 from ssil_jax.settings import setting
 
@@ -129,14 +130,24 @@ def penalty(params, own, context, config):
   return _per_image(context, config) * total
 
 
+def _grow(stats, fresh, kept):
+  if jax.tree.structure(stats) != jax.tree.structure(fresh):
+    raise ConfigError(
+      "--vcl_layers has another value in the states that the model has learnt, which have "
+      "deviations of other layers: leave the flag out"
+    )
+  return jax.tree.map(into_corner, stats, fresh)
+
+
 VCL = Method(
   title="VCL",
   settings=Settings,
   defaults={"epochs": 25},
   init_own=lambda params, stats, config: stats["log_sigma"],
-  own_optimizer=own_optimizer,
+  own_rate=own_rate,
   weights=weights,
   penalty=penalty,
+  grow_stats=_grow,
   stats=lambda state, config: {"mean": state.params, "log_sigma": state.own},
   **PENALIZED | {"elastic": elastic, "init_stats": _init_stats},
 )

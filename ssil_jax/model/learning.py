@@ -120,6 +120,12 @@ def learn(
       say(note)
     exemplars = Memory(np.arange(len(photos.labels)), photos.labels, photos.ranks)
     plan = job.plan(dataset, exemplars, say)
+    if plan.method.restarts and plan.config.init_from:
+      raise ConfigError(
+        f"{workdir_path}: every state of --method={plan.config.method} starts from "
+        f"--init_from={plan.config.init_from}, which a model does not keep: train it anew "
+        "with the new classes, by run.py"
+      )
     with (
       workdir.writing(plan.config),
       numerics.standard(plan.config, warn=say),

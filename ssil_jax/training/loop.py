@@ -237,6 +237,7 @@ def finish_state(session: Session, state: IncrementalState, run: RunState) -> Ru
     own=train_state.own,
     extract=extract,
     total=totaler(session, state, train_state, run.stats),
+    check_interrupt=session.check_interrupt,
   )
   finished = finished._replace(stats=method.stats(finished, config))
   result = {

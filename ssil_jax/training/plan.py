@@ -217,11 +217,12 @@ def _check_fewest_new(
   config: Config, method: Method, state: IncrementalState, class_names: Sequence[str]
 ) -> None:
   """Raises ConfigError for a later state whose classes the method could not learn."""
-  if state.num_old and state.num_seen - state.num_old < method.fewest_new:
+  fewest = method.fewest_new(config)
+  if state.num_old and state.num_seen - state.num_old < fewest:
     raise ConfigError(
       f"--method={config.method} trains new classes by a softmax among themselves, and "
       f"would learn nothing of {class_names[state.num_old]}, alone in state {state.index}: "
-      f"give the state {method.fewest_new} classes or more"
+      f"give the state {fewest} classes or more"
     )
 
 

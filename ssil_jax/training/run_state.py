@@ -29,15 +29,22 @@ class TrainState:
   own_opt_state: optax.OptState = optax.EmptyState()
 
 
+def own_optimizer(method: Method, config: Config) -> optax.GradientTransformation:
+  """Returns what trains the method's own parameters: Adam, if it has any."""
+  if method.own_rate is None:
+    return optax.identity()
+  return optax.adam(method.own_rate(config))
+
+
 def with_own(
   train_state: TrainState, method: Method, stats: Any, config: Config
 ) -> TrainState:
   """Returns it with what is the method's own, as a state begins; host arrays in and out."""
   own = method.init_own(train_state.params, stats, config)
-  # By its shapes alone, for which nothing is compiled.
+  # By its shapes alone, for which nothing is compiled: Adam starts with zeros.
   own_opt_state = jax.tree.map(
     lambda like: np.zeros(like.shape, like.dtype),
-    jax.eval_shape(method.own_optimizer(config).init, own),
+    jax.eval_shape(own_optimizer(method, config).init, own),
   )
   return train_state.replace(
     carried=method.init_carried(train_state.params), own=own, own_opt_state=own_opt_state

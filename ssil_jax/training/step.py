@@ -28,12 +28,10 @@ from ssil_jax.methods.base import (
   mask_unseen,
 )
 from ssil_jax.resnet import Outputs, ResNet18
-from ssil_jax.training.run_state import TrainState
+from ssil_jax.training.run_state import TrainState, own_optimizer
 
 AXIS = "batch"
-_OWN = (
-  2**32 - 1
-)  # a method's own randomness: no position in a batch, which those of images are
+_OWN = 2**32 - 1  # of a method's own randomness; images have theirs by position
 _NETWORK = ("params", "opt_state")
 
 
@@ -118,6 +116,7 @@ def train_step(
     generated = jax.lax.stop_gradient(method.replay(keys, context, config))
   everything = pixels if generated is None else jnp.concatenate([pixels, generated])
   is_frozen = later and method.freezes_features
+  has_parts = later and method.parts is not None
   of_teacher = None
   if method.has_teacher:
     of_teacher = _teacher_outputs(everything, context, model)
@@ -160,11 +159,13 @@ def train_step(
       expert=expert,
       unlabeled=unlabeled,
     )
-    parts = None if method.parts is None else method.parts(examples, config)
+    parts = method.parts(examples, config) if has_parts else None
     return method.loss(examples, config), (parts, outputs, batch_stats)
 
   trained = state.params, state.own
-  loss, of_loss, outputs, batch_stats = _gradient(losses_of, trained, context, model)
+  loss, of_loss, outputs, batch_stats = _gradient(
+    losses_of, trained, context, model, has_parts=has_parts
+  )
   both = of_loss
   if method.has_penalty:
     penalty, of_penalty = jax.value_and_grad(
@@ -172,7 +173,7 @@ def train_step(
     )(trained)
     loss, both = loss + penalty, jax.tree.map(jnp.add, of_loss, of_penalty)
   grads, own_grads = both
-  own_updates, own_opt_state = method.own_optimizer(config).update(
+  own_updates, own_opt_state = own_optimizer(method, config).update(
     own_grads, state.own_opt_state, state.own
   )
   updates, opt_state = model.optimizer.update(grads, state.opt_state, state.params)
@@ -207,7 +208,12 @@ def train_step(
 
 
 def _gradient(
-  losses_of: Callable[[Any], Any], trained: Any, context: PhaseContext, model: Model
+  losses_of: Callable[[Any], Any],
+  trained: Any,
+  context: PhaseContext,
+  model: Model,
+  *,
+  has_parts: bool,
 ) -> tuple[jax.Array, Any, Any, Any]:
   """Returns this device's mean loss, and the gradient over all devices' batch.
 
@@ -217,12 +223,13 @@ def _gradient(
     trained: parameters of the network, and those of the method, which parts have none of.
     context: of the phase.
     model: the method, which may put the gradient together from those of parts.
+    has_parts: whether it does.
 
   Returns:
     Loss, gradient, outputs, batch statistics.
   """
   method = model.method
-  if method.parts is None:
+  if not has_parts:
 
     def mean_loss(trained):
       losses, aux = losses_of(trained)
@@ -313,7 +320,8 @@ def toward_anchor(params: Any, elastic: Elastic, rate: jax.Array) -> Any:
   stiffness, anchor, lasso = elastic
 
   def pull(x, k, a):
-    return x + (a - x) * (rate * k / (1 + rate * k))
+    strength = jnp.minimum(rate * k, 1e30)  # infinity over infinity would be no number
+    return x + (a - x) * (strength / (1 + strength))
 
   def shrink(x, a, least):
     return a + jnp.sign(x - a) * jnp.maximum(jnp.abs(x - a) - rate * least, 0)

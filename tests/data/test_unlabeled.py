@@ -36,7 +36,8 @@ def test_files_are_read_in_the_order_of_their_names(dataset, unlabeled_dir):
   assert found._replace(unlabeled=None, notes=()) == dataset._replace(notes=())
   assert found.notes == (
     *dataset.notes,
-    f"3 images without labels from {unlabeled_dir}; 1 files beside them are ignored",
+    f"3 images without labels from {unlabeled_dir}; ignored beside them: 1 (other files, "
+    "linked folders)",
   )
   images = found.unlabeled.images
   assert (images.shape, images.dtype) == ((3, 8, 8, 3), np.uint8)

@@ -14,6 +14,7 @@ from ssil_jax.errors import ConfigError
 from ssil_jax.methods import METHODS, generator
 from ssil_jax.methods.base import Replayed, Sizes
 from ssil_jax.methods.dgr import old_label
+from ssil_jax.training.run_state import own_optimizer
 
 DGR = METHODS["dgr"]
 CONFIG = config_of("dgr", dgr_units=5, dgr_latent=2, dgr_deviation=0.3)
@@ -100,7 +101,7 @@ def test_a_trained_generator_keeps_its_size(changes):
 def test_it_learns_to_draw_an_image_of_each_class():
   config = config_of("dgr", dgr_units=32, dgr_latent=2, dgr_rate=0.01)
   params = DGR.init_own({}, stats_of(config=config), config)
-  optimizer = DGR.own_optimizer(config)
+  optimizer = own_optimizer(DGR, config)
   both, labels = images(1, 2), jnp.tile(jnp.array([0, 1]), 8)
 
   @jax.jit

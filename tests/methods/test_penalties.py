@@ -7,14 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from finished_states import config_of, context_of, finished_of, memory_of
+from small_runs import small_config
 
 from ssil_jax.data.dataset import Batch
 from ssil_jax.data.images.augment import Augmentation, to_float
+from ssil_jax.errors import ConfigError
 from ssil_jax.methods import METHODS
 from ssil_jax.methods.base import Sizes, Step
 from ssil_jax.methods.ewc import squared_gradient
 from ssil_jax.resnet import Outputs
 from ssil_jax.sampling import Pool
+from ssil_jax.training.plan import make_plan
 from ssil_jax.training.run_state import with_own
 from ssil_jax.training.step import (
   AXIS,
@@ -408,3 +411,12 @@ def test_less_is_forgotten_than_without_what_holds_the_means(name, strength, set
     assert held - held_first < (plain - first) / 2
     assert max(first, held_first) < 0.15
     assert second < 0.5
+
+
+@pytest.mark.parametrize("name", [*NAMES, "vcl", "ucl"])
+def test_a_class_alone_can_be_learnt_beside_exemplars(name, tmp_path):
+  alone = {"method": name, "num_classes": 3, "num_states": 3}
+  plan = make_plan(small_config(tmp_path, **alone, replay=True))
+  assert [state.num_seen for state in plan.states] == [1, 2, 3]
+  with pytest.raises(ConfigError, match="would learn nothing of"):
+    make_plan(small_config(tmp_path, **alone))

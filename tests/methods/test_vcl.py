@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from finished_states import config_of, context_of, finished_of, memory_of
 
+from ssil_jax.errors import ConfigError
 from ssil_jax.methods import METHODS
 from ssil_jax.methods.base import Sizes
 from ssil_jax.training.step import elastic_energy
@@ -182,3 +183,13 @@ def test_classes_that_are_added_begin_as_all_do():
   np.testing.assert_array_equal(
     grown["mean"]["head"]["kernel"][:, :5], params["head"]["kernel"]
   )
+
+
+def test_a_model_keeps_the_layers_that_are_gaussian():
+  stats = {"mean": {}, "log_sigma": {"head": {"kernel": np.zeros((2, 3))}}}
+  others = {"mean": {}, "log_sigma": {"stem_conv": {"kernel": np.zeros((2, 3))}}}
+  grown = VCL.grow_stats(stats, jax.tree.map(lambda x: np.ones((2, 4)), stats), None)
+  kernel = grown["log_sigma"]["head"]["kernel"]
+  np.testing.assert_array_equal(kernel, [[0, 0, 0, 1]] * 2)
+  with pytest.raises(ConfigError, match="--vcl_layers has another value"):
+    VCL.grow_stats(stats, others, None)

@@ -295,6 +295,12 @@ def test_one_class_alone_that_would_not_be_learnt(photos, tmp_path):
     learn(workdir, photos / "g")
 
 
+def test_states_that_start_from_given_weights_need_them(model, photos, tmp_path):
+  workdir = trained(tmp_path / "w", photos, method="gdumb", init_from=str(model))
+  with pytest.raises(ConfigError, match="which a model does not keep: train it anew"):
+    learn(workdir, photos / "1")
+
+
 def test_what_differs_in_a_state_is_kept(model, photos):
   learn(model, photos / "1", epochs=7, learning_rate=0.02, keep_test=2)
   card = json.loads((model / "model.json").read_text())

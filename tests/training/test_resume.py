@@ -42,7 +42,7 @@ def _quickly():
 
 
 def config_of(workdir, **changes):
-  own = {"eeil": {"eeil_epochs": 4}, "gd": {"gd_epochs": 2}}.get(changes["method"], {})
+  own = {"eeil": {"eeil_epochs": 4}, "gd": {"gd_epochs": 2}}.get(changes.get("method"), {})
   return small_config(workdir, **SETTINGS | own | changes)
 
 

@@ -343,7 +343,7 @@ def test_gradients_of_parts_are_over_all_devices_and_carried_along():
 
   def step(state, batch, weights):
     context = PhaseContext(classes, None, weights)
-    return train_step(state, batch, context, 0.1, None, model=model)[0]
+    return train_step(state, batch, context, 0.1, None, model=model, later=True)[0]
 
   copies = jax.tree.map(lambda x: jnp.stack([x, x]), state)
   batch = Batch(pixels, places * 0, places, places)
@@ -388,14 +388,14 @@ FIRST = PhaseContext(SeenClasses(*map(jnp.int32, (0, 3, 0))), None, {})
 LATER = PhaseContext(SeenClasses(*map(jnp.int32, (1, 3, 0))), None, {})
 
 
-def test_own_parameters_are_trained_beside_the_network_by_their_own_optimizer():
+def test_own_parameters_are_trained_beside_the_network_by_adam():
   # logits = image * (own * params); the loss is their sum, and (own - 3)^2.
   method = SSIL._replace(
     loss=lambda examples, config: (
       examples.outputs.logits.sum(-1) + (examples.own["by"] - 3) ** 2
     ),
     init_own=lambda params, stats, config: {"by": np.float32(2)},
-    own_optimizer=lambda config: optax.sgd(0.5),
+    own_rate=lambda config: 0.5,
     weights=lambda params, own, key, context, config: own["by"] * params,
     penalty=lambda params, own, context, config: 7 * own["by"] + 0 * jnp.sum(params),
   )
@@ -404,8 +404,11 @@ def test_own_parameters_are_trained_beside_the_network_by_their_own_optimizer():
   batch = random_batch(2, 4)
   after = on_devices(state, batch, FIRST, model=model)
   mean = np.float64(batch.inputs[:, :, 0, 0]).mean((0, 1)) / 255
-  by = 2 - 0.5 * (mean @ [1, 2, 4] + 2 * (2 - 3) + 7)
-  np.testing.assert_allclose(after.own["by"], [by, by], rtol=1e-5)
+  gradient = mean @ [1, 2, 4] + 2 * (2 - 3) + 7
+  # Adam's first step has the length of its rate; its mean is a tenth of the gradient.
+  np.testing.assert_allclose(after.own["by"], [1.5, 1.5], rtol=1e-5)
+  of_adam = after.own_opt_state[0]
+  np.testing.assert_allclose(of_adam.mu["by"], [gradient / 10] * 2, rtol=1e-5)
   # Nesterov's first step is 1.9 times the gradient.
   moved = np.float64([1, 2, 4]) - 0.19 * 2 * mean
   np.testing.assert_allclose(after.params, [moved[None]] * 2, rtol=1e-5)

@@ -35,10 +35,15 @@ def open_digits(_: Config) -> Source:
 def _read_digits() -> tuple[np.ndarray, np.ndarray]:
   """Reads what `sklearn.datasets.load_digits` does: pixels [1797, 8, 8], labels [1797].
 
-  From its file, for to import scikit-learn takes a second.
+  From its file, as importing scikit-learn takes a second.
   """
   (package,) = importlib.util.find_spec("sklearn").submodule_search_locations
   path = pathlib.Path(package) / "datasets" / "data" / "digits.csv.gz"
+  if not path.is_file():  # another release may keep it elsewhere
+    from sklearn.datasets import load_digits
+
+    found = load_digits()
+    return found.images, found.target
   with gzip.open(path, "rt") as lines:
     table = np.loadtxt(lines, delimiter=",")
   return table[:, :-1].reshape(-1, 8, 8), table[:, -1]
