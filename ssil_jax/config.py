@@ -239,6 +239,9 @@ class Config:
     "folder in which compiled programs are kept for later runs, or none (default: of the "
     "user's cache)",
   )
+  profile: str = _running(
+    "", "folder for a trace of ten training steps, by jax.profiler (default: none)"
+  )
   log_every: int = _running(50, "steps between two lines of metrics.jsonl", at_least=1)
   checkpoint_minutes: float = _running(
     10.0,
@@ -363,7 +366,7 @@ def _mistakes(config: Config, fixed: Collection[str]) -> Iterator[str]:
       f"--validation_fraction={config.validation_fraction} out"
     )
   paths = ("data_dir", "classes", "class_order", "init_from", "tuned_on")
-  for name in (*paths, "compilation_cache"):
+  for name in (*paths, "compilation_cache", "profile"):
     yield from address_mistakes(name, getattr(config, name))
   if config.class_order and config.class_order_seed:
     yield (

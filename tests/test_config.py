@@ -295,7 +295,7 @@ def test_some_flags_may_change_when_a_run_is_resumed():
   free |= {"coordinator_address": "host:1234", "num_processes": 2, "process_id": 1}
   free |= {"verify_data": False, "skip_bad_records": True, "test_fraction": 0.5}
   free |= {"classes": "a.txt", "class_order": "b.txt", "keep_test": 7}
-  free |= {"wandb": "project"}
+  free |= {"wandb": "project", "compilation_cache": "none", "profile": "p"}
   free |= {"tuned_on": "tuning.json"}
   saved = config_lib.to_json(make_config({}, SSIL))
   assert config_lib.differences(make_config(free, SSIL), saved) == []

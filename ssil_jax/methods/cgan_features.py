@@ -176,9 +176,9 @@ def train(stats, features, labels, *, num_old, num_seen, steps, seed):
   game = jax.device_put({**networks, **states, "average": stats["generator"]})
   for _ in range(steps):
     drawn = rng.integers(num_seen, size=_BATCH, dtype=np.int32)
-    # Those of old classes, which have no record, are not looked at.
-    places = first[drawn] + np.int64(rng.random(_BATCH) * counts[drawn])
-    batch = features[np.minimum(places, len(features) - 1)]
+    # Old classes have no record: the first stands for them, and is not looked at.
+    place_in_class = (rng.random(_BATCH) * counts[drawn]).astype(np.int64)
+    batch = features[first[drawn] + place_in_class]
     noise_seed = rng.integers(2**32, dtype=np.uint32)
     batch, drawn, noise_seed = jax.device_put((batch, drawn, noise_seed))
     game = train_generator(game, former, batch, drawn, old, noise_seed)

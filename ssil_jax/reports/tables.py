@@ -234,7 +234,7 @@ def schedule_table(
     caption="classes: old + new; images: those of them that are trained on;\n"
     "batch: new + exemplars, or both together; RP: ratio-preserving;\n"
     f"drops: epochs after which the rate is multiplied by {drop:g}\n"
-    + ", ".join(f"{name} {value}" for name, value in settings.items()),
+    + ", ".join(f"{name} {value}" for name, value in settings.items() if value != ""),
     box=None,
     padding=(0, 1, 0, 0),  # fits a terminal of 80 columns
   )

@@ -171,8 +171,9 @@ def train_phase(
         before_batch = time.monotonic()
         batch = next(batches_on_devices)
         waited = time.monotonic() - before_batch
-        train_state, step_metrics = devices.train_step(
-          train_state, batch, context, learning_rate, later=state.num_old > 0
+        train_state, step_metrics = session.profile.step(
+          *(devices.train_step, train_state, batch, context, learning_rate),
+          later=state.num_old > 0,
         )
         steps_done += 1
         metrics.add(step_metrics, input_seconds=waited)

@@ -25,6 +25,7 @@ from ssil_jax.distributed.preemption import Interrupted
 from ssil_jax.errors import DataError, DivergedError
 from ssil_jax.methods.base import Sizes
 from ssil_jax.methods.source import source_hash
+from ssil_jax.paths import real_path
 from ssil_jax.progress import ProgressDisplay
 from ssil_jax.reports.tables import schedule_table
 from ssil_jax.reports.tuning import load_tuning
@@ -35,6 +36,7 @@ from ssil_jax.training import model_files, pretrained, step, workdir, writers
 from ssil_jax.training.checkpoint import Checkpoints
 from ssil_jax.training.devices import Devices, choose_devices, initial_train_state
 from ssil_jax.training.plan import Plan, check_shares, make_plan, schedule_rows
+from ssil_jax.training.profiling import Profile
 from ssil_jax.training.recorder import Recorder
 from ssil_jax.training.reuse import Lender, open_lender
 from ssil_jax.training.run_state import RunState, TrainState, with_own
@@ -71,6 +73,7 @@ class Session:
   tuned_on: Mapping[str, Any] | None = None
   beginning: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   display: ProgressDisplay | None = None
+  profile: Profile = dataclasses.field(default_factory=Profile)
   # The run at the last moment from which it can be resumed, if that is not saved.
   _unsaved: Callable[[], RunState] | None = None
   _saved_at: float = dataclasses.field(default_factory=time.monotonic)
@@ -393,6 +396,8 @@ def open_session(
     if not session.checkpoints.damaged:
       session.write_results(run)
       session.save_model(run)
+    if config.profile:
+      session.profile = stack.enter_context(Profile(real_path(config.profile), warn))
     openers = writers.openers(config)
     with session.recording(run, console, warn=warn, openers=openers):
       yield session, run
