@@ -48,7 +48,7 @@ class Settings:
   dgr_units: int = setting(400, "units of each hidden layer of the generator", at_least=1)
   dgr_latent: int = setting(8, "length of the generator's code", at_least=1)
   dgr_deviation: float = setting(
-    0.1,
+    0.2,
     "standard deviation of pixels around what the generator says, in the network's input",
     above=0,
   )

@@ -26,8 +26,9 @@ from ssil_jax.training.model_files import arrays_of
 QUIET = Console(quiet=True)
 GROUPS = (("c", "a"), ("b", "f"), ("d", "e"))  # the first is not in the order of names
 # With nothing beside the network; herding, a teacher and means; exemplars' logits; trees
-# like the parameters, and what steps carry along; a second teacher; a feature generator.
-LEARNING = ("ssil", "icarl", "der", "rwalk", "gd", "cgan_features")
+# like the parameters, and what steps carry along; a second teacher; a feature generator;
+# parameters of its own that become statistics.
+LEARNING = ("ssil", "icarl", "der", "rwalk", "gd", "cgan_features", "dgr")
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -138,6 +139,7 @@ def test_a_chain_of_commands_is_one_run(method, photos, tmp_path):
     # Images without labels have numbers after those of the others, which here are fewer.
     "gd": {"gd_epochs": 1, "unlabeled_dir": str(photos / "1" / "test")},
     "cgan_features": {"cgan_steps": 3},
+    "dgr": {"dgr_rate": 1e-5},
   }
   settings = {"method": method, **own.get(method, {})}
   groups = GROUPS if method == "ssil" else GROUPS[:2]
