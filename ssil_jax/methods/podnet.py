@@ -11,8 +11,9 @@ L_LSC + sqrt(seen / new classes) (lambda_c L_POD-spatial + lambda_f L_POD-flat):
   class's K = 10 proxies of these cosines. Its loss is
   max(0, -log(exp(eta (y_c - delta)) / sum_{i != c} exp(eta y_i))), eta learnt.
 
-The proxies of old classes are fixed. In the end all proxies, and nothing else, are trained
-on as many images of each new class as there are exemplars of an old one. The network is
+The proxies of old classes are fixed. In the end all proxies, and no other parameters, are
+trained on as many images of each new class as there are exemplars of an old one
+(BatchNorm's running statistics go on following the images). The network is
 without the last ReLU, and a stage's output is what its last one gets.
 
 As in the authors' code, stage outputs are squared, both sums are one vector of length 1,

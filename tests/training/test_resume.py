@@ -180,6 +180,15 @@ def test_a_run_interrupted_anywhere_goes_on_as_if_nothing_had_been(
     assert count(interrupted + resumed, "train") == count(calls, "train"), stop_at
 
 
+# What steps carry along; weights that are drawn; a generator that is trained beside.
+@pytest.mark.parametrize("method", ["rwalk", "ucl", "dgr"])
+def test_what_is_the_methods_own_is_resumed_within_a_state(undisturbed, tmp_path, method):
+  workdir, calls = undisturbed(method=method)
+  run(tmp_path / "run", method=method, stop_at=middle(calls, "train", 1))
+  run(tmp_path / "run", method=method)
+  assert differences(workdir, tmp_path / "run") == []
+
+
 @pytest.mark.parametrize("kind", ["train", "eval"])
 def test_a_second_ctrl_c_saves_nothing_and_harms_nothing(undisturbed, tmp_path, kind):
   workdir, calls = undisturbed(method="eeil")
