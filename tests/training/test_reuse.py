@@ -266,7 +266,7 @@ TABLE = [
   ("ft", {}, "si", {}, 0),
   ("si", {}, "si", {}, 0),
   ("rwalk", {}, "rwalk", {}, 0),
-  # Gradients of parts are added up in another order.
+  # Parts are those of later states.
   ("ft", {}, "agem", {}, 1),
   ("agem", {"memory_size": 2000}, "agem", {}, 1),
   ("ft", {}, "joint", {}, 1),
