@@ -298,7 +298,7 @@ def test_one_class_alone_that_would_not_be_learnt(photos, tmp_path):
 
 
 def test_states_that_start_from_given_weights_need_them(model, photos, tmp_path):
-  workdir = trained(tmp_path / "w", photos, method="gdumb", init_from=str(model))
+  workdir = trained(tmp_path / "other", photos, method="gdumb", init_from=str(model))
   with pytest.raises(ConfigError, match="which a model does not keep: train it anew"):
     learn(workdir, photos / "1")
 
