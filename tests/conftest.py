@@ -44,16 +44,3 @@ def cache_home(tmp_path_factory, monkeypatch):
   folder = tmp_path_factory.mktemp("cache")
   monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
   return folder
-
-
-# The longest files, in minutes of one core or half of it: begun last, they would leave the
-# other workers idle in the end.
-_LONGEST = (
-  *("test_processes.py", "test_learn.py", "test_all_methods.py", "test_resume.py"),
-  *("test_kills.py", "test_export.py", "test_serving.py", "test_sweep.py"),
-)
-
-
-def pytest_collection_modifyitems(items):
-  place = {name: number for number, name in enumerate(_LONGEST)}
-  items.sort(key=lambda item: place.get(item.path.name, len(place)))
