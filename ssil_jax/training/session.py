@@ -1,4 +1,4 @@
-"""What a run has open: its plan, devices, files and console."""
+"""Opens what a run needs: its plan, devices, files and console."""
 
 import contextlib
 import dataclasses
@@ -50,7 +50,7 @@ _NOTED_LATER = ("jaxlib", "flax", "optax", "cpu")
 
 @dataclasses.dataclass(kw_only=True)
 class Session:
-  """What a run has open.
+  """Holds what a run has open.
 
   A session without files (`folder` is None) trains and evaluates in memory.
   """

@@ -27,7 +27,7 @@ _FILES = ("config.json", "schedule.json", "results.json", "metrics.jsonl")
 
 
 class Origin(NamedTuple):
-  """What makes a run itself: without it, what was saved means nothing."""
+  """Holds what makes a run itself: without it, what was saved means nothing."""
 
   settings: Mapping[str, Any]  # of `config.to_json`
   method_source: str | None  # of `source_hash`; None of runs by earlier versions
