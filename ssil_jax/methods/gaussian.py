@@ -66,3 +66,12 @@ def weights(params, own, key, context, config):
     sigma = jnp.broadcast_to(jnp.exp(log_sigma), mean.shape)
     drawn[path] = mean + sigma * noise(jax.random.fold_in(key, number), mean.shape)
   return replaced(params, drawn)
+
+
+# Fields of a `Method` with Gaussian weights; the last state's are the next one's prior.
+GAUSSIAN = {
+  "init_own": lambda params, stats, config: stats["log_sigma"],
+  "own_rate": own_rate,
+  "weights": weights,
+  "stats": lambda state, config: {"mean": state.params, "log_sigma": state.own},
+}

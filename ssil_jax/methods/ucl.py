@@ -42,7 +42,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from ssil_jax.methods.base import Elastic, Method, zero_in_first_state
-from ssil_jax.methods.gaussian import Gaussian, own_rate, weights
+from ssil_jax.methods.gaussian import GAUSSIAN, Gaussian
 from ssil_jax.methods.penalties import PENALIZED
 from ssil_jax.settings import setting
 
@@ -164,10 +164,6 @@ UCL = Method(
   title="UCL",
   settings=Settings,
   defaults={"epochs": 25},
-  init_own=lambda params, stats, config: stats["log_sigma"],
-  own_rate=own_rate,
-  weights=weights,
   penalty=penalty,
-  stats=lambda state, config: {"mean": state.params, "log_sigma": state.own},
-  **PENALIZED | {"elastic": elastic, "init_stats": _init_stats},
+  **PENALIZED | GAUSSIAN | {"elastic": elastic, "init_stats": _init_stats},
 )

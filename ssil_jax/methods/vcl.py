@@ -39,7 +39,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from ssil_jax.errors import ConfigError
 from ssil_jax.methods.base import Elastic, Method, into_corner
-from ssil_jax.methods.gaussian import Gaussian, own_rate, replaced, weights
+from ssil_jax.methods.gaussian import GAUSSIAN, Gaussian, replaced
 from ssil_jax.methods.penalties import PENALIZED
 from ssil_jax.settings import setting
 
@@ -143,11 +143,7 @@ VCL = Method(
   title="VCL",
   settings=Settings,
   defaults={"epochs": 25},
-  init_own=lambda params, stats, config: stats["log_sigma"],
-  own_rate=own_rate,
-  weights=weights,
   penalty=penalty,
   grow_stats=_grow,
-  stats=lambda state, config: {"mean": state.params, "log_sigma": state.own},
-  **PENALIZED | {"elastic": elastic, "init_stats": _init_stats},
+  **PENALIZED | GAUSSIAN | {"elastic": elastic, "init_stats": _init_stats},
 )
