@@ -73,7 +73,7 @@ def _result_table(
   best = any(cell.best for column in columns for cell in column)
   significant = any(cell.significant for column in columns for cell in column)
   rivals = [group for group in groups if group.is_ranked]
-  texts = ["In %, but for the time."]
+  texts = ["In %, but for time and memory."]
   if best:
     texts.append(
       "Bold: the best of a column. e(p,n) and e(n,p) have none, as what lowers one "
