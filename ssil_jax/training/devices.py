@@ -159,13 +159,21 @@ class Devices:
 
     Where they do not differ, one program serves both.
     """
+    step = self._train_step(later)
+    return step(train_state, batch, context, learning_rate, self._images.get("train"))
+
+  def lower_train_step(self, train_state, batch, context, learning_rate, *, later: bool):
+    """Returns `train_step` lowered for shapes, to be compiled without the devices."""
+    step = self._train_step(later)
+    return step.lower(train_state, batch, context, learning_rate, self._images.get("train"))
+
+  def _train_step(self, later: bool) -> Callable:
     later = later and self._model.method.differs_later
     if later not in self._train_steps:
       self._train_steps[later] = self._map(
         step_lib.train_step, donate_argnums=0, later=later
       )
-    step = self._train_steps[later]
-    return step(train_state, batch, context, learning_rate, self._images.get("train"))
+    return self._train_steps[later]
 
   def eval_step(
     self, train_state, batch, context
