@@ -12,11 +12,12 @@ write, memory for temporaries. Nothing is timed: a chip does no more images a se
 the slower of its peak FLOP/s and its memory's bandwidth allows for these figures.
 
 A row takes a minute or two on two idle cores. Rows are written to --output as they come,
-and those that are there already are not compiled again.
+with the commit, and those that are there already are not compiled again, whatever theirs.
 """
 
 import argparse
 import dataclasses
+import importlib.metadata
 import json
 import math
 import os
@@ -26,14 +27,14 @@ import sys
 import time
 
 sys.path.append(str(pathlib.Path(__file__).resolve().parent.parent))
-# Else libtpu asks Google's metadata server which TPU this is, and jax looks for the TPU.
+# Else libtpu asks Google's metadata server which TPU this is, jax looks for the TPU, and
+# only one process at a time may load libtpu, as if it were to use one.
 os.environ["TPU_SKIP_MDS_QUERY"] = "1"
 os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
 
-import flax
 import flax_imagenet
 import jax
-import jaxlib
 import numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh
@@ -182,21 +183,11 @@ def collectives(hlo: str, sizes: Sizes) -> dict:
   return {"collectives": len(found), "collective_bytes_per_image": total / sizes.batch}
 
 
-def about(sizes: Sizes) -> dict:
-  """What every row of a file depends on."""
-  import libtpu
-
-  return {
-    "commit": source_commit(),
-    "versions": {
-      "jax": jax.__version__,
-      "jaxlib": jaxlib.__version__,
-      "flax": flax.__version__,
-      "libtpu": libtpu.__version__,
-    },
-    "sizes": dataclasses.asdict(sizes),
-    "chips": CHIPS,
-  }
+def provenance() -> dict:
+  """Says what a row was made with."""
+  names = ("jax", "jaxlib", "flax", "optax", "libtpu")
+  versions = {name: importlib.metadata.version(name) for name in names}
+  return {"commit": source_commit(), "versions": versions}
 
 
 def table(rows: list[dict], sizes: Sizes) -> Table:
@@ -245,23 +236,26 @@ def main(argv: list[str]) -> None:
   ):
     parser.add_argument(f"--{name}", type=int, default=default)
   flags = parser.parse_args(argv)
+  for topology in flags.topologies:
+    if topology.partition(":")[0] not in CHIPS:
+      parser.error(f"--topologies={topology}: known are {', '.join(CHIPS)}, as in v5e:2x2")
   sizes = Sizes(
     **{field.name: getattr(flags, field.name) for field in dataclasses.fields(Sizes)}
   )
-  found = about(sizes)
-  rows = []
+  file = {"sizes": dataclasses.asdict(sizes), "chips": CHIPS, "rows": []}
   if flags.output.exists():
     before = json.loads(flags.output.read_text())
-    rows = before.pop("rows")
-    if before != found:
-      parser.error(f"{flags.output} is of another commit, version or size: give another")
+    if before["sizes"] != file["sizes"]:
+      parser.error(f"--output={flags.output} has rows of other sizes: give another file")
+    file["rows"] = before["rows"]
+  rows = file["rows"]
   done = {(row["topology"], row["step"], row["precision"]) for row in rows}
   for topology in flags.topologies:
     for precision in flags.precisions:
       for step in flags.steps:
         if (topology, step, precision) not in done:
-          rows.append(measure(topology, step, precision, sizes))
-          write_json(flags.output, found | {"rows": rows})
+          rows.append(measure(topology, step, precision, sizes) | provenance())
+          write_json(flags.output, file)
   Console(width=160).print(table(rows, sizes))
 
 
