@@ -254,7 +254,8 @@ def main(argv: list[str]) -> None:
     for precision in flags.precisions:
       for step in flags.steps:
         if (topology, step, precision) not in done:
-          rows.append(measure(topology, step, precision, sizes) | provenance())
+          row = {**provenance(), **measure(topology, step, precision, sizes)}
+          rows.append(row)
           write_json(flags.output, file)
   Console(width=160).print(table(rows, sizes))
 
