@@ -101,7 +101,8 @@ def lower(step: str, precision: str, devices: list, sizes: Sizes) -> jax.stages.
   images = (sizes.batch, sizes.image_size, sizes.image_size, 3)
   ints = np.zeros(sizes.batch, np.int32)
   shapes = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct((len(session.devices.local), *np.shape(x)), x.dtype),
+    # Of all devices: jax takes those of other hosts for this process's own, too.
+    lambda x: jax.ShapeDtypeStruct((len(devices), *np.shape(x)), x.dtype),
     (
       run.train_state,
       Batch(jax.ShapeDtypeStruct(images, np.uint8), ints, ints, ints),
@@ -148,7 +149,9 @@ def session_of(step: str, precision: str, devices: list, sizes: Sizes):
 def measure(topology: str, step: str, precision: str, sizes: Sizes) -> dict:
   """Compiles a row's step; returns the row."""
   chip = topology.partition(":")[0]
-  devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+  # A v4 chip's two cores are one device to jax, unless a program asks for both.
+  options = {"chip_config_name": "megacore"} if chip == "v4" else {}
+  devices = topologies.get_topology_desc(topology, "tpu", **options).devices
   row = {"topology": topology, "chips": len(devices), "step": step, "precision": precision}
   lowered = lower(step, precision, list(devices), sizes)
   started = time.perf_counter()
