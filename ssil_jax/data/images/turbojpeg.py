@@ -37,6 +37,7 @@ _RGB = 0  # TJPF
 _WIDTH, _RESTART_BLOCKS = 5, 18  # TJPARAM
 _COPY_NONE, _OPTIMIZE = 1 << 6, 1 << 8  # TJXOPT
 _WARNING = 0  # TJERR
+_END = b"\xff\xd9"  # of a JPEG file
 # MCUs on both sides of a part, without which its outermost pixels would differ: upsampled
 # chroma takes from the sample before and after it, and where a progressive file lacks bits
 # of coefficients, libjpeg smooths over two blocks each way.
@@ -135,9 +136,11 @@ class Library:
         self._check(handle, self._tj3Set(handle, _RESTART_BLOCKS, interval))
         outputs = ctypes.byref(buffer), ctypes.byref(size), ctypes.byref(transform)
         status = self._tj3Transform(handle, data, len(data), 1, *outputs)
-        if status and self._tj3GetErrorCode(handle) != _WARNING:
+        marked = ctypes.string_at(buffer, size.value)
+        # An error after a warning is also said to be one: then no whole file is written.
+        if self._tj3GetErrorCode(handle) != _WARNING or not marked.endswith(_END):
           self._check(handle, status)
-        return ctypes.string_at(buffer, size.value)
+        return marked
       finally:
         self._tj3Free(buffer)
 
