@@ -8,7 +8,6 @@ of state 1 (imports included, compilation not), with cached labels. Prints secon
 the process holds for the data set: bytes of arrays, Python objects, peak memory.
 """
 
-import functools
 import gc
 import io
 import pathlib
@@ -129,8 +128,8 @@ def start(folder: pathlib.Path, started: float) -> None:
     num_devices=1,
     num_steps=phase.num_steps,
   )
-  mesh = devices.choose_devices(config)
-  next(loader.prefetched(batches, functools.partial(devices.shard, mesh=mesh)))
+  chosen = devices.Devices(devices.choose_devices(config), model=None)
+  next(loader.prefetched(batches, chosen.shard))
   first = time.time() - started
   gc.collect()
   train = plan.dataset.train
