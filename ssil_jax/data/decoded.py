@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import os
 import pathlib
+import zlib
 from collections.abc import Callable
 from importlib import metadata
 from typing import NamedTuple
@@ -23,7 +24,7 @@ from ssil_jax.system import write_bytes
 
 MOST_BYTES = 4 << 30
 _FOLDER = "decoded"
-_DIGEST_BYTES = 16
+_CHECKSUM_BYTES = 4
 _RULES = b"1"  # another one if the same files would become other pixels than before
 # Another version may round differently.
 _DECODERS = ("Pillow", "simplejpeg", "cykooz.resizer", "pillow-heif")
@@ -85,7 +86,7 @@ def _folder() -> pathlib.Path:
 
 def _key(directory: pathlib.Path, stamps: np.ndarray, size: int) -> str:
   """Returns the name of the file of images of a folder, uint64 [N] their stamps."""
-  digest = hashlib.blake2b(digest_size=_DIGEST_BYTES, person=_RULES)
+  digest = hashlib.blake2b(digest_size=16, person=_RULES)
   told = [os.fsencode(directory.resolve()), str(size).encode()]
   for name in _DECODERS:
     version = "none"
@@ -109,13 +110,13 @@ def _read(
   except FileNotFoundError:
     return None, ()
   shape = (count, size, size, 3)
-  start = _DIGEST_BYTES + 8 * count
-  digest, body = content[:_DIGEST_BYTES].tobytes(), content[_DIGEST_BYTES:]
-  if len(content) != start + np.prod(shape) or digest != _digest(body):
+  start = _CHECKSUM_BYTES + 8 * count
+  checksum, body = content[:_CHECKSUM_BYTES].tobytes(), content[_CHECKSUM_BYTES:]
+  if len(content) != start + np.prod(shape) or checksum != _checksum(body):
     return None, (f"note: {path} is damaged, and its images are decoded anew",)
   with contextlib.suppress(OSError):  # of a cache that can be read only
     os.utime(path)  # used just now
-  sizes = content[_DIGEST_BYTES:start].view(np.int32).reshape(count, 2)
+  sizes = content[_CHECKSUM_BYTES:start].view(np.int32).reshape(count, 2)
   return (content[start:].reshape(shape), sizes), ()
 
 
@@ -126,7 +127,7 @@ def _write(path: pathlib.Path, pixels: np.ndarray, sizes: np.ndarray) -> tuple[s
     return ()
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(path, _digest(*parts), *(part.data for part in parts))
+    write_bytes(path, _checksum(*parts), *(part.data for part in parts))
     _delete_oldest(path.parent)
   except OSError as error:
     return (_not_kept(error, path.parent),)
@@ -145,11 +146,11 @@ def _delete_oldest(folder: pathlib.Path) -> None:
     total -= status.st_size
 
 
-def _digest(*parts: np.ndarray) -> bytes:
-  digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
+def _checksum(*parts: np.ndarray) -> bytes:
+  checksum = 0
   for part in parts:
-    digest.update(part)
-  return digest.digest()
+    checksum = zlib.crc32(part, checksum)
+  return checksum.to_bytes(_CHECKSUM_BYTES, "little")
 
 
 def _not_kept(error: OSError, place: str | pathlib.Path) -> str:

@@ -129,7 +129,7 @@ def test_files_used_longest_ago_are_deleted_first(root, cache_home, monkeypatch)
     os.utime(names[size], (now, now))
     return [size for size, path in sorted(names.items()) if path.exists()]
 
-  names, most = {}, sum(16 + 6 * 8 + 6 * size * size * 3 for size in (9, 10))
+  names, most = {}, sum(4 + 6 * 8 + 6 * size * size * 3 for size in (9, 10))
   monkeypatch.setattr(decoded, "MOST_BYTES", most)
   assert kept_after(8, 1) == [8]
   assert kept_after(9, 2) == [8, 9]
