@@ -119,7 +119,7 @@ class Checkpoints:
       "results": run.results,
       "underway": run.position
       and {
-        "spent": dict(spent),
+        **({"spent": dict(spent)} if spent else {}),
         **{name: getattr(run.position, field) for name, field in _NUMBERS.items()},
       },
       "arrays": {name: _signature(array) for name, array in arrays.items()},
@@ -273,7 +273,7 @@ def _run_state(
       expert=teacher_of("underway.expert"),
       new_ranks=arrays["underway.new_ranks"],
       window=arrays["underway.window"],
-      spent=numbers.get("spent", {}),  # those of earlier versions have none
+      spent=numbers.get("spent"),  # those of earlier versions have none
       **{field: numbers[name] for name, field in _NUMBERS.items()},
     )
   return RunState(

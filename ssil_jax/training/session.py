@@ -131,7 +131,7 @@ class Session:
     )
     self.networks = stack.enter_context(Networks(folder))
     run = self.checkpoints.latest(default=beginning)
-    if run.position:
+    if run.position and run.position.spent:
       self.stopwatch.add(run.position.spent)
     return run
 
