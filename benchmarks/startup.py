@@ -8,7 +8,6 @@ of state 1 (imports included, compilation not), with cached labels. Prints secon
 the process holds for the data set: bytes of arrays, Python objects, peak memory.
 """
 
-import functools
 import gc
 import io
 import pathlib
@@ -32,7 +31,6 @@ from ssil_jax.commands import run
 from ssil_jax.data import fingerprint, loader
 from ssil_jax.data.sources import labels
 from ssil_jax.sampling import Key
-from ssil_jax.training import devices
 from ssil_jax.training.plan import make_plan
 
 NUM_SHARDS = 256
@@ -129,8 +127,7 @@ def start(folder: pathlib.Path, started: float) -> None:
     num_devices=1,
     num_steps=phase.num_steps,
   )
-  mesh = devices.choose_devices(config)
-  next(loader.prefetched(batches, functools.partial(devices.shard, mesh=mesh)))
+  next(loader.prefetched(batches, jax.device_put))
   first = time.time() - started
   gc.collect()
   train = plan.dataset.train

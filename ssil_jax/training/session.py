@@ -28,6 +28,7 @@ from ssil_jax.methods.source import source_hash
 from ssil_jax.paths import real_path
 from ssil_jax.progress import ProgressDisplay
 from ssil_jax.reports.tables import schedule_table
+from ssil_jax.reports.times import total
 from ssil_jax.reports.tuning import load_tuning
 from ssil_jax.resnet import ResNet18
 from ssil_jax.schedule import state_of_class
@@ -40,7 +41,7 @@ from ssil_jax.training.profiling import Profile
 from ssil_jax.training.recorder import Recorder
 from ssil_jax.training.reuse import Lender, open_lender
 from ssil_jax.training.run_state import RunState, TrainState, with_own
-from ssil_jax.training.stopwatch import Stopwatch, total
+from ssil_jax.training.stopwatch import Stopwatch
 from ssil_jax.training.storage import Networks
 
 _ASKED_EVERY = 50  # calls

@@ -3,16 +3,13 @@
 import contextlib
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 
-# docs/measures.md says what each of them is.
-PARTS = (
-  *("steps", "input", "compiling", "evaluation"),
-  *("state_changes", "checkpoints", "opening", "other"),
-)
+from ssil_jax.reports.times import PARTS
+
 _COMPILING = "/jax/core/compile/"  # events of tracing, lowering and compiling
 _MADE = "/jax/core/compile/backend_compile_duration"  # of each program, kept or not
 _FOUND = "/jax/compilation_cache/cache_hits"
@@ -104,9 +101,3 @@ class Stopwatch:
     if event == _FOUND and threading.get_ident() == self._thread:
       self._programs["compiled"] -= 1
       self._programs["cached"] += 1
-
-
-def total(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-  """Returns the seconds of each part over states; those of earlier versions have none."""
-  known = [row["seconds"] for row in rows if "seconds" in row]
-  return {part: round(sum(one.get(part, 0.0) for one in known), 3) for part in PARTS}

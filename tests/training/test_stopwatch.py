@@ -9,8 +9,9 @@ from quick import quick_network
 from small_runs import run
 
 from ssil_jax.reports.results import load_run
+from ssil_jax.reports.times import PARTS
 from ssil_jax.training import stopwatch
-from ssil_jax.training.stopwatch import PARTS, Stopwatch
+from ssil_jax.training.stopwatch import Stopwatch
 
 
 @pytest.fixture
