@@ -26,6 +26,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ssil_jax import metrics
 from ssil_jax.config import Config
+from ssil_jax.data.dataset import Batch
 from ssil_jax.distributed import collectives, launch
 from ssil_jax.errors import ConfigError
 from ssil_jax.methods.base import ImageFn, OutputFn
@@ -211,6 +212,25 @@ class Devices:
     sharding = NamedSharding(self._mesh.local_mesh, PartitionSpec(step_lib.AXIS))
     return jax.device_put(tree, sharding)
 
+  def batch_sender(self) -> Callable[[Batch], Batch]:
+    """Returns what does as `shard` to a batch after another, each array of it once.
+
+    An array that is in the batch twice, or was in the one before, is there already.
+    """
+    sharding = NamedSharding(self._mesh.local_mesh, PartitionSpec(step_lib.AXIS))
+    before: dict[int, tuple[np.ndarray, jax.Array]] = {}  # by id of the array, kept alive
+
+    def send(batch: Batch) -> Batch:
+      nonlocal before
+      arrays = {id(array): array for array in batch}
+      new = [name for name in arrays if name not in before]
+      sent = jax.device_put([arrays[name] for name in new], sharding)
+      there = {name: before[name] for name in arrays if name in before}
+      before = there | {n: (arrays[n], x) for n, x in zip(new, sent, strict=True)}
+      return Batch(*(before[id(array)][1] for array in batch))
+
+    return send
+
   def gather(self, tree: Any) -> Any:
     """Returns host copies [all devices, ...] of arrays that each device has a part of.
 
@@ -257,7 +277,7 @@ class Devices:
 def fetch(tree: Any) -> Any:
   """Returns host copies of arrays that are the same on every device; waits for them."""
   # Indexing a mapped array would gather it from all devices first.
-  one_device = jax.tree.map(lambda x: x.addressable_shards[0].data, tree)
+  one_device = jax.tree.map(lambda x: x.addressable_data(0), tree)
   # With the dots, a number stays an array, which orbax insists on.
   return jax.tree.map(lambda x: x[0, ...], jax.device_get(one_device))
 

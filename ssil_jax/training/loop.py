@@ -86,11 +86,13 @@ def train(session: Session, run: RunState) -> RunState:
   """Trains every state that `run` lacks."""
   with session.saving_on_interruption():
     for state in session.plan.states[len(run.results) :]:
-      if session.lender.has(state):
-        run = take_state(session, state, run)
-      else:
-        run = train_state(session, state, run)
-      run = session.commit(finish_state(session, state, run))
+      with session.stopwatch.of("state_changes"):
+        if session.lender.has(state):
+          run = take_state(session, state, run)
+        else:
+          run = train_state(session, state, run)
+        run = finish_state(session, state, run)
+      run = session.commit(run)
   return run
 
 
@@ -181,7 +183,10 @@ def train_phase(
     now = position._replace(steps_done=steps_done, window=metrics.flush(), seconds=seconds)
     return run._replace(train_state=fetch(train_state), position=now)
 
-  with prefetched(session, batches, start=steps_done) as batches_on_devices:
+  with (
+    session.stopwatch.of("steps"),
+    prefetched(session, batches, start=steps_done) as batches_on_devices,
+  ):
     for epoch in range(steps_done // phase.steps_per_epoch, phase.epochs):
       learning_rate = devices.replicate(np.float32(phase.learning_rate_at(epoch)))
       for _ in range(steps_done % phase.steps_per_epoch, phase.steps_per_epoch):
@@ -189,14 +194,15 @@ def train_phase(
         before_batch = time.monotonic()
         batch = next(batches_on_devices)
         waited = time.monotonic() - before_batch
+        session.stopwatch.move(waited, "input")
         train_state, step_metrics = session.profile.step(
           *(devices.train_step, train_state, batch, context, learning_rate),
           later=state.num_old > 0,
         )
         steps_done += 1
         metrics.add(step_metrics, input_seconds=waited)
-  metrics.finish()
-  return here()
+    metrics.finish()
+    return here()
 
 
 def training_context(
@@ -258,16 +264,19 @@ def finish_state(session: Session, state: IncrementalState, run: RunState) -> Ru
     check_interrupt=session.check_interrupt,
   )
   finished = finished._replace(stats=method.stats(finished, config))
+  with session.stopwatch.of("evaluation"):
+    scores = evaluate(session, state, train_state, finished.stats)
   result = {
     "state": state.index,
     "num_old": state.num_old,
     "num_seen": state.num_seen,
-    **evaluate(session, state, train_state, finished.stats),
+    **scores,
     "statistics": {
       name: value if abs(value) < _LARGEST_SHOWN else None
       for name, value in method.describe(finished, config).items()
     },
     "train_seconds": round(run.position.seconds, 3),
+    **session.stopwatch.lap(),
     "peak_host_memory": system.peak_memory(),
     "peak_device_memory": session.devices.peak_memory(),
     "from_workdir": str(session.lender.folder) if is_lent else None,
