@@ -25,7 +25,7 @@ def convolve(
   images: jax.Array,
   kernel: jax.Array,
   strides: Sequence[int],
-  padding: Sequence[tuple[int, int]],
+  padding: str | Sequence[tuple[int, int]],
   **options: Any,
 ) -> jax.Array:
   """Returns `jax.lax.conv_general_dilated`, to be given to `flax.linen.Conv`.
@@ -36,7 +36,7 @@ def convolve(
     images: float [B, H, W, C].
     kernel: float [h, w, C, D].
     strides: rows and columns.
-    padding: pixels before and after the rows, and the columns.
+    padding: pixels before and after the rows, and the columns; or SAME, or VALID.
     options: those of `jax.lax.conv_general_dilated`, all but the precision at their
       defaults for images and kernels of the shapes above.
 
@@ -44,19 +44,21 @@ def convolve(
     ValueError: other dimensions, groups or dilations, which nothing here uses.
   """
   precision = options.pop("precision", None)
-  plain = {
+  known = {
     "lhs_dilation": (1, 1),
     "rhs_dilation": (1, 1),
     "dimension_numbers": _DIMENSIONS,
     "feature_group_count": 1,
   }
-  if options != plain:
-    raise ValueError(f"a convolution with {options}, but only {plain} is known")
+  if options != known:
+    raise ValueError(f"a convolution with {options}, but only {known} is known")
+  if isinstance(padding, str):
+    shapes = images.shape[1:3], kernel.shape[:2]
+    padding = jax.lax.padtype_to_pads(*shapes, strides, padding)
   return _convolve(images, kernel, tuple(strides), tuple(padding), precision)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
-def _convolve(images, kernel, strides, padding, precision):
+def _plain(images, kernel, strides, padding, precision):
   return jax.lax.conv_general_dilated(
     images,
     kernel,
@@ -67,13 +69,16 @@ def _convolve(images, kernel, strides, padding, precision):
   )
 
 
+_convolve = jax.custom_vjp(_plain, nondiff_argnums=(2, 3, 4))
+
+
 def _forward(images, kernel, strides, padding, precision):
-  return _convolve(images, kernel, strides, padding, precision), (images, kernel)
+  return _plain(images, kernel, strides, padding, precision), (images, kernel)
 
 
 def _backward(strides, padding, precision, inputs, gradient):
   def forward(images, kernel):
-    return _convolve.fun(images, kernel, strides, padding, precision)
+    return _plain(images, kernel, strides, padding, precision)
 
   def by_kernel(images, kernel, gradient):
     (found,) = jax.linear_transpose(lambda k: forward(images, k), kernel)(gradient)

@@ -10,10 +10,12 @@ import numpy as np
 
 from ssil_jax import memory
 from ssil_jax.config import Config
+from ssil_jax.schedule import IncrementalState, Phase
 from ssil_jax.training import devices, loop
 from ssil_jax.training.evaluate import prefetched
 from ssil_jax.training.plan import make_plan
-from ssil_jax.training.session import make_session
+from ssil_jax.training.run_state import RunState
+from ssil_jax.training.session import Session, make_session
 
 _STEPS, _SECONDS = 20, 10.0  # whichever ends first
 
@@ -30,17 +32,7 @@ def measure(config: Config) -> float:
   devices.prepare_cpu_devices(config)
   plan = make_plan(config)
   session = make_session(plan, devices.choose_devices(config))
-  run, state = session.start(), plan.states[min(1, len(plan.states) - 1)]
-  if state.num_old:
-    pool = plan.pool(plan.states[0], run.exemplars)
-    sizes = {"memory_size": config.memory_size, "num_seen": state.num_old}
-    new = (pool.new, pool.new_labels, pool.new_ranks)
-    run = run._replace(exemplars=memory.update(run.exemplars, *new, **sizes))
-  run = loop.begin_state(session, state, run)
-  # Steps with a second teacher are the slowest.
-  phase = next((p for p in state.phases if p.new_expert), state.phases[0])
-  if phase.number:
-    run = loop.begin_phase(session, state, phase, run)
+  state, phase, run = begin_second_state(session)
   phase = phase._replace(epochs=_STEPS + 1)  # of a step at least: one compiles
   train_state = session.devices.replicate(run.train_state)
   context = session.devices.replicate(loop.training_context(session, state, phase, run))
@@ -58,3 +50,23 @@ def measure(config: Config) -> float:
     jax.block_until_ready(metrics)
     seconds = time.perf_counter() - start
   return number * phase.batch_size / seconds
+
+
+def begin_second_state(session: Session) -> tuple[IncrementalState, Phase, RunState]:
+  """Returns the second state, with exemplars, and its slowest phase, just begun.
+
+  Of a plan of a single state, that one.
+  """
+  plan, config = session.plan, session.plan.config
+  run, state = session.start(), plan.states[min(1, len(plan.states) - 1)]
+  if state.num_old:
+    pool = plan.pool(plan.states[0], run.exemplars)
+    sizes = {"memory_size": config.memory_size, "num_seen": state.num_old}
+    new = (pool.new, pool.new_labels, pool.new_ranks)
+    run = run._replace(exemplars=memory.update(run.exemplars, *new, **sizes))
+  run = loop.begin_state(session, state, run)
+  # Steps with a second teacher are the slowest.
+  phase = next((p for p in state.phases if p.new_expert), state.phases[0])
+  if phase.number:
+    run = loop.begin_phase(session, state, phase, run)
+  return state, phase, run
