@@ -59,19 +59,20 @@ def generated(
 def rate(
   step: Callable[[], Any], wait: Callable[[], Any], *, seconds: float, images: int
 ) -> float:
-  """Returns the images per second of a step of so many, called for some seconds.
+  """Returns the images per second of a step of so many, sent for about some seconds.
 
   `wait` returns when all that was sent is done.
   """
   wait()
-  start, count = time.perf_counter(), 0
-  while True:
-    for _ in range(4):
-      step()
-    count += 4
-    wait()
-    if (spent := time.perf_counter() - start) > seconds:
-      return count * images / spent
+  start = time.perf_counter()
+  step()
+  wait()
+  count = max(1, round(seconds / (time.perf_counter() - start)))
+  start = time.perf_counter()
+  for _ in range(count):
+    step()
+  wait()
+  return count * images / (time.perf_counter() - start)
 
 
 def ratio(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float, float]:

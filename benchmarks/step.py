@@ -164,8 +164,7 @@ def measure(args: argparse.Namespace, size: int, precision: str) -> dict[str, An
   if args.torch:
     timed |= peers(args, size, precision, own)
   for step, wait in timed.values():
-    for _ in range(3):
-      step()
+    step()  # compiles
     wait()
   if args.torch:
     first = {name: clock(*timed[name]) for name in args.torch}
