@@ -115,9 +115,27 @@ def begin_state(session: Session, state: IncrementalState, run: RunState) -> Run
   )
   if method.restarts:
     train_state = session.initial.replace(step=train_state.step)
+  if method.imprint and state.num_old:
+    train_state = _imprinted(session, state, run._replace(train_state=train_state))
   train_state = with_own(train_state, method, run.stats, session.plan.config)
   run = run._replace(train_state=train_state, position=position)
   return begin_phase(session, state, state.phases[0], run)
+
+
+def _imprinted(session: Session, state: IncrementalState, run: RunState) -> TrainState:
+  """Returns the network with the new classes' weights as the method starts them."""
+  plan, train_state = session.plan, run.train_state
+  pool = plan.pool(state, run.exemplars)
+  extract = extractor(session, state, train_state, run.stats)
+  params = plan.method.imprint(
+    train_state.params,
+    pool.new_labels,
+    lambda: extract(pool.new, normalized_features),
+    state.num_old,
+    plan.config,
+  )
+  # Each process has worked them out by itself, perhaps on another kind of machine.
+  return train_state.replace(params=collectives.broadcast_from_main(params))
 
 
 def begin_phase(
