@@ -174,6 +174,21 @@ class Trainer:
     with torch.no_grad():
       return float(self._forward(self._floats(self.put(pixels)), labels, ends)[0])
 
+  def forget_momentum(self) -> None:
+    self._optimizer.state.clear()
+
+  def accuracy(
+    self, images: torch.Tensor, labels: torch.Tensor, records: np.ndarray, num_seen: int
+  ) -> float:
+    """Returns the accuracy on records of images, among the classes seen."""
+    self.network.eval()
+    correct = torch.zeros((), device=self.device)
+    with torch.no_grad():
+      for part in self.put(records).split(1000):
+        scores = self._scores(self._floats(images[part]))[:, :num_seen]
+        correct += (scores.argmax(1) == labels[part]).sum()
+    return float(correct) / len(records)
+
   def _predict(self, pixels):
     with self._autocast():
       return self.network(pixels).float()

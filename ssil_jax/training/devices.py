@@ -120,6 +120,7 @@ class Devices:
   Attributes:
     size: number of devices of all processes.
     local: which of them, from 0, are this process's.
+    steps_at_once: how many training steps a call of `train_step` does.
   """
 
   def __init__(
@@ -127,6 +128,8 @@ class Devices:
     mesh: Mesh,
     model: step_lib.Model,
     images: Mapping[str, np.ndarray] = MappingProxyType({}),
+    *,
+    steps_at_once: int = 1,
   ):
     """Moves the images there; compiles each step when it is first used.
 
@@ -134,6 +137,7 @@ class Devices:
       mesh: of `choose_devices`.
       model: what the steps are made of.
       images: train, test -> uint8 [N, S, S, 3], those that are not streamed.
+      steps_at_once: how many training steps a call of `train_step` does.
     """
     self._mesh = mesh
     self._model = model
@@ -143,6 +147,7 @@ class Devices:
     self._extract_steps: dict[OutputFn, Callable] = {}
     self._total_steps: dict[ImageFn, Callable] = {}
     self.size = mesh.size
+    self.steps_at_once = steps_at_once
     start = jax.process_index() * mesh.local_mesh.size
     self.local = range(start, start + mesh.local_mesh.size)
 
@@ -157,13 +162,15 @@ class Devices:
   def train_step(self, train_state, batch, context, learning_rate, *, later: bool):
     """Runs `step.train_step`, of a later state or the first; `train_state` is used up.
 
+    With several steps at once it is `step.train_steps`, and batch, learning rate and
+    metrics are those of all of them.
+
     Where they do not differ, one program serves both.
     """
     later = later and self._model.method.differs_later
     if later not in self._train_steps:
-      self._train_steps[later] = self._map(
-        step_lib.train_step, donate_argnums=0, later=later
-      )
+      one_or_many = step_lib.train_step if self.steps_at_once == 1 else step_lib.train_steps
+      self._train_steps[later] = self._map(one_or_many, donate_argnums=0, later=later)
     step = self._train_steps[later]
     return step(train_state, batch, context, learning_rate, self._images.get("train"))
 

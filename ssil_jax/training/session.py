@@ -43,6 +43,7 @@ from ssil_jax.training.run_state import RunState, TrainState, with_own
 from ssil_jax.training.storage import Networks
 
 _ASKED_EVERY = 50  # calls
+_STEPS_OF_ACCELERATORS = 8
 # Of an environment, what numbers do not depend on, and what earlier versions did not note.
 _NOT_OF_ROUNDING = ("started", "command", "commit", "python")
 _NOTED_LATER = ("jaxlib", "flax", "optax", "cpu")
@@ -328,10 +329,17 @@ def make_session(
     images["train"] = np.concatenate([images["train"], dataset.unlabeled.images])
   return Session(
     plan=plan,
-    devices=Devices(mesh, model, images),
+    devices=Devices(mesh, model, images, steps_at_once=_steps_at_once(config)),
     initial=initial_train_state(model, dataset.image_size),
     check_interrupt=check_interrupt,
   )
+
+
+def _steps_at_once(config: Config) -> int:
+  """Returns how many training steps are sent to the devices together."""
+  if config.steps_per_dispatch:
+    return config.steps_per_dispatch
+  return 1 if jax.default_backend() == "cpu" else _STEPS_OF_ACCELERATORS
 
 
 @contextlib.contextmanager
