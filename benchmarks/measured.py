@@ -1,4 +1,4 @@
-"""What the benchmarks share: invented images, alternated rounds, a table and a JSON file."""
+"""What benchmarks share: invented images, alternated rounds, a table and a JSON file."""
 
 import datetime
 import json

@@ -6,7 +6,7 @@
 Both train every state on the same records in the same order, as `sampling.py` draws them,
 with the same schedule, exemplars and network, and evaluate all classes seen after each
 state. Neither writes files. The time starts with the data in the host's memory and has
-everything else in it, compiling, too; so the second round of a process is faster. Images are
+everything else in it, compiling, too; a second round has compiled programs. Images are
 invented, unless --data_dir names an image folder.
 """
 

@@ -41,6 +41,7 @@ class Ours(NamedTuple):
   step: Callable[[], None]
   wait: Callable[[], None]
   batch: Batch  # host arrays [devices, share, ...]
+  cost: Callable[[], dict[str, float]]  # see `Devices.train_step_cost`
 
 
 def ours(args: argparse.Namespace, size: int, precision: str) -> Ours:
@@ -84,7 +85,12 @@ def ours(args: argparse.Namespace, size: int, precision: str) -> Ours:
       train_state, on_devices, context, learning_rate, later=True
     )
 
-  return Ours(session, run, step, lambda: jax.block_until_ready(train_state), batch)
+  def cost() -> dict[str, float]:
+    return session.devices.train_step_cost(
+      *(train_state, on_devices, context, learning_rate), later=True
+    )
+
+  return Ours(session, run, step, lambda: jax.block_until_ready(train_state), batch, cost)
 
 
 def _streamed(args: argparse.Namespace, size: int, num_devices: int) -> Batch:
@@ -194,6 +200,8 @@ def measure(args: argparse.Namespace, size: int, precision: str) -> dict[str, An
       "ssil_jax / PyTorch": measured.told(measured.ratio(*rates.values())),
       "others": [first],
     }
+  if args.cost:
+    row |= {"cost": [own.cost()]}
   return row | {"environment": [own.session.devices.describe()], "rates": [rates]}
 
 
@@ -211,6 +219,7 @@ def main(argv: Sequence[str]) -> None:
   parser.add_argument("--steps_per_dispatch", type=int, default=0)
   parser.add_argument("--rounds", type=int, default=3)
   parser.add_argument("--seconds", type=float, default=5.0, help="of each turn")
+  parser.add_argument("--cost", action="store_true", help="say what XLA counts, too")
   parser.add_argument("--json", type=pathlib.Path)
   args = parser.parse_args(argv)
   devices.prepare_cpu_devices(

@@ -1,4 +1,4 @@
-"""SS-IL's training step in plain PyTorch, as fast as we can write it: the peer of `step.py`.
+"""SS-IL's training step in plain PyTorch, as fast as we can write it, for `step.py`.
 
 The network is torchvision's ResNet-18, with the stem for small images where they are, and
 the loss is the separated softmax. channels_last, the fused SGD of PyTorch, autocast for

@@ -10,7 +10,7 @@ from ssil_jax import convolution
 
 
 @pytest.mark.parametrize(
-  "batch,size,channels,window,stride,padding",
+  ("batch", "size", "channels", "window", "stride", "padding"),
   [
     (7, 9, (3, 5), 3, 1, 1),
     (8, (10, 7), (4, 2), 3, 2, 1),  # the stride leaves a row over

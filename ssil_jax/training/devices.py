@@ -167,12 +167,31 @@ class Devices:
 
     Where they do not differ, one program serves both.
     """
+    step = self.mapped_train_step(later=later)
+    return step(train_state, batch, context, learning_rate, self._images.get("train"))
+
+  def train_step_cost(self, *args: Any, later: bool) -> dict[str, float]:
+    """Returns what XLA says of one `train_step` on one device; compiles it anew.
+
+    Takes what `train_step` does. Several steps at once are counted as one.
+
+    Returns:
+      flops: of the program as it was written.
+      bytes: that the compiled program reads and writes.
+    """
+    step = self.mapped_train_step(later=later)
+    lowered = step.lower(*args, self._images.get("train"))
+    flops = (lowered.cost_analysis() or {}).get("flops", math.nan)
+    moved = lowered.compile().cost_analysis() or {}
+    return {"flops": flops, "bytes": moved.get("bytes accessed", math.nan)}
+
+  def mapped_train_step(self, *, later: bool) -> Callable:
+    """Returns what `train_step` runs, made once."""
     later = later and self._model.method.differs_later
     if later not in self._train_steps:
       one_or_many = step_lib.train_step if self.steps_at_once == 1 else step_lib.train_steps
       self._train_steps[later] = self._map(one_or_many, donate_argnums=0, later=later)
-    step = self._train_steps[later]
-    return step(train_state, batch, context, learning_rate, self._images.get("train"))
+    return self._train_steps[later]
 
   def eval_step(
     self, train_state, batch, context

@@ -12,7 +12,7 @@ from ssil_jax.schedule import Phase
 
 
 class Rates(NamedTuple):
-  """Learning rates of steps that are done together; of the last ones, some may be missing."""
+  """Holds the learning rates of steps that are done together; some may be missing."""
 
   values: np.ndarray  # float32 [K], or [devices, K]
   count: np.ndarray  # int32 [], or [devices]: how many steps there are
