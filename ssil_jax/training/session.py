@@ -43,7 +43,7 @@ from ssil_jax.training.run_state import RunState, TrainState, with_own
 from ssil_jax.training.storage import Networks
 
 _ASKED_EVERY = 50  # calls
-_STEPS_OF_ACCELERATORS = 8
+_SHORT_STEPS = 8  # of an accelerator, in a dispatch
 # Of an environment, what numbers do not depend on, and what earlier versions did not note.
 _NOT_OF_ROUNDING = ("started", "command", "commit", "python")
 _NOTED_LATER = ("jaxlib", "flax", "optax", "cpu")
@@ -329,17 +329,19 @@ def make_session(
     images["train"] = np.concatenate([images["train"], dataset.unlabeled.images])
   return Session(
     plan=plan,
-    devices=Devices(mesh, model, images, steps_at_once=_steps_at_once(config)),
+    devices=Devices(mesh, model, images, steps_at_once=_steps_at_once(plan)),
     initial=initial_train_state(model, dataset.image_size),
     check_interrupt=check_interrupt,
   )
 
 
-def _steps_at_once(config: Config) -> int:
+def _steps_at_once(plan: Plan) -> int:
   """Returns how many training steps are sent to the devices together."""
-  if config.steps_per_dispatch:
-    return config.steps_per_dispatch
-  return 1 if jax.default_backend() == "cpu" else _STEPS_OF_ACCELERATORS
+  if plan.config.steps_per_dispatch:
+    return plan.config.steps_per_dispatch
+  # Steps on streamed images are long, and their batches are large.
+  is_short = plan.dataset.train.on_device and jax.default_backend() != "cpu"
+  return _SHORT_STEPS if is_short else 1
 
 
 @contextlib.contextmanager
