@@ -31,6 +31,7 @@ from ssil_jax.commands import run
 from ssil_jax.data import fingerprint, loader
 from ssil_jax.data.sources import labels
 from ssil_jax.sampling import Key
+from ssil_jax.training import devices
 from ssil_jax.training.plan import make_plan
 
 NUM_SHARDS = 256

@@ -14,6 +14,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ssil_jax.convolution import convolve
+
 _conv_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
@@ -78,7 +80,11 @@ class ResNet18(nn.Module):
   def __call__(self, images: jax.Array, *, train: bool) -> Outputs:
     """Args: images: float [B, S, S, 3]; train: use and update batch statistics."""
     conv = functools.partial(
-      nn.Conv, use_bias=False, kernel_init=_conv_init, dtype=self.dtype
+      nn.Conv,
+      use_bias=False,
+      kernel_init=_conv_init,
+      dtype=self.dtype,
+      conv_general_dilated=convolve,
     )
     norm = functools.partial(
       nn.BatchNorm,
