@@ -97,12 +97,23 @@ class Sampling(NamedTuple):
     return (batch_size_new, *[batch_size_memory] * draws, *unlabeled)
 
   def batch(
-    self, pool: Pool, key: Key, step: int, batch_size_new: int, batch_size_memory: int
+    self,
+    pool: Pool,
+    key: Key,
+    step: int,
+    batch_size_new: int,
+    batch_size_memory: int,
+    *,
+    records: np.ndarray | None = None,
   ) -> np.ndarray:
-    """Returns the records of a batch, int64 [sum(group_sizes)]."""
+    """Returns the records of a batch, int64 [sum(group_sizes)].
+
+    `records` are `epoch_records(pool)`, where they are known already.
+    """
     _, *draws = self.group_sizes(pool, batch_size_new, batch_size_memory)
     num_unlabeled = draws.pop() if self.draws_unlabeled else 0
-    records = self.epoch_records(pool)
+    if records is None:
+      records = self.epoch_records(pool)
     epoch, place = divmod(step, len(records) // batch_size_new)
     order = _epoch_order(key, epoch, len(records))
     batch = records[order[place * batch_size_new : (place + 1) * batch_size_new]]

@@ -133,10 +133,11 @@ def write_json(path: pathlib.Path, value: Any) -> None:
   write_bytes(path, json.dumps(value, indent=1, allow_nan=False).encode())
 
 
-def write_bytes(path: pathlib.Path, content: bytes) -> None:
-  """Replaces a file as `replaced` does."""
+def write_bytes(path: pathlib.Path, *parts: bytes | memoryview) -> None:
+  """Replaces a file as `replaced` does; the parts follow one another."""
   with replaced(path) as file:
-    file.write(content)
+    for part in parts:
+      file.write(part)
 
 
 @contextlib.contextmanager

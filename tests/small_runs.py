@@ -64,11 +64,14 @@ def untimed_records(workdir):
 def untimed(results):
   """Without what depends on the time, and on where and how the run was trained."""
   depends = dict.fromkeys(
-    ("train_seconds", "peak_host_memory", "peak_device_memory", "from_workdir")
+    (
+      *("train_seconds", "seconds", "programs"),
+      *("peak_host_memory", "peak_device_memory", "from_workdir"),
+    )
   )
   states = [row | depends for row in results["states"]]
   environment = results["environment"] | {"started": None, "command": None}
-  return results | {"states": states, "environment": environment}
+  return results | {"states": states, "environment": environment, "seconds": None}
 
 
 def last_checkpoint(workdir):

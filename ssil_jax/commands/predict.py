@@ -83,10 +83,11 @@ def main(argv: Sequence[str]) -> int:
 
   from ssil_jax.distributed.preemption import Interrupted, interrupts
   from ssil_jax.model.trained import load, paths_of
+  from ssil_jax.training import compilation
 
   try:
     request = parse(argv)
-    with interrupts() as check_interrupt:
+    with interrupts() as check_interrupt, compilation.kept("", warn=_say):
       paths = list(paths_of(request.paths))
       model = load(
         request.workdir,

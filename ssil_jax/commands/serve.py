@@ -125,14 +125,18 @@ def _serve(request: Request) -> int:
   from ssil_jax.server.answering import Answerer
   from ssil_jax.server.app import make_app
   from ssil_jax.server.learning import Learner
-  from ssil_jax.training import model_files
+  from ssil_jax.training import compilation, model_files
 
   # Accelerators are for learning, which is a process of its own: a TPU serves one process,
   # and on a GPU this one would take the memory.
   jax.config.update("jax_platforms", "cpu")
   workdir = real_path(request.workdir)
   model_files.read_card(workdir)  # before anything is made there
-  with _listening(request) as listener, _claimed(workdir):
+  with (
+    _listening(request) as listener,
+    _claimed(workdir),
+    compilation.kept("", warn=_say),
+  ):
     own_method = [f"--method={request.method}"] if request.method else []
     answerer = Answerer(workdir, method=request.method, warn=_say)
     app = make_app(

@@ -72,17 +72,37 @@ def describe_shared(
   `scored` says what those to score are. Those in which nobody has looked, and whose content
   is not known, are not compared.
   """
-  train, test = (content_hashes(splits[name]) for name in ("train", "test"))
-  if train is None or test is None:
+  train, test = splits["train"], splits["test"]
+  if train.on_device and test.on_device:  # most are told apart by less than a hash
+    ours, theirs = _sketches(train.images), _sketches(test.images)
+    candidates = np.flatnonzero(np.isin(theirs, ours))
+    train = train.take(np.flatnonzero(np.isin(ours, theirs[candidates])))
+  else:
+    candidates = np.arange(len(test.labels))
+  hashes = [content_hashes(split) for split in (train, test.take(candidates))]
+  if any(found is None for found in hashes):
     return ()
-  shared = np.flatnonzero(np.isin(test, train))
+  shared = candidates[np.isin(hashes[1], hashes[0])]
   if not len(shared):
     return ()
   return (
-    f"warning: {len(shared)} of {len(test)} {scored} images are training images, too, such "
-    f"as {images['test'].name(int(shared[0]))}: accuracy on them says nothing of new "
-    "images; take them out of one side",
+    f"warning: {len(shared)} of {len(splits['test'].labels)} {scored} images are training "
+    f"images, too, such as {images['test'].name(int(shared[0]))}: accuracy on them says "
+    "nothing of new images; take them out of one side",
   )
+
+
+def _sketches(pixels: np.ndarray) -> np.ndarray:
+  """Returns a number, uint64 [N], for each image, the same for the same pixels.
+
+  It takes a tenth of a hash's time, and may be the same for others, too.
+  """
+  rows = pixels.reshape(len(pixels), -1)
+  if missing := -rows.shape[1] % 8:
+    rows = np.pad(rows, ((0, 0), (0, missing)))
+  rows = rows.view(np.uint64)
+  weights = np.random.default_rng(0).integers(2**63, size=rows.shape[1], dtype=np.uint64)
+  return rows @ (2 * weights + 1)
 
 
 def content_hashes(split: Split) -> np.ndarray | None:

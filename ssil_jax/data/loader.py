@@ -4,9 +4,11 @@ Element n of a grain source is batch n, so that grain only loads, decodes and pr
 which records a batch holds is decided by `sampling.py`, from counters alone.
 """
 
+import contextlib
 import dataclasses
+import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
 import grain
@@ -23,6 +25,7 @@ from ssil_jax.system import usable_cores
 RESIZED, CUT = 256, 224  # test images: short side, then centre (section 6.2)
 _BATCHES_AHEAD = 3  # on the host
 _BATCHES_ON_DEVICE = 2  # beside the one in use
+LIGHT = 16  # batches of numbers, kilobytes each
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,15 +52,13 @@ class TrainBatches:
     """
     if not 0 <= step < len(self):
       raise IndexError(f"batch {step} of {len(self)}")
+    batch_sizes = self.batch_size_new, self.batch_size_memory
     records = self.sampling.batch(
-      self.pool, self.key, step, self.batch_size_new, self.batch_size_memory
+      self.pool, self.key, step, *batch_sizes, records=self._epoch_records
     )
-    sizes = self.sampling.group_sizes(
-      self.pool, self.batch_size_new, self.batch_size_memory
-    )
-    positions = _of_devices(device_shares(sizes, self.num_devices), self.devices)
-    split, dealt = self.dataset.train, records[positions]
-    inputs = dealt.astype(np.int32)
+    sizes, positions, split = self._sizes, self._positions, self.dataset.train
+    dealt = records[positions]
+    numbers = inputs = dealt.astype(np.int32)
     unlabeled = sizes[-1] // self.num_devices if self.sampling.draws_unlabeled else 0
     labeled = dealt[:, : dealt.shape[1] - unlabeled]  # they come last in every share
     if not split.on_device:
@@ -72,7 +73,26 @@ class TrainBatches:
         for record, position in zip(dealt.flat, positions.flat, strict=True)
       ]
       inputs = np.stack(images).reshape(*positions.shape, *images[0].shape)
-    return Batch(inputs, split.labels[labeled], positions, dealt.astype(np.int32))
+    return Batch(inputs, split.labels[labeled], positions, numbers)
+
+  @property
+  def are_light(self) -> bool:
+    """Whether they are numbers alone."""
+    return self.dataset.train.on_device
+
+  # What all batches have in common; positions are one array, to be sent once.
+
+  @functools.cached_property
+  def _epoch_records(self) -> np.ndarray:
+    return self.sampling.epoch_records(self.pool)
+
+  @functools.cached_property
+  def _sizes(self) -> tuple[int, ...]:
+    return self.sampling.group_sizes(self.pool, self.batch_size_new, self.batch_size_memory)
+
+  @functools.cached_property
+  def _positions(self) -> np.ndarray:
+    return _of_devices(device_shares(self._sizes, self.num_devices), self.devices)
 
   def _encoded(self, record: int) -> tuple[EncodedImages, int]:
     """Returns where a training record is, or an image without a label, and its number."""
@@ -94,6 +114,11 @@ class EvalBatches:
   devices: range | None = None  # whose shares are made; None for all
 
   @property
+  def are_light(self) -> bool:
+    """Whether they are numbers alone."""
+    return self.split.on_device
+
+  @property
   def _share(self) -> int:
     return -(-self.batch_size // self.num_devices)
 
@@ -111,7 +136,7 @@ class EvalBatches:
     real = places < len(chunk)
     # Padding repeats the first record; its position keeps it out of every count.
     positions, records = np.where(real, places, -1), chunk[np.where(real, places, 0)]
-    inputs = records.astype(np.int32)
+    numbers = inputs = records.astype(np.int32)
     if not self.split.on_device:
       # Padding is read once.
       images = [
@@ -120,7 +145,7 @@ class EvalBatches:
       ]
       images += images[-1:] * (records.size - len(images))
       inputs = np.stack(images).reshape(*records.shape, *images[0].shape)
-    return Batch(inputs, self.split.labels[records], positions, records.astype(np.int32))
+    return Batch(inputs, self.split.labels[records], positions, numbers)
 
 
 def _of_devices(shares: np.ndarray, devices: range | None) -> np.ndarray:
@@ -133,6 +158,7 @@ def prefetched(
   *,
   start: int = 0,
   num_processes: int = 0,
+  at_once: int = 1,
 ) -> Iterator[Any]:
   """Makes batches start, start + 1, ... and sends them in the background.
 
@@ -143,19 +169,46 @@ def prefetched(
     num_processes: worker processes that make the batches; with 0, threads of this one do,
       a whole batch each. Their decoding runs in parallel, their Python and resampling do
       not, which limits them on hosts with very many cores (benchmarks/README.md).
+    at_once: batches that go from thread to thread together: `LIGHT` of those that are
+      numbers alone, for which the way would take longer than the work.
   """
   threads = usable_cores()
   # A thread that finds no room in the buffer is idle.
   options = grain.ReadOptions(
     num_threads=threads, prefetch_buffer_size=max(_BATCHES_AHEAD, threads)
   )
-  made = grain.MapDataset.source(batches)[start:].to_iter_dataset(options)
+  source = grain.MapDataset.source(_Several(batches, start, at_once))
+  made = source.to_iter_dataset(options)
   if num_processes:
     made = workers.in_processes(made, num_processes, ahead=_BATCHES_AHEAD)
   sent = ThreadPrefetchIterDataset(
-    made.map(to_device), prefetch_buffer_size=_BATCHES_ON_DEVICE
+    made.map(lambda several: [to_device(batch) for batch in several]),
+    prefetch_buffer_size=_BATCHES_ON_DEVICE,
   )
-  return workers.watched(iter(sent), num_processes)
+  return _one_by_one(workers.watched(iter(sent), num_processes))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Several:
+  """Batches from `start` on, `at_once` of them in a list."""
+
+  batches: Sequence[Batch]
+  start: int
+  at_once: int
+
+  def __len__(self) -> int:
+    return -(-(len(self.batches) - self.start) // self.at_once)
+
+  def __getitem__(self, n: int) -> list[Batch]:
+    first = self.start + n * self.at_once
+    last = min(first + self.at_once, len(self.batches))
+    return [self.batches[number] for number in range(first, last)]
+
+
+def _one_by_one(several: Generator[list[Any], None, None]) -> Iterator[Any]:
+  with contextlib.closing(several):
+    for batches in several:
+      yield from batches
 
 
 def random_crop(

@@ -10,6 +10,7 @@ from ssil_jax.config import Config
 from ssil_jax.data import verify
 from ssil_jax.data.classes import choose_classes
 from ssil_jax.data.dataset import LARGEST_RESIDENT, Dataset, Source, Split, in_class_order
+from ssil_jax.data.decoded import kept_squares
 from ssil_jax.data.held_out import content_hashes, describe_shared, split_by_content
 from ssil_jax.data.images.augment import Augmentation
 from ssil_jax.data.resident import central_squares, describe_sizes, natural_size, read_sizes
@@ -198,6 +199,7 @@ def _open_encoded(
   images = {name: split.images for name, split in splits.items()}
   was_verified = all(part.store.was_verified for part in images.values())
   notes: tuple[str, ...] = ()
+  stamps: Mapping[str, np.ndarray] = {}
   if config.verify_data and not was_verified and not (size and size <= LARGEST_RESIDENT):
     verification = verify.verify(images, check_interrupt)
     found = {
@@ -206,17 +208,27 @@ def _open_encoded(
     }
     kept, skip_notes = leave_out_bad(found, verification.bad, images)
     size, notes = size or natural_size(verification.sizes["train"]), verification.notes
+    stamps = verification.stamps
     if size > LARGEST_RESIDENT:
       notes += describe_sizes(images, verification.sizes, size, config.scored) + skip_notes
       stored = {name: split.images for name, split in kept.items()}
       return size, kept, notes + describe_shared(kept, stored, config.scored)
   size = size or natural_size(read_sizes(images["train"], check_interrupt))
   if size <= LARGEST_RESIDENT:
-    pixels, bad, sizes = {}, {}, {}
-    for name, split in splits.items():
-      squares, bad[name], sizes[name] = central_squares(images[name], size, check_interrupt)
-      pixels[name] = Split(squares, split.labels, files=images[name])
+    squares = {
+      name: kept_squares(part, size, check_interrupt, stamps=stamps.get(name))
+      for name, part in images.items()
+    }
+    bad, sizes = (
+      {n: getattr(s, what) for n, s in squares.items()} for what in ("bad", "sizes")
+    )
+    pixels = {
+      name: Split(squares[name].pixels, split.labels, files=images[name])
+      for name, split in splits.items()
+    }
     kept, skip_notes = leave_out_bad(pixels, bad, images)
+    # A cache that cannot be written is told of once.
+    notes = notes or tuple(dict.fromkeys(n for s in squares.values() for n in s.notes))
     notes += describe_sizes(images, sizes, size, config.scored) + skip_notes
     stored = {
       name: part.take(np.delete(np.arange(len(part)), [*bad[name]]))

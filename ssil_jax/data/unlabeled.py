@@ -10,9 +10,9 @@ import numpy as np
 from ssil_jax.config import Config
 from ssil_jax.data import verify
 from ssil_jax.data.dataset import Dataset, Split
+from ssil_jax.data.decoded import kept_squares
 from ssil_jax.data.encoded import EncodedImages
 from ssil_jax.data.images import decode
-from ssil_jax.data.resident import central_squares
 from ssil_jax.data.sources.folder import Files
 from ssil_jax.errors import DataError
 from ssil_jax.paths import address_mistakes
@@ -45,8 +45,9 @@ def open_unlabeled(
   split = Split(images, np.full(len(images), -1, np.int32))
   bad, notes = {}, ()
   if dataset.train.on_device:
-    squares, bad, _ = central_squares(images, dataset.image_size, check_interrupt)
-    split = split._replace(images=squares, files=images)
+    squares = kept_squares(images, dataset.image_size, check_interrupt)
+    bad, notes = squares.bad, squares.notes
+    split = split._replace(images=squares.pixels, files=images)
   elif config.verify_data:
     verification = verify.verify({_NAME: images}, check_interrupt)
     bad, notes = verification.bad[_NAME], verification.notes

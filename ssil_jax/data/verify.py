@@ -75,6 +75,7 @@ class Verification(NamedTuple):
   bad: Mapping[str, Bad]
   images: Mapping[str, EncodedImages]  # all of them, with their `contents`
   sizes: Mapping[str, np.ndarray]  # int32 [N, 2], width and height; 0 x 0 of a bad one
+  stamps: Mapping[str, np.ndarray]  # uint64 [N], of the store, before any was read
   notes: tuple[str, ...]  # for the user
 
 
@@ -107,6 +108,7 @@ def verify(
       for name, images in splits.items()
     },
     sizes={name: found["size"].copy() for name, found in entries.items()},
+    stamps={name: found["stamp"].copy() for name, found in entries.items()},
     notes=tuple(problems[:1]),
   )
 

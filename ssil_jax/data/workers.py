@@ -10,7 +10,7 @@ import os
 import re
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any
 
 import grain
@@ -33,7 +33,9 @@ def in_processes(
   return batches.mp_prefetch(options, _begin_worker)
 
 
-def watched(batches: grain.DatasetIterator, num_processes: int) -> Iterator[Any]:
+def watched(
+  batches: grain.DatasetIterator, num_processes: int
+) -> Generator[Any, None, None]:
   """Yields batches of `in_processes`, and closes them in the end.
 
   Raises DataError if a worker process has died.

@@ -387,6 +387,7 @@ def _train(
   mesh = devices.choose_devices(_on_fitting_devices(config))
   check_shares(plan, mesh.size)
   session = make_session(plan, mesh, check_interrupt)
+  stack.enter_context(session.stopwatch.watching_compiler())
   session.tuned_on = job.known_run.results.get("tuned_on")
   was_in = job.known_run.results["environment"]
   session.beginning = {name: was_in.get(name) for name in ("started", "command")}
@@ -438,8 +439,11 @@ def _train(
     say(f"state {state.index} is resumed after step {int(run.train_state.step)}")
   if len(run.results) < state.index:
     with session.recording(run, console, warn=say), session.saving_on_interruption():
-      before = _scores_before(session, before_it, beginning)
-      run = loop.finish_state(session, state, loop.train_state(session, state, run))
+      with session.stopwatch.of("evaluation"):
+        before = _scores_before(session, before_it, beginning)
+      with session.stopwatch.of("state_changes"):
+        run = loop.train_state(session, state, run)
+        run = loop.finish_state(session, state, run)
       run.results[-1]["learnt"] = _comparison(before, run.results[-1], new_classes)
       # Later ones are of what was given up at this point.
       earlier = [row for row in job.known_run.schedule if row["state"] < state.index]

@@ -94,11 +94,14 @@ def _score(score: Score) -> dict[str, Any]:
   return _or_null(schema) if score.nullable else schema
 
 
+_SECONDS = {"type": "object", "additionalProperties": {**_NUMBER, "minimum": 0}}
 _STATE = _object(
   optional={  # older runs have none
     "statistics": {"type": "object", "additionalProperties": _or_null(_NUMBER)},
     "from_workdir": _or_null(_TEXT),
     "learnt": {"type": "object"},
+    "seconds": _SECONDS,
+    "programs": {"type": "object", "additionalProperties": _COUNT},
     "peak_host_memory": _COUNT,
     "peak_device_memory": _or_null(_COUNT),
     "top1_by_state": {"type": "array", "items": _or_null(_FRACTION)},
@@ -135,6 +138,7 @@ TUNING = Draft202012Validator(_TUNING)
 _RESULTS = Draft202012Validator(
   _object(
     optional={  # older runs have none
+      "seconds": _SECONDS,
       "skipped_records": _object(train=_COUNT, test=_COUNT),
       "class_names": {"type": "array", "items": _TEXT},
       "split": {"enum": ["test", "validation"]},

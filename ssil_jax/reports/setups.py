@@ -29,7 +29,7 @@ _RESULTS_SETTINGS = {
 
 
 def settings_sections(
-  runs: Sequence[Run], groups: Sequence[Group], of_each: Table
+  runs: Sequence[Run], groups: Sequence[Group], of_each: Sequence[Table]
 ) -> list[Section]:
   """Returns what differs between the runs, each run, all settings, and the environment."""
   names = labels.run_labels(runs)
@@ -40,7 +40,7 @@ def settings_sections(
   ]
   common, differing = _compared(settings)
   shared, own = _compared(environments)
-  of_runs = [of_each]
+  of_runs = [*of_each]
   for name, what, values in (
     ("run_settings", "Settings", differing),
     ("run_environments", "Environment", own),

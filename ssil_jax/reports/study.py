@@ -16,6 +16,7 @@ from ssil_jax.reports.results import FRACTIONS, Run
 from ssil_jax.reports.setups import schedules, settings_sections
 from ssil_jax.reports.statistics import summarize
 from ssil_jax.reports.tables import origin_note
+from ssil_jax.reports.times import time_tables
 from ssil_jax.reports.tuning import tuning_note
 
 _HIGHLIGHT = "ssil"  # the method in question, if none is named
@@ -94,7 +95,7 @@ def study_sections(
       intro=f"Accuracies and errors in per cent, over the {images} of all classes seen.",
       folded=len(groups) > _FEW,
     ),
-    *settings_sections(runs, groups, _runs(runs)),
+    *settings_sections(runs, groups, [_runs(runs), *time_tables(runs)]),
     Section("schedule", "Training schedule", list(schedules(runs)), folded=len(runs) > 2),
     Section("definitions", "Definitions", [Terms(DEFINITIONS)]),
   ]

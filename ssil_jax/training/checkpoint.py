@@ -95,8 +95,12 @@ class Checkpoints:
   def last(self) -> pathlib.Path | None:
     return None if self._whole is None else self._folder / str(self._whole)
 
-  def save(self, run: RunState) -> None:
+  def save(self, run: RunState, *, spent: Mapping[str, Any] = MappingProxyType({})) -> None:
     """Begins to save a run; returns when orbax has copied the arrays.
+
+    Args:
+      run: what is saved.
+      spent: in a state, what its time was spent on, of `Stopwatch.so_far`.
 
     Raises:
       DivergedError: a parameter is not finite, and nothing is saved.
@@ -114,7 +118,10 @@ class Checkpoints:
       "origin": self._origin,
       "results": run.results,
       "underway": run.position
-      and {name: getattr(run.position, field) for name, field in _NUMBERS.items()},
+      and {
+        **({"spent": dict(spent)} if spent else {}),
+        **{name: getattr(run.position, field) for name, field in _NUMBERS.items()},
+      },
       "arrays": {name: _signature(array) for name, array in arrays.items()},
     }
     with self._errors_named(number):
@@ -266,6 +273,7 @@ def _run_state(
       expert=teacher_of("underway.expert"),
       new_ranks=arrays["underway.new_ranks"],
       window=arrays["underway.window"],
+      spent=numbers.get("spent"),  # those of earlier versions have none
       **{field: numbers[name] for name, field in _NUMBERS.items()},
     )
   return RunState(

@@ -39,8 +39,8 @@ def kept(place: str, *, warn: Callable[[str], None] = lambda line: None) -> Iter
       raise PermissionError(None, "Permission denied", str(folder))
   except OSError as error:
     warn(
-      f"note: compiled programs are not kept ({error.filename}: {error.strerror}); another "
-      "folder for them is --compilation_cache=DIR"
+      f"note: compiled programs are not kept ({error.filename}: {error.strerror}); set "
+      "XDG_CACHE_HOME, or run.py's --compilation_cache=DIR, to a folder that can be written"
     )
     yield
     return

@@ -164,8 +164,9 @@ def prefetched(
   return contextlib.closing(
     loader.prefetched(
       batches,
-      session.devices.shard,
+      session.devices.batch_sender(),
       start=start,
+      at_once=loader.LIGHT if batches.are_light else 1,
       num_processes=session.plan.config.input_processes,
     )
   )

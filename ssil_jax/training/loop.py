@@ -25,6 +25,7 @@ from ssil_jax.sampling import Key, Pool
 from ssil_jax.schedule import IncrementalState, Phase
 from ssil_jax.training import compilation, numerics
 from ssil_jax.training.devices import fetch
+from ssil_jax.training.dispatches import dispatches
 from ssil_jax.training.evaluate import (
   evaluate,
   extractor,
@@ -86,11 +87,13 @@ def train(session: Session, run: RunState) -> RunState:
   """Trains every state that `run` lacks."""
   with session.saving_on_interruption():
     for state in session.plan.states[len(run.results) :]:
-      if session.lender.has(state):
-        run = take_state(session, state, run)
-      else:
-        run = train_state(session, state, run)
-      run = session.commit(finish_state(session, state, run))
+      with session.stopwatch.of("state_changes"):
+        if session.lender.has(state):
+          run = take_state(session, state, run)
+        else:
+          run = train_state(session, state, run)
+        run = finish_state(session, state, run)
+      run = session.commit(run)
   return run
 
 
@@ -172,7 +175,10 @@ def train_phase(
   devices, position, steps_done = session.devices, run.position, run.position.steps_done
   train_state = devices.replicate(run.train_state)
   context = devices.replicate(training_context(session, state, phase, run))
-  batches = train_batches(session, state, phase, run)
+  at_once = devices.steps_at_once
+  work = dispatches(
+    *(train_batches(session, state, phase, run), phase), first=steps_done, size=at_once
+  )
   metrics = StepMetrics(session, state, phase, run)
   started = time.monotonic()
 
@@ -181,22 +187,25 @@ def train_phase(
     now = position._replace(steps_done=steps_done, window=metrics.flush(), seconds=seconds)
     return run._replace(train_state=fetch(train_state), position=now)
 
-  with prefetched(session, batches, start=steps_done) as batches_on_devices:
-    for epoch in range(steps_done // phase.steps_per_epoch, phase.epochs):
-      learning_rate = devices.replicate(np.float32(phase.learning_rate_at(epoch)))
-      for _ in range(steps_done % phase.steps_per_epoch, phase.steps_per_epoch):
-        session.maybe_save(here)
-        before_batch = time.monotonic()
-        batch = next(batches_on_devices)
-        waited = time.monotonic() - before_batch
-        train_state, step_metrics = session.profile.step(
-          *(devices.train_step, train_state, batch, context, learning_rate),
-          later=state.num_old > 0,
-        )
-        steps_done += 1
-        metrics.add(step_metrics, input_seconds=waited)
-  metrics.finish()
-  return here()
+  with (
+    session.stopwatch.of("steps"),
+    prefetched(session, work) as work_on_devices,
+  ):
+    while steps_done < phase.num_steps:
+      session.maybe_save(here)
+      before_batch = time.monotonic()
+      batch, learning_rate = next(work_on_devices)
+      waited = time.monotonic() - before_batch
+      session.stopwatch.move(waited, "input")
+      train_state, step_metrics = session.profile.step(
+        *(devices.train_step, train_state, batch, context, learning_rate),
+        later=state.num_old > 0,
+      )
+      count = min(at_once, phase.num_steps - steps_done)
+      steps_done += count
+      metrics.add(step_metrics, count=count, input_seconds=waited)
+    metrics.finish()
+    return here()
 
 
 def training_context(
@@ -258,16 +267,19 @@ def finish_state(session: Session, state: IncrementalState, run: RunState) -> Ru
     check_interrupt=session.check_interrupt,
   )
   finished = finished._replace(stats=method.stats(finished, config))
+  with session.stopwatch.of("evaluation"):
+    scores = evaluate(session, state, train_state, finished.stats)
   result = {
     "state": state.index,
     "num_old": state.num_old,
     "num_seen": state.num_seen,
-    **evaluate(session, state, train_state, finished.stats),
+    **scores,
     "statistics": {
       name: value if abs(value) < _LARGEST_SHOWN else None
       for name, value in method.describe(finished, config).items()
     },
     "train_seconds": round(run.position.seconds, 3),
+    **session.stopwatch.lap(),
     "peak_host_memory": system.peak_memory(),
     "peak_device_memory": session.devices.peak_memory(),
     "from_workdir": str(session.lender.folder) if is_lent else None,

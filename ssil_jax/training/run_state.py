@@ -1,5 +1,6 @@
 """The state of a run: everything that a checkpoint holds."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import flax.struct
@@ -62,6 +63,7 @@ class Position(NamedTuple):
   expert: Any = None  # as in `PhaseContext`, from one phase of the state on
   window: np.ndarray = NO_STEPS  # float32 [k, metrics], last steps not in metrics.jsonl
   seconds: float = 0.0  # trained so far in the state
+  spent: Mapping[str, Any] | None = None  # by earlier processes, of a `Stopwatch`
 
 
 class RunState(NamedTuple):

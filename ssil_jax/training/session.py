@@ -28,6 +28,7 @@ from ssil_jax.methods.source import source_hash
 from ssil_jax.paths import real_path
 from ssil_jax.progress import ProgressDisplay
 from ssil_jax.reports.tables import schedule_table
+from ssil_jax.reports.times import total
 from ssil_jax.reports.tuning import load_tuning
 from ssil_jax.resnet import ResNet18
 from ssil_jax.schedule import state_of_class
@@ -40,9 +41,11 @@ from ssil_jax.training.profiling import Profile
 from ssil_jax.training.recorder import Recorder
 from ssil_jax.training.reuse import Lender, open_lender
 from ssil_jax.training.run_state import RunState, TrainState, with_own
+from ssil_jax.training.stopwatch import Stopwatch
 from ssil_jax.training.storage import Networks
 
 _ASKED_EVERY = 50  # calls
+_SHORT_STEPS = 8  # of an accelerator, in a dispatch
 # Of an environment, what numbers do not depend on, and what earlier versions did not note.
 _NOT_OF_ROUNDING = ("started", "command", "commit", "python")
 _NOTED_LATER = ("jaxlib", "flax", "optax", "cpu")
@@ -74,6 +77,7 @@ class Session:
   beginning: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   display: ProgressDisplay | None = None
   profile: Profile = dataclasses.field(default_factory=Profile)
+  stopwatch: Stopwatch = dataclasses.field(default_factory=Stopwatch)
   # The run at the last moment from which it can be resumed, if that is not saved.
   _unsaved: Callable[[], RunState] | None = None
   _saved_at: float = dataclasses.field(default_factory=time.monotonic)
@@ -128,7 +132,10 @@ class Session:
       )
     )
     self.networks = stack.enter_context(Networks(folder))
-    return self.checkpoints.latest(default=beginning)
+    run = self.checkpoints.latest(default=beginning)
+    if run.position and run.position.spent:
+      self.stopwatch.add(run.position.spent)
+    return run
 
   @contextlib.contextmanager
   def recording(
@@ -206,10 +213,11 @@ class Session:
     return ask and bool(collectives.broadcast_from_main(np.int32(late)))
 
   def _save(self, run: RunState, *, wait: bool = True) -> None:
-    self.recorder.sync()
-    self.checkpoints.save(run)
-    if wait:
-      self.checkpoints.wait()
+    with self.stopwatch.of("checkpoints"):
+      self.recorder.sync()
+      self.checkpoints.save(run, spent=self.stopwatch.so_far())
+      if wait:
+        self.checkpoints.wait()
     self._saved_at = time.monotonic()
 
   def commit(self, run: RunState) -> RunState:
@@ -219,6 +227,12 @@ class Session:
     run = RunState(*shared, run.results)
     if self.folder is None:
       return run
+    with self.stopwatch.of("checkpoints"):
+      self._write(run)
+    return run
+
+  def _write(self, run: RunState) -> None:
+    """Writes all that a finished state leaves, the checkpoint first."""
     # Orbax's barriers for both have the same names: several processes would mix them up.
     self.checkpoints.wait()
     self.networks.save(run.train_state, state=len(run.results))
@@ -231,7 +245,6 @@ class Session:
       result, step=int(run.train_state.step), scored=self.plan.config.scored
     )
     self.display.print(_one_line(result, len(self.plan.states)))
-    return run
 
   def results(self, run: RunState) -> dict[str, Any]:
     """Returns the contents of results.json."""
@@ -251,6 +264,7 @@ class Session:
       "validation_fraction": config.validation_fraction,
       "tuned_on": self.tuned_on,
       "environment": {**self.devices.describe(), **self.beginning},
+      "seconds": total(run.results),
       "states": run.results,
       "average": metrics.average(run.results),
     }
@@ -328,10 +342,19 @@ def make_session(
     images["train"] = np.concatenate([images["train"], dataset.unlabeled.images])
   return Session(
     plan=plan,
-    devices=Devices(mesh, model, images),
+    devices=Devices(mesh, model, images, steps_at_once=_steps_at_once(plan)),
     initial=initial_train_state(model, dataset.image_size),
     check_interrupt=check_interrupt,
   )
+
+
+def _steps_at_once(plan: Plan) -> int:
+  """Returns how many training steps are sent to the devices together."""
+  if plan.config.steps_per_dispatch:
+    return plan.config.steps_per_dispatch
+  # Steps on streamed images are long, and their batches are large.
+  is_short = plan.dataset.train.on_device and jax.default_backend() != "cpu"
+  return _SHORT_STEPS if is_short else 1
 
 
 @contextlib.contextmanager
@@ -346,6 +369,7 @@ def open_session(
   Raises:
     UserError: bad input, named, before any training; or DivergedError, with what to do.
   """
+  stopwatch = Stopwatch("opening")
   writers.check(config)
   warn = printer(console)
   tuned_on = load_tuning(config.tuned_on) if config.tuned_on else None
@@ -361,12 +385,14 @@ def open_session(
   lender = open_lender(plan, origin, warn=warn)
   collectives.check_same(origin.comparable())
   with contextlib.ExitStack() as stack:
+    stack.enter_context(stopwatch.watching_compiler())
     folder = stack.enter_context(workdir.claimed(config, origin, warn=warn))
     stack.enter_context(workdir.writing(config))
     if collectives.is_main():
       write_json(folder / "schedule.json", schedule_rows(plan))
     _show_plan(plan, console)
     session = make_session(plan, mesh, check_interrupt)
+    session.stopwatch = stopwatch
     if weights:
       session.initial = weights.into(session.initial)
     beginning = session.start()
@@ -400,6 +426,7 @@ def open_session(
       session.profile = stack.enter_context(Profile(real_path(config.profile), warn))
     openers = writers.openers(config)
     with session.recording(run, console, warn=warn, openers=openers):
+      stopwatch.switch("other")
       yield session, run
 
 
