@@ -134,13 +134,12 @@ def _read_jpeg(
   most = MAX_SCANS + 1
   if not header.one_scan and jpeg_layout.count_scans(data, header, most=most) == most:
     raise ImageError(f"a JPEG of more than the {MAX_SCANS} scans allowed")
-  is_part = box != (0, 0, header.width, header.height)
+  left, top, right, bottom = box
   try:
     if header.num_indexed:
       data, x, y = jpeg_layout.cut(data, header, box)
-      left, top, right, bottom = box
-      box = left - x, top - y, right - x, bottom - y
-    if is_part and strict:
+      left, top, right, bottom = left - x, top - y, right - x, bottom - y
+    elif strict and box != (0, 0, header.width, header.height):
       pixels = _part_of_jpeg(data, header, box)
       if pixels is not None:
         return pixels
@@ -152,14 +151,13 @@ def _read_jpeg(
     if _ODD_SAMPLING not in str(error):
       raise ImageError(str(error)) from error
     pixels = _read_by_pillow(data)
-  left, top, right, bottom = box
   return pixels[top:bottom, left:right]
 
 
 def _part_of_jpeg(data: bytes, header: jpeg_layout.Header, box: Box) -> np.ndarray | None:
-  """Decodes no more of a JPEG than a box needs, if that can be done; else returns None.
+  """Decodes no more of a JPEG than a box needs; None if that fails or cannot be done.
 
-  All that it does not succeed with is for decoding the whole image to judge.
+  Then the whole image has to be decoded, and it is that which tells what is wrong.
   """
   # A truncated file is refused, whichever part is asked for.
   is_truncated = data.rfind(_JPEG_END, header.scan_start) < 0

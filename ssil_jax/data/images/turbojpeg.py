@@ -34,7 +34,7 @@ _OF_SYSTEM = (
 # Values of turbojpeg.h.
 _DECOMPRESS, _TRANSFORM = 1, 2  # TJINIT
 _RGB = 0  # TJPF
-_WIDTH, _RESTART_BLOCKS = 5, 18  # TJPARAM
+_RESTART_BLOCKS = 18  # TJPARAM
 _COPY_NONE, _OPTIMIZE = 1 << 6, 1 << 8  # TJXOPT
 _WARNING = 0  # TJERR
 _END = b"\xff\xd9"  # of a JPEG file
@@ -67,7 +67,6 @@ _SHORT = {
   "tj3Destroy": (None, _HANDLE),
   "tj3Free": (None, ctypes.c_void_p),
   "tj3Set": (_INT, _HANDLE, _INT, _INT),
-  "tj3Get": (_INT, _HANDLE, _INT),
   "tj3GetErrorStr": (_BYTES, _HANDLE),
   "tj3GetErrorCode": (_INT, _HANDLE),
   "tj3DecompressHeader": (_INT, _HANDLE, _BYTES, _SIZE),
@@ -97,8 +96,7 @@ class Library:
   def decode(self, data: bytes, header: jpeg_layout.Header, box: Box) -> np.ndarray:
     """Decodes a box of a JPEG in gray or colour, uint8 [h, w, 3]; perhaps a view.
 
-    The box is not empty. `header` may be that of a larger file that `data` was cut out of.
-    Damage below the box is found only if there are several scans.
+    The box is not empty. Damage below it is found only if there are several scans.
 
     Raises ValueError, with libjpeg's words, if it cannot be decoded or libjpeg warns.
     """
@@ -109,7 +107,7 @@ class Library:
     with self._handle(_DECOMPRESS) as handle:
       self._check(handle, self._tj3DecompressHeader(handle, data, len(data)))
       x = max(left // step - around, 0) * step
-      end = min((-(-right // step) + around) * step, self._tj3Get(handle, _WIDTH))
+      end = min((-(-right // step) + around) * step, header.width)
       region = _Region(x, top, end - x, bottom - top)
       if region.w <= 0 or region.h <= 0:  # 0 would mean: up to the end
         raise ValueError(f"a box of {region.w} x {region.h} pixels")
