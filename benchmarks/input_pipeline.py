@@ -10,7 +10,6 @@ take turns `ROUNDS` times. Prints medians, ratios to ours round by round, and wh
 goes on one core, beside the floor: libjpeg-turbo's decoding of the same bytes.
 """
 
-import functools
 import json
 import pathlib
 import statistics
@@ -59,11 +58,12 @@ def batches_of(dataset) -> loader.TrainBatches:
 def measure_ours(argv: list[str]) -> dict[str, float]:
   """Our pipeline, to the device, in this process."""
   config = run.parse(argv).config
-  mesh = devices.choose_devices(config)
+  # No step is run on them.
+  chosen = devices.Devices(devices.choose_devices(config), model=None)
   return input_peers.measure(
     loader.prefetched(
       batches_of(open_dataset(config)),
-      functools.partial(devices.shard, mesh=mesh),
+      chosen.shard,
       num_processes=config.input_processes,
     )
   )

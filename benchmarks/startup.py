@@ -31,6 +31,7 @@ from ssil_jax.commands import run
 from ssil_jax.data import fingerprint, loader
 from ssil_jax.data.sources import labels
 from ssil_jax.sampling import Key
+from ssil_jax.training import devices
 from ssil_jax.training.plan import make_plan
 
 NUM_SHARDS = 256
@@ -127,7 +128,8 @@ def start(folder: pathlib.Path, started: float) -> None:
     num_devices=1,
     num_steps=phase.num_steps,
   )
-  next(loader.prefetched(batches, jax.device_put))
+  chosen = devices.Devices(devices.choose_devices(config), model=None)
+  next(loader.prefetched(batches, chosen.shard))
   first = time.time() - started
   gc.collect()
   train = plan.dataset.train

@@ -14,6 +14,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ssil_jax.convolution import convolve
+
 _conv_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
@@ -78,7 +80,11 @@ class ResNet18(nn.Module):
   def __call__(self, images: jax.Array, *, train: bool) -> Outputs:
     """Args: images: float [B, S, S, 3]; train: use and update batch statistics."""
     conv = functools.partial(
-      nn.Conv, use_bias=False, kernel_init=_conv_init, dtype=self.dtype
+      nn.Conv,
+      use_bias=False,
+      kernel_init=_conv_init,
+      dtype=self.dtype,
+      conv_general_dilated=convolve,
     )
     norm = functools.partial(
       nn.BatchNorm,
@@ -94,8 +100,8 @@ class ResNet18(nn.Module):
       x = nn.relu(norm(name="stem_norm")(x))
     else:
       x = conv(self.width, (7, 7), strides=2, padding=3, name="stem_conv")(x)
-      x = nn.relu(norm(name="stem_norm")(x))
-      x = self.max_pool(x)
+      x = PooledNorm(self.max_pool, **norm.keywords, name="stem_norm")(x)
+      x = nn.relu(x)
     stages, without_relu = [], (False, False, False, self.cosine_head)
     for stage in range(4):
       for block in range(2):
@@ -163,6 +169,48 @@ class CosineHead(nn.Module):
 def unit(x: jax.Array, *, axis: int) -> jax.Array:
   """Returns vectors along an axis at length 1; one of zeros stays as it is."""
   return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x**2, axis, keepdims=True), 1e-24))
+
+
+class PooledNorm(nn.Module):
+  """Max-pooled BatchNorm, pooled first: a quarter of the pixels to normalize.
+
+  BatchNorm keeps the order of a channel's values, or turns it round where its scale is
+  negative; so does its rounding. So the largest output is that of the largest input, or of
+  the smallest, and the values are those of max_pool(nn.BatchNorm(...)(x)), bit for bit. The
+  statistics are over all pixels. Attributes are as those of nn.BatchNorm.
+  """
+
+  max_pool: Callable[[jax.Array], jax.Array]
+  use_running_average: bool
+  momentum: float
+  epsilon: float
+  dtype: jnp.dtype
+  axis_name: str | None
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    channels = x.shape[-1:]
+    scale = self.param("scale", nn.initializers.ones, channels)
+    bias = self.param("bias", nn.initializers.zeros, channels)
+    running_mean = self.variable("batch_stats", "mean", jnp.zeros, channels)
+    running_var = self.variable("batch_stats", "var", jnp.ones, channels)
+    # Everything else is of the values with the sign of their scale: nobody needs others.
+    sign = jnp.where(scale < 0, -1.0, 1.0)
+    x = x * sign.astype(x.dtype)[None, None, None]
+    if self.use_running_average:
+      mean, var = sign * running_mean.value, running_var.value
+    else:
+      exact = x.astype(jnp.float32)
+      mean, square = (jnp.mean(values, (0, 1, 2)) for values in (exact, exact**2))
+      if self.axis_name is not None:
+        mean, square = jax.lax.pmean(jnp.stack([mean, square]), self.axis_name)
+      var = jnp.maximum(0, square - mean**2)
+      if not self.is_initializing():
+        for running, now in ((running_mean, sign * mean), (running_var, var)):
+          running.value = self.momentum * running.value + (1 - self.momentum) * now
+    factor = jax.lax.rsqrt(var + self.epsilon) * sign * scale
+    mean, factor, bias = (channel[None, None, None] for channel in (mean, factor, bias))
+    return ((self.max_pool(x) - mean) * factor + bias).astype(self.dtype)
 
 
 class BasicBlock(nn.Module):

@@ -4,14 +4,20 @@ import io
 import pathlib
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from ssil_jax import config as config_lib
+from ssil_jax.data.images import turbojpeg
 from ssil_jax.data.opening import open_dataset
 from ssil_jax.methods import get_method
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SAMPLE = ROOT.parent / "shared/data/imagenet-sample-300.zip"  # where there is one
+# Where there is none, `make test` says so (tests/data/test_turbojpeg.py).
+needs_turbojpeg = pytest.mark.skipif(
+  turbojpeg.library() is None, reason=f"needs {turbojpeg.NEEDED}"
+)
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 
 

@@ -456,6 +456,14 @@ def local_similarity(scores, label, num_seen, scale, margin):
   return max(0.0, log_sum(others) - (float(scores[label]) - scale * margin))
 
 
+def released_similarity(scores, label, num_seen):
+  """log(sum_i exp(z_i - max)) - (z_c - max), where z_c itself counts as the max."""
+  seen = [float(scores[c]) for c in range(num_seen)]
+  top = max(seen)
+  terms = [0.0 if c == label else seen[c] - top for c in range(num_seen)]
+  return log_sum(terms) - (seen[label] - top)
+
+
 def merged_similarity(feature, proxies):
   """sum_k s_k cos(theta_k, f) over a class's proxies, s the softmax of the cosines."""
   cosines = [cosine(feature, proxy) for proxy in proxies]
@@ -466,9 +474,11 @@ def merged_similarity(feature, proxies):
 def podnet(batch, i, own):
   """L_LSC, and in phase one of later states both distances to the teacher."""
   num_old, num_seen = batch.num_old, batch.num_seen
-  loss = local_similarity(
-    batch.logits[i], batch.labels[i], num_seen, batch.constant_scale, own.podnet_margin
-  )
+  scored = batch.logits[i], batch.labels[i], num_seen
+  if own.podnet_loss == "released":
+    loss = released_similarity(*scored)
+  else:
+    loss = local_similarity(*scored, batch.constant_scale, own.podnet_margin)
   if num_old and batch.num_teacher_classes == num_old:
     stages, known = (
       [stage[i] for stage in s] for s in (batch.stages, batch.teacher_stages)

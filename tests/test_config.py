@@ -100,7 +100,10 @@ BAD = {
   **dict.fromkeys(("learning_rate_drop",), (0.0, 1.5)),
   **dict.fromkeys(("lucir_lambda", "lucir_margin"), (-1.0, math.nan)),
   **dict.fromkeys(("podnet_spatial", "podnet_flat", "podnet_margin"), (-1.0, math.nan)),
-  **dict.fromkeys(("lucir_weighting", "eeil_distillation", "icarl_means"), ("both",)),
+  **dict.fromkeys(
+    ("lucir_weighting", "lucir_start", "podnet_loss", "eeil_distillation", "icarl_means"),
+    ("both",),
+  ),
   "podnet_rate": (0.0,),
   **dict.fromkeys(("sigma_rate", "vcl_prior_sigma", "vcl_initial_sigma"), (0.0, math.nan)),
   **dict.fromkeys(("penalty_strength", "ucl_beta"), (-1.0, math.inf)),

@@ -1,14 +1,16 @@
 """ResNet-18: size, cost, shapes, initial values and types."""
 
+import functools
 import math
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from quick import quick_network
 
-from ssil_jax.resnet import ResNet18
+from ssil_jax.resnet import PooledNorm, ResNet18
 
 
 def shapes_of(network, size):
@@ -71,6 +73,57 @@ def test_output_shapes(size, small):
   )
   assert outputs.features.shape == (3, 32)
   assert outputs.logits.shape == (3, 7)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_pooling_before_the_norm_is_pooling_after_it(dtype):
+  pool = ResNet18.max_pool
+  settings = {"momentum": 0.9, "epsilon": 1e-5, "dtype": dtype, "axis_name": "batch"}
+  rng = np.random.default_rng(0)
+  # Two devices; a window's largest value is its own, or that of one that overlaps.
+  x = jnp.asarray(rng.permutation(2 * 2 * 8 * 8 * 5).reshape(2, 2, 8, 8, 5) / 64, dtype)
+  variables = {
+    "params": {
+      "scale": jnp.float32([1.5, -0.7, 1e-3, -2.0, 0.4]),
+      "bias": jnp.float32([0.1, 0.5, -0.2, 1.0, -0.4]),
+    },
+    "batch_stats": {
+      "mean": jnp.asarray(rng.normal(size=5), jnp.float32),
+      "var": jnp.asarray(rng.uniform(1, 2, 5), jnp.float32),
+    },
+  }
+  weights = jnp.asarray(rng.normal(size=(2, 2, 4, 4, 5)), jnp.float32)
+
+  def ours(variables, x, train):
+    norm = PooledNorm(pool, use_running_average=not train, **settings)
+    return norm.apply(variables, x, mutable=["batch_stats"])
+
+  def flax(variables, x, train):
+    norm = nn.BatchNorm(use_running_average=not train, **settings)
+    found, updates = norm.apply(variables, x, mutable=["batch_stats"])
+    return pool(found), updates
+
+  def with_gradients(norm, train):
+    def loss(params, x, weights):
+      found, updates = norm(variables | {"params": params}, x, train)
+      return jnp.sum(nn.relu(found) * weights), (found, updates)
+
+    of_all = jax.value_and_grad(loss, (0, 1), has_aux=True)
+    mapped = jax.vmap(of_all, (None, 0, 0), axis_name="batch")
+    return jax.jit(mapped)(variables["params"], x, weights)
+
+  for train in (True, False):
+    (_, (values, stats)), gradients = with_gradients(ours, train)
+    (_, (expected, of_flax)), of_them = with_gradients(flax, train)
+    np.testing.assert_array_equal(values, expected)
+    jax.tree.map(np.testing.assert_array_equal, stats, of_flax)
+    # Of several values of a window that bfloat16 rounds to one, each takes another's part.
+    if dtype == jnp.float32:
+      jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5),
+        gradients,
+        of_them,
+      )
 
 
 def test_bfloat16_computes_in_bfloat16_and_keeps_float32_state():

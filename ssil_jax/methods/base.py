@@ -332,6 +332,9 @@ class Method(NamedTuple):
       beside the batch. None for none.
     unlabeled_dir: config -> a folder of images that belong to no class, which phases may
       draw (`sampling.with_unlabeled`); "" for none.
+    imprint: (params, labels int64 [n] of the new images, () -> their features, float32
+      [n, d], of length 1, num_old, config) -> params, host arrays, as a later state begins.
+      None for new classes that start at random.
     freezes_features: whether the first state alone trains what is below the head. BatchNorm
       keeps its running statistics then.
     restarts: whether every state begins with the network as it was before the first.
@@ -380,6 +383,7 @@ class Method(NamedTuple):
   )
   replay: Callable[[jax.Array, PhaseContext, Config], jax.Array] | None = None
   unlabeled_dir: Callable[[Config], str] = lambda config: ""
+  imprint: Callable[..., Any] | None = None
   freezes_features: bool = False
   restarts: bool = False
   project: Callable[[Any, Any, PhaseContext], Any] = _keep
@@ -407,6 +411,7 @@ class Method(NamedTuple):
       self.own_rate,
       self.weights,
       self.replay,
+      self.imprint,
       self.freezes_features,
       self.restarts,
       self.project,

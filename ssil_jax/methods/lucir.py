@@ -10,7 +10,8 @@ cosines (equation 8), averaged over the exemplars of the batch. Old class weight
 The authors' code differs from their paper: there lambda = lambda_base sqrt(old / new
 classes), and in equation 7 lambda_base sqrt(new / old); and the margin losses are averaged
 over K there. `--lucir_weighting=released` takes both from the code, of which published
-figures come. The new classes' weights also start at the mean of their features there.
+figures come. The new classes' weights also start at the mean of their features there, and
+at random here, unless with `--lucir_start=released`.
 Their optional balanced fine-tuning of the classifier is left out. lambda_base is their 10
 for ImageNet; for CIFAR-100 it is 5, over 160 epochs.
 """
@@ -19,6 +20,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ssil_jax.methods.base import Method, drops_at, one_phase
 from ssil_jax.methods.ft import softmax_loss
@@ -48,6 +50,13 @@ class Settings:
     "weights of both losses; paper: less-forget by sqrt(new / old classes), margins added "
     "up over the new classes; released, as in the authors' code: by sqrt(old / new), and "
     "their mean",
+    choices=("paper", "released"),
+    changes="later_states",
+  )
+  lucir_start: str = setting(
+    "paper",
+    "what new classes' weights start as; paper: random ones; released, as in the authors' "
+    "code: the mean of their features",
     choices=("paper", "released"),
     changes="later_states",
   )
@@ -116,6 +125,19 @@ def _fix_old_weights(params, before, context):
   return {**params, "head": {**params["head"], "kernel": jnp.where(is_old, fixed, kernel)}}
 
 
+def _imprint(params, labels, features, num_old, config):
+  """Starts new classes' weights at the mean of their features, as long as old ones are."""
+  if config.method_settings.lucir_start == "paper":
+    return params
+  head, features = params["head"], features()
+  kernel = np.array(head["kernel"])  # [d, C]
+  length = np.mean(np.linalg.norm(kernel[:, :num_old], axis=0))
+  for label in np.unique(labels):
+    mean = np.mean(features[labels == label], axis=0)
+    kernel[:, label] = length * mean / max(np.linalg.norm(mean), 1e-12)
+  return {**params, "head": {**head, "kernel": kernel}}
+
+
 LUCIR = Method(
   title="LUCIR",
   phases=lambda config, t: one_phase(config, t, SHUFFLED),
@@ -130,5 +152,6 @@ LUCIR = Method(
   settings=Settings,
   has_teacher=True,
   cosine_head=True,
+  imprint=_imprint,
   project=_fix_old_weights,
 )

@@ -17,24 +17,29 @@ trained on as many images of each new class as there are exemplars of an old one
 without the last ReLU, and a stage's output is what its last one gets.
 
 As in the authors' code, stage outputs are squared, both sums are one vector of length 1,
-and its distance is not squared. Their code, and that of the SS-IL authors, differs from the
-paper: delta is taken from all scores, where it changes nothing, the largest score stands
-for the own one in the sum, so that the loss is above 0, and a cosine counts as 2 cos - 2.
-In the latter, both sums are normalized apart, POD-flat is twice as large and nothing is
-multiplied by sqrt(seen / new). Here it is the paper's, but for the gradient of eta, which
-does not go through eta delta: with it, eta fell far below 0, where the loss is 0 and
-nothing is learnt (seen on digits).
+and its distance is not squared. That code, and the SS-IL authors', has another loss than
+the paper: delta is taken from all scores, where it changes nothing, and the largest score
+stands for the own one in the sum, so that the loss is above 0: `--podnet_loss=released`.
+The paper's is here but for the gradient of eta, which does not go through eta delta: with
+it, eta fell far below 0, where the loss is 0 and nothing is learnt (seen on digits). A
+cosine counts as 2 cos - 2 in both codes. In the SS-IL authors', both sums are normalized
+apart, POD-flat is twice as large and nothing is multiplied by sqrt(seen / new).
 
-Left out are the start of new proxies at the clusters (k-means) of their class's features,
-for which they are drawn at random, clipped gradients and changed colours. The weights are
-those of the authors' ImageNet runs; their lambdas for CIFAR-100 are 3 and 1, over 160
-epochs, with a weight decay of 5e-4.
+New proxies start at the clusters (k-means) of their class's features, as long as the old
+ones are on average. From random ones eta can fall through 0, after which nothing new is
+learnt (seen on CIFAR-100): their cosines are below those of the old proxies, which are
+fixed.
+
+Left out are clipped gradients and changed colours. The weights are those of the authors'
+ImageNet runs; their lambdas for CIFAR-100 are 3 and 1, over 160 epochs, with a weight decay
+of 5e-4.
 """
 
 import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ssil_jax.losses import masked_logsumexp
 from ssil_jax.methods.base import Method, one_phase
@@ -58,6 +63,14 @@ class Settings:
     0.6,
     "margin of the own class's similarity, in cosines",
     at_least=0,
+    changes="every_state",
+  )
+  podnet_loss: str = setting(
+    "paper",
+    "the classifier's loss; paper: with the margin, and the other classes alone below the "
+    "fraction; released, as in the authors' code: without it, and the own class among "
+    "them, as large as the largest",
+    choices=("paper", "released"),
     changes="every_state",
   )
   podnet_epochs: int = setting(
@@ -89,6 +102,23 @@ def local_similarity_loss(logits, labels, num_seen, scale, *, margin):
   return jnp.where(is_alone, 0.0, loss)
 
 
+def released_similarity_loss(logits, labels, num_seen):
+  """Returns log(1 + sum_{i != c} exp(z_i - m)) - (z_c - m), m the largest z; float32 [B].
+
+  Args:
+    logits: [B, C], z = eta y.
+    labels: int [B].
+    num_seen: classes that count.
+  """
+  index = jnp.arange(logits.shape[-1])[None, :]
+  is_seen = index < num_seen
+  largest = jnp.max(logits, axis=-1, keepdims=True, where=is_seen, initial=-jnp.inf)
+  relative = logits - largest
+  own = jnp.take_along_axis(relative, labels[:, None], axis=-1)[:, 0]
+  others = jnp.where(index == labels[:, None], 0.0, relative)
+  return masked_logsumexp(others, is_seen) - own
+
+
 def spatial_distance(stages, teacher_stages):
   """Returns POD-spatial: the mean over stages of |p - p*|, pooled; float32 [B].
 
@@ -118,13 +148,12 @@ def _is_fine_tuning(classes):
 def _loss(examples, config):
   classes, outputs = examples.context.classes, examples.outputs
   own = config.method_settings
-  similarity = local_similarity_loss(
-    outputs.logits,
-    examples.labels,
-    classes.num_seen,
-    outputs.scale,
-    margin=own.podnet_margin,
-  )
+  scored = outputs.logits, examples.labels, classes.num_seen
+  if own.podnet_loss == "released":
+    similarity = released_similarity_loss(*scored)
+  else:
+    margin = own.podnet_margin
+    similarity = local_similarity_loss(*scored, outputs.scale, margin=margin)
   distance = own.podnet_spatial * spatial_distance(
     outputs.stages, examples.teacher.stages
   ) + own.podnet_flat * less_forget(outputs.features, examples.teacher.features)
@@ -142,6 +171,26 @@ def _fix(params, before, context):
   kernel = jnp.where(is_old & ~fine_tuning, fixed, kernel)
   kept = jax.tree.map(lambda b, p: jnp.where(fine_tuning, b, p), before, params)
   return {**kept, "head": {**kept["head"], "kernel": kernel}}
+
+
+def _imprint(params, labels, features, num_old, config):
+  """Starts the proxies of new classes at the clusters of their features."""
+  from sklearn.cluster import KMeans  # only now: it takes a second
+  from threadpoolctl import threadpool_limits
+
+  head, features = params["head"], features()
+  kernel = np.array(head["kernel"])  # [d, K, C]
+  length = np.mean(np.linalg.norm(kernel[:, :, :num_old], axis=0))
+  count = kernel.shape[1]
+  # Threads would add up in any order.
+  with threadpool_limits(1):
+    for label in np.unique(labels):
+      own = features[labels == label]
+      clusters = min(count, len(np.unique(own, axis=0)))
+      found = KMeans(clusters, n_init=10, random_state=config.seed).fit(own)
+      centers = found.cluster_centers_
+      kernel[:, :, label] = length * np.resize(centers, (count, centers.shape[1])).T
+  return {**params, "head": {**head, "kernel": kernel}}
 
 
 def _phases(config, t):
@@ -178,5 +227,6 @@ PODNET = Method(
   cosine_head=True,
   num_proxies=10,
   stage_outputs=True,
+  imprint=_imprint,
   project=_fix,
 )

@@ -26,7 +26,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ssil_jax import metrics
 from ssil_jax.config import Config
-from ssil_jax.data.dataset import Batch
 from ssil_jax.distributed import collectives, launch
 from ssil_jax.errors import ConfigError
 from ssil_jax.methods.base import ImageFn, OutputFn
@@ -121,6 +120,7 @@ class Devices:
   Attributes:
     size: number of devices of all processes.
     local: which of them, from 0, are this process's.
+    steps_at_once: how many training steps a call of `train_step` does.
   """
 
   def __init__(
@@ -128,6 +128,8 @@ class Devices:
     mesh: Mesh,
     model: step_lib.Model,
     images: Mapping[str, np.ndarray] = MappingProxyType({}),
+    *,
+    steps_at_once: int = 1,
   ):
     """Moves the images there; compiles each step when it is first used.
 
@@ -135,6 +137,7 @@ class Devices:
       mesh: of `choose_devices`.
       model: what the steps are made of.
       images: train, test -> uint8 [N, S, S, 3], those that are not streamed.
+      steps_at_once: how many training steps a call of `train_step` does.
     """
     self._mesh = mesh
     self._model = model
@@ -144,6 +147,7 @@ class Devices:
     self._extract_steps: dict[OutputFn, Callable] = {}
     self._total_steps: dict[ImageFn, Callable] = {}
     self.size = mesh.size
+    self.steps_at_once = steps_at_once
     start = jax.process_index() * mesh.local_mesh.size
     self.local = range(start, start + mesh.local_mesh.size)
 
@@ -158,15 +162,40 @@ class Devices:
   def train_step(self, train_state, batch, context, learning_rate, *, later: bool):
     """Runs `step.train_step`, of a later state or the first; `train_state` is used up.
 
+    With several steps at once it is `step.train_steps`, and batch, learning rate and
+    metrics are those of all of them.
+
     Where they do not differ, one program serves both.
     """
+    step = self.mapped_train_step(later=later)
+    return step(train_state, batch, context, learning_rate, self._images.get("train"))
+
+  def lower_train_step(self, train_state, batch, context, learning_rate, *, later: bool):
+    """Returns `train_step` lowered for shapes, to be compiled without the devices."""
+    step = self.mapped_train_step(later=later)
+    return step.lower(train_state, batch, context, learning_rate, self._images.get("train"))
+
+  def train_step_cost(self, *args: Any, later: bool) -> dict[str, float]:
+    """Returns what XLA says of one `train_step` on one device; compiles it anew.
+
+    Takes what `train_step` does. Several steps at once are counted as one.
+
+    Returns:
+      flops: of the program as it was written.
+      bytes: that the compiled program reads and writes.
+    """
+    lowered = self.lower_train_step(*args, later=later)
+    flops = (lowered.cost_analysis() or {}).get("flops", math.nan)
+    moved = lowered.compile().cost_analysis() or {}
+    return {"flops": flops, "bytes": moved.get("bytes accessed", math.nan)}
+
+  def mapped_train_step(self, *, later: bool) -> Callable:
+    """Returns what `train_step` runs, made once."""
     later = later and self._model.method.differs_later
     if later not in self._train_steps:
-      self._train_steps[later] = self._map(
-        step_lib.train_step, donate_argnums=0, later=later
-      )
-    step = self._train_steps[later]
-    return step(train_state, batch, context, learning_rate, self._images.get("train"))
+      one_or_many = step_lib.train_step if self.steps_at_once == 1 else step_lib.train_steps
+      self._train_steps[later] = self._map(one_or_many, donate_argnums=0, later=later)
+    return self._train_steps[later]
 
   def eval_step(
     self, train_state, batch, context
@@ -204,22 +233,23 @@ class Devices:
     sharding = NamedSharding(self._mesh.local_mesh, PartitionSpec(step_lib.AXIS))
     return jax.device_put(tree, sharding)
 
-  def batch_sender(self) -> Callable[[Batch], Batch]:
-    """Returns what does as `shard` to a batch after another, each array of it once.
+  def batch_sender(self) -> Callable[[Any], Any]:
+    """Returns what does as `shard` to one tree after another, each array of it once.
 
-    An array that is in the batch twice, or was in the one before, is there already.
+    An array that is in the tree twice, or was in the one before, is there already.
     """
     sharding = NamedSharding(self._mesh.local_mesh, PartitionSpec(step_lib.AXIS))
     before: dict[int, tuple[np.ndarray, jax.Array]] = {}  # by id of the array, kept alive
 
-    def send(batch: Batch) -> Batch:
+    def send(tree: Any) -> Any:
       nonlocal before
-      arrays = {id(array): array for array in batch}
+      leaves, structure = jax.tree.flatten(tree)
+      arrays = {id(array): array for array in leaves}
       new = [name for name in arrays if name not in before]
       sent = jax.device_put([arrays[name] for name in new], sharding)
       there = {name: before[name] for name in arrays if name in before}
       before = there | {n: (arrays[n], x) for n, x in zip(new, sent, strict=True)}
-      return Batch(*(before[id(array)][1] for array in batch))
+      return structure.unflatten(before[id(array)][1] for array in leaves)
 
     return send
 

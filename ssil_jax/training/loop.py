@@ -25,6 +25,7 @@ from ssil_jax.sampling import Key, Pool
 from ssil_jax.schedule import IncrementalState, Phase
 from ssil_jax.training import compilation, numerics
 from ssil_jax.training.devices import fetch
+from ssil_jax.training.dispatches import dispatches
 from ssil_jax.training.evaluate import (
   evaluate,
   extractor,
@@ -117,9 +118,27 @@ def begin_state(session: Session, state: IncrementalState, run: RunState) -> Run
   )
   if method.restarts:
     train_state = session.initial.replace(step=train_state.step)
+  if method.imprint and state.num_old:
+    train_state = _imprinted(session, state, run._replace(train_state=train_state))
   train_state = with_own(train_state, method, run.stats, session.plan.config)
   run = run._replace(train_state=train_state, position=position)
   return begin_phase(session, state, state.phases[0], run)
+
+
+def _imprinted(session: Session, state: IncrementalState, run: RunState) -> TrainState:
+  """Returns the network with the new classes' weights as the method starts them."""
+  plan, train_state = session.plan, run.train_state
+  pool = plan.pool(state, run.exemplars)
+  extract = extractor(session, state, train_state, run.stats)
+  params = plan.method.imprint(
+    train_state.params,
+    pool.new_labels,
+    lambda: extract(pool.new, normalized_features),
+    state.num_old,
+    plan.config,
+  )
+  # Each process has worked them out by itself, perhaps on another kind of machine.
+  return train_state.replace(params=collectives.broadcast_from_main(params))
 
 
 def begin_phase(
@@ -156,7 +175,10 @@ def train_phase(
   devices, position, steps_done = session.devices, run.position, run.position.steps_done
   train_state = devices.replicate(run.train_state)
   context = devices.replicate(training_context(session, state, phase, run))
-  batches = train_batches(session, state, phase, run)
+  at_once = devices.steps_at_once
+  work = dispatches(
+    *(train_batches(session, state, phase, run), phase), first=steps_done, size=at_once
+  )
   metrics = StepMetrics(session, state, phase, run)
   started = time.monotonic()
 
@@ -167,22 +189,21 @@ def train_phase(
 
   with (
     session.stopwatch.of("steps"),
-    prefetched(session, batches, start=steps_done) as batches_on_devices,
+    prefetched(session, work) as work_on_devices,
   ):
-    for epoch in range(steps_done // phase.steps_per_epoch, phase.epochs):
-      learning_rate = devices.replicate(np.float32(phase.learning_rate_at(epoch)))
-      for _ in range(steps_done % phase.steps_per_epoch, phase.steps_per_epoch):
-        session.maybe_save(here)
-        before_batch = time.monotonic()
-        batch = next(batches_on_devices)
-        waited = time.monotonic() - before_batch
-        session.stopwatch.move(waited, "input")
-        train_state, step_metrics = session.profile.step(
-          *(devices.train_step, train_state, batch, context, learning_rate),
-          later=state.num_old > 0,
-        )
-        steps_done += 1
-        metrics.add(step_metrics, input_seconds=waited)
+    while steps_done < phase.num_steps:
+      session.maybe_save(here)
+      before_batch = time.monotonic()
+      batch, learning_rate = next(work_on_devices)
+      waited = time.monotonic() - before_batch
+      session.stopwatch.move(waited, "input")
+      train_state, step_metrics = session.profile.step(
+        *(devices.train_step, train_state, batch, context, learning_rate),
+        later=state.num_old > 0,
+      )
+      count = min(at_once, phase.num_steps - steps_done)
+      steps_done += count
+      metrics.add(step_metrics, count=count, input_seconds=waited)
     metrics.finish()
     return here()
 

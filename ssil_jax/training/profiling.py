@@ -11,7 +11,7 @@ _FIRST, _LAST = 10, 19
 
 
 class Profile:
-  """Traces the steps 10 to 19 that a process trains; a context manager."""
+  """Traces the steps 10 to 19 that a process sends to the devices; a context manager."""
 
   def __init__(
     self,

@@ -45,6 +45,7 @@ from ssil_jax.training.stopwatch import Stopwatch
 from ssil_jax.training.storage import Networks
 
 _ASKED_EVERY = 50  # calls
+_SHORT_STEPS = 8  # of an accelerator, in a dispatch
 # Of an environment, what numbers do not depend on, and what earlier versions did not note.
 _NOT_OF_ROUNDING = ("started", "command", "commit", "python")
 _NOTED_LATER = ("jaxlib", "flax", "optax", "cpu")
@@ -341,10 +342,19 @@ def make_session(
     images["train"] = np.concatenate([images["train"], dataset.unlabeled.images])
   return Session(
     plan=plan,
-    devices=Devices(mesh, model, images),
+    devices=Devices(mesh, model, images, steps_at_once=_steps_at_once(plan)),
     initial=initial_train_state(model, dataset.image_size),
     check_interrupt=check_interrupt,
   )
+
+
+def _steps_at_once(plan: Plan) -> int:
+  """Returns how many training steps are sent to the devices together."""
+  if plan.config.steps_per_dispatch:
+    return plan.config.steps_per_dispatch
+  # Steps on streamed images are long, and their batches are large.
+  is_short = plan.dataset.train.on_device and jax.default_backend() != "cpu"
+  return _SHORT_STEPS if is_short else 1
 
 
 @contextlib.contextmanager

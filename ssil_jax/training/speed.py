@@ -6,14 +6,16 @@ Once in a process: virtual CPU devices are made before the first one is used.
 import time
 
 import jax
-import numpy as np
 
 from ssil_jax import memory
 from ssil_jax.config import Config
+from ssil_jax.schedule import IncrementalState, Phase
 from ssil_jax.training import devices, loop
+from ssil_jax.training.dispatches import dispatches
 from ssil_jax.training.evaluate import prefetched
 from ssil_jax.training.plan import make_plan
-from ssil_jax.training.session import make_session
+from ssil_jax.training.run_state import RunState
+from ssil_jax.training.session import Session, make_session
 
 _STEPS, _SECONDS = 20, 10.0  # whichever ends first
 
@@ -30,6 +32,34 @@ def measure(config: Config) -> float:
   devices.prepare_cpu_devices(config)
   plan = make_plan(config)
   session = make_session(plan, devices.choose_devices(config))
+  state, phase, run = begin_second_state(session)
+  at_once = session.devices.steps_at_once
+  phase = phase._replace(epochs=_STEPS + 2 * at_once)  # of a step at least; some compile
+  batches = loop.train_batches(session, state, phase, run)
+  train_state = session.devices.replicate(run.train_state)
+  context = session.devices.replicate(loop.training_context(session, state, phase, run))
+  work = dispatches(batches, phase, first=0, size=at_once)
+  with prefetched(session, work) as work_on_devices:
+    for number, (batch, rate) in enumerate(work_on_devices):
+      train_state, metrics = session.devices.train_step(
+        train_state, batch, context, rate, later=state.num_old > 0
+      )
+      if number == 0:
+        jax.block_until_ready(metrics)
+        start = time.perf_counter()
+      elif number * at_once >= _STEPS or time.perf_counter() - start > _SECONDS:
+        break
+    jax.block_until_ready(metrics)
+    seconds = time.perf_counter() - start
+  return number * at_once * phase.batch_size / seconds
+
+
+def begin_second_state(session: Session) -> tuple[IncrementalState, Phase, RunState]:
+  """Returns the second state, with exemplars, and its slowest phase, just begun.
+
+  Of a plan of a single state, that one.
+  """
+  plan, config = session.plan, session.plan.config
   run, state = session.start(), plan.states[min(1, len(plan.states) - 1)]
   if state.num_old:
     pool = plan.pool(plan.states[0], run.exemplars)
@@ -41,20 +71,4 @@ def measure(config: Config) -> float:
   phase = next((p for p in state.phases if p.new_expert), state.phases[0])
   if phase.number:
     run = loop.begin_phase(session, state, phase, run)
-  phase = phase._replace(epochs=_STEPS + 1)  # of a step at least: one compiles
-  train_state = session.devices.replicate(run.train_state)
-  context = session.devices.replicate(loop.training_context(session, state, phase, run))
-  rate = session.devices.replicate(np.float32(phase.learning_rate))
-  with prefetched(session, loop.train_batches(session, state, phase, run)) as batches:
-    for number, batch in enumerate(batches):
-      train_state, metrics = session.devices.train_step(
-        train_state, batch, context, rate, later=state.num_old > 0
-      )
-      if number == 0:
-        jax.block_until_ready(metrics)
-        start = time.perf_counter()
-      elif number == _STEPS or time.perf_counter() - start > _SECONDS:
-        break
-    jax.block_until_ready(metrics)
-    seconds = time.perf_counter() - start
-  return number * phase.batch_size / seconds
+  return state, phase, run

@@ -32,7 +32,8 @@ class StepMetrics:
     self._steps_before = int(run.train_state.step) - steps_done  # the phase
     self._reported = steps_done - len(window)
     self._window = [*window]  # read from the devices
-    self._pending: list[dict[str, Any]] = []  # on the devices still
+    # Of steps sent together, on the devices still, and how many those are.
+    self._pending: list[tuple[dict[str, Any], int]] = []
     self._sent = 0
     self._timed_from = time.monotonic()
     self._done_then = 0  # steps
@@ -40,23 +41,27 @@ class StepMetrics:
     self._seconds_per_step = math.nan
     self._input_share = math.nan  # of the time
 
-  def add(self, step_metrics: dict[str, Any], *, input_seconds: float) -> None:
-    """Takes the step just sent.
+  def add(
+    self, step_metrics: dict[str, Any], *, count: int = 1, input_seconds: float
+  ) -> None:
+    """Takes the steps just sent.
 
     Args:
       step_metrics: on the devices; `train_step` says which.
-      input_seconds: how long the loop waited for the step's batch.
+      count: how many steps were sent together.
+      input_seconds: how long the loop waited for their batches.
     """
-    self._pending.append(step_metrics)
+    self._pending.append((step_metrics, count))
     wait_for_earlier(self._pending)
-    self._sent += 1
+    is_first = not self._sent
+    self._sent += count
     self._input_seconds += input_seconds
-    if self._sent == 1:
+    if is_first:
       # Compiling makes the first step slow: it counts only while there is no other.
       jax.block_until_ready(step_metrics)
       self._read_clock()
-    if len(self._pending) == 2 * self._log_every:
-      self._read(self._log_every)
+    if sum(count for _, count in self._pending) >= 2 * self._log_every:
+      self._read(-(-self._log_every // count))
 
   def flush(self) -> np.ndarray:
     """Waits for the devices and writes the records that are complete.
@@ -75,14 +80,16 @@ class StepMetrics:
     if len(self.flush()):
       self._write(len(self._window))
 
-  def _read(self, num_steps: int) -> None:
+  def _read(self, num_sent: int) -> None:
     """Takes the oldest steps from the devices; when there are enough, writes a record."""
-    if num_steps == len(self._pending):
+    if num_sent == len(self._pending):
       jax.block_until_ready(self._pending)
     self._read_clock()
-    for metrics in fetch(self._pending[:num_steps]):
-      self._window.append(np.array([metrics[name] for name in METRICS]))
-    del self._pending[:num_steps]
+    sent, counts = zip(*self._pending[:num_sent], strict=True) if num_sent else ((), ())
+    for metrics, count in zip(fetch(sent), counts, strict=True):
+      of_steps = np.stack([np.ravel(metrics[name]) for name in METRICS], axis=1)
+      self._window.extend(of_steps[:count])
+    del self._pending[:num_sent]
     # Without a step there is no speed; those of an earlier process wait for the next one.
     while self._sent and len(self._window) >= self._log_every:
       self._write(self._log_every)
@@ -91,9 +98,9 @@ class StepMetrics:
   def _read_clock(self) -> None:
     """Sets the speed from the steps that were done since the last reading."""
     under_way = itertools.takewhile(
-      lambda step_metrics: not step_metrics["loss"].is_ready(), reversed(self._pending)
+      lambda sent: not sent[0]["loss"].is_ready(), reversed(self._pending)
     )
-    done, now = self._sent - len(list(under_way)), time.monotonic()
+    done, now = self._sent - sum(count for _, count in under_way), time.monotonic()
     if done == self._done_then:
       return
     self._seconds_per_step = (now - self._timed_from) / (done - self._done_then)

@@ -180,3 +180,24 @@ def test_a_block_may_leave_its_last_relu_out(final_relu):
   x = jax.random.normal(jax.random.key(1), (1, 4, 4, 2))
   y, _ = jax.jit(lambda key: block.init_with_output(key, x))(jax.random.key(0))
   assert (y.min() < 0) == (not final_relu)
+
+
+def test_new_weights_start_at_the_mean_feature_as_long_as_old_ones():
+  # The old weights are 5 and 1 long, 3 on average; the means (0.6, 0.8) / 2 and (0, 1) / 2.
+  kernel = np.float32([[3, 1, 7, 7, 9], [4, 0, 7, 7, 9]])
+  params = {"stem": np.ones(2), "head": {"kernel": kernel, "scale": np.float32(2)}}
+  features = np.float32([[0.6, 0.8], [0, 1], [0, 0]])
+  labels = np.array([2, 3, 2])
+
+  def imprinted(start):
+    config = finished_states.config_of("lucir", lucir_start=start)
+    return LUCIR.imprint(params, labels, lambda: features, 2, config)
+
+  expected = kernel.copy()
+  expected[:, 2], expected[:, 3] = 3 * features[0], 3 * features[1]
+  found = imprinted("released")
+  np.testing.assert_allclose(found["head"].pop("kernel"), expected, rtol=1e-6)
+  assert kernel[0, 2] == 7  # in place would change what may be the teacher
+  rest = {"stem": params["stem"], "head": {"scale": np.float32(2)}}
+  jax.tree.map(np.testing.assert_array_equal, found, rest)
+  assert imprinted("paper") is params

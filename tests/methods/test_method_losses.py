@@ -221,6 +221,7 @@ def test_every_method_has_its_equation():
 BALANCED = (4, 6, 6)
 RELEASED = [
   ("lucir", {"lucir_weighting": "released"}, (FIRST, *LATER)),
+  ("podnet", {"podnet_loss": "released"}, (FIRST, *LATER)),
   ("eeil", {"eeil_distillation": "released"}, (FIRST, *LATER, BALANCED)),
 ]
 

@@ -61,6 +61,26 @@ def test_the_local_similarity_loss_by_hand(logits, num_seen, expected):
   assert not gradient[:, num_seen:].any()
 
 
+@pytest.mark.parametrize(
+  ("logits", "num_seen", "expected"),
+  [
+    # Of the own class on top it is the cross-entropy: others are e^-3 and e^-2 of it.
+    ([3.0, 0.0, 1.0, 9.0], 3, np.log(1 + np.exp(-3) + np.exp(-2))),
+    # Below the largest, it counts as that: 2 + log(1 + e^-2 + 1); cross-entropy has e^-2.
+    ([0.0, 2.0, 0.0, 9.0], 3, 2 + np.log(1 + 1 + np.exp(-2))),
+    ([1.0, 0.0, 1.0, 9.0], 1, 0.0),
+  ],
+)
+def test_the_released_loss_by_hand(logits, num_seen, expected):
+  def loss(logits):
+    return podnet.released_similarity_loss(logits, jnp.zeros(1, int), num_seen).sum()
+
+  value, gradient = jax.value_and_grad(loss)(jnp.float32([logits]))
+  assert value == pytest.approx(expected, abs=1e-6)
+  assert np.isfinite(gradient).all()
+  assert not gradient[:, num_seen:].any()
+
+
 def test_a_class_is_the_softmax_weighted_cosine_of_its_proxies():
   rng = np.random.default_rng(0)
   features, kernel = rng.standard_normal((4, 5)), rng.standard_normal((5, 3, 2))
@@ -75,6 +95,23 @@ def test_a_class_is_the_softmax_weighted_cosine_of_its_proxies():
   params = {"kernel": jnp.float32([[[2], [0]], [[0], [3]]]), "scale": jnp.float32(1)}
   logits, _ = CosineHead(1, 2).apply({"params": params}, jnp.float32([[5, 0]]))
   np.testing.assert_allclose(logits, [[np.e / (1 + np.e)]], rtol=1e-6)
+
+
+def test_new_proxies_start_at_the_clusters_of_the_features():
+  # Class 2 has two clusters, class 3 fewer images than proxies, which then are equal.
+  features = np.float32([[0, 1], [0, 1], [0.96, 0.28], [0.96, -0.28], [0, 1]])
+  labels = np.array([2, 2, 2, 2, 3])
+  kernel = np.full((2, 2, 5), 9, np.float32)
+  kernel[:, :, :2] = np.float32([[[4, 0], [0, 1]], [[0, 2], [2, 0]]])
+  params = {"head": {"kernel": kernel, "scale": np.float32(1)}}
+  config = finished_states.config_of("podnet")
+  found = PODNET.imprint(params, labels, lambda: features, 2, config)["head"]["kernel"]
+  length = (4 + 2 + 2 + 1) / 4  # of old proxies on average
+  clusters = {tuple(np.round(p / length, 5)) for p in found[:, :, 2].T}
+  assert clusters == {(0.0, 1.0), (np.float32(0.96), 0.0)}
+  np.testing.assert_allclose(found[:, :, 3], length * np.float32([[0, 0], [1, 1]]))
+  unchanged = [0, 1, 4]
+  np.testing.assert_array_equal(found[..., unchanged], kernel[..., unchanged])
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from rich.filesize import decimal as as_bytes
 from ssil_jax.data.builders import recode, report
 from ssil_jax.data.builders.found import Contents, Deviations, Options, Records
 from ssil_jax.data.builders.shards import Shard, WorkFolder, writing_to
+from ssil_jax.data.images import turbojpeg
 from ssil_jax.data.sources import labels as labels_lib
 from ssil_jax.errors import ConfigError, DataError
 from ssil_jax.progress import ProgressBars
@@ -67,11 +68,8 @@ class ArchiveBuilder(tfds.core.dataset_builder.FileReaderBuilder, skip_registrat
       raise ConfigError(
         f"--resize={options.resize} must be {recode.SMALLEST_RESIZE} or more"
       )
-    if options.restart_markers and shutil.which(recode.JPEGTRAN) is None:
-      raise ConfigError(
-        f"--restart_markers needs the program {recode.JPEGTRAN}: "
-        "apt install libjpeg-turbo-progs"
-      )
+    if options.restart_markers and turbojpeg.library() is None:
+      raise ConfigError(f"--restart_markers needs {turbojpeg.NEEDED}")
 
   def prepare(
     self,

@@ -4,22 +4,17 @@ Only CMYK and what is no JPEG is written anew, and what `--resize` and `--restar
 ask for.
 """
 
-import shutil
-import subprocess
-
 import numpy as np
 import simplejpeg
 from PIL import Image
 
 from ssil_jax.data.builders.found import Options
-from ssil_jax.data.images import decode, exif, jpeg_layout
+from ssil_jax.data.images import decode, exif, jpeg_layout, turbojpeg
 
 # It may be damage, but mostly it is something odd beside the pixels.
 _WARNED = "kept, though libjpeg warns of its bytes"
 SMALLEST_RESIZE = 64  # pixels; the crops of training are made from what is left
 
-JPEGTRAN = "jpegtran"
-_JPEGTRAN_WARNED = 2  # its exit status when it has written a file, but libjpeg warned
 _RESTART_PIXELS = 64  # wide, an interval is about this
 
 
@@ -97,20 +92,10 @@ def _marked(stored: bytes, pixels: np.ndarray | None) -> bytes:
   """Makes a JPEG baseline with restart markers and their index.
 
   `pixels` are what it decodes to, if that is known. Raises ValueError if it would not keep
-  them, or cannot be done.
+  them, or cannot be done. There must be a library for it.
   """
   header = jpeg_layout.read_header(stored)
-  interval = _restart_interval(header)
-  done = subprocess.run(
-    [shutil.which(JPEGTRAN), "-copy", "none", "-optimize", "-restart", f"{interval}B"],
-    input=stored,
-    capture_output=True,
-    close_fds=False,  # lets Python start it without copying this process
-  )
-  if done.returncode not in (0, _JPEGTRAN_WARNED):
-    said = " ".join(done.stderr.decode(errors="replace").split())
-    raise ValueError(f"{JPEGTRAN} fails ({said[:100]})")
-  marked = done.stdout
+  marked = turbojpeg.library().add_restart_markers(stored, _restart_interval(header))
   if header.orientation != exif.UPRIGHT:
     marked = jpeg_layout.add_orientation(marked, header.orientation)
   marked = jpeg_layout.add_index(marked)

@@ -1,11 +1,12 @@
 """Encoded images to upright uint8 RGB arrays on the host.
 
 JPEG, told by its magic bytes, goes through libjpeg-turbo in strict mode, which refuses what
-is truncated or corrupt; PNG and WebP through Pillow, and the rare JPEG of a chroma sampling
-that TurboJPEG has no name for; HEIC through pillow-heif, if that is installed. Images stand
-as their EXIF orientation asks for (see `exif`); what XMP says of it is not read. Of an
-animation the first picture counts. Transparency is dropped: colours are those that are
-stored.
+is truncated or corrupt: whole images by simplejpeg, parts by `turbojpeg`, where there is a
+library for that. The rare JPEG of a chroma sampling that TurboJPEG has no name for goes
+through Pillow, and so do PNG and WebP; HEIC through pillow-heif, if that is installed.
+Images stand as their EXIF orientation asks for (see `exif`); what XMP says of it is not
+read. Of an animation the first picture counts. Transparency is dropped: colours are those
+that are stored.
 """
 
 import importlib.util
@@ -19,7 +20,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 
-from ssil_jax.data.images import exif, jpeg_layout
+from ssil_jax.data.images import exif, jpeg_layout, turbojpeg
 from ssil_jax.data.images.crop import Box
 
 # A header may promise more pixels than there is memory; ten times those of any photo of
@@ -36,6 +37,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", *(HEIC_SUFFIXES if HAS_HEIC else (
 _PNG, _RIFF, _WEBP = b"\x89PNG\r\n\x1a\n", b"RIFF", b"WEBP"
 # Brands of HEIF files with HEVC in them (ISO/IEC 23008-12, annex B), and what phones write.
 _HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+_JPEG_END = b"\xff\xd9"  # nowhere in entropy-coded data (T.81, B.1.1.5)
 _RAW_PROFILE = "Raw profile type exif"  # where PNG had EXIF before it had a chunk for it
 
 # What Pillow raises for files that it cannot read, and pillow-heif, with libheif's words.
@@ -107,7 +109,8 @@ class EncodedImage:
       box: left, top, right, bottom in pixels of the upright image; None for all of it.
       strict: whether to refuse a JPEG of which libjpeg warns, and not only a truncated one.
 
-    Raises ImageError if the image is truncated or corrupt.
+    Raises ImageError if the image is truncated or corrupt; in parts of it that a box does
+    not need, damage may stay unnoticed.
     """
     box = box or (0, 0, self.width, self.height)
     box = exif.stored_box(box, self.width, self.height, self._orientation)
@@ -131,11 +134,16 @@ def _read_jpeg(
   most = MAX_SCANS + 1
   if not header.one_scan and jpeg_layout.count_scans(data, header, most=most) == most:
     raise ImageError(f"a JPEG of more than the {MAX_SCANS} scans allowed")
-  left, top, right, bottom = box
+  is_part = box != (0, 0, header.width, header.height)
   try:
     if header.num_indexed:
       data, x, y = jpeg_layout.cut(data, header, box)
-      left, top, right, bottom = left - x, top - y, right - x, bottom - y
+      left, top, right, bottom = box
+      box = left - x, top - y, right - x, bottom - y
+    if is_part and strict:
+      pixels = _part_of_jpeg(data, header, box)
+      if pixels is not None:
+        return pixels
     if strict:
       pixels = simplejpeg.decode_jpeg(data, "RGB", strict=True)
     else:
@@ -144,7 +152,24 @@ def _read_jpeg(
     if _ODD_SAMPLING not in str(error):
       raise ImageError(str(error)) from error
     pixels = _read_by_pillow(data)
+  left, top, right, bottom = box
   return pixels[top:bottom, left:right]
+
+
+def _part_of_jpeg(data: bytes, header: jpeg_layout.Header, box: Box) -> np.ndarray | None:
+  """Decodes no more of a JPEG than a box needs, if that can be done; else returns None.
+
+  All that it does not succeed with is for decoding the whole image to judge.
+  """
+  # A truncated file is refused, whichever part is asked for.
+  is_truncated = data.rfind(_JPEG_END, header.scan_start) < 0
+  library = None if is_truncated or header.num_components == 4 else turbojpeg.library()
+  if library is None:
+    return None
+  try:
+    return library.decode(data, header, box)
+  except ValueError:
+    return None
 
 
 def _read_by_pillow(data: bytes) -> np.ndarray:

@@ -6,7 +6,6 @@ import os
 import pathlib
 import resource
 import shutil
-import subprocess
 import types
 
 import archives
@@ -15,6 +14,7 @@ import pytest
 import simplejpeg
 import tensorflow_datasets as tfds
 from archives import GOLDFISH, PARTIAL, TENCH, image, report_of
+from folders import needs_turbojpeg
 from PIL import Image, ImageOps
 
 from ssil_jax.data import builders
@@ -24,7 +24,7 @@ from ssil_jax.data.builders.found import Archive, Records, Tally
 from ssil_jax.data.builders.shards import Shard
 from ssil_jax.data.builders.tars import Member, as_table
 from ssil_jax.data.images import decode as decode_lib
-from ssil_jax.data.images import jpeg_layout
+from ssil_jax.data.images import jpeg_layout, turbojpeg
 from ssil_jax.data.sources import labels
 from ssil_jax.errors import ConfigError, DataError
 
@@ -46,11 +46,6 @@ def hashes(folder):
     for path in sorted(folder.rglob("*"))
     if path.is_file()
   }
-
-
-needs_libjpeg_programs = pytest.mark.skipif(
-  shutil.which("jpegtran") is None, reason="needs libjpeg-turbo-progs"
-)
 
 
 # What is written.
@@ -460,7 +455,7 @@ def test_what_libjpeg_warns_of_is_kept_and_remarked_on(data):
   assert recode_photo(data) == (data, warned)
   with pytest.raises(recode.CorruptImage):  # it breaks off, too
     recode_photo(data[: len(data) * 2 // 3])
-  if shutil.which("jpegtran"):
+  if turbojpeg.library():
     marked, remark = recode_photo(data, restart_markers=True)
     assert remark == warned
     assert jpeg_layout.read_header(marked).num_indexed
@@ -468,12 +463,31 @@ def test_what_libjpeg_warns_of_is_kept_and_remarked_on(data):
     assert np.array_equal(decode(marked), expected)
 
 
-@needs_libjpeg_programs
+def of_odd_sampling():
+  """A gray JPEG of 16 x 16 pixels, with twice as much of one chroma as of the other."""
+  data = bytearray(image(0, width=16, height=16, subsampling="4:2:0"))
+  header = jpeg_layout.read_header(bytes(data))
+  data[header.frame_start + 14] = 0x21
+  # In the tables of T.81, K.3: no difference, and end of block. Ones fill the last byte.
+  bits = 4 * "00 1010" + 2 * "00 00" + "00 00" + "1111"
+  scan = int(bits.replace(" ", ""), 2).to_bytes(5, "big")
+  return bytes(data[: header.scan_start]) + scan + b"\xff\xd9"
+
+
 def test_odd_chroma_sampling_is_kept():
-  command = ["cjpeg", "-quality", "100", "-sample", "2x2,2x1,1x1"]
-  ppm = image(3, file_format="PPM")
-  data = subprocess.run(command, input=ppm, capture_output=True, check=True).stdout
+  data = of_odd_sampling()
   assert recode_photo(data) == (data, None)
+  assert (decode_lib.read_rgb(data) == 128).all()
+  part = decode_lib.EncodedImage(data).read((3, 0, 9, 2))
+  assert part.shape == (2, 6, 3)
+
+
+@needs_turbojpeg
+def test_odd_chroma_sampling_gets_restart_markers():
+  marked, remark = recode_photo(of_odd_sampling(), restart_markers=True)
+  assert remark is None
+  assert jpeg_layout.read_header(marked).num_indexed
+  assert (decode_lib.read_rgb(marked) == 128).all()
 
 
 def test_resize_makes_the_short_side_as_long():
@@ -486,7 +500,7 @@ def test_resize_makes_the_short_side_as_long():
     assert (stored == data) == (size is None)
 
 
-@needs_libjpeg_programs
+@needs_turbojpeg
 @pytest.mark.parametrize(
   ("width", "height", "options", "interval"),
   [
@@ -512,7 +526,7 @@ def test_restart_markers_keep_the_pixels(width, height, options, interval):
   assert np.array_equal(decode(stored), decode(data))
 
 
-@needs_libjpeg_programs
+@needs_turbojpeg
 @pytest.mark.parametrize(
   ("mode", "file_format"), [("RGB", "JPEG"), ("CMYK", "JPEG"), ("RGB", "PNG")]
 )
@@ -541,23 +555,30 @@ def test_images_stay_upright(mode, file_format, orientation, resize, restart_mar
   )
 
 
+class Rewriter:
+  """A library that rewrites images as a test says."""
+
+  def __init__(self, rewrite):
+    self.add_restart_markers = lambda data, interval: rewrite(data)
+
+
+def refuse(data):
+  raise ValueError("Unsupported marker")
+
+
 @pytest.mark.parametrize(
-  ("script", "why"),
+  ("rewrite", "why"),
   [
-    ("echo 'Unsupported marker' >&2; exit 1", "jpegtran fails (Unsupported marker)"),
-    ("cat >/dev/null; cat {other}; exit 2", "its pixels would change"),
-    ("cat >/dev/null; head -c 300 {other}", "the JPEG file breaks off in its header"),
-    ("cat >/dev/null", "not a JPEG file"),
-    ("cat", "they have no room in an index"),
+    (refuse, "Unsupported marker"),
+    (lambda data: image(7), "its pixels would change"),
+    (lambda data: image(7)[:300], "the JPEG file breaks off in its header"),
+    (lambda data: b"", "not a JPEG file"),
+    (lambda data: data, "they have no room in an index"),
   ],
   ids=["fails", "pixels", "cut", "nothing", "unchanged"],
 )
-def test_an_image_that_cannot_be_marked_is_kept(tmp_path, monkeypatch, script, why):
-  other, program = tmp_path / "other.jpg", tmp_path / "jpegtran"
-  other.write_bytes(image(7))
-  program.write_text(f"#!/bin/sh\n{script.format(other=other)}\n")
-  program.chmod(0o755)
-  monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+def test_an_image_that_cannot_be_marked_is_kept(monkeypatch, rewrite, why):
+  monkeypatch.setattr(turbojpeg, "library", lambda: Rewriter(rewrite))
   data = image(3)
   kept = f"kept without restart markers: {why}"
   assert recode_photo(data, restart_markers=True) == (data, kept)
@@ -565,7 +586,7 @@ def test_an_image_that_cannot_be_marked_is_kept(tmp_path, monkeypatch, script, w
   assert remark == f"CMYK, made RGB; {kept}"
 
 
-@needs_libjpeg_programs
+@needs_turbojpeg
 def test_only_training_images_are_recoded(imagenet, tmp_path):
   plain = prepare(imagenet, tmp_path / "a")
   options = builders.Options(allow_partial=True, restart_markers=True)
@@ -579,12 +600,12 @@ def test_only_training_images_are_recoded(imagenet, tmp_path):
 @pytest.mark.parametrize(
   ("dataset", "message"),
   [
-    ("imagenet", "jpegtran: apt install libjpeg-turbo-progs"),
+    ("imagenet", "needs libjpeg-turbo 3.1 or newer: pip install pylibjxl"),
     ("cifar100", "--resize and --restart_markers are for photos"),
   ],
 )
 def test_restart_markers_that_cannot_be_had(dataset, message, tmp_path, monkeypatch):
-  monkeypatch.setenv("PATH", str(tmp_path))
+  monkeypatch.setattr(turbojpeg, "library", lambda: None)
   options = builders.Options(restart_markers=True)
   with pytest.raises(ConfigError, match=message):
     archives.prepare(dataset, tmp_path, tmp_path / "data", options)

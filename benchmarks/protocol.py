@@ -1,0 +1,197 @@
+"""A whole class-incremental run of SS-IL beside a plain PyTorch trainer, in seconds.
+
+  python benchmarks/protocol.py --json=FILE
+  python benchmarks/protocol.py --full
+
+Both train every state on the same records in the same order, as `sampling.py` draws them,
+with the same schedule, exemplars and network, and evaluate all classes seen after each
+state. Neither writes files. The time starts with the data in the host's memory and has
+everything else in it, compiling, too; a second round has compiled programs. Images are
+invented, unless --data_dir names an image folder.
+"""
+
+import argparse
+import pathlib
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
+import measured
+import numpy as np
+
+import ssil_jax
+from ssil_jax import memory
+from ssil_jax.data.dataset import records_of
+from ssil_jax.sampling import Key
+from ssil_jax.training import devices, loop, torch_names
+from ssil_jax.training.plan import Plan, make_plan
+from ssil_jax.training.session import make_session
+
+EVAL_BATCH = 1000
+SMALL = {
+  "num_classes": 20,
+  "num_states": 4,
+  "memory_size": 200,
+  "image_size": 16,
+  "width": 8,
+  "batch_size_new": 64,
+  "batch_size_memory": 16,
+  "epochs_first": 4,
+  "epochs": 2,
+}
+# CIFAR-100 in ten states, the protocol of experiments/cifar100.cfg.
+FULL = {
+  "num_classes": 100,
+  "num_states": 10,
+  "memory_size": 2000,
+  "image_size": 32,
+  "width": 64,
+  "batch_size_new": 128,
+  "batch_size_memory": 32,
+  "epochs_first": 100,
+  "epochs": 20,
+}
+
+
+def plan_of(args: argparse.Namespace) -> Plan:
+  settings = (FULL if args.full else SMALL) | {
+    "precision": args.precision,
+    "learning_rate": 0.1,
+    "batch_size_test": EVAL_BATCH,
+  }
+  if args.data_dir:
+    return make_plan(
+      ssil_jax.make_config(dataset="image_folder", data_dir=args.data_dir, **settings)
+    )
+  num_classes, size = settings.pop("num_classes"), settings["image_size"]
+  dataset = measured.generated(
+    num_classes=num_classes, train=500 if args.full else 200, test=100, size=size
+  )
+  return make_plan(ssil_jax.make_config(**settings), dataset)
+
+
+def ours(plan: Plan) -> dict[str, Any]:
+  """Returns seconds and accuracies of our run."""
+  started = time.perf_counter()
+  session = make_session(plan, devices.choose_devices(plan.config))
+  finished = loop.train(session, session.start())
+  seconds = time.perf_counter() - started
+  rows = finished.results
+  trained = sum(row["train_seconds"] for row in rows)
+  return {
+    "seconds": seconds,
+    "training": trained,
+    "the rest": seconds - trained,
+    "top1": float(np.mean([row["top1"] for row in rows])),
+    "environment": [session.devices.describe()],
+  }
+
+
+def theirs(plan: Plan, compiled: str | None) -> dict[str, Any]:
+  """Returns seconds and accuracies of PyTorch's."""
+  import torch
+  import torch_peer
+
+  config, dataset = plan.config, plan.dataset
+  session = make_session(plan, devices.choose_devices(config))  # for its initial values
+  variables = {
+    "params": session.initial.params,
+    "batch_stats": session.initial.batch_stats,
+  }
+  head = session.initial.params["head"]
+  weights = torch_names.to_torch(variables, steps=0)
+  weights |= {"fc.weight": np.transpose(head["kernel"]), "fc.bias": head["bias"]}
+  del session
+  started = time.perf_counter()
+  trainer = torch_peer.Trainer(
+    num_classes=len(dataset.class_names),
+    width=config.width,
+    size=dataset.image_size,
+    bfloat16=config.precision == "bfloat16",
+    compiled=compiled,
+    images=dataset.train.images,
+    pad=dataset.augmentation.max_shift,
+    weights=weights,
+    momentum=config.momentum,
+    weight_decay=config.weight_decay,
+  )
+  labels = trainer.put(dataset.train.labels.astype(np.int64))
+  test_labels = trainer.put(dataset.test.labels.astype(np.int64))
+  test_images = trainer.put(dataset.test.images)
+  exemplars, top1, trained = memory.empty(), [], 0.0
+  for state in plan.states:
+    pool = plan.pool(state, exemplars)
+    began = time.perf_counter()
+    ends = torch.tensor([state.num_old, state.num_seen], device=trainer.device)
+    for phase in state.phases:
+      trainer.forget_momentum()
+      key = Key(config.seed, state.index, phase.number)
+      sizes = config.batch_size_new, config.batch_size_memory
+      batches = [phase.sampling.batch(pool, key, n, *sizes) for n in range(phase.num_steps)]
+      records = trainer.put(np.stack(batches))
+      for n, batch in enumerate(records):
+        if n % phase.steps_per_epoch == 0:
+          trainer.set_learning_rate(phase.learning_rate_at(n // phase.steps_per_epoch))
+        trainer.step(batch, labels[batch], ends)
+    trainer.wait()
+    trained += time.perf_counter() - began
+    seen = records_of(dataset.test.labels, 0, state.num_seen)
+    top1.append(trainer.accuracy(test_images, test_labels, seen, state.num_seen))
+    new = (pool.new, pool.new_labels, pool.new_ranks)
+    sizes = {"memory_size": config.memory_size, "num_seen": state.num_seen}
+    exemplars = memory.update(exemplars, *new, **sizes)
+  seconds = time.perf_counter() - started
+  return {
+    "seconds": seconds,
+    "training": trained,
+    "the rest": seconds - trained,
+    "top1": float(np.mean(top1)),
+  }
+
+
+def measure(args: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+  """Returns the rows of the table, and the environment."""
+  plan, rows, environment = plan_of(args), [], {}
+  for number in range(1, args.rounds + 1):
+    mine = ours(plan)
+    environment = mine.pop("environment")[0]
+    found = {"ssil_jax": mine}
+    for name in args.torch:
+      found[f"PyTorch, {name}"] = theirs(plan, None if name == "eager" else name)
+    rows += [
+      {"round": number, "trainer": name} | of_one | {"ssil_jax / it": _speed(mine, of_one)}
+      for name, of_one in found.items()
+    ]
+  return rows, environment
+
+
+def _speed(mine: dict[str, Any], other: dict[str, Any]) -> float:
+  return other["seconds"] / mine["seconds"]
+
+
+def title(args: argparse.Namespace) -> str:
+  kind = "CIFAR-100's protocol" if args.full else "A small run"
+  return f"{kind}, {args.precision}, {args.data_dir or 'invented images'}"
+
+
+def main(argv: Sequence[str]) -> None:
+  parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+  parser.add_argument("--full", action="store_true", help="CIFAR-100, for accelerators")
+  parser.add_argument("--precision", default="float32")
+  parser.add_argument("--data_dir", default="")
+  parser.add_argument("--torch", type=lambda text: text.split(","), default=["eager"])
+  parser.add_argument("--rounds", type=int, default=2)
+  parser.add_argument("--json", type=pathlib.Path)
+  args = parser.parse_args(argv)
+  settings = FULL if args.full else SMALL
+  sizes = {name: settings[name] for name in ("batch_size_new", "batch_size_memory")}
+  devices.prepare_cpu_devices(ssil_jax.make_config(**sizes))
+  rows, environment = measure(args)
+  measured.show(title(args), rows, environment=environment, file=args.json)
+
+
+if __name__ == "__main__":
+  main(sys.argv[1:])

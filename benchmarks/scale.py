@@ -1,0 +1,107 @@
+"""Does the number of classes or of records cost a run anything?
+
+  python benchmarks/scale.py --json=FILE
+
+Classes, 100 to 10,000: the bare training step of `step.py` with a head of so many, and the
+seconds that plan, class order and exemplars take. Records, 10 thousand to 4 million, of one
+thousand classes: the host's part of a step, which is choosing a batch's records, and the
+same plan. No image is made or read; how long a start from files takes is `startup.py`'s.
+"""
+
+import argparse
+import pathlib
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
+import measured
+import numpy as np
+import step as step_benchmark
+
+import ssil_jax
+from ssil_jax import memory
+from ssil_jax.sampling import Key
+from ssil_jax.training import devices
+from ssil_jax.training.plan import make_plan
+
+CLASSES = 100, 1000, 10_000
+RECORDS = 10_000, 100_000, 1_000_000, 4_000_000
+BATCHES = 50
+
+
+def of_classes(args: argparse.Namespace, count: int) -> tuple[dict, dict]:
+  """Returns a row, the step with a head of so many classes; and the environment."""
+  options = argparse.Namespace(**vars(args) | {"classes": count})
+  own = step_benchmark.ours(options, args.size, "float32")
+  own.step()
+  images = args.new + args.memory
+  rates = [
+    measured.rate(own.step, own.wait, seconds=args.seconds, images=images)
+    for _ in range(args.rounds)
+  ]
+  row = {"classes": count, "img/s": float(np.median(rates)), "rates": rates}
+  return row, own.session.devices.describe()
+
+
+def of_records(args: argparse.Namespace, count: int) -> dict[str, Any]:
+  """Returns a row: seconds of the plan, microseconds of a batch's records."""
+  num_classes = min(1000, count // 100)
+  dataset = measured.generated(
+    num_classes=num_classes, train=count // num_classes, test=1, size=224
+  )
+  config = ssil_jax.make_config(
+    num_states=10, memory_size=10 * num_classes, epochs_first=1, epochs=1
+  )
+  started = time.perf_counter()
+  plan = make_plan(config, dataset)
+  planned = time.perf_counter() - started
+  first, second = plan.states[:2]
+  pool = plan.pool(first, memory.empty())
+  new = (pool.new, pool.new_labels, pool.new_ranks)
+  sizes = {"memory_size": config.memory_size, "num_seen": first.num_seen}
+  exemplars = memory.update(memory.empty(), *new, **sizes)
+  pool, phase = plan.pool(second, exemplars), second.phases[0]
+  seconds = []
+  for n in range(BATCHES):
+    started = time.perf_counter()
+    phase.sampling.batch(pool, Key(0, 2, 0), n % phase.num_steps, args.new, args.memory)
+    seconds.append(time.perf_counter() - started)
+  return {
+    "records": count,
+    "classes": num_classes,
+    "plan, s": planned,
+    "first batch, ms": 1e3 * seconds[0],
+    "a later batch, us": 1e6 * float(np.median(seconds[1:])),
+  }
+
+
+def main(argv: Sequence[str]) -> None:
+  parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+  parser.add_argument("--size", type=int, default=32)
+  parser.add_argument("--width", type=int, default=16)
+  parser.add_argument("--new", type=int, default=128, help="images of new classes")
+  parser.add_argument("--memory", type=int, default=32, help="exemplars in a batch")
+  parser.add_argument("--devices", type=int, default=0)
+  parser.add_argument("--steps_per_dispatch", type=int, default=0)
+  parser.add_argument("--rounds", type=int, default=3)
+  parser.add_argument("--seconds", type=float, default=3.0)
+  parser.add_argument("--json", type=pathlib.Path)
+  args = parser.parse_args(argv)
+  devices.prepare_cpu_devices(
+    ssil_jax.make_config(
+      batch_size_new=args.new, batch_size_memory=args.memory, num_devices=args.devices
+    )
+  )
+  by_records = [of_records(args, count) for count in RECORDS]
+  classes_rows, environments = zip(*(of_classes(args, n) for n in CLASSES), strict=True)
+  by_classes, environment = list(classes_rows), environments[-1]
+  for title, rows in (("By records", by_records), ("By classes", by_classes)):
+    file = args.json and args.json.with_stem(f"{args.json.stem}_{title.split()[1]}")
+    measured.show(title, rows, environment=environment, file=file)
+
+
+if __name__ == "__main__":
+  main(sys.argv[1:])

@@ -1,0 +1,75 @@
+"""The training steps of a phase, as many at a time as are sent to the devices together."""
+
+import dataclasses
+import functools
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from ssil_jax.data.dataset import Batch
+from ssil_jax.data.loader import TrainBatches
+from ssil_jax.schedule import Phase
+
+
+class Rates(NamedTuple):
+  """Holds the learning rates of steps that are done together; some may be missing."""
+
+  values: np.ndarray  # float32 [K], or [devices, K]
+  count: np.ndarray  # int32 [], or [devices]: how many steps there are
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Dispatches:
+  """What the devices are sent: batches and learning rates, from a step of a phase on."""
+
+  batches: TrainBatches
+  epoch_rates: np.ndarray  # float32 [epochs]
+  steps_per_epoch: int
+  first: int  # step of the phase
+  size: int  # K, steps sent together
+
+  @property
+  def are_light(self) -> bool:
+    """Whether they are numbers alone."""
+    return self.batches.are_light
+
+  def __len__(self) -> int:
+    return -(-(len(self.batches) - self.first) // self.size)
+
+  def __getitem__(self, n: int) -> tuple[Batch, np.ndarray | Rates]:
+    """Makes arrays [local devices, ...] of one step, [local devices, K, ...] of several.
+
+    Where the phase ends earlier, the last step stands for those that are missing.
+    """
+    steps = self.first + n * self.size + np.arange(self.size)
+    real = steps[steps < len(self.batches)]
+    batches = [self.batches[step] for step in real.tolist()]
+    epochs = real // self.steps_per_epoch
+    if self.size == 1:
+      return batches[0], self._rates[epochs[0]]
+    devices = len(batches[0].inputs)
+    rates = np.broadcast_to(self.epoch_rates[epochs], (devices, len(real)))
+    missing = self.size - len(real)
+    batches += batches[-1:] * missing
+    stacked = jax.tree.map(lambda *parts: np.stack(parts, axis=1), *batches)
+    values = np.pad(rates, ((0, 0), (0, missing)), mode="edge")
+    return stacked, Rates(values, np.full(devices, len(real), np.int32))
+
+  @functools.cached_property
+  def _rates(self) -> list[np.ndarray]:
+    """Each epoch's learning rate, float32 [local devices]: one array, to be sent once."""
+    shares = self.batches.devices or range(self.batches.num_devices)
+    return [np.full(len(shares), rate) for rate in self.epoch_rates]
+
+
+def dispatches(batches: TrainBatches, phase: Phase, *, first: int, size: int) -> Dispatches:
+  """Returns those of a phase from step `first` on, `size` steps at a time."""
+  rates = [phase.learning_rate_at(epoch) for epoch in range(phase.epochs)]
+  return Dispatches(
+    batches=batches,
+    epoch_rates=np.array(rates, np.float32),
+    steps_per_epoch=phase.steps_per_epoch,
+    first=first,
+    size=size,
+  )
