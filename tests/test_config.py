@@ -299,7 +299,7 @@ def test_some_flags_may_change_when_a_run_is_resumed():
   free |= {"verify_data": False, "skip_bad_records": True, "test_fraction": 0.5}
   free |= {"classes": "a.txt", "class_order": "b.txt", "keep_test": 7}
   free |= {"wandb": "project", "compilation_cache": "none", "profile": "p"}
-  free |= {"tuned_on": "tuning.json"}
+  free |= {"tuned_on": "tuning.json", "steps_per_dispatch": 4}
   saved = config_lib.to_json(make_config({}, SSIL))
   assert config_lib.differences(make_config(free, SSIL), saved) == []
   kept = {field.name for field in fields_of(Config)} - set(free)
