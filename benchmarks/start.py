@@ -30,7 +30,7 @@ def child(argv: list[str]) -> None:
   marks = {}
 
   def mark(name: str) -> None:
-    marks[name] = time.time() - started
+    marks[name] = time.time() - started, time.process_time()
 
   from ssil_jax.commands import command_line, run
   from ssil_jax.training import loop
@@ -60,7 +60,7 @@ def seconds_to_help(command: str) -> float:
   return time.time() - started
 
 
-def start(argv: list[str], cache: str) -> dict[str, float]:
+def start(argv: list[str], cache: str) -> dict[str, list[float]]:
   with tempfile.TemporaryDirectory() as workdir:
     told = {**os.environ, "XDG_CACHE_HOME": cache, "STARTED": str(time.time())}
     done = subprocess.run(
@@ -83,8 +83,11 @@ def main(argv: list[str]) -> None:
     for command, times in helps.items():
       times.append(seconds_to_help(command))
   for title, times in found.items():
-    shown = [f"{name} {statistics.median(t[name] for t in times):.2f}" for name in MARKS]
-    print(f"{title} start, s: {', '.join(shown)}")
+    for kind, what in enumerate(("wall", "CPU")):
+      shown = [
+        f"{name} {statistics.median(t[name][kind] for t in times):.2f}" for name in MARKS
+      ]
+      print(f"{title} start, s, {what}: {', '.join(shown)}", flush=True)
   shown = [f"{name} {statistics.median(times):.2f}" for name, times in helps.items()]
   print(f"--help, s: {', '.join(shown)}")
 
