@@ -194,7 +194,7 @@ class PooledNorm(nn.Module):
     bias = self.param("bias", nn.initializers.zeros, channels)
     running_mean = self.variable("batch_stats", "mean", jnp.zeros, channels)
     running_var = self.variable("batch_stats", "var", jnp.ones, channels)
-    # Everything else is of the values with the sign of their scale: nobody needs others.
+    # All that follows is of these alone: x itself would be written and read beside them.
     sign = jnp.where(scale < 0, -1.0, 1.0)
     x = x * sign.astype(x.dtype)[None, None, None]
     if self.use_running_average:
