@@ -24,6 +24,7 @@ import numpy as np
 import ssil_jax
 from ssil_jax.data.dataset import LARGEST_RESIDENT, Batch
 from ssil_jax.losses import separated_softmax_cross_entropy
+from ssil_jax.resnet import ResNet18
 from ssil_jax.training import devices, loop, torch_names
 from ssil_jax.training.dispatches import Rates
 from ssil_jax.training.plan import make_plan
@@ -150,10 +151,8 @@ def check_same_loss(
   own: Ours, variables: Any, pixels: np.ndarray, labels: np.ndarray, theirs: float
 ) -> None:
   """Raises ValueError if the network or the loss of PyTorch is another one."""
-  network = own.session.plan  # of which one device's copy is enough
-  config, num_classes = network.config, len(network.dataset.class_names)
-  from ssil_jax.resnet import ResNet18
-
+  plan = own.session.plan
+  config, num_classes = plan.config, len(plan.dataset.class_names)
   plain = ResNet18(
     num_classes, width=config.width, small_images=pixels.shape[1] <= LARGEST_RESIDENT
   )

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from kills import differences
 from quick import quick_network
-from small_runs import run, small_config, watched_run
+from small_runs import small_config, untimed_records, watched_run
 
 from ssil_jax.data.dataset import Batch
 from ssil_jax.distributed.preemption import Interrupted
@@ -18,9 +18,10 @@ SETTINGS = {
   "num_states": 2,
   "memory_size": 16,
   "batch_size_new": 16,
-  "learning_rate": 1e-2,
+  "learning_rate": 1e-3,
   "num_devices": 2,
   "checkpoint_minutes": 0.0,
+  "log_every": 2,
 }
 
 
@@ -50,23 +51,35 @@ def test_steps_of_a_dispatch_are_numbered_through_and_the_last_may_be_missing():
   np.testing.assert_array_equal(learning_rates.count, [2, 2])
 
 
-@pytest.mark.parametrize("log_every", [1, 4])
-def test_run_in_groups_is_the_run_step_by_step_also_if_it_is_interrupted(
-  tmp_path, log_every
-):
-  one, many = tmp_path / "one", tmp_path / "many"
-  settings = SETTINGS | {"log_every": log_every}
-  questions = itertools.count()
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+  """Runs of a step at a time, of three, and of three that was interrupted on its way."""
+  folder, questions = tmp_path_factory.mktemp("runs"), itertools.count()
 
   def ask():
     if next(questions) == 4:
       raise Interrupted(signal.SIGTERM)
 
+  def config_of(name, **changes):
+    return small_config(folder / name, **SETTINGS, **changes)
+
   with quick_network():
-    run(one, **settings)
-    config = small_config(many, **settings, steps_per_dispatch=3)
+    for name, changes in {"one": {}, "three": {"steps_per_dispatch": 3}}.items():
+      watched_run(config_of(name, **changes))
+    config = config_of("interrupted", steps_per_dispatch=3)
     ended, calls = watched_run(config, ask=ask)
     assert isinstance(ended, Interrupted)
-    assert [call.kind for call in calls].count("train") == 4  # of three steps each
-    run(many, **settings, steps_per_dispatch=2)
-  assert differences(one, many) == []
+    assert [call.kind for call in calls].count("train") == 4
+    watched_run(config)
+  return folder
+
+
+def test_run_in_groups_is_the_run_step_by_step_but_for_rounding(runs):
+  one, three = (untimed_records(runs / name) for name in ("one", "three"))
+  assert len(one) > 10
+  for row, same in zip(one, three, strict=True):
+    assert row == pytest.approx(same, rel=1e-4)
+
+
+def test_run_that_goes_on_between_two_groups_is_the_same_to_the_bit(runs):
+  assert differences(runs / "three", runs / "interrupted") == []
