@@ -9,7 +9,7 @@ FLOORS = [
   {"errors"},
   {"system", "paths", "progress", "settings"},
   {"config"},
-  {"losses", "memory", "metrics", "resnet", "sampling", "schedule"},
+  {"convolution", "losses", "memory", "metrics", "resnet", "sampling", "schedule"},
   {"data", "methods"},
   {"distributed", "reports"},
   {"training"},
@@ -19,7 +19,7 @@ FLOORS = [
   {"api", "commands"},
 ]
 CORE = FLOORS[3]
-NETWORK = {"losses", "resnet"}  # which data must not know
+NETWORK = {"convolution", "losses", "resnet"}  # which data must not know
 
 
 def imported(path):
