@@ -26,7 +26,6 @@ from ssil_jax.data.dataset import LARGEST_RESIDENT, Batch
 from ssil_jax.losses import separated_softmax_cross_entropy
 from ssil_jax.resnet import ResNet18
 from ssil_jax.training import devices, loop, torch_names
-from ssil_jax.training.dispatches import Rates
 from ssil_jax.training.plan import make_plan
 from ssil_jax.training.session import Session, make_session
 from ssil_jax.training.speed import begin_second_state
@@ -72,9 +71,7 @@ def ours(args: argparse.Namespace, size: int, precision: str) -> Ours:
   at_once = session.devices.steps_at_once
   work = batch, np.full(session.devices.size, RATE, np.float32)
   if at_once > 1:
-    together = jax.tree.map(lambda x: np.stack([x] * at_once, axis=1), work)
-    count = np.full(session.devices.size, at_once, np.int32)
-    work = together[0], Rates(together[1], count)
+    work = jax.tree.map(lambda x: np.stack([x] * at_once, axis=1), work)
   on_devices, learning_rate = session.devices.shard(work)
   train_state, context = session.devices.replicate(
     (run.train_state, loop.training_context(session, state, phase, run))

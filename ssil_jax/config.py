@@ -248,6 +248,7 @@ class Config:
     "stops, between two such groups alone (0: 8 on GPUs and TPUs for images of up to 64 "
     "pixels, else 1; on CPUs more are slow)",
     at_least=0,
+    at_most=1000,
   )
   log_every: int = _running(50, "steps between two lines of metrics.jsonl", at_least=1)
   checkpoint_minutes: float = _running(

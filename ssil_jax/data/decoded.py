@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import os
 import pathlib
+import time
 import zlib
 from collections.abc import Callable
 from importlib import metadata
@@ -25,6 +26,7 @@ from ssil_jax.system import write_bytes
 MOST_BYTES = 4 << 30
 _FOLDER = "decoded"
 _CHECKSUM_BYTES = 4
+_WRITTEN_FOR = 3600.0  # seconds; a file that is not whole by then was left by a killed run
 _RULES = b"1"  # another one if the same files would become other pixels than before
 # Another version may round differently.
 _DECODERS = ("Pillow", "simplejpeg", "cykooz.resizer", "pillow-heif")
@@ -121,29 +123,41 @@ def _read(
 
 
 def _write(path: pathlib.Path, pixels: np.ndarray, sizes: np.ndarray) -> tuple[str, ...]:
-  """Writes a file, unless it were too large; returns a line if it cannot."""
+  """Writes a file, unless it were too large; returns a line if it does not."""
   parts = (np.ascontiguousarray(sizes, np.int32), pixels)
   if sum(part.nbytes for part in parts) > MOST_BYTES:
-    return ()
+    return (
+      "note: the next run will decode every image again: they take more than the "
+      f"{MOST_BYTES / 2**30:.0f} GiB of decoded images that are kept",
+    )
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(path, _checksum(*parts), *(part.data for part in parts))
-    _delete_oldest(path.parent)
+    _delete_oldest(path.parent, but=path)
   except OSError as error:
     return (_not_kept(error, path.parent),)
   return ()
 
 
-def _delete_oldest(folder: pathlib.Path) -> None:
-  """Deletes the files used longest ago, until the others take `MOST_BYTES` at most."""
-  with os.scandir(folder) as entries:
-    files = [(entry.stat(), entry.path) for entry in entries]
-  total = sum(status.st_size for status, _ in files)
-  for status, path in sorted(files, key=lambda file: file[0].st_mtime_ns):
+def _delete_oldest(folder: pathlib.Path, *, but: pathlib.Path) -> None:
+  """Deletes the files used longest ago, until the others take `MOST_BYTES` at most.
+
+  Not `but`, nor what another run may be writing.
+  """
+  files = []
+  for path in folder.iterdir():
+    with contextlib.suppress(FileNotFoundError):  # by another run that deletes, too
+      status = path.stat()
+      is_written = path.suffix == ".tmp" and time.time() - status.st_mtime < _WRITTEN_FOR
+      if path.is_file() and not is_written:
+        files.append((status.st_mtime_ns, status.st_size, path))
+  total = sum(size for _, size, _ in files)
+  for _, size, path in sorted(files):
     if total <= MOST_BYTES:
       return
-    pathlib.Path(path).unlink(missing_ok=True)
-    total -= status.st_size
+    if path != but:
+      path.unlink(missing_ok=True)
+      total -= size
 
 
 def _checksum(*parts: np.ndarray) -> bytes:

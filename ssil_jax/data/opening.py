@@ -227,8 +227,7 @@ def _open_encoded(
       for name, split in splits.items()
     }
     kept, skip_notes = leave_out_bad(pixels, bad, images)
-    # A cache that cannot be written is told of once.
-    notes = notes or tuple(dict.fromkeys(n for s in squares.values() for n in s.notes))
+    notes += tuple(dict.fromkeys(n for s in squares.values() for n in s.notes))
     notes += describe_sizes(images, sizes, size, config.scored) + skip_notes
     stored = {
       name: part.take(np.delete(np.arange(len(part)), [*bad[name]]))

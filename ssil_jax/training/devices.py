@@ -304,7 +304,7 @@ def fetch(tree: Any) -> Any:
   return jax.tree.map(lambda x: x[0, ...], jax.device_get(one_device))
 
 
-def wait_for_earlier(outputs: Sequence[Any]) -> None:
+def wait_for_earlier(outputs: Sequence[Any], *, steps_each: int = 1) -> None:
   """Keeps the host a few steps ahead of the devices, and no more.
 
   Steps are sent without waiting for their results, and each holds its batch until it has
@@ -312,10 +312,12 @@ def wait_for_earlier(outputs: Sequence[Any]) -> None:
   `_STEPS_AHEAD` back never leaves the devices without work.
 
   Args:
-    outputs: of the steps sent last, in their order; call it after each.
+    outputs: of what was sent last, in its order; call it after each.
+    steps_each: how many steps that is at a time.
   """
-  if len(outputs) > _STEPS_AHEAD:
-    jax.block_until_ready(outputs[-1 - _STEPS_AHEAD])
+  ahead = max(1, _STEPS_AHEAD // steps_each)
+  if len(outputs) > ahead:
+    jax.block_until_ready(outputs[-1 - ahead])
 
 
 # What jax, XLA and drivers are told by the environment, which may change the rounding; but

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -10,13 +9,6 @@ import numpy as np
 from ssil_jax.data.dataset import Batch
 from ssil_jax.data.loader import TrainBatches
 from ssil_jax.schedule import Phase
-
-
-class Rates(NamedTuple):
-  """Holds the learning rates of steps that are done together; some may be missing."""
-
-  values: np.ndarray  # float32 [K], or [devices, K]
-  count: np.ndarray  # int32 [], or [devices]: how many steps there are
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,24 +29,19 @@ class Dispatches:
   def __len__(self) -> int:
     return -(-(len(self.batches) - self.first) // self.size)
 
-  def __getitem__(self, n: int) -> tuple[Batch, np.ndarray | Rates]:
+  def __getitem__(self, n: int) -> tuple[Batch, np.ndarray]:
     """Makes arrays [local devices, ...] of one step, [local devices, K, ...] of several.
 
-    Where the phase ends earlier, the last step stands for those that are missing.
+    Where the phase ends earlier, K is smaller.
     """
-    steps = self.first + n * self.size + np.arange(self.size)
-    real = steps[steps < len(self.batches)]
-    batches = [self.batches[step] for step in real.tolist()]
-    epochs = real // self.steps_per_epoch
+    first = self.first + n * self.size
+    steps = range(first, min(first + self.size, len(self.batches)))
+    batches = [self.batches[step] for step in steps]
+    rates = [self._rates[step // self.steps_per_epoch] for step in steps]
     if self.size == 1:
-      return batches[0], self._rates[epochs[0]]
-    devices = len(batches[0].inputs)
-    rates = np.broadcast_to(self.epoch_rates[epochs], (devices, len(real)))
-    missing = self.size - len(real)
-    batches += batches[-1:] * missing
-    stacked = jax.tree.map(lambda *parts: np.stack(parts, axis=1), *batches)
-    values = np.pad(rates, ((0, 0), (0, missing)), mode="edge")
-    return stacked, Rates(values, np.full(devices, len(real), np.int32))
+      return batches[0], rates[0]
+    sent = zip(batches, rates, strict=True)
+    return jax.tree.map(lambda *of_steps: np.stack(of_steps, axis=1), *sent)
 
   @functools.cached_property
   def _rates(self) -> list[np.ndarray]:

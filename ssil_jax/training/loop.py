@@ -15,6 +15,7 @@ from ssil_jax import memory, system
 from ssil_jax.config import Config
 from ssil_jax.data import loader
 from ssil_jax.distributed import collectives
+from ssil_jax.errors import DivergedError
 from ssil_jax.methods.base import (
   Extract,
   FinishedState,
@@ -59,7 +60,7 @@ def run(
   Args:
     config: of the run.
     console: where progress is shown.
-    check_interrupt: called before every step and every test batch; if it raises
+    check_interrupt: called before steps are sent and before every test batch; if it raises
       Interrupted, the run is saved and ends. With several processes it must do so in all of
       them at the same call.
     report: called by process 0 with the work directory when all states are done; returns
@@ -130,12 +131,15 @@ def _imprinted(session: Session, state: IncrementalState, run: RunState) -> Trai
   plan, train_state = session.plan, run.train_state
   pool = plan.pool(state, run.exemplars)
   extract = extractor(session, state, train_state, run.stats)
+
+  def features() -> np.ndarray:
+    found = extract(pool.new, normalized_features)
+    if not np.isfinite(found).all():
+      raise DivergedError(f"features are not finite as state {state.index} begins")
+    return found
+
   params = plan.method.imprint(
-    train_state.params,
-    pool.new_labels,
-    lambda: extract(pool.new, normalized_features),
-    state.num_old,
-    plan.config,
+    *(train_state.params, pool.new_labels, features, state.num_old, plan.config)
   )
   # Each process has worked them out by itself, perhaps on another kind of machine.
   return train_state.replace(params=collectives.broadcast_from_main(params))

@@ -32,8 +32,8 @@ class Profile:
       self._stop()
     elif self._folder is not None and self._count < _FIRST:
       self._warn(
-        f"note: --profile traces trained steps {_FIRST} to {_LAST}, and there were "
-        f"{self._count}: {self._folder} has no trace"
+        f"note: --profile traces what is trained {_FIRST}th to {_LAST}th, by steps or by "
+        f"groups of them, and there were {self._count}: {self._folder} has no trace"
       )
 
   def step(self, train_step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

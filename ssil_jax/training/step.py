@@ -28,8 +28,7 @@ from ssil_jax.methods.base import (
   mask_unseen,
 )
 from ssil_jax.resnet import Outputs, ResNet18
-from ssil_jax.training.dispatches import Rates
-from ssil_jax.training.run_state import METRICS, TrainState, own_optimizer
+from ssil_jax.training.run_state import TrainState, own_optimizer
 
 AXIS = "batch"
 _OWN = 2**32 - 1  # of a method's own randomness; images have theirs by position
@@ -212,7 +211,7 @@ def train_steps(
   state: TrainState,
   batches: Batch,
   context: PhaseContext,
-  rates: Rates,
+  learning_rates: jax.Array,
   images: jax.Array | None,
   *,
   model: Model,
@@ -220,32 +219,30 @@ def train_steps(
 ) -> tuple[TrainState, dict[str, jax.Array]]:
   """Does several steps of `train_step` in one program, whose arguments these are.
 
-  An accelerator then waits for the host once for all of them. Not for CPUs, where XLA has
-  no fast gradient of convolutions inside loops.
+  An accelerator then waits for the host once for all of them. Their number is that of the
+  shapes: of one that only the device knows, XLA asks the host before each step. Not for
+  CPUs, where XLA has no fast input gradient of convolutions inside loops.
 
   Args:
     state: before the first step.
     batches: this device's shares, [K, ...].
     context: of the phase they all belong to.
-    rates: K learning rates, and how many of the steps are done.
+    learning_rates: float32 [K].
     images: as in `train_step`.
     model: the same.
     later: the same.
 
   Returns:
-    The state after the last step, and float32 [K] of each metric; 0 of steps not done.
+    The state after the last step, and float32 [K] of each metric.
   """
 
-  def one(n, before):
-    state, metrics = before
-    batch = jax.tree.map(lambda x: x[n], batches)
-    state, of_step = train_step(
-      *(state, batch, context, rates.values[n], images), model=model, later=later
+  def one(state, step):
+    batch, learning_rate = step
+    return train_step(
+      *(state, batch, context, learning_rate, images), model=model, later=later
     )
-    return state, jax.tree.map(lambda x, new: x.at[n].set(new), metrics, of_step)
 
-  none = {name: jnp.zeros(len(rates.values)) for name in METRICS}
-  return jax.lax.fori_loop(0, rates.count, one, (state, none))
+  return jax.lax.scan(one, state, (batches, learning_rates))
 
 
 def _gradient(

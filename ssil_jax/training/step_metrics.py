@@ -52,7 +52,7 @@ class StepMetrics:
       input_seconds: how long the loop waited for their batches.
     """
     self._pending.append((step_metrics, count))
-    wait_for_earlier(self._pending)
+    wait_for_earlier(self._pending, steps_each=count)
     is_first = not self._sent
     self._sent += count
     self._input_seconds += input_seconds
@@ -61,7 +61,7 @@ class StepMetrics:
       jax.block_until_ready(step_metrics)
       self._read_clock()
     if sum(count for _, count in self._pending) >= 2 * self._log_every:
-      self._read(-(-self._log_every // count))
+      self._read(self._count_oldest())
 
   def flush(self) -> np.ndarray:
     """Waits for the devices and writes the records that are complete.
@@ -80,15 +80,19 @@ class StepMetrics:
     if len(self.flush()):
       self._write(len(self._window))
 
+  def _count_oldest(self) -> int:
+    """Counts what holds the oldest `log_every` steps; never what was sent last."""
+    steps = itertools.accumulate(count for _, count in self._pending[:-1])
+    too_few = itertools.takewhile(lambda done: done < self._log_every, steps)
+    return min(len(list(too_few)) + 1, len(self._pending) - 1)
+
   def _read(self, num_sent: int) -> None:
     """Takes the oldest steps from the devices; when there are enough, writes a record."""
     if num_sent == len(self._pending):
       jax.block_until_ready(self._pending)
     self._read_clock()
-    sent, counts = zip(*self._pending[:num_sent], strict=True) if num_sent else ((), ())
-    for metrics, count in zip(fetch(sent), counts, strict=True):
-      of_steps = np.stack([np.ravel(metrics[name]) for name in METRICS], axis=1)
-      self._window.extend(of_steps[:count])
+    for metrics in fetch([metrics for metrics, _ in self._pending[:num_sent]]):
+      self._window.extend(np.stack([np.ravel(metrics[name]) for name in METRICS], axis=1))
     del self._pending[:num_sent]
     # Without a step there is no speed; those of an earlier process wait for the next one.
     while self._sent and len(self._window) >= self._log_every:

@@ -137,6 +137,23 @@ def test_files_used_longest_ago_are_deleted_first(root, cache_home, monkeypatch)
   assert kept_after(10, 4) == [8, 10]
 
 
+def test_neither_the_newest_nor_what_another_run_writes_is_deleted(
+  root, cache_home, monkeypatch
+):
+  open_small(root)
+  (kept, *_) = files_in(cache_home)
+  folder = kept.parent
+  writing, left = folder / "other.tmp", folder / "left.tmp"
+  for path in (writing, left):
+    path.write_bytes(b"part")
+  os.utime(left, (1, 1))
+  (folder / "subfolder").mkdir()
+  os.utime(kept, (2, 2))
+  monkeypatch.setattr(decoded, "MOST_BYTES", 0)
+  decoded._delete_oldest(folder, but=kept)
+  assert sorted(folder.iterdir()) == sorted([kept, writing, folder / "subfolder"])
+
+
 def test_images_without_stamps_or_of_too_many_bytes_are_not_kept(
   root, cache_home, monkeypatch
 ):
@@ -144,7 +161,8 @@ def test_images_without_stamps_or_of_too_many_bytes_are_not_kept(
   for path in files_in(cache_home):
     path.unlink()
   monkeypatch.setattr(decoded, "MOST_BYTES", 100)
-  assert decoded.kept_squares(images, 16).notes == ()
+  (note,) = decoded.kept_squares(images, 16).notes
+  assert "they take more than" in note
   monkeypatch.setattr(decoded, "MOST_BYTES", 1 << 20)
   monkeypatch.setattr(type(images.store), "stamps", lambda self, n: np.zeros(len(n), "u8"))
   squares = decoded.kept_squares(images, 16)

@@ -159,7 +159,7 @@ def _part_of_jpeg(data: bytes, header: jpeg_layout.Header, box: Box) -> np.ndarr
 
   Then the whole image has to be decoded, and it is that which tells what is wrong.
   """
-  # A truncated file is refused, whichever part is asked for.
+  # A file that just ends is refused, whichever part is asked for.
   is_truncated = data.rfind(_JPEG_END, header.scan_start) < 0
   library = None if is_truncated or header.num_components == 4 else turbojpeg.library()
   if library is None:
