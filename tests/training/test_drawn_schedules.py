@@ -139,7 +139,9 @@ class OutputsOnly(Devices):
 def walk(plan):
   """Goes through all states; returns a `Drawn` for each phase."""
   devices, drawn = OutputsOnly(plan), []
-  head = {"kernel": np.ones((FEATURES, len(plan.dataset.class_names)), np.float32)}
+  proxies = () if plan.method.num_proxies == 1 else (plan.method.num_proxies,)
+  shape = FEATURES, *proxies, len(plan.dataset.class_names)
+  head = {"kernel": np.ones(shape, np.float32)}
   initial = TrainState(np.int32(0), {"head": head}, {}, ())
   session = Session(plan=plan, devices=devices, initial=initial)
   run = session.start()

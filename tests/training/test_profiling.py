@@ -2,14 +2,16 @@
 
 import jax
 import pytest
+from quick import quick_network
 from small_runs import run, untimed
 
 from ssil_jax.training.profiling import Profile
 
 
 def test_a_run_leaves_a_trace_and_trains_as_without(tmp_path):
-  plain = run(tmp_path / "plain", method="ft")
-  traced = run(tmp_path / "traced", method="ft", profile=str(tmp_path / "trace"))
+  with quick_network():
+    plain = run(tmp_path / "plain", method="ft")
+    traced = run(tmp_path / "traced", method="ft", profile=str(tmp_path / "trace"))
   assert untimed(traced) == untimed(plain)
   (trace,) = (tmp_path / "trace").rglob("*.xplane.pb")
   data = jax.profiler.ProfileData.from_file(str(trace))
