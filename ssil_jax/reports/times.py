@@ -48,7 +48,8 @@ def time_tables(runs: Sequence[Run]) -> list[Table]:
     whole = sum(seconds.values())
     if not whole or any("seconds" not in row for row in states):
       continue
-    is_lent = any(row["from_workdir"] for row in states)  # without the time of its steps
+    # Its states come without the time of their steps.
+    is_lent = any(row.get("from_workdir") for row in states)
     more = None if is_lent else added(seconds)
     shares = [_percent(seconds[part] / whole) for part in PARTS]
     rows.append([label, Cell(duration(whole), whole), *shares, _percent(more)])
