@@ -43,8 +43,14 @@ FLAGS = [
   "--log_every=3",
 ]
 OFTEN = "--checkpoint_minutes=0.001"
-# What would take long on so few images.
-OWN = {"cgan_features": ["--cgan_steps=20"], "joint_full": ["--num_states=1"]}
+# What is too long, or too short, on so few images.
+OWN = {
+  "cgan_features": ["--cgan_steps=20"],
+  "joint_full": ["--num_states=1"],
+  # Balanced phases with a batch at least.
+  "eeil": ["--memory_size=48"],
+  "podnet": ["--memory_size=48"],
+}
 
 
 def run(count, workdir, *flags):
