@@ -4,6 +4,7 @@ import atexit
 import os
 import shutil
 import tempfile
+import time
 
 # Before jax is imported, which reads it: workers and the processes that tests start compile
 # what one of them has compiled only once, and matplotlib lists the fonts once. This process
@@ -44,3 +45,11 @@ def cache_home(tmp_path_factory, monkeypatch):
   folder = tmp_path_factory.mktemp("cache")
   monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
   return folder
+
+
+@pytest.fixture
+def clock(monkeypatch):
+  """A list whose only entry is the time in seconds, for what measures it."""
+  now = [1000.0]
+  monkeypatch.setattr(time, "monotonic", lambda: now[0])
+  return now

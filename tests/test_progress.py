@@ -5,16 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from ssil_jax import progress
 from ssil_jax.progress import ProgressBars
-
-
-@pytest.fixture
-def clock(monkeypatch):
-  """A list whose only entry is the time in seconds."""
-  now = [100.0]
-  monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
-  return now
 
 
 def test_lines_without_a_terminal(clock):

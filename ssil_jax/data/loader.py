@@ -77,7 +77,7 @@ class TrainBatches:
 
   @property
   def are_light(self) -> bool:
-    """Whether they are numbers alone."""
+    """Says whether they are numbers alone."""
     return self.dataset.train.on_device
 
   # What all batches have in common; positions are one array, to be sent once.
@@ -115,7 +115,7 @@ class EvalBatches:
 
   @property
   def are_light(self) -> bool:
-    """Whether they are numbers alone."""
+    """Says whether they are numbers alone."""
     return self.split.on_device
 
   @property

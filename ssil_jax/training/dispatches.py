@@ -13,7 +13,7 @@ from ssil_jax.schedule import Phase
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Dispatches:
-  """What the devices are sent: batches and learning rates, from a step of a phase on."""
+  """Makes what the devices are sent: batches and rates, from a step of a phase on."""
 
   batches: TrainBatches
   epoch_rates: np.ndarray  # float32 [epochs]
@@ -23,7 +23,7 @@ class Dispatches:
 
   @property
   def are_light(self) -> bool:
-    """Whether they are numbers alone."""
+    """Says whether they are numbers alone."""
     return self.batches.are_light
 
   def __len__(self) -> int:

@@ -10,16 +10,7 @@ from small_runs import run
 
 from ssil_jax.reports.results import load_run
 from ssil_jax.reports.times import PARTS
-from ssil_jax.training import stopwatch
 from ssil_jax.training.stopwatch import Stopwatch
-
-
-@pytest.fixture
-def clock(monkeypatch):
-  """Seconds, in a list of one."""
-  now = [1000.0]
-  monkeypatch.setattr(stopwatch.time, "monotonic", lambda: now[0])
-  return now
 
 
 def seconds_of(watch):

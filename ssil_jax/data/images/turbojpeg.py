@@ -1,4 +1,4 @@
-"""What libjpeg-turbo does beyond decoding whole images: parts of one, and restart markers.
+"""Calls libjpeg-turbo for more than whole images: parts of one, and restart markers.
 
 No Python package that we found offers either, so its own C interface (TurboJPEG 3.1) is
 called by ctypes. The package `pylibjxl` carries the library inside its extension module;
