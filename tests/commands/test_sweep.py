@@ -15,7 +15,7 @@ import time
 import bad_inputs
 import pytest
 from folders import ROOT
-from written_runs import Page, one_state, write_run
+from written_runs import RESULTS, Page, one_state, write_run
 
 from ssil_jax.commands import run, sweep
 from ssil_jax.methods import METHODS
@@ -24,8 +24,6 @@ from ssil_jax.system import usable_cores
 # Stands in for run.py: writes down its arguments, and fails where it is told to.
 STAND_IN = """
 import json, os, pathlib, sys
-sys.path.insert(0, {tests!r})
-from written_runs import RESULTS
 flags = dict(a.removeprefix("--").split("=", 1) for a in sys.argv[1:])
 workdir = pathlib.Path(flags["workdir"])
 workdir.mkdir(parents=True, exist_ok=True)
@@ -36,7 +34,7 @@ with open(workdir.parent / "calls.jsonl", "a") as file:
 print("output of", workdir.name)
 print("errors of", workdir.name, file=sys.stderr)
 code = int(flags.get("seed")) if workdir.name.startswith("ft") else 0
-results = {{**RESULTS, "method_title": workdir.name, "seed": int(flags["seed"])}}
+results = {{**{results}, "method_title": workdir.name, "seed": int(flags["seed"])}}
 if not code:
   (workdir / "results.json").write_text(json.dumps(results))
   print("error: only a warning")
@@ -147,7 +145,7 @@ def use(monkeypatch, path):
 def calls(tmp_path, monkeypatch):
   """Runs a script in run.py's place; () -> what it was called with."""
   script = tmp_path / "stand_in.py"
-  script.write_text(STAND_IN.format(tests=str(ROOT / "tests")))
+  script.write_text(STAND_IN.format(results=RESULTS))
   use(monkeypatch, script)
   return lambda: [json.loads(line) for line in open(tmp_path / "runs" / "calls.jsonl")]
 

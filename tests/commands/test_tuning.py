@@ -5,24 +5,25 @@ import json
 import sys
 
 import pytest
-from folders import ROOT
+from written_runs import write_run
 
 from ssil_jax.commands import planning, run, sweep
 from ssil_jax.errors import ConfigError
 
 # Stands in for run.py: learns best with a learning rate of 0.1, and seed 1 learns better.
 STAND_IN = """
-import json, pathlib, sys
-sys.path.insert(0, {tests!r})
-from written_runs import RESULTS, write_run
+import json, pathlib, shutil, sys
 flags = dict(a.removeprefix("--").split("=", 1) for a in sys.argv[1:])
 workdir = pathlib.Path(flags["workdir"])
 with open({calls!r}, "a") as file:
   file.write(json.dumps(flags) + "\\n")
 rate, seed = float(flags.get("learning_rate", 0)), int(flags["seed"])
 top1 = 0.5 - abs(rate - 0.1) + 0.25 * seed
-average = {{**RESULTS["average"], "top1": top1}}
-write_run(workdir, average=average, seed=seed, method_title=flags["method"])
+results = json.loads(pathlib.Path({written!r}, "results.json").read_text())
+results["average"]["top1"] = top1
+results |= {{"seed": seed, "method_title": flags["method"]}}
+shutil.copytree({written!r}, workdir)
+(workdir / "results.json").write_text(json.dumps(results))
 """
 SMALL = ["--", "--flagfile=quickstart.cfg"]
 
@@ -31,7 +32,8 @@ SMALL = ["--", "--flagfile=quickstart.cfg"]
 def calls(tmp_path, monkeypatch):
   """Runs a script in run.py's place; () -> what it was called with since the last call."""
   log, script = tmp_path / "calls.jsonl", tmp_path / "stand_in.py"
-  script.write_text(STAND_IN.format(tests=str(ROOT / "tests"), calls=str(log)))
+  written = write_run(tmp_path / "written")
+  script.write_text(STAND_IN.format(written=str(written), calls=str(log)))
   command = [sys.executable, str(script)]
   monkeypatch.setattr(sweep, "Runner", functools.partial(sweep.Runner, command=command))
   # It leaves no checkpoints and no model.

@@ -1,5 +1,6 @@
 """A run that is interrupted anywhere goes on to what it would have been, to the bit."""
 
+import functools
 import io
 import itertools
 import json
@@ -10,7 +11,7 @@ import time
 import numpy as np
 import pytest
 from folders import folder_of, noise, save
-from kills import differences
+from kills import digests
 from quick import quick_network
 from rich.console import Console
 from small_runs import count, last_checkpoint, records, small_config, watched_run
@@ -23,8 +24,6 @@ SETTINGS = {
   "num_classes": 4,
   "num_states": 2,
   "memory_size": 16,
-  "batch_size_new": 16,
-  "batch_size_memory": 8,
   "batch_size_test": 64,
   # So large that a step which is left out or repeated shows, and so does momentum.
   "learning_rate": 1e-2,
@@ -33,6 +32,8 @@ SETTINGS = {
   "checkpoint_minutes": 0.0,
 }
 METHODS = ["eeil", "gd", "bic", "der"]
+# Of undisturbed runs, which stay as they are.
+_digests = functools.cache(digests)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -150,6 +151,12 @@ def test_opening_the_data_can_be_interrupted(tmp_path):
   assert not (tmp_path / "run").exists()
 
 
+def differences(undisturbed, other):
+  """The names of what a run has left otherwise than an undisturbed one."""
+  ours, theirs = _digests(undisturbed), digests(other)
+  return sorted(name for name in ours | theirs if ours.get(name) != theirs.get(name))
+
+
 def middles(calls):
   """Questions: one in the middle of each stretch."""
   return [(start + end + 1) // 2 for _, start, end in stretches(calls)]
@@ -160,12 +167,12 @@ def test_a_run_interrupted_anywhere_goes_on_as_if_nothing_had_been(
   undisturbed, tmp_path, method
 ):
   workdir, calls = undisturbed(method=method)
-  if method in ("eeil", "gd"):  # and where each phase begins
-    starts = [start for kind, start, _ in stretches(calls) if kind == "train"]
-    questions = sorted({*middles(calls), *starts})
-  else:
-    questions = middles(calls)[-4:]
-  for stop_at in questions:
+  starts = [start for kind, start, _ in stretches(calls) if kind == "train"]
+  questions = {
+    "eeil": {*middles(calls), *starts},  # in everything, and where each phase begins
+    "gd": {middle(calls, "train", n) for n in (1, 2, 3)} | {*starts[2:]},  # its three
+  }.get(method, middles(calls)[-4:])
+  for stop_at in sorted(questions):
     folder = tmp_path / str(stop_at)
     interrupted = run(folder, method=method, stop_at=stop_at)
     # In whatever it was, it has saved once, after the finished states.
@@ -233,7 +240,8 @@ def test_states_of_another_run_are_taken_once(undisturbed, tmp_path, memory_size
   taken = {"method": "eeil", "memory_size": memory_size, "from_workdir": str(source)}
   workdir, calls = undisturbed(**taken)
   assert bool(count(calls, "train")) == (memory_size == 24)
-  for stop_at in middles(calls):
+  # The last of each kind.
+  for stop_at in {kind: (a + b + 1) // 2 for kind, a, b in stretches(calls)}.values():
     folder = tmp_path / str(stop_at)
     run(folder, stop_at=stop_at, **taken)
     run(folder, **taken)
@@ -256,6 +264,7 @@ def test_streamed_images_go_on_with_the_same_crops_or_not_at_all(undisturbed, tm
     "data_dir": str(root),
     "image_size": 80,
     "learning_rate": 1e-3,
+    "batch_size_new": 16,
   }
   workdir, calls = undisturbed(**streamed)
   interrupted = tmp_path / "interrupted"
@@ -297,18 +306,19 @@ def test_images_without_labels_are_drawn_again_and_are_part_of_the_run(
     "image_size": side,  # resident, or streamed
     "learning_rate": 1e-3,
     "unlabeled_dir": str(tmp_path / "unlabeled"),
+    "batch_size_new": 16,
   }
   workdir, calls = undisturbed(**flags)
   trained = [call.records for call in calls if call.kind == "train"]
   assert {len(records) for records in trained} == {32}
   assert all((records[:16] < 64).all() for records in trained)
   assert {*np.concatenate([records[16:] for records in trained])} == {*range(64, 69)}
-  for number, _ in enumerate(kinds_of(calls)):
-    if kinds_of(calls)[number] == "train":
-      folder = tmp_path / str(number)
-      run(folder, stop_at=middles(calls)[number], **flags)
-      run(folder, **flags)
-      assert differences(workdir, folder) == []
+  # In the first state, and in the network's phase of the second.
+  for number in (0, 2):
+    folder = tmp_path / str(number)
+    run(folder, stop_at=middle(calls, "train", number), **flags)
+    run(folder, **flags)
+    assert differences(workdir, folder) == []
   save(tmp_path / "unlabeled" / "3.png", noise(8, 8, seed=0))
   with pytest.raises(WorkdirError, match="of unlabeled images: different"):
     run(workdir, **flags)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from quick import quick_network
 
 from ssil_jax.config import make_config
 from ssil_jax.data.images.augment import (
@@ -451,7 +452,11 @@ def test_what_is_drawn_for_an_image_or_a_step_is_the_same_on_any_devices():
 def test_fixed_features_stay_as_they_are_while_the_head_is_trained():
   network = ResNet18(num_classes=3, width=2, small_images=True, axis_name=AXIS)
   images = jnp.zeros((1, 8, 8, 3))
-  variables = network.init(jax.random.key(0), images, train=False)
+  with quick_network():
+    check_fixed_features(network, network.init(jax.random.key(0), images, train=False))
+
+
+def check_fixed_features(network, variables):
 
   def loss(examples, config):
     logits = examples.classify(examples.outputs.features)  # as those of the outputs
