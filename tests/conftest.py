@@ -23,10 +23,12 @@ _QUICKLY = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split
 os.environ.setdefault("XLA_FLAGS", _QUICKLY)
 
 import jax
+import numpy as np
 import pytest
 from folders import folder_of
 
-from ssil_jax.training import devices
+from ssil_jax import resnet
+from ssil_jax.training import devices, session
 
 jax.config.update("jax_platforms", "cpu")
 devices.split_cpu(4)
@@ -45,6 +47,25 @@ def cache_home(tmp_path_factory, monkeypatch):
   folder = tmp_path_factory.mktemp("cache")
   monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
   return folder
+
+
+@pytest.fixture(autouse=True, scope="session")
+def initial_networks():
+  """The networks that runs start with, each drawn once; tests of drawing them empty it.
+
+  Else every run would trace and load the same program first.
+  """
+  drawn = {}
+
+  def draw_once(model, image_size):
+    key = model.network, resnet.BasicBlock, image_size, model.config.seed
+    if key not in drawn:
+      drawn[key] = devices.initial_train_state(model, image_size)
+    return jax.tree.map(np.copy, drawn[key])
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(session, "initial_train_state", draw_once)
+    yield drawn
 
 
 @pytest.fixture

@@ -57,8 +57,11 @@ def plain(tmp_path_factory):
   return workdir
 
 
-def test_a_run_is_the_same_whatever_the_environment(plain, tmp_path, otherwise):
+def test_a_run_is_the_same_whatever_the_environment(
+  plain, tmp_path, otherwise, initial_networks
+):
   there = settings()
+  initial_networks.clear()
   run(tmp_path, **SETTINGS)
   assert differences(tmp_path, plain) == []
   assert settings() == there  # as they were, for whoever called
