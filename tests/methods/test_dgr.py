@@ -191,7 +191,8 @@ def test_network_and_generator_learn_from_their_own_part_alone():
   def mean(own, logits, drawn_logits):
     return jnp.mean(DGR.loss(given(own, logits, drawn_logits), CONFIG))
 
-  of_own, of_new, of_drawn = jax.grad(mean, (0, 1, 2))(own, *logits)
+  gradients = jax.jit(jax.grad(mean, (0, 1, 2)))
+  of_own, of_new, of_drawn = gradients(own, *logits)
   # One new class of four: 1/4 of the softmax's p - 1{y}, and 3/4 with the teacher's labels.
   p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
   labels = np.eye(4)[[[3, 3], [0, 2]]]
@@ -199,7 +200,7 @@ def test_network_and_generator_learn_from_their_own_part_alone():
   np.testing.assert_allclose(of_drawn, (p - labels)[1] * 3 / 4 / 2, rtol=1e-4, atol=1e-6)
   # The generator's gradient does not see the network, and class 1, which no label is of,
   # learns nothing.
-  other, *_ = jax.grad(mean, (0, 1, 2))(own, *(3 * logits))
+  other, *_ = gradients(own, *(3 * logits))
   jax.tree.map(np.testing.assert_array_equal, other, of_own)
   rows = of_own["decoder"]["classes"].any(axis=1).tolist()
   assert rows == [True, False, True, True]
@@ -217,4 +218,4 @@ def test_no_gradient_reaches_what_was_there_before():
     return jnp.mean(DGR.loss(examples, CONFIG))
 
   before = {"stats": trained_stats(), "teacher": outputs_of(logits=np.ones((2, 4)))}
-  assert not any(leaf.any() for leaf in jax.tree.leaves(jax.grad(mean)(before)))
+  assert not any(leaf.any() for leaf in jax.tree.leaves(jax.jit(jax.grad(mean))(before)))

@@ -130,7 +130,7 @@ def loss_of(phase, labeled, labels, unlabeled):
     expert=expert,
     unlabeled=Replayed(None, *of_unlabeled),
   )
-  return float(jnp.mean(GD.loss(examples, config)))
+  return float(jax.jit(lambda: jnp.mean(GD.loss(examples, config)))())
 
 
 def expected_loss(phase):

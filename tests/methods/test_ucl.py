@@ -106,11 +106,15 @@ def test_the_penalties_of_means_are_their_loop():
   config = settings(penalty_strength=2.5)
   params = tree_of(rng)
   stats = stats_after(rng, tree_of(rng), config)
-  found = elastic_energy(params, UCL.elastic(context_of(2, 4, stats=stats), config))
+
+  @jax.jit
+  def energy(context):
+    return elastic_energy(params, UCL.elastic(context, config))
+
+  found = energy(context_of(2, 4, stats=stats))
   expected = 2.5 * penalties_loop(params, stats) / BATCH
   assert float(found) == pytest.approx(expected, rel=1e-4)
-  first = elastic_energy(params, UCL.elastic(context_of(0, 2, stats=stats), config))
-  assert float(first) == 0
+  assert float(energy(context_of(0, 2, stats=stats))) == 0
 
 
 def test_every_convolution_of_the_network_has_its_strengths():
