@@ -52,12 +52,6 @@ def together(config):
     print(error)
 
 
-def together_until_stopped(config):
-  """Gathers and agrees, and then steps until a signal comes."""
-  together(config)
-  yield from run_on(config)
-
-
 def run_on(config):
   """Steps until a signal comes."""
   mesh = devices.choose_devices(config)
