@@ -50,9 +50,12 @@ class LikelySquares:
   How large squares are is known only then; most often it is as a few headers tell.
   """
 
-  def __init__(self, splits: Mapping[str, EncodedImages]):
-    """Takes the images by split; those of `train` tell the likely size."""
-    self._size = likely_size(splits["train"])
+  def __init__(self, splits: Mapping[str, EncodedImages], size: int | None = None):
+    """Takes the images by split; those of `train` tell the likely size.
+
+    If the size is known already, images are verified because it is too large for squares.
+    """
+    self._size = None if size else likely_size(splits["train"])
     self._squares: dict[str, Squares] = {}
     if self._size is not None and self._size <= LARGEST_RESIDENT:
       for name, images in splits.items():

@@ -202,7 +202,7 @@ def _open_encoded(
   stamps: Mapping[str, np.ndarray] = {}
   seen: Mapping[str, Squares | None] = {}
   if config.verify_data and not was_verified and not (size and size <= LARGEST_RESIDENT):
-    likely = LikelySquares(images)
+    likely = LikelySquares(images, size)
     verification = verify.verify(images, check_interrupt, visit=likely.visit)
     found = {
       name: split._replace(images=verification.images[name])
