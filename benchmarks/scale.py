@@ -24,7 +24,6 @@ import step as step_benchmark
 import ssil_jax
 from ssil_jax import memory
 from ssil_jax.sampling import Key
-from ssil_jax.training import devices
 from ssil_jax.training.plan import make_plan
 
 CLASSES = 100, 1000, 10_000
@@ -81,20 +80,9 @@ def of_records(args: argparse.Namespace, count: int) -> dict[str, Any]:
 def main(argv: Sequence[str]) -> None:
   parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
   parser.add_argument("--size", type=int, default=32)
-  parser.add_argument("--width", type=int, default=16)
-  parser.add_argument("--new", type=int, default=128, help="images of new classes")
-  parser.add_argument("--memory", type=int, default=32, help="exemplars in a batch")
-  parser.add_argument("--devices", type=int, default=0)
-  parser.add_argument("--steps_per_dispatch", type=int, default=0)
-  parser.add_argument("--rounds", type=int, default=3)
-  parser.add_argument("--seconds", type=float, default=3.0)
-  parser.add_argument("--json", type=pathlib.Path)
+  step_benchmark.add_flags(parser, width=16)
   args = parser.parse_args(argv)
-  devices.prepare_cpu_devices(
-    ssil_jax.make_config(
-      batch_size_new=args.new, batch_size_memory=args.memory, num_devices=args.devices
-    )
-  )
+  step_benchmark.prepare(args)
   by_records = [of_records(args, count) for count in RECORDS]
   classes_rows, environments = zip(*(of_classes(args, n) for n in CLASSES), strict=True)
   by_classes, environment = list(classes_rows), environments[-1]

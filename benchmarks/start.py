@@ -18,23 +18,29 @@ import tempfile
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path.append(str(ROOT))
+
+from ssil_jax.commands import COMMANDS
+
 ROUNDS = int(os.environ.get("ROUNDS", "3"))
 MARKS = ("imported", "open", "first step")
-HELP = ("run", "learn", "predict", "serve", "sweep", "compare")
+HELP = tuple(COMMANDS)
 
 
 def child(argv: list[str]) -> None:
   """Runs until the first step is done; prints the times of `MARKS`."""
   started = float(os.environ["STARTED"])
-  sys.path.append(str(ROOT))
   marks = {}
 
   def mark(name: str) -> None:
     marks[name] = time.time() - started, time.process_time()
 
-  from ssil_jax.commands import command_line, run
-  from ssil_jax.training import loop
-  from ssil_jax.training.step_metrics import StepMetrics
+  from ssil_jax.commands import command_line
+
+  with command_line.importing():  # as the command itself does
+    from ssil_jax.commands import run
+    from ssil_jax.training import loop
+    from ssil_jax.training.step_metrics import StepMetrics
 
   mark("imported")
   begin, add = loop.train, StepMetrics.add

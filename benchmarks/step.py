@@ -201,6 +201,27 @@ def measure(args: argparse.Namespace, size: int, precision: str) -> dict[str, An
   return row | {"environment": [own.session.devices.describe()], "rates": [rates]}
 
 
+def add_flags(parser: argparse.ArgumentParser, *, width: int) -> None:
+  """Adds what `ours` and all clocks of a step need."""
+  parser.add_argument("--width", type=int, default=width)
+  parser.add_argument("--new", type=int, default=128, help="images of new classes")
+  parser.add_argument("--memory", type=int, default=32, help="exemplars in a batch")
+  parser.add_argument("--devices", type=int, default=0)
+  parser.add_argument("--steps_per_dispatch", type=int, default=0)
+  parser.add_argument("--rounds", type=int, default=3)
+  parser.add_argument("--seconds", type=float, default=5.0, help="of each turn")
+  parser.add_argument("--json", type=pathlib.Path)
+
+
+def prepare(args: argparse.Namespace) -> None:
+  """Readies the CPU for the batches of `add_flags`."""
+  devices.prepare_cpu_devices(
+    ssil_jax.make_config(
+      batch_size_new=args.new, batch_size_memory=args.memory, num_devices=args.devices
+    )
+  )
+
+
 def main(argv: Sequence[str]) -> None:
   words = lambda kind: lambda text: [kind(word) for word in text.split(",") if word]  # noqa: E731
   parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -208,21 +229,10 @@ def main(argv: Sequence[str]) -> None:
   parser.add_argument("--precisions", type=words(str), default=["float32", "bfloat16"])
   parser.add_argument("--torch", type=words(str), default=["eager", "default"])
   parser.add_argument("--classes", type=int, default=100)
-  parser.add_argument("--width", type=int, default=64)
-  parser.add_argument("--new", type=int, default=128, help="images of new classes")
-  parser.add_argument("--memory", type=int, default=32, help="exemplars in a batch")
-  parser.add_argument("--devices", type=int, default=0)
-  parser.add_argument("--steps_per_dispatch", type=int, default=0)
-  parser.add_argument("--rounds", type=int, default=3)
-  parser.add_argument("--seconds", type=float, default=5.0, help="of each turn")
   parser.add_argument("--cost", action="store_true", help="say what XLA counts, too")
-  parser.add_argument("--json", type=pathlib.Path)
+  add_flags(parser, width=64)
   args = parser.parse_args(argv)
-  devices.prepare_cpu_devices(
-    ssil_jax.make_config(
-      batch_size_new=args.new, batch_size_memory=args.memory, num_devices=args.devices
-    )
-  )
+  prepare(args)
   rows = [measure(args, size, kind) for size in args.sizes for kind in args.precisions]
   environment = rows[-1]["environment"][0]
   if args.torch:

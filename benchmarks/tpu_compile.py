@@ -8,8 +8,9 @@
 A row is a step on a slice: a method of ssil_jax, in its second state, or `flax`, a step as
 in flax's ImageNet example (flax_imagenet.py). Each is compiled as for a run on that slice,
 and XLA tells what one chip does in a step: operations, bytes that the instructions read and
-write, memory for temporaries. Nothing is timed: a chip does no more images a second than
-the slower of its peak FLOP/s and its memory's bandwidth allows for these figures.
+write, memory for temporaries; the program's text, what of these bytes goes to and from main
+memory (hlo_traffic.py). Nothing is timed: a chip does no more images a second than the
+slower of its peak FLOP/s and its main memory's bandwidth allows for these figures.
 
 A row takes a minute or two on two idle cores. Rows are written to --output as they come,
 with the commit, and those that are there already are not compiled again, whatever theirs.
@@ -36,6 +37,7 @@ os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
 import flax_imagenet
 import jax
 import numpy as np
+from hlo_traffic import main_memory_bytes
 from jax.experimental import topologies
 from jax.sharding import Mesh
 from rich.console import Console
@@ -160,15 +162,18 @@ def measure(topology: str, step: str, precision: str, sizes: Sizes) -> dict:
   except jax.errors.JaxRuntimeError as error:  # it needs more memory than there is
     return row | {"error": str(error).splitlines()[0]}
   cost, memory = compiled.cost_analysis(), compiled.memory_analysis()
+  hlo = compiled.as_text()
   flop, moved = cost["flops"] / sizes.batch, cost["bytes accessed"] / sizes.batch
+  main = main_memory_bytes(hlo) / sizes.batch
   by_flop = CHIPS[chip]["flop_per_s"] / flop
-  by_bytes = CHIPS[chip]["bytes_per_s"] / moved
+  by_bytes = CHIPS[chip]["bytes_per_s"] / main
   return row | {
     "flop_per_image": flop,
     "bytes_per_image": moved,
+    "main_memory_bytes_per_image": main,
     "temporary_bytes": memory.temp_size_in_bytes,
     "argument_bytes": memory.argument_size_in_bytes,
-    **collectives(compiled.as_text(), sizes),
+    **collectives(hlo, sizes),
     "roofline_images_per_s": min(by_flop, by_bytes),
     "bound_by": "bytes" if by_bytes < by_flop else "FLOP",
     "compile_seconds": round(time.perf_counter() - started, 1),
@@ -196,12 +201,20 @@ def provenance() -> dict:
 def table(rows: list[dict], sizes: Sizes) -> Table:
   """Figures of a chip, but for the number of chips."""
   columns = ("slice", "chips", "step", "precision", "GFLOP/image", "MB/image", "/ flax")
-  columns += ("temporaries, GB", "collectives", "their MB/image", "images/s at most", "by")
+  columns += (
+    "of main memory",
+    "/ flax",
+    "temporaries, GB",
+    "collectives",
+    "their MB/image",
+    "images/s at most",
+    "by",
+  )
   shown = Table(*columns)
   peers = {
-    (row["topology"], row["precision"]): row.get("bytes_per_image")
+    (row["topology"], row["precision"]): row
     for row in rows
-    if row["step"] == PEER
+    if row["step"] == PEER and "error" not in row
   }
   for row in rows:
     name = row["topology"], str(row["chips"]), row["step"], row["precision"]
@@ -212,8 +225,8 @@ def table(rows: list[dict], sizes: Sizes) -> Table:
     shown.add_row(
       *name,
       f"{row['flop_per_image'] / 1e9:.2f}",
-      f"{row['bytes_per_image'] / 1e6:.1f}",
-      f"{row['bytes_per_image'] / peer:.3f}" if peer else "",
+      *beside(peer, row, "bytes_per_image"),
+      *beside(peer, row, "main_memory_bytes_per_image"),
       f"{row['temporary_bytes'] / 1e9:.2f}",
       str(row["collectives"]),
       f"{row['collective_bytes_per_image'] / 1e6:.2f}",
@@ -221,6 +234,12 @@ def table(rows: list[dict], sizes: Sizes) -> Table:
       row["bound_by"],
     )
   return shown
+
+
+def beside(peer: dict | None, row: dict, name: str) -> tuple[str, str]:
+  """Returns a row's megabytes, and what part of the peer's they are."""
+  megabytes = f"{row[name] / 1e6:.1f}"
+  return megabytes, f"{row[name] / peer[name]:.3f}" if peer else ""
 
 
 def main(argv: list[str]) -> None:

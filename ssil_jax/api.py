@@ -15,12 +15,11 @@ from ssil_jax.errors import ConfigError
 from ssil_jax.methods import METHODS, get_method
 from ssil_jax.methods.source import source_hash
 from ssil_jax.model.trained import load
-from ssil_jax.reports.page import write_report
 from ssil_jax.reports.results import load_run
 from ssil_jax.settings import owners_of
 from ssil_jax.training import devices, loop
 
-__all__ = ["load", "load_run", "make_config", "run", "write_report"]
+__all__ = ["load", "load_run", "make_config", "run"]
 
 
 def make_config(method: str = "ssil", **settings: Any) -> Config:

@@ -5,6 +5,7 @@ import fcntl
 import os
 import platform
 import resource
+import subprocess
 import sys
 
 import pytest
@@ -38,6 +39,34 @@ def test_the_limit_of_open_files_is_raised_as_far_as_needed_or_named(monkeypatch
   now[resource.RLIMIT_NOFILE] = (256, 1024)
   with pytest.raises(DataError, match="2348 open files.*1024.*ulimit -n 2348"):
     system.allow_open_files(2148)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's malloc alone")
+def test_memory_that_was_freed_is_there_for_the_next_block():
+  program = """
+import resource, threading
+import numpy as np
+from ssil_jax import system
+
+def new_pages():
+  before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+  np.ones(10**8, np.uint8)
+  print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+
+if KEPT:
+  system.keep_freed_memory()
+for _ in range(2):
+  thread = threading.Thread(target=new_pages)
+  thread.start()
+  thread.join()
+"""
+  found = [
+    subprocess.check_output([sys.executable, "-c", program.replace("KEPT", kept)])
+    for kept in ("False", "True")
+  ]
+  (_, again), (_, again_kept) = (map(int, pages.split()) for pages in found)
+  # Of 100 MB: 24,000 pages of 4 KiB, or fewer larger ones.
+  assert again_kept < 10 < again
 
 
 def test_a_file_that_cannot_be_replaced_leaves_nothing_beside_it(tmp_path):

@@ -41,7 +41,8 @@ def execute(command: str) -> None:
   _open_closed_streams()  # before libraries open any file
   from ssil_jax.commands import command_line
 
-  module = importlib.import_module(f"ssil_jax.commands.{command}")
+  with command_line.importing():
+    module = importlib.import_module(f"ssil_jax.commands.{command}")
   command_line.execute(module.main)
 
 

@@ -11,11 +11,10 @@ from collections.abc import Sequence
 from importlib import metadata
 from typing import Any
 
+from ssil_jax import methods as methods_lib
 from ssil_jax.commands import command_line, planning
 from ssil_jax.commands.planning import PlannedJob
 from ssil_jax.config import Config
-from ssil_jax.methods import Method, get_method
-from ssil_jax.methods.source import source_hash
 from ssil_jax.system import cpu_name, usable_cores, write_json
 
 # Settings that the program of a step, or the place where it runs, depends on.
@@ -112,9 +111,10 @@ def _machine() -> dict[str, Any]:
 
 def _kind(one: PlannedJob) -> dict[str, Any]:
   """Returns what the program of a run's steps depends on: losses cost next to nothing."""
-  config, method = one.job.config, get_method(one.job.config.method)
-  own = source_hash(config.method) if ":" in config.method else ""
-  costly = [n for n in _COSTLY if getattr(method, n) is not Method._field_defaults[n]]
+  config, method = one.job.config, methods_lib.get_method(one.job.config.method)
+  own = methods_lib.source_hash(config.method) if ":" in config.method else ""
+  defaults = methods_lib.Method._field_defaults
+  costly = [name for name in _COSTLY if getattr(method, name) is not defaults[name]]
   costly += [phase for phase in method.phases(config, 2) if phase.new_expert]
   return {
     **{name: getattr(config, name) for name in _SETTINGS},

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 from absl import flags
 
+from ssil_jax import methods as methods_lib
 from ssil_jax.commands import command_line
 from ssil_jax.commands.run import define_settings, given_settings
 from ssil_jax.errors import ConfigError, UserError
-from ssil_jax.methods import METHODS, get_method
 
 # Not the docstring, which `python -OO` leaves out.
 _USAGE = """Teaches a trained model new classes from a folder of photos.
@@ -59,8 +59,8 @@ def parse(argv: Sequence[str]) -> Request:
   with contextlib.suppress(flags.Error):  # said when all flags are read
     names(arguments, known_only=True)
   own = names.method if names.method and ":" in names.method else None
-  methods = [*METHODS.values(), *([get_method(own)] if own else [])]
-  values = define_settings(methods)
+  more = [methods_lib.get_method(own)] if own else []
+  values = define_settings([*methods_lib.METHODS.values(), *more])
   help_ = _HELP["more_of_known"]
   flags.DEFINE_boolean("more_of_known", None, help_, flag_values=values)
   command_line.read_flags(values, argv)
@@ -83,13 +83,14 @@ def main(argv: Sequence[str]) -> int:
     print(help_text())
     return 0
   # Only now: they take seconds to import, and help needs none of them.
-  from rich.console import Console
+  with command_line.importing():
+    from rich.console import Console
 
-  from ssil_jax.distributed.preemption import Interrupted, interrupts
-  from ssil_jax.model.learning import learn
-  from ssil_jax.paths import real_path
-  from ssil_jax.reports import page, tables
-  from ssil_jax.reports.results import load_run
+    from ssil_jax.distributed.preemption import Interrupted, interrupts
+    from ssil_jax.model.learning import learn
+    from ssil_jax.paths import real_path
+    from ssil_jax.reports import tables
+    from ssil_jax.reports.results import load_run
 
   width = None if sys.stdout.isatty() else 100
   # Paths may look like emoji codes.
@@ -106,6 +107,8 @@ def main(argv: Sequence[str]) -> int:
         check_interrupt=check_interrupt,
         settings=request.settings,
       )
+    from ssil_jax.reports import page  # only now: matplotlib takes half a second
+
     workdir = real_path(request.workdir)
     path = page.write_report([workdir], workdir / "report.html")
     row = load_run(workdir).results["states"][-1]  # whose names drive no terminal

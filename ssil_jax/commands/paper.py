@@ -6,12 +6,12 @@ from typing import NamedTuple
 
 from absl import flags
 
+from ssil_jax import methods as methods_lib
 from ssil_jax.commands import command_line, compare, costs, execution, planning, run
 from ssil_jax.commands.planning import Job, PlannedJob
 from ssil_jax.commands.runner import Runner
 from ssil_jax.config import DEFAULTS, Config
 from ssil_jax.errors import ConfigError, DataError
-from ssil_jax.methods import METHODS
 from ssil_jax.paper.protocol import PARTS, SCALES, Cell, Scale
 from ssil_jax.settings import fields_of, owners_of
 
@@ -113,12 +113,12 @@ def stated_settings() -> set[str]:
     if field.metadata["changes"] != "nothing"
     or field.metadata["topic"] == "Incremental states and exemplars"
   }
-  return (shared | owners_of(METHODS).keys()) - {*_ARITHMETIC}
+  return (shared | owners_of(methods_lib.METHODS).keys()) - {*_ARITHMETIC}
 
 
 def _check_passed_on(passed_on: Sequence[str], scale: str) -> None:
   """Raises ConfigError if what follows -- would make the page say what is not so."""
-  values = run.define_settings(METHODS.values())
+  values = run.define_settings(methods_lib.METHODS.values())
   command_line.read_flags(values, ["run.py", *passed_on])
   given = run.given_settings(values)
   alike = SCALES[scale].other_datasets

@@ -10,20 +10,20 @@ import json
 import os
 import pathlib
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from ssil_jax import config as config_lib
+from ssil_jax import methods as methods_lib
 from ssil_jax.commands import run
 from ssil_jax.config import Config
-from ssil_jax.data.dataset import Dataset, Split
-from ssil_jax.data.images.augment import Augmentation
 from ssil_jax.errors import ConfigError, DataError, UserError
-from ssil_jax.methods import get_method
-from ssil_jax.methods.source import source_hash
 from ssil_jax.paths import real_path, run_mistakes
 from ssil_jax.settings import fields_of
+
+if TYPE_CHECKING:  # the rest of the data imports jax, and help needs none of it
+  from ssil_jax.data.dataset import Dataset
 
 SET_BY_THE_PLAN = ("method", "seed", "workdir", "from_workdir")  # flags of run.py
 
@@ -119,7 +119,7 @@ def with_lenders(jobs: Sequence[Job]) -> list[Job]:
   saved = {
     job.workdir: {
       **config_lib.to_json(job.config),
-      "method_source": source_hash(job.config.method),
+      "method_source": methods_lib.source_hash(job.config.method),
     }
     for job in jobs
   }
@@ -198,7 +198,7 @@ def examine(
 
 
 def _planned(
-  job: Job, dataset: Dataset | None, data: dict[str, str | int] | None
+  job: Job, dataset: "Dataset | None", data: dict[str, str | int] | None
 ) -> PlannedJob:
   """Plans a job on a data set, or on none; `data` tells whether it is that itself."""
   from ssil_jax.training.plan import make_plan
@@ -209,7 +209,7 @@ def _planned(
     batch = phases[min(1, len(phases) - 1)][0].group_sizes
     images = tuple(sum(phase.num_images for phase in group) for group in phases)
   else:
-    of_state = get_method(config.method).phases
+    of_state = methods_lib.get_method(config.method).phases
     phases = [of_state(config, t) for t in range(1, config.num_states + 1)]
   return PlannedJob(
     job,
@@ -222,8 +222,11 @@ def _planned(
   )
 
 
-def _empty_dataset(num_classes: int, num_images: int, config: Config) -> Dataset:
+def _empty_dataset(num_classes: int, num_images: int, config: Config) -> "Dataset":
   """Returns a data set without a pixel, of classes of the same size."""
+  from ssil_jax.data.dataset import Dataset, Split
+  from ssil_jax.data.images.augment import Augmentation
+
   num_chosen = config.num_classes or num_classes
 
   def split(count: int) -> Split:
@@ -275,7 +278,7 @@ def is_finished(job: Job, data: dict[str, str | int]) -> bool:
     results = load_run(job.workdir).results
     return (
       not config_lib.differences(job.config, saved)
-      and saved["method_source"] == source_hash(job.config.method)
+      and saved["method_source"] == methods_lib.source_hash(job.config.method)
       and not fingerprint.differences(data, saved["data"])
       and len(results["states"]) == results["num_states"]
     )

@@ -79,11 +79,12 @@ def main(argv: Sequence[str]) -> int:
     print(help_text())
     return 0
   # Only now: they take seconds to import, and help needs none of them.
-  from rich.console import Console
+  with command_line.importing():
+    from rich.console import Console
 
-  from ssil_jax.distributed.preemption import Interrupted, interrupts
-  from ssil_jax.model.trained import load, paths_of
-  from ssil_jax.training import compilation
+    from ssil_jax.distributed.preemption import Interrupted, interrupts
+    from ssil_jax.model.trained import load, paths_of
+    from ssil_jax.training import compilation
 
   try:
     request = parse(argv)

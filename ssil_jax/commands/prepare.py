@@ -6,15 +6,16 @@ import pathlib
 import signal
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from absl import flags
-from rich.console import Console
 
 from ssil_jax.commands import command_line
-from ssil_jax.data import builders
-from ssil_jax.distributed.preemption import Interrupted, interrupts
 from ssil_jax.errors import ConfigError, UserError
 from ssil_jax.paths import data_mistakes
+
+if TYPE_CHECKING:
+  from ssil_jax.data import builders
 
 # Not the docstring, which `python -OO` leaves out.
 _USAGE = """Makes a TFDS directory (array_record) of the official archives of a data set.
@@ -55,8 +56,10 @@ def help_text() -> str:
 
 def parse(
   argv: Sequence[str],
-) -> tuple[str, pathlib.Path, pathlib.Path, builders.Options]:
+) -> tuple[str, pathlib.Path, pathlib.Path, "builders.Options"]:
   """Reads data set, archives, data_dir and options; raises ConfigError or DataError."""
+  from ssil_jax.data import builders
+
   flag_values = flags.FlagValues()
   for name in ("archives", "data_dir"):
     flags.DEFINE_string(name, "", _HELP[name], flag_values=flag_values)
@@ -93,6 +96,12 @@ def main(argv: Sequence[str]) -> int:
   if command_line.wants_help(argv):
     print(help_text())
     return 0
+  # Only now: they take seconds to import, and help needs none of them.
+  with command_line.importing():
+    from rich.console import Console
+
+    from ssil_jax.data import builders
+    from ssil_jax.distributed.preemption import Interrupted, interrupts
   console = Console(highlight=False, emoji=False)  # paths may look like emoji codes
   try:
     dataset, archives, data_dir, options = parse(argv)

@@ -11,11 +11,10 @@ from typing import Any, NamedTuple
 from absl import flags
 
 from ssil_jax import config as config_lib
+from ssil_jax import methods as methods_lib
 from ssil_jax.commands import command_line
 from ssil_jax.config import Config
 from ssil_jax.errors import ConfigError, UserError
-from ssil_jax.methods import METHODS, Method, get_method
-from ssil_jax.methods.source import source_hash
 from ssil_jax.settings import fields_of, owners_of
 
 # Not the docstring, which `python -OO` leaves out.
@@ -53,7 +52,7 @@ def help_text(argv: Sequence[str] = ("run.py",)) -> str:
     ConfigError: the command line names a method of one's own that cannot be had.
   """
   chosen = _method_name(command_line.expand_flagfiles(argv[1:]))
-  methods = {**METHODS, **({chosen: get_method(chosen)} if ":" in chosen else {})}
+  own = {chosen: methods_lib.get_method(chosen)} if ":" in chosen else {}
   names = ", ".join(command_line.flagfile_names())
   lines = [_USAGE, textwrap.fill(f"Flag files: {names}", 78)]
   by_topic: dict[str, list[str]] = {}
@@ -62,7 +61,7 @@ def help_text(argv: Sequence[str] = ("run.py",)) -> str:
   for topic, helps in by_topic.items():
     lines += ["", f"{topic}:", *helps]
   lines += ["", "Methods, each with its own settings and the defaults of its paper:"]
-  for name, method in methods.items():
+  for name, method in {**methods_lib.METHODS, **own}.items():
     defaults = ", ".join(_method_defaults(method))
     lines.append(command_line.flag_help(name, f"{method.title}: {defaults}", prefix=""))
     lines += [_field_help(field, indent=4) for field in fields_of(method.settings)]
@@ -76,7 +75,7 @@ def _field_help(field: dataclasses.Field, *, indent: int = 0) -> str:
   return command_line.flag_help(field.name, text, indent=indent)
 
 
-def _method_defaults(method: Method) -> list[str]:
+def _method_defaults(method: "methods_lib.Method") -> list[str]:
   """Returns a method's schedule and what else its paper gives it, each as text."""
   config = config_lib.make_config({}, method)
   schedule = (
@@ -106,9 +105,10 @@ def parse(argv: Sequence[str], *, methods: Sequence[str] = ()) -> Request:
 
   arguments = command_line.expand_flagfiles(argv[1:])
   name = _method_name(arguments)
-  method = get_method(name)
-  source_hash(name)  # of the code that was just loaded, whatever is saved later
-  known = {**METHODS, **{other: get_method(other) for other in methods}, name: method}
+  method = methods_lib.get_method(name)
+  methods_lib.source_hash(name)  # of the code that was just loaded, whatever is saved later
+  others = {other: methods_lib.get_method(other) for other in methods}
+  known = {**methods_lib.METHODS, **others, name: method}
   owners = owners_of(known)
   flag_values = define_settings(known.values())
   hint = "" if ":" in name else "; a setting of your own method needs --method=MODULE:NAME"
@@ -124,7 +124,7 @@ def parse(argv: Sequence[str], *, methods: Sequence[str] = ()) -> Request:
   return Request(config, given, notes)
 
 
-def define_settings(methods: Iterable[Method]) -> flags.FlagValues:
+def define_settings(methods: Iterable["methods_lib.Method"]) -> flags.FlagValues:
   """Defines a flag for each shared setting, and for each of some methods."""
   flag_values = flags.FlagValues()
   for settings in (Config, *(method.settings for method in methods)):
@@ -178,13 +178,14 @@ def main(argv: Sequence[str]) -> int:
       return command_line.print_error(error)
     return 0
   # Only now: they take seconds to import, and help needs none of them.
-  from rich.console import Console
+  with command_line.importing():
+    from rich.console import Console
 
-  from ssil_jax.distributed import collectives, launch
-  from ssil_jax.distributed.preemption import Interrupted, interrupts
-  from ssil_jax.reports import page, tables
-  from ssil_jax.reports.tuning import tuning_note
-  from ssil_jax.training import devices, loop
+    from ssil_jax.distributed import collectives, launch
+    from ssil_jax.distributed.preemption import Interrupted, interrupts
+    from ssil_jax.reports import tables
+    from ssil_jax.reports.tuning import tuning_note
+    from ssil_jax.training import devices, loop
 
   # A file or pipe has no width to fit into: let the tables keep their lines.
   width = None if sys.stdout.isatty() else 100
@@ -205,6 +206,8 @@ def main(argv: Sequence[str]) -> int:
       path = config_lib.workdir_path(config) / "report.html"
 
       def report(workdir: pathlib.Path) -> dict[str, bytes]:
+        from ssil_jax.reports import page  # only now: matplotlib takes half a second
+
         page.write_report([workdir], path)
         return {p.stem: p.read_bytes() for p in sorted(workdir.glob("figures/*.png"))}
 

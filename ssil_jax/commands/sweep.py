@@ -6,12 +6,12 @@ from typing import NamedTuple
 
 from absl import flags
 
+from ssil_jax import methods as methods_lib
 from ssil_jax.commands import command_line, costs, execution, planning
 from ssil_jax.commands.planning import Job, PlannedJob
 from ssil_jax.commands.runner import Runner
 from ssil_jax.commands.tuning import SET_BY_THE_GRID, Tuning, read_grid
 from ssil_jax.errors import ConfigError
-from ssil_jax.methods import METHODS, get_method
 
 # Not the docstring, which `python -OO` leaves out.
 _USAGE = """Runs several methods with several seeds, one after the other, and compares them.
@@ -96,14 +96,14 @@ def parse(argv: Sequence[str]) -> Sweep:
 
 def _methods(names: list[str]) -> list[str]:
   if names == ["all"]:
-    return list(METHODS)
+    return list(methods_lib.METHODS)
   for name in names:
     if ":" in name:
-      get_method(name)
-    elif name not in METHODS:
+      methods_lib.get_method(name)
+    elif name not in methods_lib.METHODS:
       raise ConfigError(
         f"--methods={','.join(names)}: {name!r} is unknown; choose from: "
-        f"{', '.join(METHODS)}; or all"
+        f"{', '.join(methods_lib.METHODS)}; or all"
       )
   return names
 

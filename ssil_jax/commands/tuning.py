@@ -17,11 +17,11 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any, NamedTuple
 
+from ssil_jax import methods as methods_lib
 from ssil_jax.commands import planning, run
 from ssil_jax.commands.planning import Job
 from ssil_jax.config import Config
 from ssil_jax.errors import ConfigError
-from ssil_jax.methods import METHODS, get_method
 from ssil_jax.settings import fields_of, owners_of
 from ssil_jax.system import write_json
 
@@ -75,9 +75,8 @@ class Tuning:
     """
     found = []
     for method in self.methods:
-      known = {
-        f.name for f in (*fields_of(Config), *fields_of(get_method(method).settings))
-      }
+      settings = methods_lib.get_method(method).settings
+      known = {f.name for f in (*fields_of(Config), *fields_of(settings))}
       own = {name: values for name, values in self.grid.items() if name in known}
       if own:
         found += self._of_method(method, own)
@@ -211,7 +210,7 @@ def read_grid(given: str, passed_on: Sequence[str], methods: Sequence[str]) -> G
 
 def _check_name(name: str, methods: Sequence[str]) -> None:
   """Raises ConfigError unless a setting of this name can be in a grid."""
-  chosen = {method: get_method(method) for method in methods}
+  chosen = {method: methods_lib.get_method(method) for method in methods}
   fields = {
     field.name: field
     for settings in (Config, *(method.settings for method in chosen.values()))
@@ -220,7 +219,7 @@ def _check_name(name: str, methods: Sequence[str]) -> None:
   if name in (*SET_BY_THE_GRID, "validation_fraction"):
     raise ConfigError(f"--grid: {name} is set by the sweep itself: leave it out")
   if name not in fields:
-    owners = owners_of(METHODS).get(name)
+    owners = owners_of(methods_lib.METHODS).get(name)
     if owners:
       raise ConfigError(
         f"--grid: {name} belongs to {', '.join(owners)}, and none of them is in --methods: "

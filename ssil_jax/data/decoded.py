@@ -7,20 +7,23 @@ used longest ago go first. The folder may be deleted at any time.
 """
 
 import contextlib
+import functools
 import hashlib
 import os
 import pathlib
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import metadata
 from typing import NamedTuple
 
 import numpy as np
 
 from ssil_jax.data import cache, verify
+from ssil_jax.data.dataset import LARGEST_RESIDENT
 from ssil_jax.data.encoded import EncodedImages
-from ssil_jax.data.resident import central_squares
+from ssil_jax.data.images import crop
+from ssil_jax.data.resident import central_squares, likely_size
 from ssil_jax.system import write_bytes
 
 MOST_BYTES = 4 << 30
@@ -41,23 +44,60 @@ class Squares(NamedTuple):
   notes: tuple[str, ...] = ()  # for the user
 
 
+class LikelySquares:
+  """Keeps squares of images while these are verified, so as not to decode them twice.
+
+  How large squares are is known only then; most often it is as a few headers tell.
+  """
+
+  def __init__(self, splits: Mapping[str, EncodedImages], size: int | None = None):
+    """Takes the images by split; those of `train` tell the likely size.
+
+    If the size is known already, images are verified because it is too large for squares.
+    """
+    self._size = None if size else likely_size(splits["train"])
+    self._squares: dict[str, Squares] = {}
+    if self._size is not None and self._size <= LARGEST_RESIDENT:
+      for name, images in splits.items():
+        pixels = np.empty((len(images), self._size, self._size, 3), np.uint8)
+        self._squares[name] = Squares(pixels, {}, np.zeros((len(images), 2), np.int32))
+
+  def visit(self, name: str, record: int, image: np.ndarray) -> None:
+    """Takes an image, uint8 [H, W, 3], of a split."""
+    if name in self._squares:
+      pixels, _, sizes, _ = self._squares[name]
+      pixels[record] = crop.central_square(image, self._size, short_side=self._size)
+      sizes[record] = image.shape[1::-1]
+
+  def of(self, name: str, size: int, bad: verify.Bad) -> Squares | None:
+    """Returns a split's squares of this size, if all but the bad ones have been seen."""
+    if name not in self._squares or size != self._size:
+      return None
+    squares = self._squares[name]._replace(bad=bad)
+    num_seen = np.count_nonzero(squares.sizes.all(axis=1))
+    return squares if num_seen + len(bad) == len(squares.sizes) else None
+
+
 def kept_squares(
   images: EncodedImages,
   size: int,
   check_interrupt: Callable[[], None] = lambda: None,
   *,
   stamps: np.ndarray | None = None,
+  squares: Squares | None = None,
 ) -> Squares:
   """Returns what `central_squares` does, from the cache if it has these images.
 
-  `stamps` are those of the images, uint64 [N], if they were asked for already. Bad images
-  are not remembered, but looked at every time. Where nothing can be kept, a note says so.
+  `stamps` are those of the images, uint64 [N], and `squares` what they are decoded to, if
+  they were asked for already. Bad images are not remembered, but looked at every time.
+  Where nothing can be kept, a note says so.
   """
   # Stamps before any image is read: one that changes meanwhile is then decoded again.
   if stamps is None:
     stamps = images.store.stamps(images.numbers)
+  decode = functools.partial(central_squares, images, size, check_interrupt)
   if not stamps.any():  # nothing tells whether they changed
-    return Squares(*central_squares(images, size, check_interrupt))
+    return squares or Squares(*decode())
   found, path, notes = None, None, ()
   place = "the user's cache"
   try:
@@ -67,7 +107,7 @@ def kept_squares(
   except OSError as error:
     path, notes = None, (_not_kept(error, place),)
   if found is None:
-    squares = Squares(*central_squares(images, size, check_interrupt))
+    squares = squares or Squares(*decode())
     # Without a stamp there was no file.
     good = squares.sizes * (stamps != 0)[:, None]
     if path is not None:

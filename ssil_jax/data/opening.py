@@ -10,7 +10,7 @@ from ssil_jax.config import Config
 from ssil_jax.data import verify
 from ssil_jax.data.classes import choose_classes
 from ssil_jax.data.dataset import LARGEST_RESIDENT, Dataset, Source, Split, in_class_order
-from ssil_jax.data.decoded import kept_squares
+from ssil_jax.data.decoded import LikelySquares, Squares, kept_squares
 from ssil_jax.data.held_out import content_hashes, describe_shared, split_by_content
 from ssil_jax.data.images.augment import Augmentation
 from ssil_jax.data.resident import central_squares, describe_sizes, natural_size, read_sizes
@@ -200,8 +200,10 @@ def _open_encoded(
   was_verified = all(part.store.was_verified for part in images.values())
   notes: tuple[str, ...] = ()
   stamps: Mapping[str, np.ndarray] = {}
+  seen: Mapping[str, Squares | None] = {}
   if config.verify_data and not was_verified and not (size and size <= LARGEST_RESIDENT):
-    verification = verify.verify(images, check_interrupt)
+    likely = LikelySquares(images, size)
+    verification = verify.verify(images, check_interrupt, visit=likely.visit)
     found = {
       name: split._replace(images=verification.images[name])
       for name, split in splits.items()
@@ -209,6 +211,7 @@ def _open_encoded(
     kept, skip_notes = leave_out_bad(found, verification.bad, images)
     size, notes = size or natural_size(verification.sizes["train"]), verification.notes
     stamps = verification.stamps
+    seen = {n: likely.of(n, size, bad) for n, bad in verification.bad.items()}
     if size > LARGEST_RESIDENT:
       notes += describe_sizes(images, verification.sizes, size, config.scored) + skip_notes
       stored = {name: split.images for name, split in kept.items()}
@@ -216,7 +219,9 @@ def _open_encoded(
   size = size or natural_size(read_sizes(images["train"], check_interrupt))
   if size <= LARGEST_RESIDENT:
     squares = {
-      name: kept_squares(part, size, check_interrupt, stamps=stamps.get(name))
+      name: kept_squares(
+        *(part, size, check_interrupt), stamps=stamps.get(name), squares=seen.get(name)
+      )
       for name, part in images.items()
     }
     bad, sizes = (

@@ -1,5 +1,6 @@
 """Small images: decoded once and for all, to live on the device as one array."""
 
+import contextlib
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -12,6 +13,7 @@ from ssil_jax.data.images import crop
 from ssil_jax.errors import DataError
 
 _LARGE_INPUT = 224
+_SAMPLE = 100  # images
 _RANGE = 2  # an image so many times smaller or larger is far from the others
 
 
@@ -51,6 +53,14 @@ def read_sizes(
       f"{images.name(0)}: {all_bad[0]}"
     )
   return sizes
+
+
+def likely_size(images: EncodedImages) -> int | None:
+  """Returns what `natural_size` of some of the images is; None if that cannot be told."""
+  some = images.take(np.linspace(0, len(images) - 1, min(_SAMPLE, len(images)), dtype=int))
+  with contextlib.suppress(DataError):
+    return natural_size(read_sizes(some))
+  return None
 
 
 def describe_sizes(

@@ -6,6 +6,7 @@ next run looks at sizes and times of change alone, and knows photos that were re
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import os
 import pathlib
@@ -82,10 +83,15 @@ class Verification(NamedTuple):
 def verify(
   splits: Mapping[str, EncodedImages],
   check_interrupt: Callable[[], None] = lambda: None,
+  *,
+  visit: Callable[[str, int, np.ndarray], None] = lambda name, record, pixels: None,
 ) -> Verification:
   """Decodes the images, by split, of which it is not known yet that they are good.
 
-  `check_interrupt` is called often; what was found until it raises is remembered.
+  Args:
+    splits: name -> all images.
+    check_interrupt: called often; what was found until it raises is remembered.
+    visit: called in threads with split, record and pixels of each that is decoded.
   """
   # Stamps before any image is read: one that changes meanwhile is then decoded again.
   entries = {
@@ -100,7 +106,8 @@ def verify(
     with ProgressBars(console, check_interrupt) as bars:
       advance = bars.add("decoding every image, once", total, "images")
       for name, images in splits.items():
-        bad[name] = _decode(images, unknown[name], entries[name], advance, problems)
+        see = functools.partial(visit, name)
+        bad[name] = _decode(images, unknown[name], entries[name], see, advance, problems)
   return Verification(
     bad=bad,
     images={
@@ -117,6 +124,7 @@ def _decode(
   images: EncodedImages,
   records: np.ndarray,
   entries: np.ndarray,
+  visit: Callable[[int, np.ndarray], None],
   advance: Callable[[int], None],
   problems: list[str],
 ) -> Bad:
@@ -128,9 +136,11 @@ def _decode(
   def read(record: int) -> None:
     image = images.open(record)
     digest = hashlib.blake2b(image.data, digest_size=8).digest()
-    height, width, _ = image.read().shape
+    pixels = image.read()
+    height, width, _ = pixels.shape
     entries["content"][record] = int.from_bytes(digest, "little")
     entries["size"][record] = width, height
+    visit(record, pixels)
 
   def save_and_advance(count: int) -> None:
     nonlocal next_save

@@ -1,6 +1,8 @@
-"""Methods of class-incremental learning: the contract, and one small file for each."""
+"""Methods of class-incremental learning: the contract, and one small file for each.
 
-from ssil_jax.methods.base import Method, SeenClasses
-from ssil_jax.methods.registry import METHODS, get_method
+What `__init__.pyi` lists is imported when it is first used, as of the package as a whole.
+"""
 
-__all__ = ["METHODS", "Method", "SeenClasses", "get_method"]
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,8 +1,10 @@
 """Flag files, and what the scripts print of errors."""
 
+import gc
 import os
 import subprocess
 import sys
+import types
 
 import pytest
 from absl import flags
@@ -163,6 +165,24 @@ def test_paths_with_colons_are_paths():
   flags.DEFINE_multi_string("workdir", [], "", flag_values=flag_values)
   command_line.read_flags(flag_values, ["x.py", *(f"--workdir={path}" for path in paths)])
   assert flag_values.workdir == paths
+
+
+@pytest.mark.parametrize("is_enabled", [True, False])
+def test_the_collector_spares_what_is_imported_and_then_goes_on(monkeypatch, is_enabled):
+  frozen = []
+  monkeypatch.setattr(gc, "freeze", lambda: frozen.append(True))
+  before = gc.isenabled()
+  (gc.enable if is_enabled else gc.disable)()
+  try:
+    with command_line.importing():
+      assert not gc.isenabled()
+    assert gc.isenabled() == is_enabled
+    assert not frozen  # nothing was imported
+    with command_line.importing():
+      monkeypatch.setitem(sys.modules, "of_this_test", types.ModuleType("of_this_test"))
+    assert frozen
+  finally:
+    (gc.enable if before else gc.disable)()
 
 
 # The streams of a process.

@@ -9,6 +9,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from ssil_jax.commands import prepare
+from ssil_jax.data import builders
 from ssil_jax.data.builders.imagenet import Imagenet
 
 PARTIAL = "--allow_partial"
@@ -30,7 +31,7 @@ def test_help_tells_of_every_flag(capsys):
   text = capsys.readouterr().out
   for name in ("archives", "data_dir", "allow_partial", "resize", "restart_markers"):
     assert f"\n  --{name}\n" in text
-  for name in prepare.builders.BUILDERS:
+  for name in builders.BUILDERS:
     assert f"prepare.py {name} " in text
 
 

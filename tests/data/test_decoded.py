@@ -51,6 +51,23 @@ def test_the_second_start_decodes_nothing_and_has_the_same(root, reads, cache_ho
   assert np.array_equal(first.train.images, squares)
 
 
+@pytest.mark.parametrize("likely", [None, 12, 224])
+def test_images_whose_size_no_flag_tells_are_decoded_once(root, reads, monkeypatch, likely):
+  (root / "train/b/1.png").write_bytes(b"text")
+  if likely:  # else it is what the headers tell
+    monkeypatch.setattr(decoded, "likely_size", lambda images: likely)
+  first = open_small(root, image_size=0, skip_bad_records=True)
+  assert first.train.images.shape == (5, 8, 8, 3)
+  # The bad one has no header. Where the likely size is another one, all are decoded again.
+  assert len(reads) == (22 if likely else 11)
+  for split in (first.train, first.test):
+    squares, _, _ = central_squares(split.files, 8)
+    assert np.array_equal(split.images, squares)
+  del reads[:]
+  same(open_small(root, image_size=0, skip_bad_records=True), first)
+  assert not reads
+
+
 def test_another_size_other_files_and_other_decoders_are_decoded_anew(
   root, reads, cache_home, monkeypatch
 ):

@@ -39,6 +39,36 @@ def test_counts_collectives_and_their_bytes(tpu_compile):
   }
 
 
+def test_main_memory_is_read_and_written_in_whole_tiles(tpu_compile):
+  # b has 3 -> 8 rows of 5 -> 128 float32, 4096 bytes; s, 9 -> 16 rows of 99 -> 128 in
+  # bfloat16, 4096, too, and 2 -> 8 rows 2048. S(1) is on the chip.
+  hlo = """
+%inner (p: f32[4]) -> f32[4] {
+  %p = f32[4]{0} parameter(0)
+  ROOT %twice = f32[4]{0} add(%p, %p)
+}
+
+%branch (q: f32[3,5]) -> f32[3,5] {
+  %q = f32[3,5]{1,0:T(8,128)} parameter(0)
+  ROOT %r = f32[3,5]{1,0:T(8,128)S(1)} negate(%q)
+}
+
+ENTRY %main (a: f32[4], b: f32[5,3]) -> f32[3,5] {
+  %a = f32[4]{0} parameter(0)
+  %b = f32[5,3]{0,1:T(8,128)} parameter(1)
+  %two = (f32[4]{0}, pred[7]{0}) fusion(%a), kind=kLoop, calls=%inner
+  %first = f32[4]{0} get-tuple-element(%two), index=0
+  %in = (bf16[9,99]{1,0:T(8,128)S(1)}, bf16[9,99]{1,0:T(8,128)}, u32[]) copy-start(%b)
+  %s = bf16[9,99]{1,0:T(8,128)S(1)} copy-done(%in)
+  %part = ((f32[5,3]{0,1:T(8,128)}), bf16[2,99]{1,0:T(8,128)S(1)}, s32[]) slice-start(%b)
+  ROOT %c = f32[3,5]{1,0} conditional(%a, %b, %b), branch_computations={%branch, %branch}
+}
+"""
+  module = importlib.import_module("hlo_traffic")
+  fusion, copy, part, branch = 16 + 16 + 7, 4096, 2048, 4096
+  assert module.main_memory_bytes(hlo) == fusion + copy + part + 2 * branch
+
+
 @pytest.mark.skipif(
   importlib.util.find_spec("libtpu") is None,
   reason="libtpu is not installed: no step is compiled for TPUs (benchmarks/README.md)",
@@ -56,8 +86,9 @@ def test_the_small_form_compiles_for_a_slice_and_goes_on_where_it_was(tmp_path):
   # At least BatchNorm's statistics, forward and backward, and the gradients.
   assert ours["collectives"] >= 3
   assert 0 < ours["collective_bytes_per_image"] < ours["bytes_per_image"]
+  assert 0 < ours["main_memory_bytes_per_image"] < ours["bytes_per_image"]
   assert ours["roofline_images_per_s"] == pytest.approx(
-    min(197e12 / ours["flop_per_image"], 819e9 / ours["bytes_per_image"])
+    min(197e12 / ours["flop_per_image"], 819e9 / ours["main_memory_bytes_per_image"])
   )
   again, peer = rows("ssil_tkd,flax")
   assert again == ours
