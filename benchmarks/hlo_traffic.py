@@ -2,8 +2,9 @@
 
 XLA's own `cost_analysis` counts an array in the memory on the chip as one in main memory,
 and a copy between the two as three arrays. Here an instruction reads each of its arguments
-that are in main memory, whole and once, and writes each such result. Arrays are as large as
-their tiles make them: bf16[160,3]{0,1:T(8,128)(2,1)} has 8 rows of 256.
+that are in main memory, whole and once, even if it takes a slice of them alone, and writes
+each such result. Arrays are as large as their tiles make them:
+bf16[160,3]{0,1:T(8,128)(2,1)} has 8 rows of 256.
 """
 
 import math
@@ -13,7 +14,10 @@ _COMPUTATION = re.compile(r"^(ENTRY )?%([\w.\-]+) \(.*?^\}", re.M | re.S)
 _INSTRUCTION = re.compile(
   r"^ +(?:ROOT )?%([\w.\-]+) = (.+?) ([a-z][\w\-]*)\((.*?)\)(.*)$", re.M
 )
-_ARRAY = re.compile(r"\b(?:pred|[a-z]+(\d+))\[([\d,]*)\](?:\{([\d,]*)(?::([^}]*))?\})?")
+_ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\](?:\{([\d,]*)(?::([^}]*))?\})?")
+_TYPE = re.compile(r"[a-z]+(\d+)\w*")
+_WITHOUT_BITS = {"pred": 8, "token": 0, "opaque": 0}
+_RETURNS_ARGUMENTS = {"all-gather-start", "collective-permute-start"}  # beside results
 _NAME = re.compile(r"%([\w.\-]+)")
 _CALLED = re.compile(r"\b(?:body|(?:branch|true|false)_computations?)=(\{.*?\}|%[\w.\-]+)")
 _MOVES_NOTHING = {
@@ -51,14 +55,23 @@ def _moved(kind: str, shape: str, arguments: list[str]) -> int:
   if kind == "slice-start":  # ((from), to, context): of `from` a part as large as `to`
     (_, from_main), (size, to_main), *_ = _arrays(shape)
     return size * (from_main + to_main)
+  if kind in _RETURNS_ARGUMENTS:
+    arguments = []
   found = [array for text in (shape, *arguments) for array in _arrays(text)]
   return sum(size for size, is_main in found if is_main)
 
 
 def _arrays(shape: str) -> list[tuple[int, bool]]:
-  """Returns of each array in a shape its bytes, and whether main memory has it."""
+  """Returns of each array in a shape its bytes, and whether main memory has it.
+
+  Raises ValueError if its type or its place is unknown.
+  """
   found = []
-  for bits, dimensions, layout, placed in _ARRAY.findall(shape):
+  for kind, dimensions, layout, placed in _ARRAY.findall(shape):
+    known = _TYPE.fullmatch(kind)
+    if not (known or kind in _WITHOUT_BITS) or "S(5)" in placed:  # the host's memory
+      raise ValueError(f"{shape}: how large that is, and where, is not known here")
+    bits = int(known[1]) if known else _WITHOUT_BITS[kind]
     sizes = [int(size) for size in dimensions.split(",") if size]
     sizes = [sizes[int(axis)] for axis in reversed(layout.split(",")) if axis] or sizes
     tile = re.match(r"T\(([\d,]+)\)", placed)
@@ -67,5 +80,5 @@ def _arrays(shape: str) -> list[tuple[int, bool]]:
       sizes = [1] * (len(rows) - len(sizes)) + sizes
       for axis, size in enumerate(rows, len(sizes) - len(rows)):
         sizes[axis] = math.ceil(sizes[axis] / size) * size
-    found.append((math.prod(sizes) * int(bits or 8) // 8, "S(" not in placed))
+    found.append((math.prod(sizes) * bits // 8, "S(" not in placed))
   return found

@@ -26,6 +26,7 @@ import ssil_jax
 from ssil_jax import memory
 from ssil_jax.data.dataset import records_of
 from ssil_jax.sampling import Key
+from ssil_jax.system import keep_freed_memory
 from ssil_jax.training import devices, loop, torch_names
 from ssil_jax.training.plan import Plan, make_plan
 from ssil_jax.training.session import make_session
@@ -188,6 +189,7 @@ def main(argv: Sequence[str]) -> None:
   args = parser.parse_args(argv)
   settings = FULL if args.full else SMALL
   sizes = {name: settings[name] for name in ("batch_size_new", "batch_size_memory")}
+  keep_freed_memory()
   devices.prepare_cpu_devices(ssil_jax.make_config(**sizes))
   rows, environment = measure(args)
   measured.show(title(args), rows, environment=environment, file=args.json)

@@ -25,6 +25,7 @@ import ssil_jax
 from ssil_jax.data.dataset import LARGEST_RESIDENT, Batch
 from ssil_jax.losses import separated_softmax_cross_entropy
 from ssil_jax.resnet import ResNet18
+from ssil_jax.system import keep_freed_memory
 from ssil_jax.training import devices, loop, torch_names
 from ssil_jax.training.plan import make_plan
 from ssil_jax.training.session import Session, make_session
@@ -214,7 +215,8 @@ def add_flags(parser: argparse.ArgumentParser, *, width: int) -> None:
 
 
 def prepare(args: argparse.Namespace) -> None:
-  """Readies the CPU for the batches of `add_flags`."""
+  """Readies the CPU for the batches of `add_flags`, for PyTorch, too."""
+  keep_freed_memory()
   devices.prepare_cpu_devices(
     ssil_jax.make_config(
       batch_size_new=args.new, batch_size_memory=args.memory, num_devices=args.devices

@@ -55,6 +55,7 @@ from ssil_jax.training.session import make_session
 from ssil_jax.training.step import AXIS
 
 PEER = "flax"
+MAIN_MEMORY = "main_memory_bytes_per_image"  # a key of rows
 DOCS = "https://cloud.google.com/tpu/docs/"
 # Products of float32 are of bfloat16 on a TPU, unless more precision is asked for.
 CHIPS = {
@@ -170,7 +171,7 @@ def measure(topology: str, step: str, precision: str, sizes: Sizes) -> dict:
   return row | {
     "flop_per_image": flop,
     "bytes_per_image": moved,
-    "main_memory_bytes_per_image": main,
+    MAIN_MEMORY: main,
     "temporary_bytes": memory.temp_size_in_bytes,
     "argument_bytes": memory.argument_size_in_bytes,
     **collectives(hlo, sizes),
@@ -207,7 +208,7 @@ def table(rows: list[dict], sizes: Sizes) -> Table:
     "temporaries, GB",
     "collectives",
     "their MB/image",
-    "images/s at most",
+    "images/s by roofline",
     "by",
   )
   shown = Table(*columns)
@@ -226,7 +227,7 @@ def table(rows: list[dict], sizes: Sizes) -> Table:
       *name,
       f"{row['flop_per_image'] / 1e9:.2f}",
       *beside(peer, row, "bytes_per_image"),
-      *beside(peer, row, "main_memory_bytes_per_image"),
+      *beside(peer, row, MAIN_MEMORY),
       f"{row['temporary_bytes'] / 1e9:.2f}",
       str(row["collectives"]),
       f"{row['collective_bytes_per_image'] / 1e6:.2f}",
@@ -269,6 +270,8 @@ def main(argv: list[str]) -> None:
     before = json.loads(flags.output.read_text())
     if before["sizes"] != file["sizes"]:
       parser.error(f"--output={flags.output} has rows of other sizes: give another file")
+    if not all("error" in row or MAIN_MEMORY in row for row in before["rows"]):
+      parser.error(f"--output={flags.output} has rows without {MAIN_MEMORY}: give another")
     file["rows"] = before["rows"]
   rows = file["rows"]
   done = {(row["topology"], row["step"], row["precision"]) for row in rows}

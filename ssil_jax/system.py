@@ -12,6 +12,7 @@ import resource
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from importlib import metadata, util
 from typing import Any, BinaryIO
 
 from ssil_jax.errors import DataError
@@ -42,15 +43,17 @@ def allow_open_files(number: int) -> None:
 
 
 def keep_freed_memory() -> None:
-  """Makes the process keep memory that it frees, for what it allocates next.
+  """Makes a process that trains on CPUs keep memory that it frees, for later blocks.
 
-  Else glibc gives large blocks back at once, and the system clears the pages of the next
-  block one by one: an eighth of the processor's time of a training step on a CPU
-  (benchmarks/README.md). Call it before threads start: those that have allocated already
-  keep their ways. Other C libraries than glibc stay as they are.
+  Otherwise glibc gives large blocks back at once, and the system clears the pages of the
+  next block one by one: an eighth of a training step's CPU time (benchmarks/README.md).
+  Call it before any thread has allocated, for its arena would pass on to later threads,
+  and give large blocks back. With an accelerator's plugin for jax, or another C library
+  than glibc, everything stays as it is.
   """
+  accelerated = metadata.entry_points(group="jax_plugins") or util.find_spec("libtpu")
   mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-  if mallopt is not None:
+  if mallopt is not None and not accelerated:
     mallopt(_M_MMAP_MAX, 0)
     mallopt(_M_TRIM_THRESHOLD, -1)
     mallopt(_M_ARENA_MAX, 1)  # others than the first hold no large blocks

@@ -12,6 +12,7 @@ from ssil_jax import methods as methods_lib
 from ssil_jax.commands import command_line
 from ssil_jax.commands.run import define_settings, given_settings
 from ssil_jax.errors import ConfigError, UserError
+from ssil_jax.system import keep_freed_memory
 
 # Not the docstring, which `python -OO` leaves out.
 _USAGE = """Teaches a trained model new classes from a folder of photos.
@@ -82,6 +83,7 @@ def main(argv: Sequence[str]) -> int:
   if command_line.wants_help(argv):
     print(help_text())
     return 0
+  keep_freed_memory()  # before imports and photos start threads
   # Only now: they take seconds to import, and help needs none of them.
   with command_line.importing():
     from rich.console import Console

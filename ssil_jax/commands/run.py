@@ -16,6 +16,7 @@ from ssil_jax.commands import command_line
 from ssil_jax.config import Config
 from ssil_jax.errors import ConfigError, UserError
 from ssil_jax.settings import fields_of, owners_of
+from ssil_jax.system import keep_freed_memory
 
 # Not the docstring, which `python -OO` leaves out.
 _USAGE = """Trains a class-incremental model and reports its accuracy after every state.
@@ -177,6 +178,7 @@ def main(argv: Sequence[str]) -> int:
     except ConfigError as error:
       return command_line.print_error(error)
     return 0
+  keep_freed_memory()  # before imports and photos start threads
   # Only now: they take seconds to import, and help needs none of them.
   with command_line.importing():
     from rich.console import Console

@@ -57,7 +57,12 @@ class LikelySquares:
     """
     self._size = None if size else likely_size(splits["train"])
     self._squares: dict[str, Squares] = {}
-    if self._size is not None and self._size <= LARGEST_RESIDENT:
+    count = sum(map(len, splits.values()))
+    if (
+      self._size is not None
+      and self._size <= LARGEST_RESIDENT
+      and count * self._size**2 * 3 <= MOST_BYTES
+    ):
       for name, images in splits.items():
         pixels = np.empty((len(images), self._size, self._size, 3), np.uint8)
         self._squares[name] = Squares(pixels, {}, np.zeros((len(images), 2), np.int32))
@@ -70,7 +75,10 @@ class LikelySquares:
       sizes[record] = image.shape[1::-1]
 
   def of(self, name: str, size: int, bad: verify.Bad) -> Squares | None:
-    """Returns a split's squares of this size, if all but the bad ones have been seen."""
+    """Returns a split's squares of this size if all but the bad ones have been seen.
+
+    None otherwise: they are then to be decoded.
+    """
     if name not in self._squares or size != self._size:
       return None
     squares = self._squares[name]._replace(bad=bad)

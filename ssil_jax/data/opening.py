@@ -212,6 +212,7 @@ def _open_encoded(
     size, notes = size or natural_size(verification.sizes["train"]), verification.notes
     stamps = verification.stamps
     seen = {n: likely.of(n, size, bad) for n, bad in verification.bad.items()}
+    del likely  # and what it holds, of another size
     if size > LARGEST_RESIDENT:
       notes += describe_sizes(images, verification.sizes, size, config.scored) + skip_notes
       stored = {name: split.images for name, split in kept.items()}

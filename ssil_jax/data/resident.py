@@ -57,7 +57,9 @@ def read_sizes(
 
 def likely_size(images: EncodedImages) -> int | None:
   """Returns what `natural_size` of some of the images is; None if that cannot be told."""
-  some = images.take(np.linspace(0, len(images) - 1, min(_SAMPLE, len(images)), dtype=int))
+  # At random, not evenly: sizes may follow a pattern.
+  rng = np.random.default_rng(0)
+  some = images.take(rng.permutation(len(images))[:_SAMPLE])
   with contextlib.suppress(DataError):
     return natural_size(read_sizes(some))
   return None

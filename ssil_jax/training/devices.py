@@ -29,7 +29,7 @@ from ssil_jax.config import Config
 from ssil_jax.distributed import collectives, launch
 from ssil_jax.errors import ConfigError
 from ssil_jax.methods.base import ImageFn, OutputFn
-from ssil_jax.system import cpu_name, keep_freed_memory, source_commit, usable_cores
+from ssil_jax.system import cpu_name, source_commit, usable_cores
 from ssil_jax.training import step as step_lib
 from ssil_jax.training.run_state import TrainState
 
@@ -39,17 +39,13 @@ _MOST_AUTOMATIC = 8  # virtual CPU devices: each holds a copy of the images
 
 
 def prepare_cpu_devices(config: Config) -> None:
-  """Readies a CPU for training: call it before anything else touches jax.
-
-  The process keeps the memory that it frees (`system.keep_freed_memory`), and the CPU is
-  split into virtual devices.
+  """Splits a CPU into virtual devices; call it before anything else touches jax.
 
   XLA runs parts of a training step on one thread per device, so several devices use a CPU
   better than one (benchmarks/README.md). Without --num_devices it is one a core, up to
   eight, or fewer if the batch sizes are not multiples of that; one in each of several
-  processes, which may share a machine. The split does not affect accelerators.
+  processes, which may share a machine. Accelerators are not affected.
   """
-  keep_freed_memory()
   if launch.find_launch(config) is not None:
     split_cpu(config.num_devices or 1)
     return
