@@ -168,10 +168,12 @@ def test_a_run_interrupted_anywhere_goes_on_as_if_nothing_had_been(
 ):
   workdir, calls = undisturbed(method=method)
   starts = [start for kind, start, _ in stretches(calls) if kind == "train"]
-  questions = {
-    "eeil": {*middles(calls), *starts},  # in everything, and where each phase begins
-    "gd": {middle(calls, "train", n) for n in (1, 2, 3)} | {*starts[2:]},  # its three
-  }.get(method, middles(calls)[-4:])
+  if method == "eeil":  # in everything, and where each phase begins
+    questions = {*middles(calls), *starts}
+  elif method == "gd":  # in its three phases, and where the later two begin
+    questions = {*(middle(calls, "train", n) for n in (1, 2, 3)), *starts[2:]}
+  else:
+    questions = middles(calls)[-4:]
   for stop_at in sorted(questions):
     folder = tmp_path / str(stop_at)
     interrupted = run(folder, method=method, stop_at=stop_at)
