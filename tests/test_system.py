@@ -7,6 +7,7 @@ import platform
 import resource
 import subprocess
 import sys
+import types
 
 import pytest
 
@@ -67,6 +68,21 @@ for _ in range(2):
   (_, again), (_, again_kept) = (map(int, pages.split()) for pages in found)
   # Of 100 MB: 24,000 pages of 4 KiB, or fewer larger ones.
   assert again_kept < 10 < again
+
+
+@pytest.mark.parametrize(
+  ("plugin", "spec", "calls"), [(0, None, 3), (1, None, 0), (0, 1, 0)]
+)
+def test_memory_is_kept_on_cpus_alone(monkeypatch, plugin, spec, calls):
+  set_ = {}
+  library = types.SimpleNamespace(mallopt=set_.__setitem__)
+  monkeypatch.setattr(system.ctypes, "CDLL", lambda name: library)
+  monkeypatch.setattr(system.metadata, "entry_points", lambda group: ["cuda"] * plugin)
+  monkeypatch.setattr(system.util, "find_spec", {"libtpu": spec}.get)
+  system.keep_freed_memory()
+  assert len(set_) == calls
+  library.__dict__.clear()  # another C library
+  system.keep_freed_memory()
 
 
 def test_a_file_that_cannot_be_replaced_leaves_nothing_beside_it(tmp_path):

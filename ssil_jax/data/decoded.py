@@ -54,6 +54,7 @@ class LikelySquares:
     """Takes the images by split; those of `train` tell the likely size.
 
     If the size is known already, images are verified because it is too large for squares.
+    What is larger than the cache may be is not kept here, either.
     """
     self._size = None if size else likely_size(splits["train"])
     self._squares: dict[str, Squares] = {}
