@@ -15,7 +15,7 @@ from ssil_jax import methods as methods_lib
 from ssil_jax.commands import command_line, planning
 from ssil_jax.commands.planning import PlannedJob
 from ssil_jax.config import Config
-from ssil_jax.system import cpu_name, usable_cores, write_json
+from ssil_jax.system import cpu_name, keep_freed_memory, usable_cores, write_json
 
 # Settings that the program of a step, or the place where it runs, depends on.
 _SETTINGS = (
@@ -32,11 +32,14 @@ _SECONDS = 3600  # in an hour
 
 
 def measure_apart(config: Config) -> float:
-  """Returns images per second, measured in a process of its own."""
+  """Returns images per second, measured in a process of its own, like that of a run."""
   from ssil_jax.training import speed
 
   context = multiprocessing.get_context("spawn")
-  with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool:
+  pool = concurrent.futures.ProcessPoolExecutor(
+    1, mp_context=context, initializer=keep_freed_memory
+  )
+  with pool:
     return pool.submit(speed.measure, config).result()
 
 
