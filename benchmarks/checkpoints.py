@@ -22,6 +22,7 @@ from rich.console import Console
 
 from ssil_jax.commands import run
 from ssil_jax.progress import ProgressDisplay
+from ssil_jax.system import keep_freed_memory
 from ssil_jax.training import devices, loop
 from ssil_jax.training.checkpoint import Checkpoints
 from ssil_jax.training.plan import make_plan
@@ -34,6 +35,7 @@ WARM_UP_STEPS = 10
 
 
 def main(argv: list[str]) -> None:
+  keep_freed_memory()
   config = run.parse(argv).config
   devices.prepare_cpu_devices(config)
   plan = make_plan(config)

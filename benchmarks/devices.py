@@ -7,7 +7,6 @@ devices is measured in processes of its own, in turn, `--rounds` times: of a CPU
 virtual devices, of which a process cannot change the number.
 """
 
-import argparse
 import json
 import pathlib
 import subprocess
@@ -24,10 +23,8 @@ import numpy as np
 
 def main(argv: Sequence[str]) -> None:
   own, _, words = "\n".join(argv).partition("\n--\n")
-  parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+  parser = measured.parser(__doc__)
   parser.add_argument("--devices", default="1,2,4")
-  parser.add_argument("--rounds", type=int, default=3)
-  parser.add_argument("--json", type=pathlib.Path)
   args = parser.parse_args(own.split("\n") if own else [])
   counts = [int(count) for count in args.devices.split(",")]
   rates = {count: [] for count in counts}

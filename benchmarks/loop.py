@@ -1,15 +1,18 @@
-"""What one training step costs the host: sampler, feed, dispatch, meter; on one core.
+"""What the training loop costs: beside the bare compiled step, and the host by itself.
 
-  python benchmarks/loop.py --flagfile=cifar100.cfg --dataset=image_folder --data_dir=DIR \
-      --width=4 --num_states=2 --num_devices=1
+  python benchmarks/loop.py --json=FILE --flagfile=cifar100.cfg --dataset=image_folder \
+      --data_dir=DIR --width=16
 
-Takes the flags of experiments/run.py. The mapped step is replaced by one that returns what
-it is given, so that what is left of `loop.train_phase` is the host's own work. The process
-keeps to one core. Wall and CPU time a step, `ROUNDS` times in each of the first two states.
-With --cprofile, where the main thread's time goes.
+Takes the flags of experiments/run.py, besides `--rounds` and `--json`. Steps are those of
+the second state. The bare step trains on the same batch again and again; it and the loop
+take turns of `SECONDS`. For the host alone the mapped step is replaced by one that returns
+what it is given, so that what is left is sampler, feed, dispatch and meter; its process
+keeps to one device and one core. With --cprofile, where that one's main thread spends it.
 """
 
+import contextlib
 import cProfile
+import multiprocessing
 import os
 import pathlib
 import pstats
@@ -17,69 +20,159 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
-sys.path.append(str(pathlib.Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
+import jax
 import jax.numpy as jnp
+import measured
 from rich.console import Console
 
-from ssil_jax import memory
-from ssil_jax.commands import run
+from ssil_jax.commands import run as command
 from ssil_jax.progress import ProgressDisplay
+from ssil_jax.schedule import IncrementalState, Phase
+from ssil_jax.system import keep_freed_memory
 from ssil_jax.training import devices, loop
+from ssil_jax.training.dispatches import dispatches
 from ssil_jax.training.plan import make_plan
 from ssil_jax.training.recorder import Recorder
-from ssil_jax.training.session import make_session
+from ssil_jax.training.run_state import RunState
+from ssil_jax.training.session import Session, make_session
+from ssil_jax.training.speed import begin_second_state
 
-ROUNDS = 5
-STEPS = 1000  # at least
+SECONDS = 5.0
+HOST_STEPS = 1000  # at least
 
 
-def measure(argv: list[str], *, profiled: bool) -> None:
-  os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-  config = run.parse(argv).config
-  devices.prepare_cpu_devices(config)
-  plan = make_plan(config)
-  session = make_session(plan, devices.choose_devices(config))
-  metrics = session.devices.replicate({name: jnp.float32(1) for name in ("loss", "top1")})
-  session.devices.train_step = lambda train_state, *args, **kwargs: (train_state, metrics)
-  beginning = session.start()
-  for state in plan.states[:2]:
-    phase = state.phases[0]
-    if state.num_old:
-      pool = plan.pool(plan.states[0], beginning.exemplars)
-      sizes = {"memory_size": config.memory_size, "num_seen": state.num_old}
-      new = (pool.new, pool.new_labels, pool.new_ranks)
-      beginning = beginning._replace(
-        exemplars=memory.update(beginning.exemplars, *new, **sizes)
-      )
-    phase = phase._replace(epochs=-(-STEPS // phase.steps_per_epoch))
-    position = loop.begin_state(session, state, beginning)
-    walls, cpus = [], []
-    with (
-      tempfile.TemporaryDirectory() as folder,
-      Recorder(pathlib.Path(folder), steps_done=0, steps_recorded=0) as session.recorder,
-      ProgressDisplay(
-        Console(quiet=True), num_states=2, num_images=phase.num_images
-      ) as session.display,
-    ):
-      for _ in range(1 + ROUNDS):
-        wall, cpu = time.perf_counter(), time.process_time()
-        loop.train_phase(session, state, phase, position)
-        walls.append((time.perf_counter() - wall) / phase.num_steps)
-        cpus.append((time.process_time() - cpu) / phase.num_steps)
-      if profiled:
-        with cProfile.Profile() as profile:
-          loop.train_phase(session, state, phase, position)
-        pstats.Stats(profile).sort_stats("tottime").print_stats(25)
-    sizes = " + ".join(map(str, phase.group_sizes))
-    times = (
-      f"{title} {1e3 * statistics.median(found):.3f} ms (smallest {1e3 * min(found):.3f})"
-      for title, found in (("wall", walls[1:]), ("CPU", cpus[1:]))
+class Begun(NamedTuple):
+  """The second state of a run, just begun."""
+
+  session: Session
+  state: IncrementalState
+  phase: Phase
+  run: RunState
+
+  def of_steps(self, steps: int) -> "Begun":
+    """Returns it with a phase of so many steps, or of whole epochs above them."""
+    steps_per_epoch = min(steps, self.phase.steps_per_epoch)
+    epochs = -(-steps // steps_per_epoch)
+    return self._replace(
+      phase=self.phase._replace(epochs=epochs, steps_per_epoch=steps_per_epoch)
     )
-    print(f"state {state.index}, {sizes}, {phase.num_steps} steps: {', '.join(times)}")
+
+  def train(self) -> None:
+    """Goes through the phase as runs do."""
+    loop.train_phase(self.session, self.state, self.phase, self.run)
+
+
+@contextlib.contextmanager
+def begun(argv: Sequence[str]) -> Iterator[Begun]:
+  """Begins the second state; what its steps leave is written to a folder that goes."""
+  keep_freed_memory()
+  config = command.parse(argv).config
+  devices.prepare_cpu_devices(config)
+  session = make_session(make_plan(config), devices.choose_devices(config))
+  state, phase, run = begin_second_state(session)
+  with (
+    tempfile.TemporaryDirectory() as folder,
+    Recorder(pathlib.Path(folder), steps_done=0, steps_recorded=0) as session.recorder,
+    ProgressDisplay(
+      Console(quiet=True), num_states=1, num_images=phase.num_images
+    ) as session.display,
+  ):
+    yield Begun(session, state, phase, run)
+
+
+def bare_steps(begun: Begun) -> Callable[[int], None]:
+  """Returns a function that does so many steps with the phase's first batch."""
+  session, state, phase, run = begun
+  mapped, at_once = session.devices, session.devices.steps_at_once
+  batches = loop.train_batches(session, state, phase, run)
+  batch, rate = mapped.shard(dispatches(batches, phase, first=0, size=at_once)[0])
+  context = mapped.replicate(loop.training_context(session, state, phase, run))
+  train_state = mapped.replicate(run.train_state)
+
+  def train(steps: int) -> None:
+    nonlocal train_state
+    for _ in range(0, steps, at_once):
+      train_state, _ = mapped.train_step(
+        train_state, batch, context, rate, later=state.num_old > 0
+      )
+    jax.block_until_ready(train_state)
+
+  return train
+
+
+def seconds_of(work: Callable[[], Any]) -> float:
+  started = time.perf_counter()
+  work()
+  return time.perf_counter() - started
+
+
+def beside_bare_step(argv: Sequence[str], rounds: int) -> dict[str, Any]:
+  """Returns seconds a step of the bare step and of the loop, in turn; the environment."""
+  with begun(argv) as whole:
+    bare, at_once = bare_steps(whole), whole.session.devices.steps_at_once
+    for _ in range(2):  # compiles; warms up
+      bare(at_once)
+      whole.of_steps(at_once).train()
+    per_step = seconds_of(lambda: bare(2 * at_once)) / (2 * at_once)
+    whole = whole.of_steps(max(at_once, round(SECONDS / per_step)))
+    steps, found = whole.phase.num_steps, {"bare": [], "loop": []}
+    for _ in range(rounds):
+      found["bare"].append(seconds_of(lambda: bare(steps)) / steps)
+      found["loop"].append(seconds_of(whole.train) / steps)
+    sizes = {"px": whole.session.plan.dataset.image_size}
+    sizes |= {"width": whole.session.plan.config.width}
+    sizes |= {"batch": " + ".join(map(str, whole.phase.group_sizes))}
+    return {"found": found, "of": sizes, "environment": whole.session.devices.describe()}
+
+
+def host_alone(argv: Sequence[str], rounds: int, profiled: bool) -> dict[str, list[float]]:
+  """Returns seconds a step, wall and CPU, of a step that does nothing, on one core."""
+  os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+  with begun([*argv, "--num_devices=1"]) as whole:
+    mapped = whole.session.devices
+    metrics = mapped.replicate({name: jnp.float32(1) for name in ("loss", "top1")})
+    mapped.train_step = lambda train_state, *args, **kwargs: (train_state, metrics)
+    whole = whole.of_steps(HOST_STEPS)
+    whole.train()  # warms up
+    found = {"wall": [], "CPU": []}
+    for _ in range(rounds):
+      began = time.process_time()
+      found["wall"].append(seconds_of(whole.train) / whole.phase.num_steps)
+      found["CPU"].append((time.process_time() - began) / whole.phase.num_steps)
+    if profiled:
+      with cProfile.Profile() as profile:
+        whole.train()
+      pstats.Stats(profile).sort_stats("tottime").print_stats(25)
+    return found
+
+
+def main(argv: Sequence[str]) -> None:
+  parser = measured.parser(__doc__)
+  parser.add_argument("--cprofile", action="store_true")
+  args, flags = parser.parse_known_args(argv)
+  flags = ["run.py", *flags]
+  apart = multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1)
+  with apart:  # a process each: virtual devices cannot be made twice
+    host = apart.apply(host_alone, (flags, args.rounds, args.cprofile))
+    beside = apart.apply(beside_bare_step, (flags, args.rounds))
+  found = beside["found"]
+  row = beside["of"] | {
+    "devices": beside["environment"]["num_devices"],
+    "bare step, ms": 1e3 * statistics.median(found["bare"]),
+    "loop, ms": 1e3 * statistics.median(found["loop"]),
+    "loop / bare step": measured.told(measured.ratio(found["loop"], found["bare"])),
+    "host alone, ms": 1e3 * statistics.median(host["wall"]),
+    "its CPU, ms": 1e3 * statistics.median(host["CPU"]),
+    "seconds": [found, host],
+  }
+  environment = beside["environment"]
+  measured.show("A step in the loop", [row], environment=environment, file=args.json)
 
 
 if __name__ == "__main__":
-  given = [argument for argument in sys.argv if argument != "--cprofile"]
-  measure(given, profiled=len(given) < len(sys.argv))
+  main(sys.argv[1:])

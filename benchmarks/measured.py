@@ -1,5 +1,6 @@
 """What benchmarks share: invented images, alternated rounds, a table and a JSON file."""
 
+import argparse
 import datetime
 import json
 import pathlib
@@ -14,6 +15,17 @@ from rich.table import Table
 
 from ssil_jax.data.dataset import LARGEST_RESIDENT, Dataset, Split
 from ssil_jax.data.images.augment import Augmentation
+
+
+def parser(doc: str, *, rounds: int = 3) -> argparse.ArgumentParser:
+  """Returns a parser of what all benchmarks take; `doc` is the module's docstring."""
+  as_it_is = argparse.RawDescriptionHelpFormatter
+  parser = argparse.ArgumentParser(
+    description=doc, formatter_class=as_it_is, allow_abbrev=False
+  )
+  parser.add_argument("--rounds", type=int, default=rounds)
+  parser.add_argument("--json", type=pathlib.Path, help="writes the table there, too")
+  return parser
 
 
 def generated_images(count: int, size: int, labels: np.ndarray, seed: int) -> np.ndarray:

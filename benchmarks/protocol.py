@@ -179,13 +179,11 @@ def title(args: argparse.Namespace) -> str:
 
 
 def main(argv: Sequence[str]) -> None:
-  parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+  parser = measured.parser(__doc__, rounds=2)
   parser.add_argument("--full", action="store_true", help="CIFAR-100, for accelerators")
   parser.add_argument("--precision", default="float32")
   parser.add_argument("--data_dir", default="")
   parser.add_argument("--torch", type=lambda text: text.split(","), default=["eager"])
-  parser.add_argument("--rounds", type=int, default=2)
-  parser.add_argument("--json", type=pathlib.Path)
   args = parser.parse_args(argv)
   settings = FULL if args.full else SMALL
   sizes = {name: settings[name] for name in ("batch_size_new", "batch_size_memory")}

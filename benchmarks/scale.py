@@ -78,7 +78,7 @@ def of_records(args: argparse.Namespace, count: int) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str]) -> None:
-  parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+  parser = measured.parser(__doc__)
   parser.add_argument("--size", type=int, default=32)
   step_benchmark.add_flags(parser, width=16)
   args = parser.parse_args(argv)

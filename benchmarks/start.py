@@ -1,11 +1,11 @@
 """Seconds from the start of a process to its first training step, and to its help.
 
-  python benchmarks/start.py --flagfile=quickstart.cfg
+  python benchmarks/start.py --json=FILE --flagfile=quickstart.cfg
   python benchmarks/start.py --flagfile=cifar100.cfg --dataset=image_folder --data_dir=DIR
 
-Takes the flags of experiments/run.py. Each of `ROUNDS` rounds begins with an empty cache
-(XDG_CACHE_HOME), and starts the run twice, each time in a new work directory: the second
-start finds programs and images. Prints medians, and when imports and data were done.
+Takes the flags of experiments/run.py, besides `--rounds` and `--json`. Each round begins
+with an empty cache (XDG_CACHE_HOME), and starts the run twice, each time in a new work
+directory: the second start finds programs and images. Medians, with smallest and largest.
 """
 
 import json
@@ -16,15 +16,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT))
 
 from ssil_jax.commands import COMMANDS
 
-ROUNDS = int(os.environ.get("ROUNDS", "3"))
 MARKS = ("imported", "open", "first step")
-HELP = tuple(COMMANDS)
 
 
 def child(argv: list[str]) -> None:
@@ -44,15 +43,17 @@ def child(argv: list[str]) -> None:
 
   mark("imported")
   begin, add = loop.train, StepMetrics.add
+  environment = {}
 
-  def train(*args):
+  def train(session, *args):
+    environment.update(session.devices.describe())
     mark("open")
-    return begin(*args)
+    return begin(session, *args)
 
   def first(*args, **kwargs):
     add(*args, **kwargs)  # waits for it
     mark("first step")
-    print(json.dumps(marks), file=sys.stderr, flush=True)
+    print(json.dumps([marks, environment]), file=sys.stderr, flush=True)
     os._exit(0)
 
   loop.train, StepMetrics.add = train, first
@@ -66,7 +67,8 @@ def seconds_to_help(command: str) -> float:
   return time.time() - started
 
 
-def start(argv: list[str], cache: str) -> dict[str, list[float]]:
+def start(argv: list[str], cache: str) -> tuple[dict[str, list[float]], dict]:
+  """Returns seconds, wall and CPU, by mark; and the environment."""
   with tempfile.TemporaryDirectory() as workdir:
     told = {**os.environ, "XDG_CACHE_HOME": cache, "STARTED": str(time.time())}
     done = subprocess.run(
@@ -79,23 +81,33 @@ def start(argv: list[str], cache: str) -> dict[str, list[float]]:
   return json.loads(done.stderr.splitlines()[-1])
 
 
+def spread(values: Sequence[float]) -> str:
+  return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+
+
 def main(argv: list[str]) -> None:
-  found = {"first": [], "second": []}
-  helps = {command: [] for command in HELP}
-  for _ in range(ROUNDS):
+  import measured  # not in the child, whose imports are timed
+
+  args, flags = measured.parser(__doc__).parse_known_args(argv)
+  starts = {"empty cache": [], "again": []}
+  helps = {command: [] for command in COMMANDS}
+  for _ in range(args.rounds):
     with tempfile.TemporaryDirectory() as cache:
-      for times in found.values():
-        times.append(start(argv, cache))
-    for command, times in helps.items():
-      times.append(seconds_to_help(command))
-  for title, times in found.items():
-    for kind, what in enumerate(("wall", "CPU")):
-      shown = [
-        f"{name} {statistics.median(t[name][kind] for t in times):.2f}" for name in MARKS
-      ]
-      print(f"{title} start, s, {what}: {', '.join(shown)}", flush=True)
-  shown = [f"{name} {statistics.median(times):.2f}" for name, times in helps.items()]
-  print(f"--help, s: {', '.join(shown)}")
+      for found in starts.values():
+        marks, environment = start(flags, cache)
+        found.append(marks)
+    for command, found in helps.items():
+      found.append(seconds_to_help(command))
+  rows = [
+    {"start": title, "s": kind}
+    | {mark: spread([marks[mark][column] for marks in found]) for mark in MARKS}
+    for title, found in starts.items()
+    for column, kind in enumerate(("wall", "CPU"))
+  ]
+  measured.show("From start to step", rows, environment=environment, file=args.json)
+  rows = [{"--help of": name, "s": spread(found)} for name, found in helps.items()]
+  file = args.json and args.json.with_stem(f"{args.json.stem}_help")
+  measured.show("Help", rows, environment=environment, file=file)
 
 
 if __name__ == "__main__":

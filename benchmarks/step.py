@@ -209,9 +209,7 @@ def add_flags(parser: argparse.ArgumentParser, *, width: int) -> None:
   parser.add_argument("--memory", type=int, default=32, help="exemplars in a batch")
   parser.add_argument("--devices", type=int, default=0)
   parser.add_argument("--steps_per_dispatch", type=int, default=0)
-  parser.add_argument("--rounds", type=int, default=3)
   parser.add_argument("--seconds", type=float, default=5.0, help="of each turn")
-  parser.add_argument("--json", type=pathlib.Path)
 
 
 def prepare(args: argparse.Namespace) -> None:
@@ -226,7 +224,7 @@ def prepare(args: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str]) -> None:
   words = lambda kind: lambda text: [kind(word) for word in text.split(",") if word]  # noqa: E731
-  parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+  parser = measured.parser(__doc__)
   parser.add_argument("--sizes", type=words(int), default=[32, 224])
   parser.add_argument("--precisions", type=words(str), default=["float32", "bfloat16"])
   parser.add_argument("--torch", type=words(str), default=["eager", "default"])
