@@ -5,9 +5,10 @@
 
 Both train every state on the same records in the same order, as `sampling.py` draws them,
 with the same schedule, exemplars and network, and evaluate all classes seen after each
-state. Neither writes files. The time starts with the data in the host's memory and has
-everything else in it, compiling, too; a second round has compiled programs. Images are
-invented, unless --data_dir names an image folder.
+state. Neither writes files. Each round is another seed; first weights are the same, crops
+are each trainer's own. The time starts with the data in the host's memory and has all else
+in it, compiling, too; later rounds find compiled programs where jax has a cache of them.
+Images are invented, unless --data_dir names an image folder.
 """
 
 import argparse
@@ -57,8 +58,9 @@ FULL = {
 }
 
 
-def plan_of(args: argparse.Namespace) -> Plan:
+def plan_of(args: argparse.Namespace, seed: int) -> Plan:
   settings = (FULL if args.full else SMALL) | {
+    "seed": seed,
     "precision": args.precision,
     "learning_rate": 0.1,
     "batch_size_test": EVAL_BATCH,
@@ -155,15 +157,16 @@ def theirs(plan: Plan, compiled: str | None) -> dict[str, Any]:
 
 def measure(args: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, Any]]:
   """Returns the rows of the table, and the environment."""
-  plan, rows, environment = plan_of(args), [], {}
-  for number in range(1, args.rounds + 1):
+  rows, environment = [], {}
+  for seed in range(args.rounds):
+    plan = plan_of(args, seed)
     mine = ours(plan)
     environment = mine.pop("environment")[0]
     found = {"ssil_jax": mine}
     for name in args.torch:
       found[f"PyTorch, {name}"] = theirs(plan, None if name == "eager" else name)
     rows += [
-      {"round": number, "trainer": name} | of_one | {"ssil_jax / it": _speed(mine, of_one)}
+      {"seed": seed, "trainer": name} | of_one | {"ssil_jax / it": _speed(mine, of_one)}
       for name, of_one in found.items()
     ]
   return rows, environment

@@ -36,6 +36,11 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_disable_most_optimizations", True)
 
 
+def pytest_collection_modifyitems(items):
+  """Puts the files that take longest first, so that no worker ends with one alone."""
+  items.sort(key=lambda item: item.get_closest_marker("long") is None)
+
+
 @pytest.fixture
 def root(tmp_path):
   return folder_of(tmp_path / "images")

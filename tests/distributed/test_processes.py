@@ -17,6 +17,8 @@ from ssil_jax.config import make_config
 from ssil_jax.distributed import launch
 from ssil_jax.errors import LostProcessError
 
+pytestmark = pytest.mark.long
+
 LOST = LostProcessError.exit_code
 
 # How a run learns of its processes.

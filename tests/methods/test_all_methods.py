@@ -36,6 +36,8 @@ from ssil_jax.training.checkpoint import Checkpoints
 from ssil_jax.training.run_state import RunState, with_own
 from ssil_jax.training.session import open_session
 
+pytestmark = pytest.mark.long
+
 # One schedule for all methods, so that their first states can be compared.
 SETTINGS = {
   "num_classes": 4,

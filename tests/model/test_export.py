@@ -24,6 +24,8 @@ from ssil_jax.methods import METHODS
 from ssil_jax.methods.base import mask_unseen, softmax_probabilities
 from ssil_jax.model import export
 
+pytestmark = pytest.mark.long
+
 CASES = {
   "ssil": {},
   "bic": {},

@@ -23,6 +23,8 @@ from ssil_jax.system import locked
 from ssil_jax.training import loop
 from ssil_jax.training.model_files import arrays_of
 
+pytestmark = pytest.mark.long
+
 QUIET = Console(quiet=True)
 GROUPS = (("c", "a"), ("b", "f"), ("d", "e"))  # the first is not in the order of names
 # With nothing beside the network; herding, a teacher and means; exemplars' logits; trees

@@ -24,6 +24,8 @@ from ssil_jax.commands import serve
 from ssil_jax.errors import ConfigError
 from ssil_jax.model.trained import load
 
+pytestmark = pytest.mark.long
+
 PHOTOS = [encode(noise(16, 16, seed=100 + i), "PNG") for i in range(10)]
 MANY_STEPS = ("--epochs=300", "--log_every=5")
 SERVER = f"""

@@ -20,6 +20,8 @@ from ssil_jax.distributed.preemption import Interrupted
 from ssil_jax.errors import ConfigError, DivergedError, WorkdirError
 from ssil_jax.training import loop
 
+pytestmark = pytest.mark.long
+
 SETTINGS = {
   "num_classes": 4,
   "num_states": 2,
