@@ -97,6 +97,7 @@ class Trainer:
     pad: pixels of zeros on each side, from which a random crop is cut.
     weights: of the network, by their names.
     """
+    torch.backends.cudnn.benchmark = True  # tries cuDNN's algorithms, as XLA does
     self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     self._type = torch.bfloat16 if bfloat16 else None
     self._pad, self._size = pad, size

@@ -62,10 +62,10 @@ def initial_networks():
   """
   drawn = {}
 
-  def draw_once(model, image_size):
-    key = model.network, resnet.BasicBlock, image_size, model.config.seed
+  def draw_once(model, **of_run):
+    key = model.network, resnet.BasicBlock, *of_run.values()
     if key not in drawn:
-      drawn[key] = devices.initial_train_state(model, image_size)
+      drawn[key] = devices.initial_train_state(model, **of_run)
     return jax.tree.map(np.copy, drawn[key])
 
   with pytest.MonkeyPatch.context() as patch:

@@ -98,8 +98,8 @@ def choose_devices(config: Config) -> Mesh:
   return Mesh(np.asarray(chosen), (step_lib.AXIS,))
 
 
-def initial_train_state(model: step_lib.Model, image_size: int) -> TrainState:
-  """Returns `step.create_train_state` as host arrays."""
+def initial_train_state(model: step_lib.Model, *, image_size: int, seed: int) -> TrainState:
+  """Returns `step.create_train_state` as host arrays; one program serves all seeds."""
   options = None
   if jax.default_backend() == "cpu":
     # The program runs once, and optimizing its random numbers takes ten seconds.
@@ -111,7 +111,7 @@ def initial_train_state(model: step_lib.Model, image_size: int) -> TrainState:
     functools.partial(step_lib.create_train_state, model, image_size),
     compiler_options=options,
   )
-  return jax.device_get(create())
+  return jax.device_get(create(jax.device_put(np.uint32(seed))))
 
 
 class Devices:

@@ -225,6 +225,7 @@ def training_context(
   return context._replace(
     expert=position.expert,
     phase=np.int32(phase.number),
+    seed=np.uint32(plan.config.seed),
     class_images=class_images.astype(np.float32),
   )
 

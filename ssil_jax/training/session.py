@@ -343,7 +343,7 @@ def make_session(
   return Session(
     plan=plan,
     devices=Devices(mesh, model, images, steps_at_once=_steps_at_once(plan)),
-    initial=initial_train_state(model, dataset.image_size),
+    initial=initial_train_state(model, image_size=dataset.image_size, seed=config.seed),
     check_interrupt=check_interrupt,
   )
 

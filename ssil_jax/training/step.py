@@ -61,11 +61,11 @@ def make_optimizer(
   )
 
 
-def create_train_state(model: Model, image_size: int) -> TrainState:
-  """Draws initial parameters from the run's seed; nothing is carried along yet."""
+def create_train_state(model: Model, image_size: int, seed: jax.Array) -> TrainState:
+  """Draws initial parameters from a seed, uint32 []; nothing is carried along yet."""
   # One image tells the shapes; batch statistics are not used and need no other device.
   images = jnp.zeros((1, image_size, image_size, 3))
-  variables = model.network.init(jax.random.key(model.config.seed), images, train=False)
+  variables = model.network.init(jax.random.key(seed), images, train=False)
   return TrainState(
     step=jnp.zeros((), jnp.int32),
     params=variables["params"],
@@ -99,7 +99,7 @@ def train_step(
     The next state, and the batch's mean loss and share of correct predictions.
   """
   method, config = model.method, model.config
-  step_key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+  step_key = jax.random.fold_in(jax.random.key(context.seed), state.step)
   pixels = to_float(
     augment(gather_images(batch, images), step_key, batch.positions, model.augmentation),
     model.normalization,

@@ -349,7 +349,7 @@ def losses_of_two_tasks(seed, name, **settings):
     places = np.arange(len(pixels), dtype=np.int32)
     batches.append(Batch(pixels, np.int32(classes[0] + is_second), places, places))
     context = context_of(*classes, stats=stats)._replace(
-      class_images=jnp.float32([len(pixels)])
+      seed=jnp.uint32(0), class_images=jnp.float32([len(pixels)])
     )
     state = with_own(state, method, stats, config)
     state = train(state, batches[-1], context)

@@ -91,20 +91,33 @@ def test_run_that_goes_on_between_two_groups_is_the_same_to_the_bit(runs):
   assert differences(runs / "three", runs / "interrupted") == []
 
 
-# Gradients of parts, statistics carried, parameters of its own, generated images.
-@pytest.mark.parametrize("name", ["gem", "rwalk", "vcl", "dgr"])
-def test_what_methods_carry_from_step_to_step_keeps_its_types(tmp_path, name):
-  settings = SETTINGS | {"method": name, "steps_per_dispatch": 2}
-  config = small_config(tmp_path, **settings)
+def lowered_step(workdir, **settings):
+  """The training step of the second state, as jax hands it to XLA."""
+  config = small_config(workdir, **(SETTINGS | settings))
   with quick_network():
     session = make_session(make_plan(config), choose_devices(config))
     state, phase, run = begin_second_state(session)
-    batches = loop.train_batches(session, state, phase, run)
-    batch, rates = session.devices.shard(dispatches(batches, phase, first=0, size=2)[0])
+    batches, size = (
+      loop.train_batches(session, state, phase, run),
+      config.steps_per_dispatch,
+    )
+    sent = session.devices.shard(dispatches(batches, phase, first=0, size=size)[0])
     context = loop.training_context(session, state, phase, run)
     train_state, context = session.devices.replicate((run.train_state, context))
-    lowered = session.devices.lower_train_step(
-      *(train_state, batch, context, rates), later=True
-    )
-  _, metrics = lowered.out_info
+    batch, rates = sent
+    return session.devices.lower_train_step(train_state, batch, context, rates, later=True)
+
+
+# Gradients of parts, statistics carried, parameters of its own, generated images.
+@pytest.mark.parametrize("name", ["gem", "rwalk", "vcl", "dgr"])
+def test_what_methods_carry_from_step_to_step_keeps_its_types(tmp_path, name):
+  _, metrics = lowered_step(tmp_path, method=name, steps_per_dispatch=2).out_info
   assert metrics["loss"].shape == (2, 2)  # devices, steps
+
+
+@pytest.mark.parametrize("name", ["ssil_tkd", "dgr"])
+def test_runs_that_differ_in_their_seeds_share_a_program(tmp_path, name):
+  seeds = {"seed": 2**32 - 1, "class_order_seed": 3}
+  shared = {"method": name, "num_classes": 10, "steps_per_dispatch": 1}
+  one, other = (lowered_step(tmp_path, **shared, **own).as_text() for own in ({}, seeds))
+  assert one == other
