@@ -22,10 +22,11 @@ import numpy as np
 
 
 def main(argv: Sequence[str]) -> None:
-  own, _, words = "\n".join(argv).partition("\n--\n")
+  place = argv.index("--") if "--" in argv else len(argv)
+  own, words = argv[:place], argv[place + 1 :]
   parser = measured.parser(__doc__)
   parser.add_argument("--devices", default="1,2,4")
-  args = parser.parse_args(own.split("\n") if own else [])
+  args = parser.parse_args(own)
   counts = [int(count) for count in args.devices.split(",")]
   rates = {count: [] for count in counts}
   with tempfile.TemporaryDirectory() as folder:
@@ -37,7 +38,7 @@ def main(argv: Sequence[str]) -> None:
           "--rounds=1",
           f"--devices={count}",
           f"--json={file}",
-          *words.split("\n"),
+          *words,
         ]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         found = json.loads(file.read_text())

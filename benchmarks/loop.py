@@ -55,9 +55,12 @@ class Begun(NamedTuple):
   run: RunState
 
   def of_steps(self, steps: int) -> "Begun":
-    """Returns it with a phase of so many steps, or of whole epochs above them."""
-    steps_per_epoch = min(steps, self.phase.steps_per_epoch)
-    epochs = -(-steps // steps_per_epoch)
+    """Returns it with a phase of at least so many steps, which fill their dispatches."""
+    at_once = self.session.devices.steps_at_once
+    steps_per_epoch, epochs = -(-steps // at_once) * at_once, 1
+    if steps_per_epoch > self.phase.steps_per_epoch:
+      steps_per_epoch = self.phase.steps_per_epoch
+      epochs = -(-steps // (steps_per_epoch * at_once)) * at_once
     return self._replace(
       phase=self.phase._replace(epochs=epochs, steps_per_epoch=steps_per_epoch)
     )
@@ -69,7 +72,7 @@ class Begun(NamedTuple):
 
 @contextlib.contextmanager
 def begun(argv: Sequence[str]) -> Iterator[Begun]:
-  """Begins the second state; what its steps leave is written to a folder that goes."""
+  """Begins the second state; its steps write to a temporary folder."""
   keep_freed_memory()
   config = command.parse(argv).config
   devices.prepare_cpu_devices(config)
@@ -119,7 +122,7 @@ def beside_bare_step(argv: Sequence[str], rounds: int) -> dict[str, Any]:
       bare(at_once)
       whole.of_steps(at_once).train()
     per_step = seconds_of(lambda: bare(2 * at_once)) / (2 * at_once)
-    whole = whole.of_steps(max(at_once, round(SECONDS / per_step)))
+    whole = whole.of_steps(round(SECONDS / per_step))
     steps, found = whole.phase.num_steps, {"bare": [], "loop": []}
     for _ in range(rounds):
       found["bare"].append(seconds_of(lambda: bare(steps)) / steps)
@@ -135,7 +138,8 @@ def host_alone(argv: Sequence[str], rounds: int, profiled: bool) -> dict[str, li
   os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
   with begun([*argv, "--num_devices=1"]) as whole:
     mapped = whole.session.devices
-    metrics = mapped.replicate({name: jnp.float32(1) for name in ("loss", "top1")})
+    shape = (mapped.steps_at_once,) if mapped.steps_at_once > 1 else ()
+    metrics = mapped.replicate({name: jnp.ones(shape) for name in ("loss", "top1")})
     mapped.train_step = lambda train_state, *args, **kwargs: (train_state, metrics)
     whole = whole.of_steps(HOST_STEPS)
     whole.train()  # warms up
@@ -156,6 +160,7 @@ def main(argv: Sequence[str]) -> None:
   parser.add_argument("--cprofile", action="store_true")
   args, flags = parser.parse_known_args(argv)
   flags = ["run.py", *flags]
+  command.parse(flags)  # before any process is started
   apart = multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1)
   with apart:  # a process each: virtual devices cannot be made twice
     host = apart.apply(host_alone, (flags, args.rounds, args.cprofile))

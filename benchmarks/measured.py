@@ -24,7 +24,7 @@ def parser(doc: str, *, rounds: int = 3) -> argparse.ArgumentParser:
     description=doc, formatter_class=as_it_is, allow_abbrev=False
   )
   parser.add_argument("--rounds", type=int, default=rounds)
-  parser.add_argument("--json", type=pathlib.Path, help="writes the table there, too")
+  parser.add_argument("--json", type=pathlib.Path, help="file for the table and its values")
   return parser
 
 

@@ -6,8 +6,8 @@
 Both train every state on the same records in the same order, as `sampling.py` draws them,
 with the same schedule, exemplars and network, and evaluate all classes seen after each
 state. Neither writes files. Each round is another seed; first weights are the same, crops
-are each trainer's own. The time starts with the data in the host's memory and has all else
-in it, compiling, too; later rounds find compiled programs where jax has a cache of them.
+are each trainer's own. Everything but reading the data is timed, compiling included; later
+rounds find compiled programs where jax has a cache of them.
 Images are invented, unless --data_dir names an image folder.
 """
 

@@ -43,16 +43,17 @@ def child(argv: list[str]) -> None:
 
   mark("imported")
   begin, add = loop.train, StepMetrics.add
-  environment = {}
+  sessions = []
 
   def train(session, *args):
-    environment.update(session.devices.describe())
     mark("open")
+    sessions.append(session)
     return begin(session, *args)
 
   def first(*args, **kwargs):
     add(*args, **kwargs)  # waits for it
     mark("first step")
+    environment = sessions[0].devices.describe()
     print(json.dumps([marks, environment]), file=sys.stderr, flush=True)
     os._exit(0)
 

@@ -212,9 +212,10 @@ def add_flags(parser: argparse.ArgumentParser, *, width: int) -> None:
   parser.add_argument("--seconds", type=float, default=5.0, help="of each turn")
 
 
-def prepare(args: argparse.Namespace) -> None:
+def prepare(args: argparse.Namespace, *, keeps_memory: bool = True) -> None:
   """Readies the CPU for the batches of `add_flags`, for PyTorch, too."""
-  keep_freed_memory()
+  if keeps_memory:
+    keep_freed_memory()
   devices.prepare_cpu_devices(
     ssil_jax.make_config(
       batch_size_new=args.new, batch_size_memory=args.memory, num_devices=args.devices

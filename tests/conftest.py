@@ -37,7 +37,7 @@ jax.config.update("jax_disable_most_optimizations", True)
 
 
 def pytest_collection_modifyitems(items):
-  """Puts the files that take longest first, so that no worker ends with one alone."""
+  """Runs the longest files first: one at the end would keep a single worker busy."""
   items.sort(key=lambda item: item.get_closest_marker("long") is None)
 
 
@@ -62,10 +62,10 @@ def initial_networks():
   """
   drawn = {}
 
-  def draw_once(model, **of_run):
-    key = model.network, resnet.BasicBlock, *of_run.values()
+  def draw_once(model, *, image_size, seed):
+    key = model.network, resnet.BasicBlock, image_size, seed
     if key not in drawn:
-      drawn[key] = devices.initial_train_state(model, **of_run)
+      drawn[key] = devices.initial_train_state(model, image_size=image_size, seed=seed)
     return jax.tree.map(np.copy, drawn[key])
 
   with pytest.MonkeyPatch.context() as patch:

@@ -43,8 +43,8 @@ class PhaseContext(NamedTuple):
   expert: Any = None
   # None where nothing is trained:
   phase: Any = None  # int32 [], its number in the state, from 0
-  seed: Any = None  # uint32 [], the run's: as an argument, so that all seeds share programs
   class_images: Any = None  # float32 [C], images of each class that it trains on
+  seed: Any = None  # uint32 [], the run's: as an argument, so that all seeds share programs
 
 
 class Replayed(NamedTuple):

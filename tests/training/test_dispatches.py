@@ -92,7 +92,7 @@ def test_run_that_goes_on_between_two_groups_is_the_same_to_the_bit(runs):
 
 
 def lowered_step(workdir, **settings):
-  """The training step of the second state, as jax hands it to XLA."""
+  """Lowers the training step of the second state, as jax hands it to XLA."""
   config = small_config(workdir, **(SETTINGS | settings))
   with quick_network():
     session = make_session(make_plan(config), choose_devices(config))

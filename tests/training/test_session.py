@@ -174,6 +174,18 @@ def test_a_session_without_files_trains_and_evaluates_as_a_run_does(tmp_path):
     assert untimed(here) == untimed(run(tmp_path, **values))
 
 
+def test_the_initial_network_is_that_of_the_seed(tmp_path):
+  first, same, other = (
+    make_session(
+      plan := make_plan(small_config(tmp_path, num_classes=4, num_states=2, seed=seed)),
+      choose_devices(plan.config),
+    ).initial.params["head"]["kernel"]
+    for seed in (0, 0, 1)
+  )
+  np.testing.assert_array_equal(first, same)
+  assert (first != other).all()
+
+
 def test_results_say_which_images_were_scored_and_on_what_the_run_was_tuned():
   config = small_config("unused", validation_fraction=0.25)
   plan = make_plan(config)

@@ -1,5 +1,7 @@
 """The optimizer against PyTorch's rule, augmentation, and what a step is made of."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,6 +27,7 @@ from ssil_jax.training.step import (
   Batch,
   Model,
   TrainState,
+  create_train_state,
   eval_step,
   make_optimizer,
   train_step,
@@ -236,10 +239,24 @@ def test_weights_of_classes_that_are_not_seen_stay_as_they_are(name, kind):
     assert of_classes == (2 if "bias" in kind else 1)
 
 
+def test_one_program_draws_the_initial_networks_of_all_seeds():
+  network = ResNet18(num_classes=3, width=2, small_images=True, axis_name=AXIS)
+  method, programs = get_method("ft"), set()
+  for seed in (0, 2**31 + 5, 2**32 - 1):
+    model, _ = world_of(method, network=network, params={}, seed=seed)
+    with quick_network():
+      create = jax.jit(functools.partial(create_train_state, model, 8))
+      expected = network.init(jax.random.key(seed), jnp.zeros((1, 8, 8, 3)), train=False)
+      programs.add(create.lower(np.uint32(seed)).as_text())
+      found = create(np.uint32(seed)).params
+    jax.tree.map(np.testing.assert_array_equal, found, expected["params"])
+  assert len(programs) == 1
+
+
 # Penalties, parts, what steps carry along ------------------------------------------------
 
 
-def world_of(method, *, network, params, weight_decay=0.0, num_classes=3):
+def world_of(method, *, network, params, weight_decay=0.0, num_classes=3, **settings):
   """A model and its first state."""
   model = Model(
     network=network,
@@ -247,7 +264,7 @@ def world_of(method, *, network, params, weight_decay=0.0, num_classes=3):
     optimizer=make_optimizer(momentum=0.9, weight_decay=weight_decay),
     augmentation=Augmentation(max_shift=0, flip=False),
     normalization=None,
-    config=make_config({}, method),
+    config=make_config(settings, method),
     state_of_class=(0,) * num_classes,
   )
   state = TrainState(jnp.int32(0), params, {}, model.optimizer.init(params))
