@@ -72,13 +72,10 @@ def start(argv: list[str], cache: str) -> tuple[dict[str, list[float]], dict]:
   """Returns seconds, wall and CPU, by mark; and the environment."""
   with tempfile.TemporaryDirectory() as workdir:
     told = {**os.environ, "XDG_CACHE_HOME": cache, "STARTED": str(time.time())}
-    done = subprocess.run(
-      [sys.executable, __file__, "--child", *argv, f"--workdir={workdir}/w"],
-      check=True,
-      capture_output=True,
-      env=told,
-      text=True,
-    )
+    command = [sys.executable, __file__, "--child", *argv, f"--workdir={workdir}/w"]
+    done = subprocess.run(command, capture_output=True, env=told, text=True)
+  if done.returncode:
+    raise SystemExit(done.stderr)
   return json.loads(done.stderr.splitlines()[-1])
 
 
