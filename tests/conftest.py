@@ -5,6 +5,7 @@ import os
 import shutil
 import tempfile
 import time
+from importlib import metadata
 
 # Before jax is imported, which reads it: workers and the processes that tests start compile
 # what one of them has compiled only once, and matplotlib lists the fonts once. This process
@@ -17,9 +18,12 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
   atexit.register(shutil.rmtree, _kept, ignore_errors=True)
 
 # Small networks run a few steps: compiling them well would take longer than it saves. XLA's
-# newer emitters take three times as long as its older ones, and threads share little work.
-# The processes that tests start are told the same: they have to round alike.
-_QUICKLY = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+# newer emitters take three times as long as its older ones, which later jaxlibs may not have
+# (0.12 ends at an unknown flag), and threads share little work. The processes that tests start
+# are told the same: they have to round alike.
+_QUICKLY = "--xla_cpu_parallel_codegen_split_count=1"
+if metadata.version("jaxlib").startswith("0.10."):
+  _QUICKLY += " --xla_cpu_use_fusion_emitters=false"
 os.environ.setdefault("XLA_FLAGS", _QUICKLY)
 
 import jax
