@@ -18,9 +18,9 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
   atexit.register(shutil.rmtree, _kept, ignore_errors=True)
 
 # Small networks run a few steps: compiling them well would take longer than it saves. XLA's
-# newer emitters take three times as long as its older ones, which later jaxlibs may not have
-# (0.12 ends at an unknown flag), and threads share little work. The processes that tests start
-# are told the same: they have to round alike.
+# newer emitters take three times as long as its older ones, which jaxlib 0.12 has no flag
+# for and ends at; and threads share little work. The processes that tests start are told
+# the same: they have to round alike.
 _QUICKLY = "--xla_cpu_parallel_codegen_split_count=1"
 if metadata.version("jaxlib").startswith("0.10."):
   _QUICKLY += " --xla_cpu_use_fusion_emitters=false"
