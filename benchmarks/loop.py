@@ -31,6 +31,7 @@ import measured
 from rich.console import Console
 
 from ssil_jax.commands import run as command
+from ssil_jax.errors import UserError
 from ssil_jax.progress import ProgressDisplay
 from ssil_jax.schedule import IncrementalState, Phase
 from ssil_jax.system import keep_freed_memory
@@ -160,7 +161,10 @@ def main(argv: Sequence[str]) -> None:
   parser.add_argument("--cprofile", action="store_true")
   args, flags = parser.parse_known_args(argv)
   flags = ["run.py", *flags]
-  command.parse(flags)  # before any process is started
+  try:
+    command.parse(flags)  # before any process is started
+  except UserError as error:
+    parser.error(str(error))
   apart = multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1)
   with apart:  # a process each: virtual devices cannot be made twice
     host = apart.apply(host_alone, (flags, args.rounds, args.cprofile))
