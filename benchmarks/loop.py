@@ -1,4 +1,4 @@
-"""What the training loop costs: beside the bare compiled step, and the host by itself.
+r"""What the training loop costs: beside the bare compiled step, and the host by itself.
 
   python benchmarks/loop.py --json=FILE --flagfile=cifar100.cfg --dataset=image_folder \
       --data_dir=DIR --width=16
@@ -31,7 +31,6 @@ import measured
 from rich.console import Console
 
 from ssil_jax.commands import run as command
-from ssil_jax.errors import UserError
 from ssil_jax.progress import ProgressDisplay
 from ssil_jax.schedule import IncrementalState, Phase
 from ssil_jax.system import keep_freed_memory
@@ -159,12 +158,7 @@ def host_alone(argv: Sequence[str], rounds: int, profiled: bool) -> dict[str, li
 def main(argv: Sequence[str]) -> None:
   parser = measured.parser(__doc__)
   parser.add_argument("--cprofile", action="store_true")
-  args, flags = parser.parse_known_args(argv)
-  flags = ["run.py", *flags]
-  try:
-    command.parse(flags)  # before any process is started
-  except UserError as error:
-    parser.error(str(error))
+  args, flags = measured.parse_beside_run(parser, argv)
   apart = multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1)
   with apart:  # a process each: virtual devices cannot be made twice
     host = apart.apply(host_alone, (flags, args.rounds, args.cprofile))

@@ -13,8 +13,10 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from ssil_jax.commands import run as command
 from ssil_jax.data.dataset import LARGEST_RESIDENT, Dataset, Split
 from ssil_jax.data.images.augment import Augmentation
+from ssil_jax.errors import UserError
 
 
 def parser(doc: str, *, rounds: int = 3) -> argparse.ArgumentParser:
@@ -26,6 +28,22 @@ def parser(doc: str, *, rounds: int = 3) -> argparse.ArgumentParser:
   parser.add_argument("--rounds", type=int, default=rounds)
   parser.add_argument("--json", type=pathlib.Path, help="file for the table and its values")
   return parser
+
+
+def parse_beside_run(
+  parser: argparse.ArgumentParser, argv: Sequence[str]
+) -> tuple[argparse.Namespace, list[str]]:
+  """Reads a parser's own flags; returns them, and an argv of experiments/run.py.
+
+  Ends the process where `run.py` does not know one of the others, or its value is wrong.
+  """
+  args, flags = parser.parse_known_args(argv)
+  flags = ["run.py", *flags]
+  try:
+    command.parse(flags)
+  except UserError as error:
+    parser.error(str(error))
+  return args, flags
 
 
 def generated_images(count: int, size: int, labels: np.ndarray, seed: int) -> np.ndarray:
@@ -97,6 +115,14 @@ def told(ratios: tuple[float, float, float]) -> str:
   return "{:.2f} ({:.2f} to {:.2f})".format(*ratios)
 
 
+def shown(value: Any) -> str:
+  """Returns a value as tables have it: floats with four digits, 46,010 and 0.1235."""
+  if not isinstance(value, float):
+    return str(value)
+  rounded = float(f"{value:.4g}")
+  return f"{rounded:,.0f}" if abs(rounded) >= 1000 else f"{rounded:.4g}"
+
+
 def show(
   title: str,
   rows: Sequence[Mapping[str, Any]],
@@ -108,13 +134,10 @@ def show(
 
   Values that are lists are written alone.
   """
-  shown = [
-    {name: value for name, value in row.items() if not isinstance(value, list)}
-    for row in rows
-  ]
-  table = Table(*shown[0], title=title)
-  for row in shown:
-    table.add_row(*(f"{v:,.4g}" if isinstance(v, float) else str(v) for v in row.values()))
+  columns = [name for name, value in rows[0].items() if not isinstance(value, list)]
+  table = Table(*columns, title=title)
+  for row in rows:
+    table.add_row(*(shown(row[name]) for name in columns))
   console = Console(width=120)
   console.print(table)
   console.print({name: value for name, value in environment.items() if value is not None})

@@ -86,13 +86,13 @@ def spread(values: Sequence[float]) -> str:
 def main(argv: list[str]) -> None:
   import measured  # not in the child, whose imports are timed
 
-  args, flags = measured.parser(__doc__).parse_known_args(argv)
+  args, flags = measured.parse_beside_run(measured.parser(__doc__), argv)
   starts = {"empty cache": [], "again": []}
   helps = {command: [] for command in COMMANDS}
   for _ in range(args.rounds):
     with tempfile.TemporaryDirectory() as cache:
       for found in starts.values():
-        marks, environment = start(flags, cache)
+        marks, environment = start(flags[1:], cache)
         found.append(marks)
     for command, found in helps.items():
       found.append(seconds_to_help(command))

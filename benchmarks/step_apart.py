@@ -7,6 +7,8 @@ comes, and with memory that is kept (`system.keep_freed_memory`), which ours has
 processes take turns of `--seconds`. CPU times are the least noisy on shared machines.
 """
 
+import argparse
+import contextlib
 import multiprocessing
 import pathlib
 import resource
@@ -15,7 +17,8 @@ import sys
 import time
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
-from typing import Any
+from multiprocessing.context import SpawnProcess
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
@@ -26,7 +29,7 @@ KINDS = "PyTorch", "PyTorch, keeping memory", "ssil_jax"
 SIZE, PRECISION = 32, "float32"
 
 
-def serve(kind: str, args: Any, connection: Connection) -> None:
+def serve(kind: str, args: argparse.Namespace, connection: Connection) -> None:
   """Sends the environment; then, for each number of steps, seconds a step.
 
   These are wall time, CPU time of the program, and CPU time of the system.
@@ -39,15 +42,55 @@ def serve(kind: str, args: Any, connection: Connection) -> None:
   for _ in range(2):  # compiles; warms up
     step()
     wait()
-  connection.send(own.session.devices.describe())
-  while count := connection.recv():
-    used, started = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
-    for _ in range(count):
-      step()
-    wait()
-    wall, now = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF)
-    spent = wall, now.ru_utime - used.ru_utime, now.ru_stime - used.ru_stime
-    connection.send([seconds / count for seconds in spent])
+  environment = own.session.devices.describe()
+  if kind != KINDS[-1]:
+    import torch
+
+    environment |= {"torch": torch.__version__, "torch_threads": torch.get_num_threads()}
+  connection.send(environment)
+  with contextlib.suppress(EOFError):  # who asks has ended
+    while True:
+      count = connection.recv()
+      used, started = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
+      for _ in range(count):
+        step()
+      wait()
+      wall, now = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF)
+      spent = wall, now.ru_utime - used.ru_utime, now.ru_stime - used.ru_stime
+      connection.send([seconds / count for seconds in spent])
+
+
+class Child(NamedTuple):
+  """A process that serves, and what it is asked through."""
+
+  kind: str
+  process: SpawnProcess
+  connection: Connection
+
+  def answer(self) -> Any:
+    """Returns what it sends next; ends this process if it has ended."""
+    try:
+      return self.connection.recv()
+    except (EOFError, ConnectionResetError):
+      self.process.join()
+      code = self.process.exitcode
+      raise SystemExit(f"the process of {self.kind} ended with exit code {code}") from None
+
+  def seconds(self, count: int) -> list[float]:
+    """Returns what so many steps take; see `serve`."""
+    with contextlib.suppress(BrokenPipeError):  # `answer` says so
+      self.connection.send(count)
+    return self.answer()
+
+
+def begun(kind: str, args: argparse.Namespace) -> Child:
+  """Starts a process."""
+  context = multiprocessing.get_context("spawn")
+  ours, theirs = context.Pipe()
+  process = context.Process(target=serve, args=(kind, args, theirs), daemon=True)
+  process.start()
+  theirs.close()  # so that the process alone keeps it open, and its end is noticed
+  return Child(kind, process, ours)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -55,20 +98,16 @@ def main(argv: Sequence[str]) -> None:
   step_benchmark.add_flags(parser, width=64)
   args = parser.parse_args(argv)
   args.classes, args.torch = 100, ["eager"]
-  context, connections, counts = multiprocessing.get_context("spawn"), {}, {}
+  children, counts, environment = [], {}, {}
   for kind in KINDS:  # one after another, so that each compiles alone
-    connections[kind], theirs = context.Pipe()
-    context.Process(target=serve, args=(kind, args, theirs), daemon=True).start()
-    environment = connections[kind].recv()
-    connections[kind].send(1)
-    counts[kind] = max(1, round(args.seconds / connections[kind].recv()[0]))
+    child = begun(kind, args)
+    children.append(child)
+    environment |= child.answer()
+    counts[kind] = max(1, round(args.seconds / child.seconds(1)[0]))
   found = {kind: [] for kind in KINDS}
   for _ in range(args.rounds):
-    for kind, connection in connections.items():
-      connection.send(counts[kind])
-      found[kind].append(connection.recv())
-  for connection in connections.values():
-    connection.send(0)
+    for child in children:
+      found[child.kind].append(child.seconds(counts[child.kind]))
   rows = []
   for kind, turns in found.items():
     wall, user, system = map(statistics.median, zip(*turns, strict=True))
