@@ -1,12 +1,13 @@
-"""What a checkpoint a minute costs a run.
+r"""What a checkpoint a minute costs a run.
 
   python benchmarks/checkpoints.py --dataset=digits --image_size=32 --num_states=2 \
       --method=ssil_tkd --batch_size_new=64 --batch_size_memory=32 --memory_size=100
 
-Takes the flags of experiments/run.py. About a minute of steps of the second state is
-trained `PAIRS` times, in turn without a checkpoint and with one in the middle, which is
-written in the background as always; the time ends when it is whole. Prints the medians, the
-ratio pair by pair, and what a checkpoint costs by itself.
+Takes the flags of experiments/run.py, besides `--rounds` and `--json`. About a minute of
+steps of the second state is trained in rounds, in turn without a checkpoint and with one in
+the middle, which is written in the background as always; the time ends when it is whole.
+Prints the medians, the ratio pair by pair, for how long training waits for the steps sent
+before and to copy its arrays, and what a checkpoint costs by itself.
 """
 
 import pathlib
@@ -14,9 +15,11 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 
 sys.path.append(str(pathlib.Path(__file__).resolve().parent.parent))
 
+import measured
 import numpy as np
 from rich.console import Console
 
@@ -30,13 +33,13 @@ from ssil_jax.training.recorder import Recorder
 from ssil_jax.training.session import make_session
 
 SECONDS = 60
-PAIRS = 5
 WARM_UP_STEPS = 10
 
 
-def main(argv: list[str]) -> None:
+def main(argv: Sequence[str]) -> None:
+  args, flags = measured.parse_beside_run(measured.parser(__doc__, rounds=5), argv)
   keep_freed_memory()
-  config = run.parse(argv).config
+  config = run.parse(flags).config
   devices.prepare_cpu_devices(config)
   plan = make_plan(config)
   session = make_session(plan, devices.choose_devices(config))
@@ -58,7 +61,7 @@ def main(argv: list[str]) -> None:
     waits = []
 
     def train(num_steps: int, *, save: bool) -> float:
-      """Seconds for so many steps, with a checkpoint in the middle or not."""
+      """Returns seconds for so many steps, with a checkpoint in the middle or not."""
       nonlocal here
       phase = state.phases[0]._replace(epochs=1, milestones=(), steps_per_epoch=num_steps)
       calls = 0
@@ -81,12 +84,10 @@ def main(argv: list[str]) -> None:
 
     train(WARM_UP_STEPS, save=True)
     num_steps = round(SECONDS / train(WARM_UP_STEPS, save=False) * WARM_UP_STEPS)
-    pairs = []
-    for number in range(PAIRS):
-      turn = (False, True) if number % 2 == 0 else (True, False)
-      seconds = {save: train(num_steps, save=save) for save in turn}
-      pairs.append((seconds[False], seconds[True]))
-      print(f"without {seconds[False]:.2f} s, with {seconds[True]:.2f} s", flush=True)
+    seconds = {False: [], True: []}
+    for number in range(args.rounds):
+      for save in (False, True) if number % 2 == 0 else (True, False):
+        seconds[save].append(train(num_steps, save=save))
 
     cpu, wall = time.process_time(), time.perf_counter()
     checkpoints.save(here)
@@ -96,18 +97,20 @@ def main(argv: list[str]) -> None:
       path.stat().st_size for path in checkpoints.last.rglob("*") if path.is_file()
     )
 
-  ratios = [with_one / without for without, with_one in pairs]
-  print(
-    f"{num_steps} steps: without {statistics.median(p[0] for p in pairs):.2f} s, with one "
-    f"checkpoint {statistics.median(p[1] for p in pairs):.2f} s; ratio "
-    f"{statistics.median(ratios):.4f} ({min(ratios):.4f} to {max(ratios):.4f})"
-  )
-  print(
-    f"a checkpoint of {saved / 1e6:.0f} MB: training waits "
-    f"{statistics.median(waits[1:]):.3f} s for the steps sent before and to copy it; alone "
-    f"it takes {wall:.2f} s, {cpu:.2f} s of CPU time"
-  )
+  row = {
+    "steps": num_steps,
+    "without, s": statistics.median(seconds[False]),
+    "with one, s": statistics.median(seconds[True]),
+    "ratio": measured.told(measured.ratio(seconds[True], seconds[False])),
+    "MB": saved / 1e6,
+    "training waits, s": statistics.median(waits[1:]),
+    "alone, s": wall,
+    "its CPU, s": cpu,
+    "seconds": [seconds[False], seconds[True]],
+  }
+  environment = session.devices.describe()
+  measured.show("A checkpoint", [row], environment=environment, file=args.json)
 
 
 if __name__ == "__main__":
-  main(sys.argv)
+  main(sys.argv[1:])

@@ -7,10 +7,12 @@ time, so that the two cores are contended, for each size of XLA's thread pool. X
 process in which an all-reduce has waited for 40 seconds.
 """
 
+import argparse
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 
 THREADS = (2, 4)  # values of PJRT_NPROC
 PROCESSES = 3
@@ -18,7 +20,7 @@ SECONDS = 60.0
 
 
 def update(kernels, images):
-  """One step of gradient descent on one device; jax is imported by the child only."""
+  """Does one step of gradient descent on one device; jax is the child's alone."""
   import jax
   import jax.numpy as jnp
 
@@ -38,6 +40,7 @@ def update(kernels, images):
 
 
 def train() -> None:
+  """Trains for `SECONDS`; prints the number of steps done."""
   import jax
   import numpy as np
 
@@ -60,7 +63,10 @@ def train() -> None:
   print(steps)
 
 
-def main() -> None:
+def main(argv: Sequence[str]) -> None:
+  argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  ).parse_args(argv)
   for threads in THREADS:
     children = [
       subprocess.Popen(
@@ -77,4 +83,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  train() if sys.argv[1:] == ["train"] else main()
+  train() if sys.argv[1:] == ["train"] else main(sys.argv[1:])

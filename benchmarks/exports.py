@@ -9,31 +9,28 @@ score, the size of the model's file, the seconds that writing took, and the seco
 photos once they are decoded. Needs requirements-onnx.txt and PyTorch.
 """
 
+import argparse
+import importlib
 import json
 import pathlib
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path += [str(ROOT), str(ROOT / "tests")]
 
 import jax.export
 import numpy as np
-import onnxruntime
 import safetensors.numpy
-import torch
-import torchvision_reference
-from absl import app, flags, logging
+from absl import logging
 
 import ssil_jax
 from ssil_jax.model.trained import paths_of
 from ssil_jax.system import source_commit
 
-_FLAGS = flags.FLAGS
-flags.DEFINE_string("workdir", None, "of a run, with its model", required=True)
-flags.DEFINE_string("photos", None, "a folder of photos", required=True)
-flags.DEFINE_integer("count", 200, "photos, spread evenly over the folder", lower_bound=1)
+PEERS = "onnxruntime", "torch", "torchvision_reference"
 
 
 def run_jax(folder: pathlib.Path, pixels: np.ndarray) -> np.ndarray:
@@ -42,12 +39,17 @@ def run_jax(folder: pathlib.Path, pixels: np.ndarray) -> np.ndarray:
 
 
 def run_onnx(folder: pathlib.Path, pixels: np.ndarray) -> np.ndarray:
+  import onnxruntime
+
   session = onnxruntime.InferenceSession(folder / "model.onnx")
   return session.run(["scores"], {"pixels": pixels})[0]
 
 
 def run_torch(folder: pathlib.Path, pixels: np.ndarray) -> np.ndarray:
-  """Logits, which are the scores of methods that predict by them."""
+  """Returns logits, which are the scores of methods that predict by them."""
+  import torch
+  import torchvision_reference
+
   card = json.loads((folder / "card.json").read_text())
   tensors = safetensors.numpy.load_file(folder / "model.safetensors")
   first = tensors["conv1.weight"]
@@ -64,12 +66,22 @@ def run_torch(folder: pathlib.Path, pixels: np.ndarray) -> np.ndarray:
     return network(images.permute(0, 3, 1, 2)).numpy()
 
 
-def main(argv: list[str]) -> None:
-  del argv
+def main(argv: Sequence[str]) -> None:
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument("--workdir", required=True, help="of a run, with its model")
+  parser.add_argument("--photos", required=True, help="a folder of photos")
+  parser.add_argument("--count", type=int, default=200, help="spread over the folder")
+  args = parser.parse_args(argv)
+  if args.count < 1:
+    parser.error(f"--count={args.count}: give 1 or more")
+  for name in PEERS:  # before anything is exported or timed
+    importlib.import_module(name)
   logging.set_verbosity(logging.WARNING)
-  model = ssil_jax.load(_FLAGS.workdir)
-  paths = list(paths_of([_FLAGS.photos]))
-  chosen = np.linspace(0, len(paths) - 1, min(_FLAGS.count, len(paths))).astype(int)
+  model = ssil_jax.load(args.workdir)
+  paths = list(paths_of([args.photos]))
+  chosen = np.linspace(0, len(paths) - 1, min(args.count, len(paths))).astype(int)
   pixels = np.stack([model.prepare(paths[i]) for i in chosen])
   scores, _ = model.scores(pixels)
   print(
@@ -94,4 +106,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  app.run(main)
+  main(sys.argv[1:])

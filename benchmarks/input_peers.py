@@ -10,6 +10,7 @@ out, since ssil_jax flips on the device. Prints a JSON object: images/s, CPU ms 
 Linux only.
 """
 
+import argparse
 import functools
 import itertools
 import json
@@ -20,7 +21,7 @@ import pathlib
 import random
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 BATCH_SIZE = 160
 WARM_UP_BATCHES = 8
@@ -30,7 +31,7 @@ CORES = 2
 
 
 def tf_data(folder: pathlib.Path, *, antialias: bool = False) -> Iterable:
-  """TFRecord of tf.train.Example, as TFDS writes it, decoded no further than the crop.
+  """Reads TFRecord of tf.train.Example, as of TFDS, decoded no further than the crop.
 
   Bilinear resampling; TensorFlow does not antialias unless asked. The boxes are made
   beforehand, for `tf.image.sample_distorted_bounding_box` chooses smaller ones than the
@@ -84,7 +85,7 @@ def tf_data(folder: pathlib.Path, *, antialias: bool = False) -> Iterable:
 
 
 def torch(folder: pathlib.Path) -> Iterable:
-  """A DataLoader with two worker processes that crop and resample with Pillow."""
+  """Returns a DataLoader with two worker processes that crop and resample with Pillow."""
   import numpy as np
   import torch
   from PIL import Image
@@ -108,7 +109,10 @@ def torch(folder: pathlib.Path) -> Iterable:
 
 
 def random_box(width: int, height: int) -> tuple[int, int, int, int]:
-  """As torchvision's RandomResizedCrop: 8% to 100% of the area, aspect 3/4 to 4/3."""
+  """Draws left, top, right and bottom as torchvision's RandomResizedCrop does.
+
+  The box has 8% to 100% of the area and an aspect of 3/4 to 4/3.
+  """
   for _ in range(10):
     area = width * height * random.uniform(0.08, 1.0)
     aspect = math.exp(random.uniform(math.log(3 / 4), math.log(4 / 3)))
@@ -120,7 +124,7 @@ def random_box(width: int, height: int) -> tuple[int, int, int, int]:
 
 
 def measure(batches: Iterable) -> dict[str, float]:
-  """Images/s, and CPU milliseconds an image of this process and its workers."""
+  """Returns images/s, and CPU milliseconds an image of this process and its workers."""
   iterator = iter(batches)
   for _ in itertools.islice(iterator, WARM_UP_BATCHES):
     pass
@@ -141,10 +145,22 @@ def _cpu_seconds() -> float:
   return ticks / os.sysconf("SC_CLK_TCK")
 
 
+PIPELINES = {
+  "tf_data": tf_data,
+  "tf_data_antialias": functools.partial(tf_data, antialias=True),
+  "torch": torch,
+}
+
+
+def main(argv: Sequence[str]) -> None:
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument("pipeline", choices=PIPELINES)
+  parser.add_argument("folder", type=pathlib.Path)
+  args = parser.parse_args(argv)
+  print(json.dumps(measure(PIPELINES[args.pipeline](args.folder))))
+
+
 if __name__ == "__main__":
-  maker = {
-    "tf_data": tf_data,
-    "tf_data_antialias": functools.partial(tf_data, antialias=True),
-    "torch": torch,
-  }[sys.argv[1]]
-  print(json.dumps(measure(maker(pathlib.Path(sys.argv[2])))))
+  main(sys.argv[1:])

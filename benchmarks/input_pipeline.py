@@ -1,15 +1,17 @@
-"""Images/s of the training input pipeline, beside tf.data and torch + Pillow.
+r"""Images/s of the training input pipeline, beside tf.data and torch + Pillow.
 
   python benchmarks/input_pipeline.py --flagfile=imagenet.cfg --data_dir=DIR \
       --peers=PYTHON
 
 Takes the flags of experiments/run.py for a data set that `experiments/prepare.py` made
-(some hundred images are enough: they are repeated), and the path of an interpreter that has
-tensorflow, torch and Pillow. Every measurement is a process of its own; the pipelines
-take turns `ROUNDS` times. Prints medians, ratios to ours round by round, and where our time
-goes on one core, beside the floor: libjpeg-turbo's decoding of the same bytes.
+(some hundred images are enough: they are repeated), besides `--rounds`, `--json` and the
+path of an interpreter that has tensorflow, torch and Pillow. Every measurement is a process
+of its own; the pipelines take turns. Prints medians, ratios to ours round by round, and
+where our time goes on one core, beside the floor: libjpeg-turbo's decoding of the same
+bytes. With `ours` before the flags of run.py, measures our pipeline alone, once.
 """
 
+import argparse
 import json
 import pathlib
 import statistics
@@ -17,16 +19,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 sys.path.append(str(pathlib.Path(__file__).resolve().parent.parent))
 
 import input_peers
 import jax
+import measured
 import numpy as np
 import simplejpeg
-from rich.console import Console
-from rich.table import Table
 
 from ssil_jax.commands import run
 from ssil_jax.data import loader
@@ -35,13 +37,12 @@ from ssil_jax.data.opening import open_dataset
 from ssil_jax.sampling import RATIO_PRESERVING, Key, Pool
 from ssil_jax.training import devices
 
-ROUNDS = 5
 MOST_IMAGES = 1000  # that the peers get
 KEY = Key(seed=0, state=2, phase=0)
 
 
 def batches_of(dataset) -> loader.TrainBatches:
-  """A ratio-preserving phase over all training images, 128 + 32 a batch."""
+  """Returns a ratio-preserving phase over all training images, 128 + 32 a batch."""
   records = np.arange(len(dataset.train.labels))
   return loader.TrainBatches(
     dataset=dataset,
@@ -55,22 +56,23 @@ def batches_of(dataset) -> loader.TrainBatches:
   )
 
 
-def measure_ours(argv: list[str]) -> dict[str, float]:
-  """Our pipeline, to the device, in this process."""
+def measure_ours(argv: Sequence[str]) -> dict[str, Any]:
+  """Measures our pipeline, to the device, in this process; returns the environment, too."""
   config = run.parse(argv).config
   # No step is run on them.
   chosen = devices.Devices(devices.choose_devices(config), model=None)
-  return input_peers.measure(
+  found = input_peers.measure(
     loader.prefetched(
       batches_of(open_dataset(config)),
       chosen.shard,
       num_processes=config.input_processes,
     )
   )
+  return found | {"environment": chosen.describe()}
 
 
-def profile(argv: list[str]) -> dict[str, float]:
-  """Microseconds an image of each part, alone on one core; the least of five passes."""
+def profile(argv: Sequence[str]) -> dict[str, float]:
+  """Returns microseconds an image of each part, alone on one core: the least of passes."""
   images = open_dataset(run.parse(argv).config).train.images
   records = range(min(len(images), MOST_IMAGES))
   numbers = images.numbers.tolist()
@@ -112,58 +114,59 @@ def profile(argv: list[str]) -> dict[str, float]:
   }
 
 
-def write_files(argv: list[str], folder: pathlib.Path) -> None:
-  """The JPEG files that the peers read."""
+def write_files(argv: Sequence[str], folder: pathlib.Path) -> None:
+  """Writes the JPEG files that the peers read."""
   images = open_dataset(run.parse(argv).config).train.images
   for record, number in enumerate(images.numbers[:MOST_IMAGES].tolist()):
     (folder / f"{record:05}.jpg").write_bytes(images.store.read(number))
 
 
-def main(argv: list[str]) -> None:
-  peers = next(flag for flag in argv if flag.startswith("--peers="))
-  argv = [flag for flag in argv if flag != peers]
-  python = peers.removeprefix("--peers=")
+def main(argv: Sequence[str]) -> None:
+  parser = measured.parser(__doc__, rounds=5)
+  parser.add_argument("--peers", required=True, help="an interpreter that has the peers")
+  args, flags = measured.parse_beside_run(parser, argv)
   with tempfile.TemporaryDirectory() as name:
-    folder = pathlib.Path(name)
-    write_files(argv, folder)
+    write_files(flags, pathlib.Path(name))
     peer_script = str(pathlib.Path(__file__).with_name("input_peers.py"))
     commands = {
-      "ssil_jax": [sys.executable, __file__, "ours", *argv[1:]],
-      "tf.data": [python, peer_script, "tf_data", name],
-      "tf.data, antialias=True": [python, peer_script, "tf_data_antialias", name],
-      "torch + Pillow": [python, peer_script, "torch", name],
+      "ssil_jax": [sys.executable, __file__, "ours", *flags[1:]],
+      "tf.data": [args.peers, peer_script, "tf_data", name],
+      "tf.data, antialias=True": [args.peers, peer_script, "tf_data_antialias", name],
+      "torch + Pillow": [args.peers, peer_script, "torch", name],
     }
     results = {pipeline: [] for pipeline in commands}
-    for _ in range(ROUNDS):
+    for _ in range(args.rounds):
       for pipeline, command in commands.items():
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
           sys.exit(f"{pipeline}: {done.stderr[-2000:]}")
         results[pipeline].append(json.loads(done.stdout.splitlines()[-1]))
-  console = Console(highlight=False, width=100)
-  table = Table(title=f"medians of {ROUNDS} rounds")
-  for name in ("pipeline", "images/s", "CPU ms/image", "ssil_jax / it"):
-    table.add_column(name, justify="left" if name == "pipeline" else "right")
-  for pipeline, rows in results.items():
-    speeds, cpu = ([row[key] for row in rows] for key in ("images_per_second", "cpu_ms"))
-    ratios = [
-      ours["images_per_second"] / speed
-      for ours, speed in zip(results["ssil_jax"], speeds, strict=True)
-    ]
-    table.add_row(
-      pipeline,
-      f"{statistics.median(speeds):.0f}",
-      f"{statistics.median(cpu):.2f}",
-      f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})",
-    )
-  console.print(table)
-  for part, microseconds in profile(argv).items():
-    console.print(f"{microseconds:8.1f} us  {part}")
+  environment = results["ssil_jax"][-1]["environment"]
+  speeds = {
+    pipeline: [turn["images_per_second"] for turn in turns]
+    for pipeline, turns in results.items()
+  }
+  rows = [
+    {
+      "pipeline": pipeline,
+      "images/s": statistics.median(speeds[pipeline]),
+      "CPU ms/image": statistics.median(turn["cpu_ms"] for turn in turns),
+      "ssil_jax / it": measured.told(measured.ratio(speeds["ssil_jax"], speeds[pipeline])),
+      "rates": speeds[pipeline],
+    }
+    for pipeline, turns in results.items()
+  ]
+  measured.show("The input pipeline", rows, environment=environment, file=args.json)
+  rows = [{"part": part, "us": spent} for part, spent in profile(flags).items()]
+  file = args.json and args.json.with_stem(f"{args.json.stem}_parts")
+  measured.show("An image on one core", rows, environment=environment, file=file)
 
 
 if __name__ == "__main__":
   if sys.argv[1:2] == ["ours"]:
+    plain = argparse.ArgumentParser(allow_abbrev=False)
+    _, flags = measured.parse_beside_run(plain, sys.argv[2:])
     jax.config.update("jax_num_cpu_devices", 1)
-    print(json.dumps(measure_ours([sys.argv[0], *sys.argv[2:]])))
+    print(json.dumps(measure_ours(flags)))
   else:
-    main(sys.argv)
+    main(sys.argv[1:])

@@ -1,4 +1,4 @@
-"""What a model loses by learning its classes in separate commands.
+r"""What a model loses by learning its classes in separate commands.
 
   python benchmarks/learn_chain.py --data_dir=CIFAR100 --seeds=0,1,2 -- --width=8 \
       --memory_size=240 --epochs_first=15 --epochs=8 --batch_size_new=64 \
@@ -107,7 +107,9 @@ def distance(one, other) -> float:
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser()
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
   parser.add_argument("--data_dir", type=pathlib.Path, required=True)
   parser.add_argument("--seeds", default="0,1,2")
   parser.add_argument("flags", nargs=argparse.REMAINDER)

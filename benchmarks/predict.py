@@ -50,7 +50,9 @@ def measure(workdir: str, given: list[str]) -> dict[str, float]:
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__)
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
   parser.add_argument("--workdir", required=True)
   parser.add_argument("--once", action="store_true", help="measure this process, as JSON")
   parser.add_argument("photos", nargs="+")

@@ -54,7 +54,7 @@ OWN = {
 
 
 def run(count, workdir, *flags):
-  """A run to its end."""
+  """Runs processes to their end."""
   arguments = [*FLAGS, f"--workdir={workdir}", *flags]
   with started(count, SCRIPT, *arguments, log_folder=workdir.parent) as processes:
     codes = ends(processes, 1800)
@@ -108,7 +108,9 @@ def compare(folder, count, flags, signals, rng):
 
 
 def main():
-  parser = argparse.ArgumentParser(description=__doc__)
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
   parser.add_argument("--processes", type=int, default=2)
   parser.add_argument("--methods", default="ssil", help="with commas, or all")
   parser.add_argument("--signals", type=int, default=4, help="for each method")

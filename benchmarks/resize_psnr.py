@@ -7,8 +7,10 @@ Takes one random resized crop to 224 pixels of every image that was shrunk, at t
 place of both; prints the PSNR averaged over images, and the least.
 """
 
+import argparse
 import pathlib
 import sys
+from collections.abc import Sequence
 
 sys.path.append(str(pathlib.Path(__file__).resolve().parent.parent))
 
@@ -21,10 +23,16 @@ from ssil_jax.data.opening import open_dataset
 SIZE = 224
 
 
-def main(original: str, resized: str) -> None:
+def main(argv: Sequence[str]) -> None:
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument("original", help="the folder prepared without --resize")
+  parser.add_argument("resized", help="the one prepared with it")
+  args = parser.parse_args(argv)
   before, after = (
     open_dataset(run.parse(["", "--flagfile=imagenet.cfg", f"--data_dir={folder}"]).config)
-    for folder in (original, resized)
+    for folder in (args.original, args.resized)
   )
   rng = np.random.default_rng(0)
   decibels = []
@@ -53,4 +61,4 @@ def main(original: str, resized: str) -> None:
 
 
 if __name__ == "__main__":
-  main(*sys.argv[1:])
+  main(sys.argv[1:])

@@ -8,6 +8,7 @@ of state 1 (imports included, compilation not), with cached labels. Prints secon
 the process holds for the data set: bytes of arrays, Python objects, peak memory.
 """
 
+import argparse
 import gc
 import io
 import pathlib
@@ -15,16 +16,12 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 
 sys.path.append(str(pathlib.Path(__file__).resolve().parent.parent))
 
 import jax
 import numpy as np
-import tensorflow_datasets as tfds
-from absl import flags
-from array_record.python.array_record_module import ArrayRecordWriter
-from PIL import Image
-from tensorflow_datasets.proto import tf_example_generated_pb2
 
 from ssil_jax import memory
 from ssil_jax.commands import run
@@ -39,7 +36,13 @@ IMAGE_SIZE = 72
 
 
 def write(folder: pathlib.Path, num_images: int, num_classes: int) -> None:
-  """A directory as TFDS writes it; every record is the same small JPEG."""
+  """Writes a directory as TFDS does; every record is the same small JPEG."""
+  # Not by the timed process.
+  import tensorflow_datasets as tfds
+  from array_record.python.array_record_module import ArrayRecordWriter
+  from PIL import Image
+  from tensorflow_datasets.proto import tf_example_generated_pb2
+
   directory = folder / "landmarks_v2" / "10k" / "1.0.0"
   directory.mkdir(parents=True)
   file = io.BytesIO()
@@ -101,7 +104,7 @@ def write(folder: pathlib.Path, num_images: int, num_classes: int) -> None:
 
 
 def start(folder: pathlib.Path, started: float) -> None:
-  """What a run does before its first step, but for compiling."""
+  """Does what a run does before its first step, but for compiling; prints the seconds."""
   jax.config.update("jax_num_cpu_devices", 1)
   config = run.parse(
     [
@@ -143,23 +146,25 @@ def start(folder: pathlib.Path, started: float) -> None:
   )
 
 
-def main() -> None:
-  values = flags.FlagValues()
-  flags.DEFINE_integer("images", 1_281_167, "training images", flag_values=values)
-  flags.DEFINE_integer("classes", 1000, "classes", flag_values=values)
-  flags.DEFINE_string("folder", None, "where they lie", flag_values=values)
-  flags.DEFINE_float("started", None, "when the timed process was", flag_values=values)
-  values(sys.argv)
-  folder = pathlib.Path(values.folder)
-  if values.started:
-    start(folder, values.started)
+def main(argv: Sequence[str]) -> None:
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument("--images", type=int, default=1_281_167, help="for training")
+  parser.add_argument("--classes", type=int, default=1000)
+  parser.add_argument("--folder", type=pathlib.Path, required=True, help="where they lie")
+  parser.add_argument("--started", type=float, help="when the process that is timed was")
+  args = parser.parse_args(argv)
+  if args.started:
+    start(args.folder, args.started)
     return
-  if not (folder / "landmarks_v2").exists():
-    write(folder, values.images, values.classes)
+  if not (args.folder / "landmarks_v2").exists():
+    write(args.folder, args.images, args.classes)
   subprocess.run(
-    [sys.executable, __file__, f"--started={time.time()}", f"--folder={folder}"], check=True
+    [sys.executable, __file__, f"--started={time.time()}", f"--folder={args.folder}"],
+    check=True,
   )
 
 
 if __name__ == "__main__":
-  main()
+  main(sys.argv[1:])

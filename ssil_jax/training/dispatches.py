@@ -45,7 +45,7 @@ class Dispatches:
 
   @functools.cached_property
   def _rates(self) -> list[np.ndarray]:
-    """Each epoch's learning rate, float32 [local devices]: one array, to be sent once."""
+    """Makes an array of each epoch's rate, float32 [local devices], to be sent once."""
     shares = self.batches.devices or range(self.batches.num_devices)
     return [np.full(len(shares), rate) for rate in self.epoch_rates]
 

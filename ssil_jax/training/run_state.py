@@ -77,5 +77,5 @@ class RunState(NamedTuple):
 
   @property
   def number(self) -> int:
-    """The number of its checkpoint, which rises with every step and every state."""
+    """Returns the number of its checkpoint, which rises with every step and state."""
     return int(self.train_state.step) + len(self.results)

@@ -1,0 +1,55 @@
+"""Benchmarks answer --help, refuse what they do not know, and print numbers plainly."""
+
+import importlib
+import os
+import runpy
+import sys
+
+import pytest
+from folders import ROOT
+
+FOLDER = ROOT / "benchmarks"
+COMMANDS = [
+  path.name for path in sorted(FOLDER.glob("*.py")) if "__main__" in path.read_text()
+]
+# What some cannot do without.
+NEEDED = {
+  "exports.py": ["--workdir=none", "--photos=none"],
+  "input_peers.py": ["torch", "none"],
+  "input_pipeline.py": ["--peers=none"],
+  "learn_chain.py": ["--data_dir=none"],
+  "predict.py": ["--workdir=none", "none"],
+  "resize_psnr.py": ["none", "none"],
+  "startup.py": ["--folder=none"],
+  "tpu_compile.py": ["--output=none"],
+}
+
+
+@pytest.fixture(autouse=True)
+def as_scripts(monkeypatch):
+  monkeypatch.syspath_prepend(FOLDER)
+  monkeypatch.setattr(os, "environ", dict(os.environ))
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_answers_for_help_and_unknown_flags(name, monkeypatch, capsys):
+  def ends_with(*flags):
+    monkeypatch.setattr(sys, "argv", [str(FOLDER / name), *flags])
+    with pytest.raises(SystemExit) as ended:
+      runpy.run_path(sys.argv[0], run_name="__main__")
+    return ended.value.code, capsys.readouterr()
+
+  code, told = ends_with("--help")
+  assert (code, told.err) == (0, "")
+  assert told.out.startswith("usage:")
+  code, told = ends_with("--nonsense=1", *NEEDED.get(name, ()))
+  assert (code, told.out) == (2, "")
+  assert "nonsense" in told.err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+  ("value", "text"),
+  [(46012.3, "46,010"), (999.96, "1,000"), (3.14159, "3.142"), (0.00051234, "0.0005123")],
+)
+def test_rates_are_printed_without_exponents(value, text):
+  assert importlib.import_module("measured").shown(value) == text
