@@ -97,11 +97,12 @@ def main(argv: Sequence[str]) -> None:
       path.stat().st_size for path in checkpoints.last.rglob("*") if path.is_file()
     )
 
+  ratios = measured.ratio(seconds[True], seconds[False])
   row = {
     "steps": num_steps,
     "without, s": statistics.median(seconds[False]),
     "with one, s": statistics.median(seconds[True]),
-    "ratio": measured.told(measured.ratio(seconds[True], seconds[False])),
+    "ratio": "{:.3f} ({:.3f} to {:.3f})".format(*ratios),  # some thousandths count
     "MB": saved / 1e6,
     "training waits, s": statistics.median(waits[1:]),
     "alone, s": wall,

@@ -22,6 +22,10 @@ sys.path.append(str(pathlib.Path(__file__).resolve().parent.parent))
 
 import jax
 import numpy as np
+import tensorflow_datasets as tfds
+from array_record.python.array_record_module import ArrayRecordWriter
+from PIL import Image
+from tensorflow_datasets.proto import tf_example_generated_pb2
 
 from ssil_jax import memory
 from ssil_jax.commands import run
@@ -37,12 +41,6 @@ IMAGE_SIZE = 72
 
 def write(folder: pathlib.Path, num_images: int, num_classes: int) -> None:
   """Writes a directory as TFDS does; every record is the same small JPEG."""
-  # Not by the timed process.
-  import tensorflow_datasets as tfds
-  from array_record.python.array_record_module import ArrayRecordWriter
-  from PIL import Image
-  from tensorflow_datasets.proto import tf_example_generated_pb2
-
   directory = folder / "landmarks_v2" / "10k" / "1.0.0"
   directory.mkdir(parents=True)
   file = io.BytesIO()
