@@ -31,7 +31,7 @@ CORES = 2
 
 
 def tf_data(folder: pathlib.Path, *, antialias: bool = False) -> Iterable:
-  """Reads TFRecord of tf.train.Example, as of TFDS, decoded no further than the crop.
+  """Reads TFRecord of tf.train.Example, as TFDS has it, decoding no more than the crop.
 
   Bilinear resampling; TensorFlow does not antialias unless asked. The boxes are made
   beforehand, for `tf.image.sample_distorted_bounding_box` chooses smaller ones than the

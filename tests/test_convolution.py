@@ -54,6 +54,33 @@ def test_values_and_gradients_are_those_of_jax(
     np.testing.assert_allclose(*values, rtol=1e-4, atol=1e-4)
 
 
+def test_bfloat16_is_rounded_only_once(monkeypatch):
+  # 33 pieces of positive numbers: a sum that is rounded as it grows is off by 1%.
+  shapes = (65, 8, 8, 3), (3, 3, 3, 2), (65, 8, 8, 2)
+  draws = np.random.default_rng(0)
+  images, kernel, gradient = (
+    jnp.asarray(draws.uniform(0.5, 1, shape), jnp.bfloat16) for shape in shapes
+  )
+  monkeypatch.setattr(convolution, "_PIECE_BYTES", 2 * images[0].nbytes)
+
+  def values_and_gradients(function, dtype):
+    layer = nn.Conv(2, (3, 3), use_bias=False, dtype=dtype, conv_general_dilated=function)
+    outputs, gradients_of = jax.vjp(
+      lambda kernel, images: layer.apply({"params": {"kernel": kernel}}, images),
+      *(kernel.astype(dtype), images.astype(dtype)),
+    )
+    return outputs, *gradients_of(gradient.astype(dtype))
+
+  exact = values_and_gradients(jax.lax.conv_general_dilated, jnp.float32)
+  ours = values_and_gradients(convolution.convolve, jnp.bfloat16)
+  half_a_unit = jnp.finfo(jnp.bfloat16).eps / 2
+  for found, expected in zip(ours, exact, strict=True):
+    assert found.dtype == jnp.bfloat16
+    np.testing.assert_allclose(
+      found.astype(jnp.float32), expected, rtol=1.01 * float(half_a_unit)
+    )
+
+
 def test_what_it_has_no_gradient_for_is_refused():
   layer = nn.Conv(
     4, (3, 3), feature_group_count=2, conv_general_dilated=convolution.convolve

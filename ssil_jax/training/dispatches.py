@@ -45,7 +45,7 @@ class Dispatches:
 
   @functools.cached_property
   def _rates(self) -> list[np.ndarray]:
-    """Makes an array of each epoch's rate, float32 [local devices], to be sent once."""
+    """Makes each epoch's rate one array, float32 [local devices], to be sent once."""
     shares = self.batches.devices or range(self.batches.num_devices)
     return [np.full(len(shares), rate) for rate in self.epoch_rates]
 
