@@ -1,16 +1,21 @@
 """All that is to be measured on a GPU, in one go of less than ten minutes.
 
   python benchmarks/gpu.py --json=DIR
+  python benchmarks/gpu.py --json=DIR --parts=protocol,resume
 
-1. The step at 32 and 224 pixels, float32 and bfloat16, beside PyTorch's (`step.py`), with
-   the share that it has of what the hardware allows (roofline).
-2. Steps sent one by one beside eight at a time.
-3. CIFAR-100's whole protocol in bfloat16 beside PyTorch's (`protocol.py`).
-4. Whether a run that is interrupted and resumed with --xla_gpu_deterministic_ops leaves the
-   same network, to the bit.
+step32, step224  the step in float32 and bfloat16 beside PyTorch's (`step.py`), and its
+                 share of what the hardware allows (roofline); at 32 pixels several steps in
+                 a dispatch beside one by one, too
+protocol         CIFAR-100's whole run in bfloat16 beside PyTorch's, training and evaluation
+                 (`protocol.py`)
+loop32, loop224  the loop beside the bare step (`loop.py`), with images on the device, and
+                 with photos that are decoded and copied meanwhile
+resume           whether a run that is interrupted and resumed with
+                 --xla_gpu_deterministic_ops leaves the same network, to the bit
 
-Each part is a process of its own, so that none holds the other's memory; one that fails is
-told, and the others go on.
+Each part is a process of its own, so that none holds the other's memory, and prints what it
+finds as it goes; one that fails or takes too long is told, and the others go on. Programs
+are compiled anew, into a cache that all parts share.
 """
 
 import argparse
@@ -25,6 +30,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from typing import NamedTuple
 
 FOLDER = pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(FOLDER.parent))
@@ -38,18 +44,61 @@ PEAKS = {
   "NVIDIA A100-SXM4-80GB": (312e12, 156e12, 2.039e12),
   "NVIDIA A100-SXM4-40GB": (312e12, 156e12, 1.555e12),
 }
-# Seconds for each part; together less than ten minutes.
+PHOTOS = {"train": 64, "test": 4}  # of each class
+PHOTO_CLASSES, PHOTO_SIZE = 20, 256
+LOOP = "loop --rounds=1 --num_states=2 --precision=bfloat16"
+ON_DEVICE = "--dataset=digits --image_size=32 --width=64 --memory_size=100"
+STREAMED = f"--dataset=image_folder --image_size=224 --memory_size={10 * PHOTO_CLASSES}"
+
+
+class Part(NamedTuple):
+  """A script and its flags, and the seconds that it may take."""
+
+  command: str
+  seconds: int
+
+
+# Together less than ten minutes, which leaves no time to compile PyTorch in every way: at
+# 32 pixels launching kernels is the limit, and "reduce-overhead" spares it by CUDA graphs.
 PARTS = {
-  "step --cost --sizes=32 --torch=default,reduce-overhead --seconds=3": 180,
-  "step --cost --sizes=224 --torch=default --seconds=3": 130,
-  "step --cost --sizes=32 --precisions=bfloat16 --torch= --steps_per_dispatch=1": 40,
-  "protocol --full --precision=bfloat16 --torch=default --rounds=1": 180,
-  "gpu resume": 60,
+  "step32": Part(
+    "step --cost --sizes=32 --torch=eager,reduce-overhead --one_by_one --seconds=2", 140
+  ),
+  "step224": Part("step --cost --sizes=224 --torch=eager,default --seconds=2", 110),
+  "protocol": Part(
+    "protocol --full --precision=bfloat16 --torch=reduce-overhead --rounds=1", 200
+  ),
+  "loop32": Part(f"{LOOP} {ON_DEVICE}", 45),
+  "loop224": Part(f"{LOOP} {STREAMED}", 60),
+  "resume": Part("gpu resume", 40),
 }
 
 
-def resume() -> None:
-  """Trains small runs, of which one is interrupted; prints the hashes of their networks."""
+def make_photos(folder: pathlib.Path) -> None:
+  """Writes JPEG files, each of a size in bytes as a photo of ImageNet has."""
+  import measured
+  import numpy as np
+  import simplejpeg
+
+  for seed, (split, count) in enumerate(PHOTOS.items()):
+    labels = np.repeat(np.arange(PHOTO_CLASSES), count)
+    images = measured.generated_images(len(labels), PHOTO_SIZE, labels, seed)
+    for number, (label, image) in enumerate(zip(labels, images, strict=True)):
+      file = folder / split / f"{label:02}" / f"{number}.jpg"
+      file.parent.mkdir(parents=True, exist_ok=True)
+      file.write_bytes(simplejpeg.encode_jpeg(image, quality=75, colorsubsampling="420"))
+
+
+def resume(width: int = 64, interrupted_at: int = 20) -> bool:
+  """Trains small runs, one of them interrupted in the middle of a state, and resumed.
+
+  Args:
+    width: of the network.
+    interrupted_at: dispatches of that run before it is.
+
+  Returns:
+    Whether all leave the same network, to the bit; prints their hashes.
+  """
   import jax
   import numpy as np
   from rich.console import Console
@@ -57,14 +106,29 @@ def resume() -> None:
   import ssil_jax
   from ssil_jax.distributed.preemption import Interrupted
   from ssil_jax.training import devices, loop
+  from ssil_jax.training.session import Session
   from ssil_jax.training.storage import Networks
 
-  hashes = {}
+  dispatched = itertools.count(1)
+  maybe_save = Session.maybe_save
+
+  def counted(session, run):
+    if next(dispatched) == interrupted_at and session.folder.name == "resumed":
+      session.check_interrupt = stop
+    maybe_save(session, run)
+
+  def stop():
+    raise Interrupted(signal.SIGTERM)
+
+  Session.maybe_save = counted
+  hashes, counts = {}, {}
   with tempfile.TemporaryDirectory() as folder:
     for name in ("once", "again", "resumed"):
+      dispatched = itertools.count(1)
       config = ssil_jax.make_config(
         dataset="digits",
         image_size=32,
+        width=width,
         num_states=2,
         memory_size=40,
         batch_size_new=32,
@@ -77,78 +141,121 @@ def resume() -> None:
       )
       if name == "once":
         devices.prepare_cpu_devices(config)
-      asked = itertools.count()
-
-      def ask(name=name, asked=asked):
-        if name == "resumed" and next(asked) == 8:
-          raise Interrupted(signal.SIGTERM)
-
-      workdir = pathlib.Path(config.workdir)
       try:
-        loop.run(config, Console(quiet=True), check_interrupt=ask)
+        loop.run(config, Console(quiet=True))
       except Interrupted:
-        print("interrupted; saved:", *sorted(p.name for p in workdir.glob("checkpoints/*")))
-        loop.run(config, Console(quiet=True), check_interrupt=ask)
-      with Networks(workdir, own=False) as networks:
+        print(f"interrupted before dispatch {interrupted_at}, and resumed")
+        loop.run(config, Console(quiet=True))
+      counts[name] = next(dispatched) - 1
+      with Networks(pathlib.Path(config.workdir), own=False) as networks:
         arrays = jax.tree.leaves(networks.read(2))
       digest = hashlib.blake2b(b"".join(np.asarray(x).tobytes() for x in arrays))
       hashes[name] = digest.hexdigest()[:16]
+  Session.maybe_save = maybe_save
+  # The one at which it stopped is asked for twice; from the beginning it would be more.
+  if counts["resumed"] != counts["once"] + 1:
+    raise RuntimeError(f"not resumed from where it stopped: dispatches {counts}")
+  same = len(set(hashes.values())) == 1
+  flags = os.environ.get("XLA_FLAGS")
   print(hashes)
-  same = "the same" if len(set(hashes.values())) == 1 else "NOT the same"
-  print(f"with XLA_FLAGS={os.environ.get('XLA_FLAGS')}: {same} to the bit")
+  print(f"with XLA_FLAGS={flags}: {'the same' if same else 'NOT the same'} to the bit")
+  return same
 
 
 def show_roofline(file: pathlib.Path) -> None:
   """Prints what share of the hardware's limit the steps in a file of `step.py` reach."""
   found = json.loads(file.read_text())
-  peaks = PEAKS.get(found["environment"]["device"])
+  device = found["environment"]["device"]
+  peaks = PEAKS.get(device)
+  if peaks is None:
+    print(f"no roofline: the peaks of {device} are not in PEAKS")
   for row in found["rows"]:
     [cost] = row["cost"]
-    line = (
-      f"{row['px']} px, {row['precision']}: {cost['flops'] / row['batch'] / 1e9:.2f} GFLOP "
-      f"and {cost['bytes'] / row['batch'] / 1e6:.0f} MB moved an image"
+    per_image = cost["flops"] / row["batch"]
+    print(
+      f"{row['px']} px, {row['precision']}: {per_image / 1e9:.2f} GFLOP and at least "
+      f"{cost['bytes'] / row['batch'] / 1e6:.0f} MB moved an image"
     )
     if peaks is not None:
       fast, slow, bandwidth = peaks
       peak = fast if row["precision"] == "bfloat16" else slow
-      least = max(cost["flops"] / peak, cost["bytes"] / bandwidth)
-      share = least * row["ssil_jax, img/s"] / row["batch"]
-      line += f"; {share:.0%} of the roofline"
-    print(line)
+      rate = row["ssil_jax, img/s"]
+      by_bytes = cost["bytes"] / row["batch"] * rate / bandwidth
+      print(
+        f"  of what there is, {per_image * rate / peak:.0%} of the FLOP/s and at least "
+        f"{by_bytes:.0%} of the bytes/s"
+      )
+
+
+def check_gpu() -> None:
+  """Raises SystemExit unless jax and PyTorch both have a GPU; in a process of its own."""
+  code = "import jax, torch; print(jax.default_backend(), torch.cuda.is_available())"
+  done = subprocess.run(
+    [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=False
+  )
+  if done.stdout.split() != ["gpu", "True"]:
+    raise SystemExit(
+      "no GPU for both jax and PyTorch (jax's backend, and whether there is CUDA: "
+      f"{done.stdout.strip() or 'an error, above'}): see benchmarks/README.md"
+    )
+
+
+def run(part: str, environment: dict[str, str], folder: pathlib.Path) -> bool:
+  """Runs a part; returns whether it did what it should in its time."""
+  name, *words = PARTS[part].command.split()
+  command, own = [sys.executable, FOLDER / f"{name}.py", *words], dict(environment)
+  if part == "resume":
+    flags = own.get("XLA_FLAGS", ""), "--xla_gpu_deterministic_ops=true"
+    own["XLA_FLAGS"] = " ".join(filter(None, flags))
+  else:
+    command.append(f"--json={folder / part}.json")
+  with tempfile.TemporaryDirectory() as photos:
+    if part == "loop224":
+      make_photos(pathlib.Path(photos))
+      command.append(f"--data_dir={photos}")
+    started = time.monotonic()
+    process = subprocess.Popen(command, env=own, start_new_session=True)
+    try:
+      status = process.wait(PARTS[part].seconds)
+    except subprocess.TimeoutExpired:
+      status = f"stopped after {PARTS[part].seconds} s"
+    finally:  # with the processes that it has started, which hold the GPU's memory
+      if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+  if status == 0 and name == "step":
+    show_roofline(folder / f"{part}.json")
+  print(f"-- {part}: {time.monotonic() - started:.0f} s", flush=True)
+  if status:
+    print(f"FAILED: {' '.join(map(str, command))}: {status}", flush=True)
+  return not status
 
 
 def main(argv: Sequence[str]) -> None:
   if list(argv) == ["resume"]:
-    resume()
-    return
-  parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    raise SystemExit(not resume())
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
   parser.add_argument("--json", type=pathlib.Path, help="folder of the files")
+  parser.add_argument("--parts", default=",".join(PARTS), help="which, with commas between")
   args = parser.parse_args(argv)
-  folder = args.json or pathlib.Path(tempfile.mkdtemp())
-  folder.mkdir(parents=True, exist_ok=True)
-  environment = os.environ | {
-    # Both frameworks share the memory.
-    "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.5",
-    # What is timed and what is counted are compiled once.
-    "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
-  }
-  for number, (part, seconds) in enumerate(PARTS.items()):
-    name, *words = part.split()
-    command = [sys.executable, FOLDER / f"{name}.py", *words]
-    file = folder / f"{number}_{name}.json"
-    own = environment
-    if words == ["resume"]:
-      own = environment | {"XLA_FLAGS": "--xla_gpu_deterministic_ops=true"}
-    else:
-      command.append(f"--json={file}")
-    started = time.monotonic()
-    try:
-      subprocess.run(command, check=True, timeout=seconds, env=own)
-      if name == "step":
-        show_roofline(file)
-    except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
-      print(f"FAILED: {error}")
-    print(f"-- {part}: {time.monotonic() - started:.0f} s", flush=True)
+  parts = args.parts.split(",")
+  for part in parts:
+    if part not in PARTS:
+      parser.error(f"--parts: {part!r}: known are {', '.join(PARTS)}")
+  check_gpu()
+  with tempfile.TemporaryDirectory() as scratch:
+    folder = args.json or pathlib.Path(scratch)
+    folder.mkdir(parents=True, exist_ok=True)
+    environment = os.environ | {
+      # Both frameworks share the memory.
+      "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.5",
+      # What is timed and what is counted are compiled once.
+      "JAX_COMPILATION_CACHE_DIR": f"{scratch}/compiled",
+    }
+    done = [run(part, environment, folder) for part in parts]
+  raise SystemExit(not all(done))
 
 
 if __name__ == "__main__":

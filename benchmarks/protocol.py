@@ -7,12 +7,15 @@ Both train every state on the same records in the same order, as `sampling.py` d
 with the same schedule, exemplars and network, and evaluate all classes seen after each
 state. Neither writes files. Each round is another seed; first weights are the same, crops
 are each trainer's own. Everything but reading the data is timed, compiling included; later
-rounds find compiled programs where jax has a cache of them.
-Images are invented, unless --data_dir names an image folder.
+rounds find compiled programs where jax has a cache of them, and what ours spends on making
+or fetching them is told beside. Images are invented, unless --data_dir names an image
+folder.
 """
 
 import argparse
+import functools
 import pathlib
+import statistics
 import sys
 import time
 from collections.abc import Sequence
@@ -22,6 +25,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 import measured
 import numpy as np
+import step as step_benchmark
 
 import ssil_jax
 from ssil_jax import memory
@@ -83,11 +87,12 @@ def ours(plan: Plan) -> dict[str, Any]:
   finished = loop.train(session, session.start())
   seconds = time.perf_counter() - started
   rows = finished.results
-  trained = sum(row["train_seconds"] for row in rows)
+  spent = {name: sum(row["seconds"][name] for row in rows) for name in rows[0]["seconds"]}
   return {
     "seconds": seconds,
-    "training": trained,
-    "the rest": seconds - trained,
+    "training": spent["steps"] + spent["input"],
+    "evaluation": spent["evaluation"],
+    "compiling": spent["compiling"],
     "top1": float(np.mean([row["top1"] for row in rows])),
     "environment": [session.devices.describe()],
   }
@@ -124,7 +129,7 @@ def theirs(plan: Plan, compiled: str | None) -> dict[str, Any]:
   labels = trainer.put(dataset.train.labels.astype(np.int64))
   test_labels = trainer.put(dataset.test.labels.astype(np.int64))
   test_images = trainer.put(dataset.test.images)
-  exemplars, top1, trained = memory.empty(), [], 0.0
+  exemplars, top1, trained, evaluated = memory.empty(), [], 0.0, 0.0
   for state in plan.states:
     pool = plan.pool(state, exemplars)
     began = time.perf_counter()
@@ -141,8 +146,10 @@ def theirs(plan: Plan, compiled: str | None) -> dict[str, Any]:
         trainer.step(batch, labels[batch], ends)
     trainer.wait()
     trained += time.perf_counter() - began
+    began = time.perf_counter()
     seen = records_of(dataset.test.labels, 0, state.num_seen)
     top1.append(trainer.accuracy(test_images, test_labels, seen, state.num_seen))
+    evaluated += time.perf_counter() - began
     new = (pool.new, pool.new_labels, pool.new_ranks)
     sizes = {"memory_size": config.memory_size, "num_seen": state.num_seen}
     exemplars = memory.update(exemplars, *new, **sizes)
@@ -150,30 +157,61 @@ def theirs(plan: Plan, compiled: str | None) -> dict[str, Any]:
   return {
     "seconds": seconds,
     "training": trained,
-    "the rest": seconds - trained,
+    "evaluation": evaluated,
+    "compiling": None,  # where it does, in the seconds of its first batches
     "top1": float(np.mean(top1)),
   }
 
 
 def measure(args: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-  """Returns the rows of the table, and the environment."""
+  """Returns the rows of the table, and the environment; prints each as it comes."""
   rows, environment = [], {}
   for seed in range(args.rounds):
     plan = plan_of(args, seed)
+    trained, scored = num_images(plan)
     mine = ours(plan)
     environment = mine.pop("environment")[0]
-    found = {"ssil_jax": mine}
-    for name in args.torch:
-      found[f"PyTorch, {name}"] = theirs(plan, None if name == "eager" else name)
-    rows += [
-      {"seed": seed, "trainer": name} | of_one | {"ssil_jax / it": _speed(mine, of_one)}
-      for name, of_one in found.items()
-    ]
+    trainers = {"ssil_jax": lambda mine=mine: mine}
+    for way in args.torch:
+      compiled = None if way == "eager" else way
+      trainers[f"PyTorch, {way}"] = functools.partial(theirs, plan, compiled)
+    for name, train in trainers.items():
+      found = train()
+      row = {"seed": seed, "trainer": name} | found
+      row["training, img/s"] = trained / found["training"]
+      row["evaluation, img/s"] = scored / found["evaluation"]
+      rows.append(row | {"ssil_jax / it": found["seconds"] / mine["seconds"]})
+      print(rows[-1], flush=True)  # in case that a later one is not reached
   return rows, environment
 
 
-def _speed(mine: dict[str, Any], other: dict[str, Any]) -> float:
-  return other["seconds"] / mine["seconds"]
+def num_images(plan: Plan) -> tuple[int, int]:
+  """Returns how many images a run trains on, and how many it evaluates."""
+  scored = [len(records_of(plan.dataset.test.labels, 0, s.num_seen)) for s in plan.states]
+  return sum(phase.num_images for _, phase in plan.phases()), sum(scored)
+
+
+def medians(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+  """Returns a row for each trainer: medians of its seeds, ratios by seeds."""
+  by_trainer: dict[str, list[dict[str, Any]]] = {}
+  for row in rows:
+    by_trainer.setdefault(row["trainer"], []).append(row)
+  mine = [row["seconds"] for row in by_trainer["ssil_jax"]]
+  found = []
+  for trainer, its_rows in by_trainer.items():
+    theirs = [row["seconds"] for row in its_rows]
+    top1 = [row["top1"] for row in its_rows]
+    found.append(
+      {
+        "trainer": trainer,
+        "seeds": len(its_rows),
+        "seconds": statistics.median(theirs),
+        "ssil_jax / it": measured.told(measured.ratio(theirs, mine)),
+        "top1, mean": statistics.fmean(top1),
+        "its deviation": statistics.stdev(top1) if len(top1) > 1 else None,
+      }
+    )
+  return found
 
 
 def title(args: argparse.Namespace) -> str:
@@ -184,16 +222,23 @@ def title(args: argparse.Namespace) -> str:
 def main(argv: Sequence[str]) -> None:
   parser = measured.parser(__doc__, rounds=2)
   parser.add_argument("--full", action="store_true", help="CIFAR-100, for accelerators")
-  parser.add_argument("--precision", default="float32")
+  precision = functools.partial(step_benchmark.one_of, step_benchmark.PRECISIONS)
+  parser.add_argument("--precision", type=precision, default="float32")
   parser.add_argument("--data_dir", default="")
-  parser.add_argument("--torch", type=lambda text: text.split(","), default=["eager"])
+  step_benchmark.add_torch_flag(parser, "eager")
   args = parser.parse_args(argv)
   settings = FULL if args.full else SMALL
   sizes = {name: settings[name] for name in ("batch_size_new", "batch_size_memory")}
   keep_freed_memory()
   devices.prepare_cpu_devices(ssil_jax.make_config(**sizes))
   rows, environment = measure(args)
+  if args.torch:
+    import torch
+
+    environment |= {"torch": torch.__version__}
   measured.show(title(args), rows, environment=environment, file=args.json)
+  file = args.json and args.json.with_stem(f"{args.json.stem}_medians")
+  measured.show("Medians", medians(rows), environment=environment, file=file)
 
 
 if __name__ == "__main__":

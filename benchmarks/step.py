@@ -4,12 +4,13 @@
 
 The bare compiled step of a later state, as runs do it: ResNet-18, augmentation on the
 device, separated softmax, SGD with Nesterov's momentum. PyTorch has the same network,
-values, images and batches (`torch_peer.py`), eager and compiled, of which the faster one
+values, images and batches (`torch_peer.py`), eager and compiled, of which the fastest
 counts. Both take turns, `--rounds` times. The images are invented.
 """
 
 import argparse
 import functools
+import importlib.util
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
@@ -20,6 +21,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 import jax
 import measured
 import numpy as np
+from jax.sharding import Mesh
 
 import ssil_jax
 from ssil_jax.data.dataset import LARGEST_RESIDENT, Batch
@@ -30,8 +32,12 @@ from ssil_jax.training import devices, loop, torch_names
 from ssil_jax.training.plan import make_plan
 from ssil_jax.training.session import Session, make_session
 from ssil_jax.training.speed import begin_second_state
+from ssil_jax.training.step import AXIS
 
 RATE = 0.01
+PRECISIONS = "float32", "bfloat16"
+# Of PyTorch: without torch.compile, and its modes.
+TORCH = "eager", "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"
 
 
 class Ours(NamedTuple):
@@ -42,7 +48,12 @@ class Ours(NamedTuple):
   step: Callable[[], None]
   wait: Callable[[], None]
   batch: Batch  # host arrays [devices, share, ...]
-  cost: Callable[[], dict[str, float]]  # see `Devices.train_step_cost`
+  cost: Callable[[], dict[str, float]]
+
+  @property
+  def images(self) -> int:
+    """The images of a call of `step`, which does several steps on accelerators."""
+    return self.batch.labels.size * self.session.devices.steps_at_once
 
 
 def ours(args: argparse.Namespace, size: int, precision: str) -> Ours:
@@ -85,11 +96,37 @@ def ours(args: argparse.Namespace, size: int, precision: str) -> Ours:
     )
 
   def cost() -> dict[str, float]:
-    return session.devices.train_step_cost(
-      *(train_state, on_devices, context, learning_rate), later=True
-    )
+    return cost_of(session, (train_state, on_devices, context, learning_rate))
 
   return Ours(session, run, step, lambda: jax.block_until_ready(train_state), batch, cost)
+
+
+def cost_of(session: Session, args: Any) -> dict[str, float]:
+  """Returns what XLA counts for a step of all devices; several in a call count once.
+
+  Args:
+    session: whose step it is.
+    args: what it is called with.
+
+  Returns:
+    flops: of the program as it is written for a GPU. It is lowered on the CPU, for with
+      the plugins of accelerators jax counts none, and CPUs' own has loops, of which XLA
+      counts one turn.
+    bytes: that the compiled program reads and writes; on a GPU perhaps without those of
+      cuDNN's convolutions, and then less than there are.
+  """
+  compiled = session.devices.lower_train_step(*args, later=True).compile()
+  moved = compiled.cost_analysis()["bytes accessed"]
+  cpu = Mesh(np.asarray(jax.devices("cpu")[:1]), (AXIS,))
+  step = make_session(session.plan, cpu).devices.mapped_train_step(later=True)
+  images = session.plan.dataset.train.images
+  images = None if images is None else jax.ShapeDtypeStruct((1, *images.shape), np.uint8)
+  shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype), args)
+  traced = jax.jit(lambda *args: step(*args)).trace(*shapes, images)
+  flops = traced.lower(lowering_platforms=("cuda",)).cost_analysis()["flops"]
+  return {
+    name: session.devices.size * x for name, x in (("flops", flops), ("bytes", moved))
+  }
 
 
 def _streamed(args: argparse.Namespace, size: int, num_devices: int) -> Batch:
@@ -112,6 +149,7 @@ def peers(args: argparse.Namespace, size: int, precision: str, own: Ours) -> dic
   import torch
   import torch_peer
 
+  torch.compiler.reset()  # what other rows left would count as variants of the same
   state, dataset = own.run.train_state, own.session.plan.dataset
   variables = {"params": state.params, "batch_stats": state.batch_stats}
   weights = torch_names.to_torch(variables, steps=0)
@@ -148,15 +186,18 @@ def peers(args: argparse.Namespace, size: int, precision: str, own: Ours) -> dic
 def check_same_loss(
   own: Ours, variables: Any, pixels: np.ndarray, labels: np.ndarray, theirs: float
 ) -> None:
-  """Raises ValueError if the network or the loss of PyTorch is another one."""
+  """Raises ValueError if the network or the loss of PyTorch is another one.
+
+  `theirs` is that of the pixels, of which each is one 255th, without TF32.
+  """
   plan = own.session.plan
   config, num_classes = plan.config, len(plan.dataset.class_names)
   plain = ResNet18(
     num_classes, width=config.width, small_images=pixels.shape[1] <= LARGEST_RESIDENT
   )
-  outputs, _ = jax.jit(functools.partial(plain.apply, train=True, mutable=["batch_stats"]))(
-    variables, pixels.astype(np.float32) / 255
-  )
+  apply = functools.partial(plain.apply, train=True, mutable=["batch_stats"])
+  with jax.default_matmul_precision("highest"):
+    outputs, _ = jax.jit(apply)(variables, pixels.astype(np.float32) / 255)
   losses = separated_softmax_cross_entropy(
     outputs.logits, labels, num_classes // 2, num_classes
   )
@@ -168,34 +209,60 @@ def check_same_loss(
 def measure(args: argparse.Namespace, size: int, precision: str) -> dict[str, Any]:
   """Returns a row of the table."""
   own = ours(args, size, precision)
-  images = args.new + args.memory
-  row = {"px": size, "precision": precision, "batch": images, "width": args.width}
-  clock = functools.partial(measured.rate, seconds=args.seconds, images=images)
-  timed = {"ssil_jax": (own.step, own.wait)}
+  row = {"px": size, "precision": precision, "batch": own.batch.labels.size}
+  row |= {"width": args.width}
+  # Of each its step, what waits for it, and the images of a call.
+  timed = {"ssil_jax": (own.step, own.wait, own.images)}
+  if args.one_by_one:
+    options = argparse.Namespace(**vars(args) | {"steps_per_dispatch": 1})
+    single = ours(options, size, precision)
+    timed["one by one"] = single.step, single.wait, single.images
   if args.torch:
-    timed |= peers(args, size, precision, own)
-  for step, wait in timed.values():
-    step()  # compiles
-    wait()
-  if args.torch:
-    several = len(args.torch) > 1
-    first = {name: clock(*timed[name]) for name in args.torch if several}
-    best = max(first, key=first.get, default=args.torch[0])
-    timed = {"ssil_jax": timed["ssil_jax"], best: timed[best]}
-  rates = {name: [] for name in timed}
+    theirs = peers(args, size, precision, own)
+    timed |= {name: (*calls, own.batch.labels.size) for name, calls in theirs.items()}
+  failed = {}
+  for name, (step, wait, _) in list(timed.items()):
+    try:
+      for _ in range(2):  # compiles; warms up
+        step()
+        wait()
+    except RuntimeError as error:  # of torch.compile
+      if name not in args.torch:
+        raise
+      failed[name] = f"{type(error).__name__}: {error}"
+      print(f"PyTorch, {name}, does not run: {failed[name]}", flush=True)
+      del timed[name]
+
+  def clock(name: str) -> float:
+    step, wait, images = timed[name]
+    return measured.rate(step, wait, seconds=args.seconds, images=images)
+
+  modes = [name for name in args.torch if name in timed]
+  if args.torch and not modes:
+    raise SystemExit("none of PyTorch's ways runs here: --torch= goes without")
+  first = {name: clock(name) for name in modes if len(modes) > 1}
+  best = max(first, key=first.get, default=modes[0] if modes else None)
+  compared = [name for name in timed if name not in modes or name == best]
+  rates = {name: [] for name in compared}
   for _ in range(args.rounds):
-    for name, (step, wait) in timed.items():
-      rates[name].append(clock(step, wait))
-  # A call does several steps on accelerators.
-  at_once = own.session.devices.steps_at_once
-  rates["ssil_jax"] = [at_once * rate for rate in rates["ssil_jax"]]
-  row |= {"ssil_jax, img/s": float(np.median(rates["ssil_jax"]))}
-  if args.torch:
+    for name in compared:
+      rates[name].append(clock(name))
+
+  def beside(name: str) -> str:
+    return measured.told(measured.ratio(rates["ssil_jax"], rates[name]))
+
+  row["ssil_jax, img/s"] = float(np.median(rates["ssil_jax"]))
+  if best:
     row |= {
       "PyTorch, img/s": float(np.median(rates[best])),
       "which": best,
-      "ssil_jax / PyTorch": measured.told(measured.ratio(*rates.values())),
-      "others": [first],
+      "ssil_jax / PyTorch": beside(best),
+      "others": [first, failed],
+    }
+  if args.one_by_one:
+    row |= {
+      "steps in a dispatch": own.session.devices.steps_at_once,
+      "ssil_jax / one by one": beside("one by one"),
     }
   if args.cost:
     row |= {"cost": [own.cost()]}
@@ -223,18 +290,55 @@ def prepare(args: argparse.Namespace, *, keeps_memory: bool = True) -> None:
   )
 
 
+def one_of(known: Sequence[str], text: str) -> str:
+  """Returns a flag's word; raises what argparse tells the user."""
+  if text not in known:
+    raise argparse.ArgumentTypeError(f"{text!r}: known are {', '.join(known)}")
+  return text
+
+
+def some_of(known: Sequence[str], text: str) -> list[str]:
+  """Returns the words of a flag with commas between them, none of an empty one."""
+  return [one_of(known, word) for word in text.split(",") if word]
+
+
+def torch_ways(text: str) -> list[str]:
+  """Returns those of a flag, if PyTorch is there; else raises what argparse tells."""
+  ways = some_of(TORCH, text)
+  if ways and not importlib.util.find_spec("torch"):
+    raise argparse.ArgumentTypeError("PyTorch is not installed: --torch= goes without")
+  return ways
+
+
+def add_torch_flag(parser: argparse.ArgumentParser, default: str) -> None:
+  parser.add_argument(
+    "--torch",
+    type=torch_ways,
+    default=default,
+    help=f"PyTorch's ways, of {', '.join(TORCH)} (default: {default})",
+  )
+
+
 def main(argv: Sequence[str]) -> None:
-  words = lambda kind: lambda text: [kind(word) for word in text.split(",") if word]  # noqa: E731
   parser = measured.parser(__doc__)
-  parser.add_argument("--sizes", type=words(int), default=[32, 224])
-  parser.add_argument("--precisions", type=words(str), default=["float32", "bfloat16"])
-  parser.add_argument("--torch", type=words(str), default=["eager", "default"])
+  sizes = lambda text: [int(word) for word in text.split(",")]  # noqa: E731
+  precisions = functools.partial(some_of, PRECISIONS)
+  parser.add_argument("--sizes", type=sizes, default=[32, 224])
+  parser.add_argument("--precisions", type=precisions, default=PRECISIONS)
+  add_torch_flag(parser, "eager,default")
   parser.add_argument("--classes", type=int, default=100)
+  parser.add_argument(
+    "--one_by_one", action="store_true", help="time one step in a dispatch, too"
+  )
   parser.add_argument("--cost", action="store_true", help="say what XLA counts, too")
   add_flags(parser, width=64)
   args = parser.parse_args(argv)
   prepare(args)
-  rows = [measure(args, size, kind) for size in args.sizes for kind in args.precisions]
+  rows = []
+  for size in args.sizes:
+    for precision in args.precisions:
+      rows.append(measure(args, size, precision))
+      print(rows[-1], flush=True)  # in case that a later one is not reached
   environment = rows[-1]["environment"][0]
   if args.torch:
     import torch

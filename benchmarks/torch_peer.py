@@ -116,9 +116,9 @@ class Trainer:
       nesterov=True,
       fused=True,
     )
-    compile_ = torch.compile(mode=compiled) if compiled else lambda f: f
-    self._loss, self._scores = compile_(self._forward), compile_(self._predict)
-    self._draw = compile_(self._augmented)
+    # Not with sizes left open: batches come in two sizes, each worth a program.
+    compile_ = torch.compile(mode=compiled, dynamic=False) if compiled else lambda f: f
+    self._loss, self._scores = compile_(self._loss_of_batch), compile_(self._predict)
 
   def put(self, array: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
@@ -128,7 +128,7 @@ class Trainer:
     return torch.autocast(self.device.type, dtype=self._type, enabled=enabled)
 
   def _floats(self, pixels: torch.Tensor) -> torch.Tensor:
-    """uint8 [B, S, S, 3] -> float [B, 3, S, S], channels last in memory."""
+    """Turns uint8 [B, S, S, 3] to float [B, 3, S, S], channels last in memory."""
     return pixels.permute(0, 3, 1, 2).to(self._type or torch.float32) / 255
 
   def _augmented(self, inputs: torch.Tensor) -> torch.Tensor:
@@ -149,12 +149,17 @@ class Trainer:
       logits = self.network(pixels)
     return separated_softmax(logits, labels, ends).mean(), logits
 
+  def _loss_of_batch(self, inputs, labels, ends):
+    # In one program with the augmentation: CUDA graphs would overwrite what another drew.
+    return self._forward(self._augmented(inputs), labels, ends)
+
   def step(
     self, inputs: torch.Tensor, labels: torch.Tensor, ends: torch.Tensor
   ) -> tuple[torch.Tensor, torch.Tensor]:
     """Trains on a batch of records, or of images; returns its loss and accuracy."""
     self.network.train()
-    loss, logits = self._loss(self._draw(inputs), labels, ends)
+    torch.compiler.cudagraph_mark_step_begin()  # what the last step returned is used up
+    loss, logits = self._loss(inputs, labels, ends)
     loss.backward()
     self._optimizer.step()
     self._optimizer.zero_grad(set_to_none=True)
@@ -170,9 +175,12 @@ class Trainer:
         group["lr"] = rate
 
   def loss_of(self, pixels: np.ndarray, labels: torch.Tensor, ends: torch.Tensor) -> float:
-    """Returns the training loss of images as they are; changes running statistics."""
+    """Returns the training loss of images as they are; changes running statistics.
+
+    Without TF32: it is compared with another program's.
+    """
     self.network.train()
-    with torch.no_grad():
+    with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
       return float(self._forward(self._floats(self.put(pixels)), labels, ends)[0])
 
   def forget_momentum(self) -> None:
@@ -200,5 +208,5 @@ class Trainer:
 
 
 def _spread(columns: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
-  """int [B, S] -> [B, S, S, 3], for `gather` along the columns of images."""
+  """Views int [B, S] as [B, S, S, 3], for `gather` along the columns of images."""
   return columns[:, None, :, None].expand(images.shape)

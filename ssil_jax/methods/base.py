@@ -36,7 +36,7 @@ class PhaseContext(NamedTuple):
   """Holds what a phase starts with and does not change."""
 
   classes: SeenClasses
-  # {"params", "batch_stats"} of the network as it was, None if the method has no teacher.
+  # {"params", "batch_stats"} of the network as it was, None while there is no teacher.
   teacher: Any
   stats: Any  # the method's statistics, as `Method.stats` left them
   # As `teacher`, of the second one; None while the state has none, see `Phase.new_expert`.
@@ -66,7 +66,7 @@ class Examples(NamedTuple):
   positions: jax.Array  # int32 [B], places in the global batch
   records: jax.Array  # int32 [B], of the training split
   outputs: Outputs  # of the network in training
-  teacher: Outputs | None  # zeros while there is no old class
+  teacher: Outputs | None  # zeros until there is one; None if the method has none
   context: PhaseContext
   class_counts: jax.Array  # float32 [C], samples of each class in the global batch
   state_of_class: np.ndarray  # int32 [C], which state (from 0) introduced each class

@@ -175,20 +175,6 @@ class Devices:
     step = self.mapped_train_step(later=later)
     return step.lower(train_state, batch, context, learning_rate, self._images.get("train"))
 
-  def train_step_cost(self, *args: Any, later: bool) -> dict[str, float]:
-    """Returns what XLA says of one `train_step` on one device; compiles it anew.
-
-    Takes what `train_step` does. Several steps at once are counted as one.
-
-    Returns:
-      flops: of the program as it was written.
-      bytes: that the compiled program reads and writes.
-    """
-    lowered = self.lower_train_step(*args, later=later)
-    flops = (lowered.cost_analysis() or {}).get("flops", math.nan)
-    moved = lowered.compile().cost_analysis() or {}
-    return {"flops": flops, "bytes": moved.get("bytes accessed", math.nan)}
-
   def mapped_train_step(self, *, later: bool) -> Callable:
     """Returns what `train_step` runs, made once."""
     later = later and self._model.method.differs_later

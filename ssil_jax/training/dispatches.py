@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import math
+from collections.abc import Iterable
 
 import jax
 import numpy as np
@@ -9,6 +11,8 @@ import numpy as np
 from ssil_jax.data.dataset import Batch
 from ssil_jax.data.loader import TrainBatches
 from ssil_jax.schedule import Phase
+
+_USUAL, _FEWEST, _MOST = 8, 4, 16  # steps in a dispatch of an accelerator
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,3 +64,14 @@ def dispatches(batches: TrainBatches, phase: Phase, *, first: int, size: int) ->
     first=first,
     size=size,
   )
+
+
+def steps_together(phases: Iterable[Phase]) -> int:
+  """Chooses how many steps to send to an accelerator together, for all phases of a run.
+
+  Where a number near the usual one divides all their steps, it is taken: a smaller
+  one at a phase's end would be another program, to be compiled for each kind of batch.
+  """
+  shared = math.gcd(*(phase.num_steps for phase in phases))
+  whole = [size for size in range(_FEWEST, _MOST + 1) if shared % size == 0]
+  return min(whole, key=lambda size: (abs(size - _USUAL), -size), default=_USUAL)

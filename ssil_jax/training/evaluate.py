@@ -137,7 +137,7 @@ def phase_context(
   """Returns what the devices are told of a state and its method; host arrays."""
   numbers = (state.num_old, state.num_seen, num_teacher_classes)
   classes = SeenClasses(*map(np.int32, numbers))
-  return PhaseContext(classes, teacher, stats)
+  return PhaseContext(classes, teacher if num_teacher_classes else None, stats)
 
 
 def _batches(

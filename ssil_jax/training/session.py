@@ -36,6 +36,7 @@ from ssil_jax.system import write_json
 from ssil_jax.training import model_files, pretrained, step, workdir, writers
 from ssil_jax.training.checkpoint import Checkpoints
 from ssil_jax.training.devices import Devices, choose_devices, initial_train_state
+from ssil_jax.training.dispatches import steps_together
 from ssil_jax.training.plan import Plan, check_shares, make_plan, schedule_rows
 from ssil_jax.training.profiling import Profile
 from ssil_jax.training.recorder import Recorder
@@ -45,7 +46,6 @@ from ssil_jax.training.stopwatch import Stopwatch
 from ssil_jax.training.storage import Networks
 
 _ASKED_EVERY = 50  # calls
-_SHORT_STEPS = 8  # of an accelerator, in a dispatch
 # Of an environment, what numbers do not depend on, and what earlier versions did not note.
 _NOT_OF_ROUNDING = ("started", "command", "commit", "python")
 _NOTED_LATER = ("jaxlib", "flax", "optax", "cpu")
@@ -354,7 +354,7 @@ def _steps_at_once(plan: Plan) -> int:
     return plan.config.steps_per_dispatch
   # Steps on streamed images are long, and their batches are large.
   is_short = plan.dataset.train.on_device and jax.default_backend() != "cpu"
-  return _SHORT_STEPS if is_short else 1
+  return steps_together(phase for _, phase in plan.phases()) if is_short else 1
 
 
 @contextlib.contextmanager

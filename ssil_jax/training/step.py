@@ -4,6 +4,7 @@ Each runs on one device's share of a batch and speaks to the other devices throu
 mapped axis `AXIS`; `devices.py` maps them.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -119,7 +120,7 @@ def train_step(
   has_parts = later and method.parts is not None
   of_teacher = None
   if method.has_teacher:
-    of_teacher = _teacher_outputs(everything, context, model)
+    of_teacher = _teacher_outputs(everything, state, context, model)
 
   of_expert = None
   if context.expert is not None:
@@ -396,16 +397,20 @@ def _with_unseen_of(before: Any, after: Any, num_seen: jax.Array) -> Any:
   return jax.tree_util.tree_map_with_path(choose, before, after)
 
 
-def _teacher_outputs(pixels: jax.Array, context: PhaseContext, model: Model) -> Outputs:
-  """Returns the teacher's outputs, without gradient; zeros while it knows no class."""
+def _teacher_outputs(
+  pixels: jax.Array, state: TrainState, context: PhaseContext, model: Model
+) -> Outputs:
+  """Returns the teacher's outputs, without gradient; zeros while there is none.
 
-  def forward():
-    return model.network.apply(context.teacher, pixels, train=False)
-
-  # One program serves the first state, too, and spends no time on a teacher there.
-  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(forward))
-  has_teacher = context.classes.num_teacher_classes > 0
-  return jax.lax.stop_gradient(jax.lax.cond(has_teacher, forward, lambda: zeros))
+  That is a program of its own, not a choice on the device: XLA for GPUs may ask the host to
+  choose, which would wait for every step.
+  """
+  apply = functools.partial(model.network.apply, train=False)
+  if context.teacher is not None:
+    return jax.lax.stop_gradient(apply(context.teacher, pixels))
+  network = {"params": state.params, "batch_stats": state.batch_stats}
+  shapes = jax.eval_shape(apply, network, pixels)
+  return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
 
 def eval_step(

@@ -200,12 +200,13 @@ def test_the_run_ends_with_finite_losses_and_the_contract_of_its_results(watched
 
 
 def test_each_program_is_compiled_once(watched):
-  # One for each size of a batch, without and with a second teacher, and for later states if
-  # their steps differ; the evaluation and the extractions.
+  # One for each size of a batch, without and with a teacher and a second one, and for later
+  # states if their steps differ; the evaluation and the extractions.
   differs = watched.method.differs_later
   steps = {
     (
       state.phases[before.position.phase].group_sizes,
+      before.position.num_teacher_classes > 0,
       before.position.expert is None,
       differs and state.num_old > 0,
     )

@@ -11,9 +11,11 @@ from small_runs import small_config, untimed_records, watched_run
 
 from ssil_jax.data.dataset import Batch
 from ssil_jax.distributed.preemption import Interrupted
+from ssil_jax.sampling import RATIO_PRESERVING
+from ssil_jax.schedule import Phase
 from ssil_jax.training import loop
 from ssil_jax.training.devices import choose_devices
-from ssil_jax.training.dispatches import Dispatches, dispatches
+from ssil_jax.training.dispatches import Dispatches, dispatches, steps_together
 from ssil_jax.training.plan import make_plan
 from ssil_jax.training.session import make_session
 from ssil_jax.training.speed import begin_second_state
@@ -106,6 +108,22 @@ def lowered_step(workdir, **settings):
     train_state, context = session.devices.replicate((run.train_state, context))
     batch, rates = sent
     return session.devices.lower_train_step(train_state, batch, context, rates, later=True)
+
+
+@pytest.mark.parametrize(
+  ("steps", "together"),
+  [
+    ([3900, *[780] * 9], 10),  # CIFAR-100: 39 steps an epoch; 6 and 10 are as near
+    ([16, 40], 8),
+    ([21], 7),
+    ([9, 17], 8),  # none divides both
+    ([0, 13], 13),
+  ],
+)
+def test_all_dispatches_of_a_run_are_whole_if_they_can_be(steps, together):
+  phase = Phase(RATIO_PRESERVING, epochs=1, learning_rate=0.1, milestones=(), drop=0.1)
+  phases = [phase._replace(steps_per_epoch=count) for count in steps]
+  assert steps_together(phases) == together
 
 
 # Gradients of parts, statistics carried, parameters of its own, generated images.
