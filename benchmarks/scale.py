@@ -60,9 +60,8 @@ def of_classes(args: argparse.Namespace, count: int) -> tuple[dict, dict]:
   options = argparse.Namespace(**vars(args) | {"classes": count})
   own = step_benchmark.ours(options, args.size, "float32")
   own.step()
-  images = args.new + args.memory
   rates = [
-    measured.rate(own.step, own.wait, seconds=args.seconds, images=images)
+    measured.rate(own.step, own.wait, seconds=args.seconds, images=own.images)
     for _ in range(args.rounds)
   ]
   row = {"classes": count, "img/s": float(np.median(rates))} | seconds | {"rates": rates}

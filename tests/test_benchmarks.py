@@ -12,15 +12,17 @@ FOLDER = ROOT / "benchmarks"
 COMMANDS = [
   path.name for path in sorted(FOLDER.glob("*.py")) if "__main__" in path.read_text()
 ]
-# What some cannot do without.
+# What some cannot do without, or without PyTorch.
 NEEDED = {
   "exports.py": ["--workdir=none", "--photos=none"],
   "input_peers.py": ["torch", "none"],
   "input_pipeline.py": ["--peers=none"],
   "learn_chain.py": ["--data_dir=none"],
   "predict.py": ["--workdir=none", "none"],
+  "protocol.py": ["--torch="],
   "resize_psnr.py": ["none", "none"],
   "startup.py": ["--folder=none"],
+  "step.py": ["--torch="],
   "tpu_compile.py": ["--output=none"],
 }
 
