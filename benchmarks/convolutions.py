@@ -22,8 +22,6 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 import jax
 import measured
 import numpy as np
-import torch
-import torch.nn.functional as F
 
 import ssil_jax
 from ssil_jax import convolution
@@ -112,6 +110,9 @@ def of_jax(shape: Shape, arrays: Sequence[np.ndarray]) -> dict[str, Callable[[],
 
 def of_torch(shape: Shape, arrays: Sequence[np.ndarray]) -> dict[str, Callable[[], Any]]:
   """Returns passes by name, channels last; arrays as for `of_jax`."""
+  import torch
+  import torch.nn.functional as F
+
   images, kernel, out = (
     torch.from_numpy(x.transpose(order).copy()).contiguous(
       memory_format=torch.channels_last
@@ -166,6 +167,8 @@ def measure(args: argparse.Namespace, shape: Shape) -> dict[str, Any]:
 
 def main(argv: Sequence[str]) -> None:
   args = measured.parser(__doc__, rounds=5).parse_args(argv)
+  import torch  # before anything is timed; its help needs none
+
   keep_freed_memory()
   devices.prepare_cpu_devices(ssil_jax.make_config())
   rows = [measure(args, shape) for shape in SHAPES]
