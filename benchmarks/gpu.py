@@ -44,8 +44,8 @@ PEAKS = {
   "NVIDIA A100-SXM4-80GB": (312e12, 156e12, 2.039e12),
   "NVIDIA A100-SXM4-40GB": (312e12, 156e12, 1.555e12),
 }
-PHOTOS = {"train": 64, "test": 4}  # of each class
-PHOTO_CLASSES, PHOTO_SIZE = 20, 256
+PHOTOS = {"train": 32, "test": 4}  # of each class
+PHOTO_CLASSES, PHOTO_SIZE = 20, 500
 LOOP = "loop --rounds=1 --num_states=2 --precision=bfloat16"
 ON_DEVICE = "--dataset=digits --image_size=32 --width=64 --memory_size=100"
 STREAMED = f"--dataset=image_folder --image_size=224 --memory_size={10 * PHOTO_CLASSES}"
@@ -75,7 +75,7 @@ PARTS = {
 
 
 def make_photos(folder: pathlib.Path) -> None:
-  """Writes JPEG files, each of a size in bytes as a photo of ImageNet has."""
+  """Writes JPEG files of noise, of as many pixels and bytes as ImageNet's usually have."""
   import measured
   import numpy as np
   import simplejpeg

@@ -84,7 +84,8 @@ def ours(plan: Plan) -> dict[str, Any]:
   """Returns seconds and accuracies of our run."""
   started = time.perf_counter()
   session = make_session(plan, devices.choose_devices(plan.config))
-  finished = loop.train(session, session.start())
+  with session.stopwatch.watching_compiler():
+    finished = loop.train(session, session.start())
   seconds = time.perf_counter() - started
   rows = finished.results
   spent = {name: sum(row["seconds"][name] for row in rows) for name in rows[0]["seconds"]}
