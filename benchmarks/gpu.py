@@ -30,7 +30,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
+from unittest import mock
 
 FOLDER = pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(FOLDER.parent))
@@ -49,6 +50,18 @@ PHOTO_CLASSES, PHOTO_SIZE = 20, 500
 LOOP = "loop --rounds=1 --num_states=2 --precision=bfloat16"
 ON_DEVICE = "--dataset=digits --image_size=32 --width=64 --memory_size=100"
 STREAMED = f"--dataset=image_folder --image_size=224 --memory_size={10 * PHOTO_CLASSES}"
+RESUMED = {
+  "dataset": "digits",
+  "image_size": 32,
+  "num_states": 2,
+  "memory_size": 40,
+  "batch_size_new": 32,
+  "batch_size_memory": 8,
+  "epochs_first": 2,
+  "epochs": 2,
+  "precision": "bfloat16",
+  "steps_per_dispatch": 4,
+}
 
 
 class Part(NamedTuple):
@@ -89,15 +102,18 @@ def make_photos(folder: pathlib.Path) -> None:
       file.write_bytes(simplejpeg.encode_jpeg(image, quality=75, colorsubsampling="420"))
 
 
-def resume(width: int = 64, interrupted_at: int = 20) -> bool:
+def resume(interrupted_at: int = 20, **settings: Any) -> bool:
   """Trains small runs, one of them interrupted in the middle of a state, and resumed.
 
   Args:
-    width: of the network.
     interrupted_at: dispatches of that run before it is.
+    settings: of the runs.
 
   Returns:
     Whether all leave the same network, to the bit; prints their hashes.
+
+  Raises:
+    RuntimeError: the run was not interrupted, or did not go on from where it was.
   """
   import jax
   import numpy as np
@@ -105,7 +121,7 @@ def resume(width: int = 64, interrupted_at: int = 20) -> bool:
 
   import ssil_jax
   from ssil_jax.distributed.preemption import Interrupted
-  from ssil_jax.training import devices, loop
+  from ssil_jax.training import loop
   from ssil_jax.training.session import Session
   from ssil_jax.training.storage import Networks
 
@@ -120,27 +136,14 @@ def resume(width: int = 64, interrupted_at: int = 20) -> bool:
   def stop():
     raise Interrupted(signal.SIGTERM)
 
-  Session.maybe_save = counted
   hashes, counts = {}, {}
-  with tempfile.TemporaryDirectory() as folder:
+  with (
+    mock.patch.object(Session, "maybe_save", counted),
+    tempfile.TemporaryDirectory() as folder,
+  ):
     for name in ("once", "again", "resumed"):
       dispatched = itertools.count(1)
-      config = ssil_jax.make_config(
-        dataset="digits",
-        image_size=32,
-        width=width,
-        num_states=2,
-        memory_size=40,
-        batch_size_new=32,
-        batch_size_memory=8,
-        epochs_first=2,
-        epochs=2,
-        precision="bfloat16",
-        steps_per_dispatch=4,
-        workdir=f"{folder}/{name}",
-      )
-      if name == "once":
-        devices.prepare_cpu_devices(config)
+      config = ssil_jax.make_config(**settings, workdir=f"{folder}/{name}")
       try:
         loop.run(config, Console(quiet=True))
       except Interrupted:
@@ -151,7 +154,6 @@ def resume(width: int = 64, interrupted_at: int = 20) -> bool:
         arrays = jax.tree.leaves(networks.read(2))
       digest = hashlib.blake2b(b"".join(np.asarray(x).tobytes() for x in arrays))
       hashes[name] = digest.hexdigest()[:16]
-  Session.maybe_save = maybe_save
   # The one at which it stopped is asked for twice; from the beginning it would be more.
   if counts["resumed"] != counts["once"] + 1:
     raise RuntimeError(f"not resumed from where it stopped: dispatches {counts}")
@@ -233,7 +235,7 @@ def run(part: str, environment: dict[str, str], folder: pathlib.Path) -> bool:
 
 def main(argv: Sequence[str]) -> None:
   if list(argv) == ["resume"]:
-    raise SystemExit(not resume())
+    raise SystemExit(not resume(**RESUMED))
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )

@@ -1,4 +1,4 @@
-"""Benchmarks answer --help, refuse what they do not know, and print numbers plainly."""
+"""Benchmarks answer --help, refuse unknown flags, and check what they say they check."""
 
 import importlib
 import os
@@ -7,6 +7,7 @@ import sys
 
 import pytest
 from folders import ROOT
+from quick import quick_network
 
 FOLDER = ROOT / "benchmarks"
 COMMANDS = [
@@ -55,3 +56,20 @@ def test_every_command_answers_for_help_and_unknown_flags(name, monkeypatch, cap
 )
 def test_rates_are_printed_without_exponents(value, text):
   assert importlib.import_module("measured").shown(value) == text
+
+
+def test_what_is_resumed_for_gpus_was_interrupted_in_training(capsys):
+  gpu = importlib.import_module("gpu")
+  settings = gpu.RESUMED | {
+    "num_classes": 4,
+    "image_size": 16,
+    "width": 4,
+    "num_devices": 2,
+  }
+  with quick_network():
+    assert gpu.resume(interrupted_at=8, **settings)
+    told = capsys.readouterr().out
+    assert "interrupted before dispatch 8" in told
+    assert told.endswith("the same to the bit\n")
+    with pytest.raises(RuntimeError, match="not resumed from where it stopped"):
+      gpu.resume(interrupted_at=1000, **settings)
