@@ -13,12 +13,13 @@ loop32, loop224  the loop beside the bare step (`loop.py`), with images on the d
 resume           whether a run that is interrupted and resumed with
                  --xla_gpu_deterministic_ops leaves the same network, to the bit
 
-Each part is a process of its own, so that none holds the other's memory, and prints what it
-finds as it goes; one that fails or takes too long is told, and the others go on. Programs
-are compiled anew, into a cache that all parts share.
+Each part is a process of its own, so that none holds the other's memory, and shows what it
+finds as it goes; one that fails or takes too long is told, and the others go on, while
+there is time. Programs are compiled anew, into a cache that all parts share.
 """
 
 import argparse
+import contextlib
 import hashlib
 import itertools
 import json
@@ -71,19 +72,20 @@ class Part(NamedTuple):
   seconds: int
 
 
-# Together less than ten minutes, which leaves no time to compile PyTorch in every way: at
-# 32 pixels launching kernels is the limit, and "reduce-overhead" spares it by CUDA graphs.
+DEADLINE = 590  # seconds for all
+# What each may take. There is no time to compile PyTorch in every way: at 32 pixels
+# launching kernels is the limit, and "reduce-overhead" spares it by CUDA graphs.
 PARTS = {
   "step32": Part(
-    "step --cost --sizes=32 --torch=eager,reduce-overhead --one_by_one --seconds=2", 140
+    "step --cost --sizes=32 --torch=eager,reduce-overhead --one_by_one --seconds=2", 150
   ),
-  "step224": Part("step --cost --sizes=224 --torch=eager,default --seconds=2", 110),
+  "resume": Part("gpu resume", 60),
   "protocol": Part(
-    "protocol --full --precision=bfloat16 --torch=reduce-overhead --rounds=1", 200
+    "protocol --full --precision=bfloat16 --torch=reduce-overhead,eager --rounds=1", 250
   ),
-  "loop32": Part(f"{LOOP} {ON_DEVICE}", 45),
-  "loop224": Part(f"{LOOP} {STREAMED}", 60),
-  "resume": Part("gpu resume", 40),
+  "step224": Part("step --cost --sizes=224 --torch=eager,default --seconds=2", 120),
+  "loop32": Part(f"{LOOP} {ON_DEVICE}", 60),
+  "loop224": Part(f"{LOOP} {STREAMED}", 90),
 }
 
 
@@ -172,21 +174,20 @@ def show_roofline(file: pathlib.Path) -> None:
   if peaks is None:
     print(f"no roofline: the peaks of {device} are not in PEAKS")
   for row in found["rows"]:
-    [cost] = row["cost"]
-    per_image = cost["flops"] / row["batch"]
-    print(
-      f"{row['px']} px, {row['precision']}: {per_image / 1e9:.2f} GFLOP and at least "
-      f"{cost['bytes'] / row['batch'] / 1e6:.0f} MB moved an image"
-    )
-    if peaks is not None:
-      fast, slow, bandwidth = peaks
-      peak = fast if row["precision"] == "bfloat16" else slow
-      rate = row["ssil_jax, img/s"]
-      by_bytes = cost["bytes"] / row["batch"] * rate / bandwidth
+    for cost in filter(None, row["cost"]):
+      per_image, moved = (cost[name] / row["batch"] for name in ("flops", "bytes"))
       print(
-        f"  of what there is, {per_image * rate / peak:.0%} of the FLOP/s and at least "
-        f"{by_bytes:.0%} of the bytes/s"
+        f"{row['px']} px, {row['precision']}: {per_image / 1e9:.2f} GFLOP and at least "
+        f"{moved / 1e6:.0f} MB moved an image"
       )
+      if peaks is not None:
+        fast, slow, bandwidth = peaks
+        peak = fast if row["precision"] == "bfloat16" else slow
+        rate = row["ssil_jax, img/s"]
+        print(
+          f"  of what there is, {per_image * rate / peak:.0%} of the FLOP/s and at least "
+          f"{moved * rate / bandwidth:.0%} of the bytes/s"
+        )
 
 
 def check_gpu() -> None:
@@ -202,40 +203,55 @@ def check_gpu() -> None:
     )
 
 
-def run(part: str, environment: dict[str, str], folder: pathlib.Path) -> bool:
-  """Runs a part; returns whether it did what it should in its time."""
+def run(part: str, environment: dict[str, str], folder: pathlib.Path, until: float) -> bool:
+  """Runs a part; returns whether it did what it should in its time.
+
+  Args:
+    part: its name.
+    environment: of its process.
+    folder: for its JSON file, and for photos.
+    until: when `time.monotonic` ends it, if it has not ended.
+  """
   name, *words = PARTS[part].command.split()
-  command, own = [sys.executable, FOLDER / f"{name}.py", *words], dict(environment)
+  command, own = [sys.executable, str(FOLDER / f"{name}.py"), *words], dict(environment)
+  started, file = time.monotonic(), folder / f"{part}.json"
+  file.unlink(missing_ok=True)
   if part == "resume":
     flags = own.get("XLA_FLAGS", ""), "--xla_gpu_deterministic_ops=true"
     own["XLA_FLAGS"] = " ".join(filter(None, flags))
   else:
-    command.append(f"--json={folder / part}.json")
+    command.append(f"--json={file}")
   with tempfile.TemporaryDirectory() as photos:
     if part == "loop224":
       make_photos(pathlib.Path(photos))
       command.append(f"--data_dir={photos}")
-    started = time.monotonic()
+    seconds = min(started + PARTS[part].seconds, until) - time.monotonic()
     process = subprocess.Popen(command, env=own, start_new_session=True)
     try:
-      status = process.wait(PARTS[part].seconds)
+      status = process.wait(max(0, seconds))
     except subprocess.TimeoutExpired:
-      status = f"stopped after {PARTS[part].seconds} s"
-    finally:  # with the processes that it has started, which hold the GPU's memory
-      if process.poll() is None:
+      status = "out of time"
+    finally:  # with what it has started, which may hold the GPU's memory
+      with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-  if status == 0 and name == "step":
-    show_roofline(folder / f"{part}.json")
+      process.wait()
+  if name == "step" and file.exists():
+    show_roofline(file)
   print(f"-- {part}: {time.monotonic() - started:.0f} s", flush=True)
   if status:
-    print(f"FAILED: {' '.join(map(str, command))}: {status}", flush=True)
+    print(f"FAILED: {' '.join(command)}: {status}", flush=True)
   return not status
+
+
+def stop(number: int, frame: Any) -> None:
+  """Ends this process so that its parts are ended, too."""
+  raise SystemExit(128 + number)
 
 
 def main(argv: Sequence[str]) -> None:
   if list(argv) == ["resume"]:
     raise SystemExit(not resume(**RESUMED))
+  until = time.monotonic() + DEADLINE
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
@@ -246,17 +262,19 @@ def main(argv: Sequence[str]) -> None:
   for part in parts:
     if part not in PARTS:
       parser.error(f"--parts: {part!r}: known are {', '.join(PARTS)}")
+  signal.signal(signal.SIGTERM, stop)
   check_gpu()
   with tempfile.TemporaryDirectory() as scratch:
     folder = args.json or pathlib.Path(scratch)
     folder.mkdir(parents=True, exist_ok=True)
     environment = os.environ | {
       # Both frameworks share the memory.
-      "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.5",
+      "XLA_CLIENT_MEM_FRACTION": "0.5",
       # What is timed and what is counted are compiled once.
       "JAX_COMPILATION_CACHE_DIR": f"{scratch}/compiled",
     }
-    done = [run(part, environment, folder) for part in parts]
+    environment.pop("XLA_PYTHON_CLIENT_MEM_FRACTION", None)  # the other's former name
+    done = [run(part, environment, folder, until) for part in parts]
   raise SystemExit(not all(done))
 
 

@@ -7,7 +7,8 @@ Takes the flags of experiments/run.py, besides `--rounds` and `--json`. Steps ar
 the second state. The bare step trains on the same batch again and again; it and the loop
 take turns of `SECONDS`. For the host alone the mapped step is replaced by one that returns
 what it is given, so that what is left is sampler, feed, dispatch and meter; its process
-keeps to one device and one core. With --cprofile, where that one's main thread spends it.
+keeps to one device and one core. Not so for photos that are decoded meanwhile, which are
+most of the host's work. With --cprofile, where that one's main thread spends it.
 """
 
 import contextlib
@@ -130,7 +131,12 @@ def beside_bare_step(argv: Sequence[str], rounds: int) -> dict[str, Any]:
     sizes = {"px": whole.session.plan.dataset.image_size}
     sizes |= {"width": whole.session.plan.config.width}
     sizes |= {"batch": " + ".join(map(str, whole.phase.group_sizes))}
-    return {"found": found, "of": sizes, "environment": whole.session.devices.describe()}
+    return {
+      "found": found,
+      "of": sizes,
+      "on_device": whole.session.plan.dataset.train.on_device,
+      "environment": whole.session.devices.describe(),
+    }
 
 
 def host_alone(argv: Sequence[str], rounds: int, profiled: bool) -> dict[str, list[float]]:
@@ -161,16 +167,18 @@ def main(argv: Sequence[str]) -> None:
   args, flags = measured.parse_beside_run(parser, argv)
   apart = multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1)
   with apart:  # a process each: virtual devices cannot be made twice
-    host = apart.apply(host_alone, (flags, args.rounds, args.cprofile))
     beside = apart.apply(beside_bare_step, (flags, args.rounds))
+    host = {"wall": [], "CPU": []}
+    if beside["on_device"]:
+      host = apart.apply(host_alone, (flags, args.rounds, args.cprofile))
   found = beside["found"]
   row = beside["of"] | {
     "devices": beside["environment"]["num_devices"],
     "bare step, ms": 1e3 * statistics.median(found["bare"]),
     "loop, ms": 1e3 * statistics.median(found["loop"]),
     "loop / bare step": measured.told(measured.ratio(found["loop"], found["bare"])),
-    "host alone, ms": 1e3 * statistics.median(host["wall"]),
-    "its CPU, ms": 1e3 * statistics.median(host["CPU"]),
+    "host alone, ms": 1e3 * statistics.median(host["wall"]) if host["wall"] else None,
+    "its CPU, ms": 1e3 * statistics.median(host["CPU"]) if host["CPU"] else None,
     "seconds": [found, host],
   }
   environment = beside["environment"]

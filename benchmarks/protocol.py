@@ -7,13 +7,16 @@ Both train every state on the same records in the same order, as `sampling.py` d
 with the same schedule, exemplars and network, and evaluate all classes seen after each
 state. Neither writes files. Each round is another seed; first weights are the same, crops
 are each trainer's own. Everything but reading the data is timed, compiling included; later
-rounds find compiled programs where jax has a cache of them, and what ours spends on making
-or fetching them is told beside. Images are invented, unless --data_dir names an image
-folder.
+rounds find compiled programs where jax has a cache of them. What compiling takes is told
+beside, and is not in the columns of training and evaluation. PyTorch is given all batches
+of a state before its first step; ours are made meanwhile. Images are invented, unless
+--data_dir names an image folder.
 """
 
 import argparse
+import contextlib
 import functools
+import importlib.metadata
 import pathlib
 import statistics
 import sys
@@ -95,8 +98,15 @@ def ours(plan: Plan) -> dict[str, Any]:
     "evaluation": spent["evaluation"],
     "compiling": spent["compiling"],
     "top1": float(np.mean([row["top1"] for row in rows])),
-    "environment": [session.devices.describe()],
+    "environment": session.devices.describe() | torch_version(),
   }
+
+
+def torch_version() -> dict[str, str]:
+  """Returns that of PyTorch for the environment, if it is there."""
+  with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+    return {"torch": importlib.metadata.version("torch")}
+  return {}
 
 
 def theirs(plan: Plan, compiled: str | None) -> dict[str, Any]:
@@ -130,6 +140,13 @@ def theirs(plan: Plan, compiled: str | None) -> dict[str, Any]:
   labels = trainer.put(dataset.train.labels.astype(np.int64))
   test_labels = trainer.put(dataset.test.labels.astype(np.int64))
   test_images = trainer.put(dataset.test.images)
+  compiling = 0.0
+  if compiled:
+    counts = {sum(phase.group_sizes) for _, phase in plan.phases()}
+    batches = [trainer.put(np.arange(n) % len(dataset.train.labels)) for n in counts]
+    began = time.perf_counter()
+    trainer.compile(batches, test_images, labels)
+    compiling = time.perf_counter() - began
   exemplars, top1, trained, evaluated = memory.empty(), [], 0.0, 0.0
   for state in plan.states:
     pool = plan.pool(state, exemplars)
@@ -159,31 +176,40 @@ def theirs(plan: Plan, compiled: str | None) -> dict[str, Any]:
     "seconds": seconds,
     "training": trained,
     "evaluation": evaluated,
-    "compiling": None,  # where it does, in the seconds of its first batches
+    "compiling": compiling,
     "top1": float(np.mean(top1)),
   }
 
 
-def measure(args: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-  """Returns the rows of the table, and the environment; prints each as it comes."""
+def measure(args: argparse.Namespace) -> None:
+  """Trains, and shows the rows of the table as they come."""
   rows, environment = [], {}
   for seed in range(args.rounds):
     plan = plan_of(args, seed)
     trained, scored = num_images(plan)
-    mine = ours(plan)
-    environment = mine.pop("environment")[0]
-    trainers = {"ssil_jax": lambda mine=mine: mine}
+    trainers = {"ssil_jax": functools.partial(ours, plan)}
     for way in args.torch:
       compiled = None if way == "eager" else way
       trainers[f"PyTorch, {way}"] = functools.partial(theirs, plan, compiled)
     for name, train in trainers.items():
       found = train()
+      environment |= found.pop("environment", {})
       row = {"seed": seed, "trainer": name} | found
       row["training, img/s"] = trained / found["training"]
       row["evaluation, img/s"] = scored / found["evaluation"]
-      rows.append(row | {"ssil_jax / it": found["seconds"] / mine["seconds"]})
-      print(rows[-1], flush=True)  # in case that a later one is not reached
-  return rows, environment
+      rows.append(row)
+      first = next(row for row in rows if row["seed"] == seed)  # ours
+      row["ssil_jax / it"] = row["seconds"] / first["seconds"]
+      row["but for compiling"] = _but_for_compiling(row) / _but_for_compiling(first)
+      # After each row: a later one may never end.
+      measured.show(title(args), rows, environment=environment, file=args.json)
+  if args.rounds > 1:
+    file = args.json and args.json.with_stem(f"{args.json.stem}_medians")
+    measured.show("Medians", medians(rows), environment=environment, file=file)
+
+
+def _but_for_compiling(row: dict[str, Any]) -> float:
+  return row["seconds"] - row["compiling"]
 
 
 def num_images(plan: Plan) -> tuple[int, int]:
@@ -232,14 +258,7 @@ def main(argv: Sequence[str]) -> None:
   sizes = {name: settings[name] for name in ("batch_size_new", "batch_size_memory")}
   keep_freed_memory()
   devices.prepare_cpu_devices(ssil_jax.make_config(**sizes))
-  rows, environment = measure(args)
-  if args.torch:
-    import torch
-
-    environment |= {"torch": torch.__version__}
-  measured.show(title(args), rows, environment=environment, file=args.json)
-  file = args.json and args.json.with_stem(f"{args.json.stem}_medians")
-  measured.show("Medians", medians(rows), environment=environment, file=file)
+  measure(args)
 
 
 if __name__ == "__main__":

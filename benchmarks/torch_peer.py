@@ -6,12 +6,14 @@ bfloat16, images on the device as uint8 that are augmented there, `torch.compile
 and nothing that the host waits for. Written for these benchmarks; it knows no ssil_jax.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+WARM_UP = 4  # calls, after which all is compiled and recorded
 
 
 class Block(nn.Module):
@@ -105,12 +107,14 @@ class Trainer:
     if images is not None:
       padded = np.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
       self._images = self.put(padded)
+      if compiled:  # else CUDA graphs would copy them in each step
+        torch._dynamo.mark_static_address(self._images)
     self.network = ResNet18(num_classes, width, small_images=size <= 64)
     self.network.load_state_dict({k: torch.tensor(v) for k, v in weights.items()})
     self.network.to(self.device, memory_format=torch.channels_last)
     self._optimizer = torch.optim.SGD(
       self.network.parameters(),
-      lr=torch.tensor(0.1) if compiled else 0.1,
+      lr=0.1,
       momentum=momentum,
       weight_decay=weight_decay,
       nesterov=True,
@@ -151,7 +155,8 @@ class Trainer:
 
   def _loss_of_batch(self, inputs, labels, ends):
     # In one program with the augmentation: CUDA graphs would overwrite what another drew.
-    return self._forward(self._augmented(inputs), labels, ends)
+    loss, logits = self._forward(self._augmented(inputs), labels, ends)
+    return loss, logits.detach()
 
   def step(
     self, inputs: torch.Tensor, labels: torch.Tensor, ends: torch.Tensor
@@ -163,16 +168,30 @@ class Trainer:
     loss.backward()
     self._optimizer.step()
     self._optimizer.zero_grad(set_to_none=True)
-    seen = logits.detach().float()
-    top1 = (seen.argmax(1) == labels).float().mean()
+    top1 = (logits.argmax(1) == labels).float().mean()
     return loss.detach(), top1
+
+  def compile(
+    self, batches: Iterable[torch.Tensor], images: torch.Tensor, labels: torch.Tensor
+  ) -> None:
+    """Compiles the step for batches of records, and the evaluation; trains nothing.
+
+    Running each a few times does it: CUDA graphs are first recorded by the second.
+    """
+    before = {name: value.clone() for name, value in self.network.state_dict().items()}
+    ends = torch.tensor([1, self.network.fc.out_features], device=self.device)
+    for records in batches:
+      for _ in range(WARM_UP):
+        self.step(records, labels[records], ends)
+    for _ in range(WARM_UP):
+      self.accuracy(images, labels, np.arange(1000) % len(images), 1)
+    self.network.load_state_dict(before)
+    self.forget_momentum()
+    self.wait()
 
   def set_learning_rate(self, rate: float) -> None:
     for group in self._optimizer.param_groups:
-      if isinstance(group["lr"], torch.Tensor):
-        group["lr"].fill_(rate)
-      else:
-        group["lr"] = rate
+      group["lr"] = rate
 
   def loss_of(self, pixels: np.ndarray, labels: torch.Tensor, ends: torch.Tensor) -> float:
     """Returns the training loss of images as they are; changes running statistics.
@@ -194,6 +213,7 @@ class Trainer:
     correct = torch.zeros((), device=self.device)
     with torch.no_grad():
       for part in self.put(records).split(1000):
+        torch.compiler.cudagraph_mark_step_begin()
         scores = self._scores(self._floats(images[part]))[:, :num_seen]
         correct += (scores.argmax(1) == labels[part]).sum()
     return float(correct) / len(records)

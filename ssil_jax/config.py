@@ -245,8 +245,9 @@ class Config:
   steps_per_dispatch: int = _running(
     0,
     "training steps that the host sends to the devices together; the run is saved, and "
-    "stops, between two such groups alone (0: about 8 on GPUs and TPUs for images of up to "
-    "64 pixels, so that no group is smaller, if possible; else 1; on CPUs more are slow)",
+    "stops, between two such groups alone (0: on GPUs and TPUs, for images of up to 64 "
+    "pixels, about 8, a divisor of the steps of all phases if there is one; else 1; more "
+    "are slow on CPUs)",
     at_least=0,
     at_most=1000,
   )

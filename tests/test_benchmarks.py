@@ -2,8 +2,10 @@
 
 import importlib
 import os
+import pathlib
 import runpy
 import sys
+import time
 
 import pytest
 from folders import ROOT
@@ -48,6 +50,38 @@ def test_every_command_answers_for_help_and_unknown_flags(name, monkeypatch, cap
   code, told = ends_with("--nonsense=1", *NEEDED.get(name, ()))
   assert (code, told.out) == (2, "")
   assert "nonsense" in told.err.splitlines()[-1]
+
+
+def test_what_gpu_runs_has_no_flag_that_is_not_known(monkeypatch, capsys):
+  parts = importlib.import_module("gpu").PARTS
+  for part in parts.keys() - {"resume"}:  # which is its own
+    name, *words = parts[part].command.split()
+    flags = [word for word in words if not word.startswith("--torch=")] + ["--nonsense=1"]
+    monkeypatch.setattr(sys, "argv", [name, *flags, *NEEDED.get(f"{name}.py", ())])
+    with pytest.raises(SystemExit):
+      runpy.run_path(str(FOLDER / f"{name}.py"), run_name="__main__")
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert "nonsense" in told
+    assert not any(word.partition("=")[0] in told for word in flags[:-1])
+
+
+def test_part_that_takes_too_long_is_ended_with_all_that_it_started(
+  tmp_path, monkeypatch, capfd
+):
+  gpu = importlib.import_module("gpu")
+  (tmp_path / "slow.py").write_text(
+    "import os, subprocess, sys, time\n"
+    "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
+    "print(child.pid, flush=True)\n"
+    "time.sleep(600)\n"
+  )
+  monkeypatch.setattr(gpu, "FOLDER", tmp_path)
+  monkeypatch.setitem(gpu.PARTS, "slow", gpu.Part("slow", 600))
+  assert not gpu.run("slow", dict(os.environ), tmp_path, until=time.monotonic() + 2)
+  told = capfd.readouterr().out
+  assert "out of time" in told
+  child = pathlib.Path("/proc", told.split()[0], "status")
+  assert not child.exists() or "(zombie)" in child.read_text()
 
 
 @pytest.mark.parametrize(
