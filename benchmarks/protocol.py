@@ -144,8 +144,9 @@ def theirs(plan: Plan, compiled: str | None) -> dict[str, Any]:
   if compiled:
     counts = {sum(phase.group_sizes) for _, phase in plan.phases()}
     batches = [trainer.put(np.arange(n) % len(dataset.train.labels)) for n in counts]
+    scored = [records_of(dataset.test.labels, 0, state.num_seen) for state in plan.states]
     began = time.perf_counter()
-    trainer.compile(batches, test_images, labels)
+    trainer.compile(batches, test_images, labels, scored)
     compiling = time.perf_counter() - began
   exemplars, top1, trained, evaluated = memory.empty(), [], 0.0, 0.0
   for state in plan.states:

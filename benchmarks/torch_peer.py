@@ -6,7 +6,7 @@ bfloat16, images on the device as uint8 that are augmented there, `torch.compile
 and nothing that the host waits for. Written for these benchmarks; it knows no ssil_jax.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -171,20 +171,25 @@ class Trainer:
     top1 = (logits.argmax(1) == labels).float().mean()
     return loss.detach(), top1
 
-  def compile(
-    self, batches: Iterable[torch.Tensor], images: torch.Tensor, labels: torch.Tensor
-  ) -> None:
-    """Compiles the step for batches of records, and the evaluation; trains nothing.
+  def compile(self, batches, images: torch.Tensor, labels: torch.Tensor, scored) -> None:
+    """Compiles the step and the evaluation; trains nothing.
 
     Running each a few times does it: CUDA graphs are first recorded by the second.
+
+    Args:
+      batches: of records, int [B], one of each size.
+      images: to be evaluated.
+      labels: of the images on the device, which batches are of.
+      scored: records, int [n], one for each number of images to be evaluated.
     """
     before = {name: value.clone() for name, value in self.network.state_dict().items()}
     ends = torch.tensor([1, self.network.fc.out_features], device=self.device)
     for records in batches:
       for _ in range(WARM_UP):
         self.step(records, labels[records], ends)
-    for _ in range(WARM_UP):
-      self.accuracy(images, labels, np.arange(1000) % len(images), 1)
+    for records in scored:
+      for _ in range(WARM_UP):
+        self.accuracy(images, labels, records, 1)
     self.network.load_state_dict(before)
     self.forget_momentum()
     self.wait()
