@@ -25,7 +25,7 @@ def parser(doc: str, *, rounds: int = 3) -> argparse.ArgumentParser:
   parser = argparse.ArgumentParser(
     description=doc, formatter_class=as_it_is, allow_abbrev=False
   )
-  parser.add_argument("--rounds", type=int, default=rounds)
+  parser.add_argument("--rounds", type=_at_least_one, default=rounds)
   parser.add_argument("--json", type=pathlib.Path, help="file for the table and its values")
   return parser
 
@@ -44,6 +44,12 @@ def parse_beside_run(
   except UserError as error:
     parser.error(str(error))
   return args, flags
+
+
+def _at_least_one(text: str) -> int:
+  if not text.isdecimal() or int(text) < 1:
+    raise argparse.ArgumentTypeError(f"{text!r}: give a whole number from 1 on")
+  return int(text)
 
 
 def generated_images(count: int, size: int, labels: np.ndarray, seed: int) -> np.ndarray:

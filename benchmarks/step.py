@@ -289,7 +289,15 @@ def add_flags(parser: argparse.ArgumentParser, *, width: int) -> None:
 
 
 def prepare(args: argparse.Namespace, *, keeps_memory: bool = True) -> None:
-  """Readies the CPU for the batches of `add_flags`, for PyTorch, too."""
+  """Readies the CPU for the batches of `add_flags`, for PyTorch, too.
+
+  Raises SystemExit if the devices cannot share them.
+  """
+  if args.devices and (args.new % args.devices or args.memory % args.devices):
+    raise SystemExit(
+      f"--devices={args.devices} cannot share --new={args.new} and --memory={args.memory}: "
+      "give multiples of it"
+    )
   if keeps_memory:
     keep_freed_memory()
   devices.prepare_cpu_devices(
