@@ -167,8 +167,7 @@ def measure(args: argparse.Namespace, shape: Shape) -> dict[str, Any]:
 
 def main(argv: Sequence[str]) -> None:
   args = measured.parser(__doc__, rounds=5).parse_args(argv)
-  import torch  # before anything is timed; its help needs none
-
+  peer = measured.torch_environment()  # fails here if it is not there
   keep_freed_memory()
   devices.prepare_cpu_devices(ssil_jax.make_config())
   rows = [measure(args, shape) for shape in SHAPES]
@@ -182,9 +181,8 @@ def main(argv: Sequence[str]) -> None:
     "cpu": cpu_name(),
     "commit": source_commit(),
     "jax": jax.__version__,
-    "torch": torch.__version__,
     "devices": jax.device_count(),
-    "torch_threads": torch.get_num_threads(),
+    **peer,
   }
   title = f"Milliseconds for {BATCH} images"
   measured.show(title, [*rows, total], environment=environment, file=args.json)

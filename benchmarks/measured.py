@@ -92,6 +92,13 @@ def generated(
   )
 
 
+def torch_environment() -> dict[str, Any]:
+  """Returns what the environment says of PyTorch, which must be there."""
+  import torch
+
+  return {"torch": torch.__version__, "torch_threads": torch.get_num_threads()}
+
+
 def rate(
   step: Callable[[], Any], wait: Callable[[], Any], *, seconds: float, images: int
 ) -> float:

@@ -14,9 +14,7 @@ of a state before its first step; ours are made meanwhile. Images are invented, 
 """
 
 import argparse
-import contextlib
 import functools
-import importlib.metadata
 import pathlib
 import statistics
 import sys
@@ -98,15 +96,8 @@ def ours(plan: Plan) -> dict[str, Any]:
     "evaluation": spent["evaluation"],
     "compiling": spent["compiling"],
     "top1": float(np.mean([row["top1"] for row in rows])),
-    "environment": session.devices.describe() | torch_version(),
+    "environment": session.devices.describe(),
   }
-
-
-def torch_version() -> dict[str, str]:
-  """Returns that of PyTorch for the environment, if it is there."""
-  with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-    return {"torch": importlib.metadata.version("torch")}
-  return {}
 
 
 def theirs(plan: Plan, compiled: str | None) -> dict[str, Any]:
@@ -179,6 +170,7 @@ def theirs(plan: Plan, compiled: str | None) -> dict[str, Any]:
     "evaluation": evaluated,
     "compiling": compiling,
     "top1": float(np.mean(top1)),
+    "environment": measured.torch_environment(),
   }
 
 
@@ -194,7 +186,7 @@ def measure(args: argparse.Namespace) -> None:
       trainers[f"PyTorch, {way}"] = functools.partial(theirs, plan, compiled)
     for name, train in trainers.items():
       found = train()
-      environment |= found.pop("environment", {})
+      environment |= found.pop("environment")
       row = {"seed": seed, "trainer": name} | found
       row["training, img/s"] = trained / found["training"]
       row["evaluation, img/s"] = scored / found["evaluation"]

@@ -357,10 +357,7 @@ def main(argv: Sequence[str]) -> None:
       rows.append(measure(args, size, precision))
       environment = rows[-1].pop("environment")[0]
       if args.torch:
-        import torch
-
-        environment |= {"torch": torch.__version__}
-        environment |= {"torch_threads": torch.get_num_threads()}
+        environment |= measured.torch_environment()
       # After each row: a later one may never end.
       measured.show("A training step", rows, environment=environment, file=args.json)
 

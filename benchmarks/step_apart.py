@@ -44,9 +44,7 @@ def serve(kind: str, args: argparse.Namespace, connection: Connection) -> None:
     wait()
   environment = own.session.devices.describe()
   if kind != KINDS[-1]:
-    import torch
-
-    environment |= {"torch": torch.__version__, "torch_threads": torch.get_num_threads()}
+    environment |= measured.torch_environment()
   connection.send(environment)
   with contextlib.suppress(EOFError):  # who asks has ended
     while True:
